@@ -1,0 +1,321 @@
+"""Everything that passes between stages. Read this file first.
+
+    Subject -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
+
+All types are frozen and turn into JSON with `to_json` and back with `from_json`; tensors live in files and are named by
+path and digest. Units stand in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
+`top1` is in percent (0..100) wherever it is reported; `accuracy` inside the search is a share (0..1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Kind(StrEnum):
+    """Where a number comes from. A number never appears under a kind it does not have."""
+
+    MEASURED = "measured"  # this artifact, on this device
+    EMULATED = "emulated"  # the real runtime under an emulator: outputs count, times do not
+    ESTIMATED = "estimated"  # read from a table or a model of the device
+    NONE = "none"  # no number
+
+
+class Pattern(StrEnum):
+    """What is removed."""
+
+    CHANNEL = "channel"  # whole channels and residual blocks: the network gets smaller
+    WEIGHT = "weight"  # single connections: zeros in place
+    TWO_FOUR = "2:4"  # two of four consecutive inputs: zeros in place
+
+
+class Precision(StrEnum):
+    """Number format the artifact computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file by path and digest."""
+
+    path: str  # relative to the run folder
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Image counts of the three disjoint splits."""
+
+    train: int
+    search: int  # cut from the training images: rewards, lambda, early stopping, ranges
+    test: int  # read once, for the report
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The data set as it was used."""
+
+    name: str
+    sha256: str  # of pixels and labels
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    splits: Splits
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From stored uint8 pixels to the network's input, and how training images are varied."""
+
+    mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
+    std: tuple[float, ...]
+    augment: str  # "none", "crop-flip"; used for fine-tuning and for BatchNorm statistics alike
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a network costs on paper, batch 1."""
+
+    params: int
+    macs: int  # multiply-accumulates of convolutions and linear layers
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The trained network and its data: what is to be compressed."""
+
+    model: str
+    model_sha256: str  # of the state dict
+    data: DataInfo
+    preprocess: Preprocess
+    cost: ModelCost
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together, across every layer that carries them.
+
+    One unit of a group is one channel position; `size` counts them. For a `block`, the one unit is the whole residual branch.
+    """
+
+    name: str  # the first layer that produces it, e.g. "layer1.0.conv1"; blocks: "block:layer1.0.conv2"
+    kind: str  # "inner", "stream" (carried by a residual stream) or "block"
+    size: int
+    producers: tuple[str, ...]  # layers that lose output channels
+    consumers: tuple[str, ...]  # layers that lose input channels
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision of the search: how many units of a group stay."""
+
+    name: str  # the group's name
+    kind: str  # the group's kind
+    size: int  # units in the dense network
+    kept: tuple[int, ...]  # allowed counts, falling; kept[0] == size; what the target's limits leave
+
+    def level(self, threshold: float) -> int:
+        """The level for a score threshold in [0, 1]: the share of units whose score rank lies under it is removed.
+
+        0 keeps everything, 1 is the most pruned level; in between, the nearest allowed count.
+        """
+        wanted = self.size * (1.0 - min(max(threshold, 0.0), 1.0))
+        return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - wanted), i))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated setting of all knobs."""
+
+    levels: tuple[int, ...]  # per knob, 0 = dense
+    accuracy: float  # share of the reward images (search split) classified correctly, one-shot
+    loss: float  # mean cross-entropy on the same images
+    latency_ratio: float  # candidate / dense float model, same runtime and device; < 1 is faster
+    latency_kind: Kind
+    cost: ModelCost
+    seconds: float = 0.0  # what the evaluation took; 0 when it was read back
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search tried and what it chose."""
+
+    method: str  # "ppo", "uniform", "random", "knapsack"
+    best: Candidate
+    tried: tuple[Candidate, ...]  # in order
+    rewards: tuple[float, ...]  # one for each of `tried`
+    evaluations: int  # distinct candidates evaluated
+    seconds: float
+    latency_reused: int = 0  # latencies read back from an earlier measurement on the same device
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is removed. With a state dict and the user's own factory it gives the pruned network again."""
+
+    pattern: Pattern
+    score: str
+    kept: dict[str, tuple[int, ...]] = field(default_factory=dict)  # group name -> kept unit indices, rising
+    removed_blocks: tuple[str, ...] = ()  # names of block groups
+    thresholds: dict[str, float] = field(default_factory=dict)  # group or layer -> share removed
+    masks: FileRef | None = None  # weight patterns: safetensors of uint8 0/1 per layer
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of fine-tuning."""
+
+    epoch: int
+    loss: float
+    search_top1: float  # percent, on the search split
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The fine-tuned pruned network: a state dict, and how it came to be."""
+
+    state: FileRef  # safetensors
+    history: tuple[Epoch, ...]
+    cost: ModelCost
+    sparsity: float  # share of the dense network's weights that are gone or zero
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file for one target."""
+
+    target: str
+    file: FileRef
+    format: str  # "onnx", "tflite", "engine"
+    precision: Precision
+    input_name: str
+    input_shape: tuple[int, ...]  # (N, C, H, W), N = 1 or -1
+    notes: tuple[str, ...] = ()  # what was chosen and why: ranges, weight bits
+    options: dict[str, str] = field(default_factory=dict)  # the same, for machines
+    baseline: FileRef | None = None  # the dense float model in the same format: what latency is compared with
+    choices: tuple[str, ...] = ()  # what else was tried on the search split, with its figure
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of an artifact in its own runtime, on the test split."""
+
+    top1: float  # percent
+    drop_pp: float  # dense PyTorch model minus artifact
+    agreement: float  # share of images on which artifact and pruned PyTorch model name the same class
+    samples: int
+    kind: Kind
+    dense_top1: float = 0.0
+    drop_ci95_pp: tuple[float, float] = (0.0, 0.0)  # paired, over the test images
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latency of one inference, milliseconds of wall time."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Median of paired ratios dense/artifact, and its interval from the two-level bootstrap."""
+
+    median: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of an artifact against the dense float baseline, measured together."""
+
+    device: str
+    kind: Kind
+    dense: Percentiles
+    artifact: Percentiles
+    speedup: Speedup
+    noise_floor: float  # |median - 1| of the baseline against itself, same protocol
+    sessions: int  # fresh processes
+    pairs: int
+    threads: int
+    quality: tuple[str, ...] = ()  # "noisy", "drift", "inconclusive"; empty = quiet
+    environment: dict[str, str] = field(default_factory=dict)  # runtime version, cpu, governor, protocol settings
+    dense_samples_ms: tuple[float, ...] = ()  # at most 500 each, for the plots
+    artifact_samples_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the gates were passed, and if not, which and why."""
+
+    passed: bool
+    reasons: tuple[str, ...] = ()  # failed gates, one sentence each
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What came of one target."""
+
+    status: str  # "ok", "not_built", "failed"
+    verdict: Verdict
+    artifact: Artifact | None = None
+    accuracy: Accuracy | None = None
+    latency: Timing | None = None
+
+
+def to_json(value: Any) -> Any:
+    """A JSON-serialisable copy of a dataclass tree of this module."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def from_json(cls: type[T], data: Any) -> T:
+    """The inverse of `to_json`: `from_json(type(x), to_json(x)) == x`.
+
+    Raises:
+        TypeError, KeyError, ValueError: the data does not have the type's shape.
+    """
+    return typing.cast(T, _build(cls, data))
+
+
+def _build(cls: Any, data: Any) -> Any:
+    origin = typing.get_origin(cls)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(cls)
+        if data is None and type(None) in options:
+            return None
+        return _build(next(o for o in options if o is not type(None)), data)
+    if origin is tuple:
+        args = typing.get_args(cls)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], v) for v in data)
+        return tuple(_build(a, v) for a, v in zip(args, data, strict=True))
+    if origin is dict:
+        value_type = typing.get_args(cls)[1]
+        return {str(k): _build(value_type, v) for k, v in data.items()}
+    if dataclasses.is_dataclass(cls):
+        hints = typing.get_type_hints(cls)
+        return typing.cast(Any, cls)(**{k: _build(hints[k], v) for k, v in data.items()})
+    if isinstance(cls, type) and issubclass(cls, StrEnum):
+        return cls(data)
+    if cls is float and isinstance(data, int):
+        return float(data)
+    return data

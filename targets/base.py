@@ -1,0 +1,118 @@
+"""What a target is: its limits as plain data, and the four questions the pipeline asks it.
+
+A target is one module in this folder that binds `TARGET`. It is found by its file name; nothing else is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.types import Artifact, Pattern, Precision
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the target's kernels can use. The search never leaves these limits, so every plan can be built."""
+
+    channel_multiple: int  # kept channel counts are multiples of this
+    precisions: tuple[Precision, ...]  # best first
+    patterns: tuple[Pattern, ...]  # best first: what buys latency there
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Shape of a candidate, all that its latency depends on."""
+
+    widths: Mapping[str, tuple[int, int]]  # convolution or linear layer -> (inputs kept, outputs kept)
+    removed: tuple[str, ...] = ()  # residual branches taken out, each by the name of its last layer
+
+    def key(self) -> str:
+        """A stable text that is equal for equal structures."""
+        widths = ",".join(f"{n}:{i}>{o}" for n, (i, o) in sorted(self.widths.items()))
+        return f"{widths}|{','.join(sorted(self.removed))}"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a target needs to build an artifact."""
+
+    module: nn.Module  # the pruned network, eval mode, BatchNorm in place
+    dense: nn.Module  # the user's dense network, eval mode: the float baseline artifact
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    classes: tuple[str, ...]
+    precision: Precision
+    calibration: Sequence[FloatArray]  # network inputs (n, C, H, W), training split, augmented as the model was trained
+    score: Callable[[Callable[[FloatArray], FloatArray]], float]  # predict function -> top-1 percent on the search split
+    folder: Path  # files go here
+    threads: int = 1
+    max_drop_pp: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
+
+
+class Runner(Protocol):
+    """An artifact loaded in its own runtime."""
+
+    def __call__(self, inputs: FloatArray) -> FloatArray:
+        """Logits (n, classes) of network inputs (n, C, H, W)."""
+        ...
+
+
+class Prober(Protocol):
+    """Cheap latency models of candidates: the dense network, exported once, cut to a structure without torch."""
+
+    def baseline(self) -> bytes:
+        """The dense float model, serialised for the runtime."""
+        ...
+
+    def candidate(self, structure: Structure) -> bytes:
+        """A model of this structure in the artifact's precision. Its weights mean nothing; its latency does."""
+        ...
+
+    def macs(self, structure: Structure) -> int:
+        """Multiply-accumulates of this structure, batch 1."""
+        ...
+
+
+class Target(Protocol):
+    """One runtime."""
+
+    name: str
+    limits: Limits
+    runtime: str  # the worker's name for it, see devices/worker.py: "onnxruntime", ...
+
+    def missing(self) -> str | None:
+        """Why artifacts cannot be built here, with what to install; None when they can."""
+        ...
+
+    def build(self, request: BuildRequest) -> Artifact:
+        """Write the artifact and its dense float baseline into `request.folder`.
+
+        Paths in the returned FileRefs are relative to `request.folder`.
+
+        Raises:
+            UnavailableError: a package is missing.
+            BuildError: the converter refused the model; the message names the layer where it can.
+        """
+        ...
+
+    def runner(self, path: Path, threads: int = 1) -> AbstractContextManager[Runner]:
+        """The artifact in its own runtime."""
+        ...
+
+    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> Prober:
+        """Latency models for the search. `module` is the canonical dense network in eval mode.
+
+        Convolution and linear weights keep their module names (`layer1.0.conv1.weight`), BatchNorm is in place.
+        """
+        ...
