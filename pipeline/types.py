@@ -1,6 +1,6 @@
 """Everything that passes between stages. Read this file first.
 
-    Subject -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
+    Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
 All types are frozen and turn into JSON with `to_json` and back with `from_json`; tensors live in files and are named by
 path and digest. Units stand in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
@@ -131,6 +131,16 @@ class Knob:
         """
         wanted = self.size * (1.0 - min(max(threshold, 0.0), 1.0))
         return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - wanted), i))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Which units of each group matter most, and how that was found."""
+
+    score: str  # name in hasa.SCORES
+    lambda_: float
+    order: dict[str, tuple[int, ...]]  # channel group -> its units, highest score first
+    tried: tuple[tuple[float, float], ...] = ()  # (lambda, one-shot accuracy on the search split)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+# What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint type check docs clean
+
+BIN := .venv/bin
+READY := .venv/.ready
+# the first Python >= 3.11 that runs and can make environments
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+env: $(READY)  ## .venv with everything pinned in constraints.txt, made once
+
+# The stamp comes last, so that an interrupted install is done again. The link is for mypy, which does not see editable installs.
+$(READY): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 with venv and ensurepip was found; install one, or make PYTHON=/path/to/python3" >&2; exit 3; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	mkdir -p build/src
+	ln -sfn ../.. build/src/edge_compress
+	touch $@
+
+demo: env  ## the whole pipeline on the embedded default, into runs/demo
+	$(BIN)/edge-compress --target x86 --out runs/demo
+
+test: env  ## the fast tests, minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: env  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: env  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: env  ## mypy --strict
+	$(BIN)/mypy
+
+check: lint type test  ## all that a change must pass
+
+docs: env  ## docs/cli.md from the command line itself
+	$(BIN)/python docs/generate_cli.py
+
+clean:  ## what was made here, except runs
+	rm -rf .venv build dist edge_compress.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

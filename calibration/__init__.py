@@ -1,0 +1,1 @@
+"""Which samples and which ranges an int8 artifact is calibrated with."""

@@ -1,0 +1,187 @@
+"""The range of every activation of a network, from calibration inputs: what an int8 scale is made of.
+
+`collect` runs the float network over the inputs and counts values; each method of `METHODS` turns the counts of a tensor into a
+range. A range always holds 0, because zero padding and ReLU need it exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from ..pipeline.errors import BuildError
+
+FloatArray = NDArray[np.float32]
+Range = tuple[float, float]
+Run = Callable[[Sequence[FloatArray]], Iterator[list[FloatArray]]]  # all activations, one input after another
+
+BINS = 2048
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values of a tensor were seen, in equal bins from `lowest` to `highest`."""
+
+    lowest: float
+    highest: float
+    counts: NDArray[np.int64]  # (bins,)
+
+    def edges(self) -> NDArray[np.float64]:
+        """Borders of the bins, (bins + 1,)."""
+        return np.linspace(self.lowest, self.highest, len(self.counts) + 1)
+
+
+def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int = BINS, threads: int = 1) -> dict[str, Histogram]:
+    """Counts of every float activation of the network, its input included.
+
+    The inputs are run twice, once for the extremes and once for the counts, so memory does not grow with their number.
+
+    Args:
+        model: a float network with one input and static shapes, batch 1.
+        inputs: arrays (n, C, H, W).
+        bins: bins of each histogram.
+        threads: threads of the runtime.
+
+    Raises:
+        BuildError: an activation is NaN or infinite, or there are no inputs.
+    """
+    names, clipped, run = _instrument(model, threads)
+    lowest = np.full(len(names), np.inf)
+    highest = np.full(len(names), -np.inf)
+    for values in run(inputs):
+        for i, value in enumerate(values):
+            lowest[i] = np.minimum(lowest[i], value.min())  # NaN stays NaN
+            highest[i] = np.maximum(highest[i], value.max())
+    if not np.isfinite(lowest).all() or not np.isfinite(highest).all():
+        bad = names[int(np.argmin(np.isfinite(lowest) & np.isfinite(highest)))]
+        raise BuildError(
+            f"the calibration inputs give no finite range for {bad}",
+            found=f"NaN, infinity or nothing in {sum(map(len, inputs))} inputs",
+            do="check the weights and the images",
+        )
+    span = np.where(highest > lowest, highest - lowest, 1.0)
+    counts = np.zeros((len(names), bins), np.int64)
+    for values in run(inputs):
+        for i, value in enumerate(values):
+            at = ((value.ravel() - np.float32(lowest[i])) * np.float32(bins / span[i])).astype(np.int32)
+            counts[i] += np.bincount(np.clip(at, 0, bins - 1, out=at), minlength=bins)
+    seen = {n: Histogram(float(lowest[i]), float(highest[i]), counts[i]) for i, n in enumerate(names)}
+    return seen | {before: seen[after] for before, after in clipped.items()}
+
+
+def min_max(seen: Histogram) -> Range:
+    """Everything that was seen."""
+    return min(seen.lowest, 0.0), max(seen.highest, 0.0)
+
+
+def percentile(seen: Histogram, percent: float) -> Range:
+    """What holds `percent` of the values, the rest cut off in equal parts at both ends."""
+    tail = (100.0 - percent) / 200.0 * seen.counts.sum()
+    below = np.cumsum(seen.counts)
+    edges = seen.edges()
+    low = edges[int(np.searchsorted(below, tail, side="right"))]
+    high = edges[int(np.searchsorted(below, below[-1] - tail, side="left")) + 1]
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def entropy(seen: Histogram, stride: int = 8) -> Range:
+    """The clipping that loses least of the distribution: smallest Kullback-Leibler divergence from float to int8.
+
+    S. Migacz, "8-bit Inference with TensorRT", GTC 2017, on absolute values: 255 steps where nothing is negative, 127 else.
+    """
+    top = max(abs(seen.lowest), abs(seen.highest))
+    bins = len(seen.counts)
+    if top == 0.0:
+        return 0.0, 0.0
+    middles = np.abs((seen.edges()[:-1] + seen.edges()[1:]) / 2)
+    at = np.minimum((middles * (bins / top)).astype(np.int64), bins - 1)
+    counts = np.bincount(at, weights=seen.counts, minlength=bins).astype(np.float64)
+    counts[0] = 0.0  # zero is exact in every range, and ReLU piles half of the values there
+    steps = 255 if seen.lowest >= 0.0 else 127
+    best, keep = np.inf, bins
+    for size in range(bins, steps - 1, -stride):  # equal divergence: the wider range
+        divergence = _divergence(counts, size, steps)
+        if divergence < best:
+            best, keep = divergence, size
+    limit = top * keep / bins
+    return max(min(seen.lowest, 0.0), -limit), min(max(seen.highest, 0.0), limit)
+
+
+def _divergence(counts: NDArray[np.float64], size: int, steps: int) -> float:
+    """KL divergence between the counts clipped at `size` bins and the same seen through `steps` values."""
+    clipped = counts[:size].copy()
+    filled = clipped > 0
+    clipped[-1] += counts[size:].sum()
+    total = clipped.sum()
+    if total == 0:
+        return np.inf
+    starts = np.linspace(0, size, steps, endpoint=False).astype(np.int64)
+    lengths = np.diff(np.append(starts, size))
+    sums = np.add.reduceat(counts[:size], starts)
+    holders = np.add.reduceat(filled.astype(np.float64), starts)
+    each = np.divide(sums, holders, out=np.zeros_like(sums), where=holders > 0)
+    coarse = np.where(filled, np.repeat(each, lengths), 0.0)
+    p = clipped / total
+    q = np.maximum(coarse / max(coarse.sum(), 1.0), 1e-12)
+    where = p > 0
+    return float((p[where] * np.log(p[where] / q[where])).sum())
+
+
+# what a recipe can ask for, simplest first
+METHODS: Mapping[str, Callable[[Histogram], Range]] = {
+    "min-max": min_max,
+    "percentile-99.999": partial(percentile, percent=99.999),
+    "percentile-99.99": partial(percentile, percent=99.99),
+    "entropy": entropy,
+}
+
+
+def ranges(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]:
+    """The range of every tensor by one method.
+
+    Raises:
+        KeyError: no such method.
+    """
+    rule = METHODS[method]
+    return {name: rule(seen) for name, seen in histograms.items()}
+
+
+def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[str, str], Run]:
+    """Names of the float activations; those that only a Relu uses, with its output; and a way to run over inputs."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    graph = inferred.graph
+    floats = {
+        v.name: v
+        for v in (*graph.input, *graph.value_info, *graph.output)
+        if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    made = [name for node in graph.node for name in node.output if name in floats]
+    # what goes into a Relu alone is never stored in int8: the quantizer folds the Relu into the layer
+    clipped = {n: users[n][0].output[0] for n in made if [u.op_type for u in users.get(n, [])] in (["Relu"], ["Clip"])}
+    clipped = {before: after for before, after in clipped.items() if after in floats and after not in clipped}
+    image = graph.input[0].name
+    names = [name for name in made if name not in clipped]
+    present = {o.name for o in graph.output}
+    graph.output.extend(floats[name] for name in names if name not in present)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
+        for block in inputs:
+            for at in range(len(block)):
+                single = np.ascontiguousarray(block[at : at + 1], dtype=np.float32)
+                yield [single, *session.run(names, {image: single})]
+
+    return [image, *names], clipped, run

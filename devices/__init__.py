@@ -1,0 +1,1 @@
+"""Boards, how to reach them, and how latency is measured on them."""

@@ -1,0 +1,302 @@
+"""The process that runs models and takes their times: `python -m edge_compress.devices.worker`.
+
+One JSON object a line on stdin, one answer a line on stdout. It imports the standard library, numpy and the runtime,
+nothing else, so that a fresh one starts in a fraction of a second and no other library's threads disturb it.
+
+    {"op": "describe", "runtime": "onnxruntime", "threads": 1}
+        -> {"ok": true, "machine": {"cpu": ..., "governor": ..., "runtime_version": ..., ...}}
+    {"op": "measure", "runtime", "threads", "affinity", "models": [baseline, candidate, ...], "seed", "min_pairs",
+     "max_pairs", "max_seconds", "half_width", "block", "min_sample_ms", "warmup_seconds", "warmup_window"}
+        -> {"ok": true, "models": [{"wall_ns": [...], "cpu_ns": [...], "k": 3}, ...], "stop": "converged", ...}
+    anything that cannot be done -> {"ok": false, "kind": "load" | "run" | "runtime" | "request", "error": "one line"}
+
+Times are nanoseconds for a single inference: a sample runs k of them, so that it lasts at least `min_sample_ms` and all
+models' samples last about the same. In every round each model gives one sample, in random order.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .stats import half_width
+
+_WARM = 0.05  # two consecutive windows differ by less: warm
+_CLOCK_STEPS = 200  # a sample lasts at least this many steps of the clock
+
+
+class Refusal(Exception):
+    """A request that cannot be done; `kind` tells the parent whose fault it is."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.kind = kind
+        super().__init__(" ".join(text.split())[:1000])
+
+
+@dataclass
+class Loaded:
+    """A model in its runtime with its inputs in place; `run` is one inference."""
+
+    run: Callable[[], object]
+    version: str
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    k: int = 1
+
+
+def _onnxruntime(path: str, threads: int, seed: int) -> Loaded:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Refusal("runtime", f"onnxruntime: {error}") from error
+    onnxruntime.set_default_logger_severity(3)
+    if not path:
+        return Loaded(lambda: None, onnxruntime.__version__)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base but this one
+        raise Refusal("load", f"{Path(path).name}: {error}") from error
+    feeds = {i.name: _random_input(i.name, i.type, i.shape, seed + n) for n, i in enumerate(session.get_inputs())}
+
+    def run() -> None:
+        try:
+            session.run(None, feeds)
+        except Exception as error:
+            raise Refusal("run", f"{Path(path).name}: {error}") from error
+
+    return Loaded(run, onnxruntime.__version__)
+
+
+# runtime name -> loader(path, threads, seed); an empty path asks for the version only
+RUNTIMES: dict[str, Callable[[str, int, int], Loaded]] = {"onnxruntime": _onnxruntime}
+
+
+def _random_input(name: str, kind: str, shape: list[Any], seed: int) -> np.ndarray[Any, Any]:
+    """Seeded values of the input's own type and shape; a free first dimension (the batch) is 1."""
+    sizes = [1 if n == 0 and not isinstance(s, int) else s for n, s in enumerate(shape)]
+    if not all(isinstance(s, int) and s > 0 for s in sizes):
+        raise Refusal("load", f"input {name}: shape {shape}: only the first dimension may be free")
+    rng = np.random.default_rng(seed)
+    floats = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+    if kind in floats:
+        return rng.standard_normal(sizes).astype(floats[kind])
+    if kind == "tensor(uint8)":
+        return rng.integers(0, 256, sizes, dtype=np.uint8)
+    if kind == "tensor(int8)":
+        return rng.integers(-128, 128, sizes, dtype=np.int8)
+    raise Refusal("load", f"input {name}: type {kind}: expected float, float16, double, uint8 or int8")
+
+
+class Worker:
+    """Answers requests; keeps the last baseline loaded, so that a search loads only its candidates."""
+
+    def __init__(self) -> None:
+        self.parent = os.getppid()
+        self.baseline: tuple[tuple[str, str, int, int], Loaded] | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request."""
+        try:
+            loader = RUNTIMES.get(request["runtime"])
+            if loader is None:
+                raise Refusal("request", f"runtime {request['runtime']!r}: not one of {', '.join(sorted(RUNTIMES))}")
+            if request["op"] == "describe":
+                version = loader("", 1, 0).version
+                return {"ok": True, "machine": describe_machine() | {"runtime_version": version}}
+            if request.get("affinity"):
+                _pin(request["affinity"])
+            return {"ok": True, **self._measure(self._load(loader, request), request)}
+        except Refusal as refusal:
+            return {"ok": False, "kind": refusal.kind, "error": str(refusal)}
+
+    def _load(self, loader: Callable[[str, int, int], Loaded], request: dict[str, Any]) -> list[Loaded]:
+        first, *others = request["models"]
+        threads, seed = request["threads"], request["seed"]
+        key = (request["runtime"], first, threads, seed)
+        if self.baseline is None or self.baseline[0] != key:
+            self.baseline = (key, loader(first, threads, seed))
+        baseline = Loaded(self.baseline[1].run, self.baseline[1].version)
+        return [baseline, *(loader(path, threads, seed) for path in others)]
+
+    def _measure(self, models: list[Loaded], request: dict[str, Any]) -> dict[str, Any]:
+        resolution_ns = time.get_clock_info("perf_counter").resolution * 1e9
+        floor_ns = max(request["min_sample_ms"] * 1e6, _CLOCK_STEPS * resolution_ns)
+        gc.collect()
+        gc.disable()
+        try:
+            warm_s = _warm_up(models, floor_ns, request["warmup_seconds"], request["warmup_window"])
+            stop, sensors = self._rounds(models, request)
+        finally:
+            gc.enable()
+        return {
+            "models": [{"wall_ns": m.wall, "cpu_ns": m.cpu, "k": m.k} for m in models],
+            "stop": stop,
+            "warmup_s": warm_s,
+            "temperatures_c": [t for t, _ in sensors],
+            "frequencies_mhz": [f for _, f in sensors],
+            "peak_rss_bytes": _peak_rss(),
+            "machine": describe_machine() | {"runtime_version": models[0].version},
+        }
+
+    def _rounds(self, models: list[Loaded], request: dict[str, Any]) -> tuple[str, list[tuple[list[float], list[float]]]]:
+        """Rounds in shuffled order until the interval is narrow enough or a limit is reached."""
+        rng = np.random.default_rng(request["seed"])
+        started = looked = time.monotonic()
+        sensors = [_sensors()]
+        done, check = 0, request["min_pairs"]
+        while True:
+            for i in rng.permutation(len(models)):
+                wall, cpu = _sample(models[i])
+                models[i].wall.append(wall)
+                models[i].cpu.append(cpu)
+            done += 1
+            now = time.monotonic()
+            if done >= request["max_pairs"]:
+                return "pairs", sensors
+            if now - started > request["max_seconds"]:
+                return "time", sensors
+            if os.getppid() != self.parent:  # nobody is left to read the answer
+                sys.exit(1)
+            if now - looked > 1.0:
+                looked = now
+                sensors.append(_sensors())
+            if done >= check:
+                check = done + max(5, done // 4)
+                if _widest(models, request["block"]) < request["half_width"]:
+                    return "converged", sensors
+
+
+def _widest(models: list[Loaded], block: int) -> float:
+    """The widest half-width among the candidates' ratios; of the baseline's own times when it is alone."""
+    base = np.array(models[0].wall)
+    arrays = [base / np.array(m.wall) for m in models[1:]] or [base]
+    return max(half_width(a, block=block) for a in arrays)
+
+
+def _sample(model: Loaded) -> tuple[float, float]:
+    """Wall and process CPU nanoseconds of one inference, the mean of k."""
+    run = model.run
+    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+    for _ in range(model.k):
+        run()
+    wall = time.perf_counter_ns() - wall
+    cpu = time.process_time_ns() - cpu
+    return wall / model.k, cpu / model.k
+
+
+def _warm_up(models: list[Loaded], floor_ns: float, seconds: float, window: int) -> float:
+    """Run all models in turn until two consecutive windows of each agree, and set k; seconds it took.
+
+    Samples of all models get about the same length: on a busy machine a longer one is interrupted more often, and the
+    slower model would seem slower than it is.
+    """
+    started = time.monotonic()
+    best = [math.inf] * len(models)  # ns of an inference that nothing interrupted: the least of wall and CPU time seen
+    times: list[list[float]] = [[] for _ in models]
+
+    def run_once() -> None:
+        for n, model in enumerate(models):
+            wall, cpu = _sample(model)
+            best[n] = min(best[n], wall, cpu if cpu > 0 else wall)
+            times[n].append(wall)
+
+    for _ in range(2):
+        run_once()
+    for model, least, own in zip(models, best, times, strict=True):
+        model.k = max(1, math.ceil(floor_ns / least))
+        own.clear()
+    while time.monotonic() - started < seconds:
+        run_once()
+        if len(times[0]) >= 2 * window and all(_settled(own, window) for own in times):
+            break
+    length = max(floor_ns, *best)
+    for model, least in zip(models, best, strict=True):
+        model.k = max(round(length / least), math.ceil(floor_ns / least))
+    return time.monotonic() - started
+
+
+def _settled(times: list[float], window: int) -> bool:
+    before, after = np.median(times[-2 * window : -window]), np.median(times[-window:])
+    return bool(abs(after / before - 1.0) < _WARM)
+
+
+def _pin(cpus: list[int]) -> None:
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise Refusal("request", f"affinity {cpus}: {error.strerror}; this machine has {os.cpu_count()} cpus") from error
+
+
+def describe_machine() -> dict[str, str]:
+    """What decides latency here and can be read without rights: cpu, governor, load."""
+    return _fixed() | {
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or "unknown",
+        "load_average": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+@functools.cache  # reading /proc/cpuinfo takes long on machines with many cpus
+def _fixed() -> dict[str, str]:
+    info = _read(Path("/proc/cpuinfo")).splitlines()
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith(("model name", "Model", "CPU part"))]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpus": str(os.cpu_count()),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def _sensors() -> tuple[list[float], list[float]]:
+    """Temperatures in degrees Celsius and frequencies in MHz; empty where the machine shows none."""
+    zones = [_read(p) for p in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))]
+    cpus = sorted(os.sched_getaffinity(0))[:8]  # asking a cpu wakes it
+    clocks = [_read(Path(f"/sys/devices/system/cpu/cpu{n}/cpufreq/scaling_cur_freq")) for n in cpus]
+    return [int(z) / 1000 for z in zones if z.strip()], [int(c) / 1000 for c in clocks if c.strip()]
+
+
+def _peak_rss() -> int:
+    """Peak resident memory in bytes. Not getrusage: its figure takes over the parent's across exec."""
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no such sensor on this machine
+        return ""
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what native libraries print must not end up among the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this process ends
+    worker = Worker()
+    for line in sys.stdin:
+        answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

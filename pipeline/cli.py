@@ -1,0 +1,300 @@
+"""The command line: options in, one call, exit code out. Nothing here is imported that `--help` does not need."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from .. import targets
+from . import config as settings
+from .errors import EdgeCompressError, InputError, UnavailableError, VerifyError
+
+_DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
+    """An option that is None when it is not given, so that the file may set it; `default` is what the help says of that."""
+    field = more.pop("field", name.removeprefix("--").replace("-", "_"))
+    shown = default or str(_DEFAULTS[field])
+    return click.option(name, field, default=more.pop("unset", None), help=f"{help}  [default: {shown}]", **more)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    no_args_is_help=False,
+)
+@_option(
+    "--target",
+    f"Runtime to build for: {', '.join(targets.names()) or 'none is installed'}. Repeatable.",
+    "none, required here or in the file",
+    field="targets",
+    metavar="NAME",
+    multiple=True,
+    unset=(),
+)
+@_option("--model", "digits-resnet, torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.", metavar="SPEC")
+@_option(
+    "--weights",
+    "State dict: .safetensors, or .pt/.pth without pickled code.",
+    "none, the model as its factory gives it",
+    metavar="FILE",
+)
+@_option(
+    "--data",
+    "digits, npz:FILE (train_images uint8 NHWC, train_labels, test_images, test_labels), imagefolder:DIR, "
+    "torchvision:NAME:DIR or FILE.py:FACTORY.",
+    metavar="SPEC",
+)
+@_option(
+    "--mean", "Channel means of pixels on [0, 1], such as 0.49,0.48,0.45.", "the model's own, else ImageNet's", metavar="NUMBERS"
+)
+@_option("--std", "Channel standard deviations of the same.", "the model's own, else ImageNet's", metavar="NUMBERS")
+@_option(
+    "--augment",
+    "How training images are varied, as when the model was trained.",
+    "shift for digits, else crop-flip",
+    type=click.Choice(settings.AUGMENTS),
+)
+@_option("--image-size", "Height and width images are scaled to.", "the model's own, else the data's", type=int, metavar="PIXELS")
+@_option("--device", "Where latency is measured: a name from `edge-compress devices`, or a TOML file.", metavar="NAME")
+@_option(
+    "--pattern",
+    "What is removed: channels and blocks, single weights, or two of four.",
+    "auto, what the target can use",
+    type=click.Choice(settings.PATTERNS),
+)
+@_option("--precision", "Number format of the artifact.", "the target's best", type=click.Choice(settings.PRECISIONS))
+@_option(
+    "--latency-budget",
+    "What latency may be: a share of the dense float model's (0.5), or milliseconds (8ms).",
+    "0.5",
+    metavar="BUDGET",
+)
+@_option("--max-accuracy-drop", "Gate: points of top-1 on the test split that may be lost.", type=float, metavar="POINTS")
+@_option(
+    "--min-speedup",
+    "Gate: the lower end of the speedup's 95 % interval must reach it.",
+    type=float,
+    metavar="RATIO",
+)
+@_option("--alpha", "Weight of accuracy in the reward.", type=float, metavar="NUMBER")
+@_option("--beta", "Weight of latency in the reward.", type=float, metavar="NUMBER")
+@_option(
+    "--lambda", "Weight of curvature in the score, or auto.", "auto, tuned on the search split", field="lambda_", metavar="NUMBER"
+)
+@_option(
+    "--score",
+    "What says how much a connection matters; seed is the published formula, sign and all.",
+    type=click.Choice(settings.SCORES),
+)
+@_option("--search", "What sets the thresholds of the layers.", type=click.Choice(settings.SEARCHES))
+@_option("--evaluations", "Distinct candidates the search may evaluate.", type=int, metavar="COUNT")
+@_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
+@_option("--seed", "Same inputs and same seed give the same artifact on the same machine.", type=int, metavar="NUMBER")
+@_option("--accelerator", "Where scoring and fine-tuning run.", type=click.Choice(settings.ACCELERATORS))
+@_option("--threads", "Threads of the artifact's runtime when it is measured.", type=int, metavar="COUNT")
+@_option("--out", "Run folder. The same command on the same folder goes on where it stopped.", "runs/MODEL-TARGET", metavar="DIR")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The same options from a TOML file; flags win over it.  [default: none]",
+)
+@_option(
+    "--require-artifact", "An artifact that cannot be built here is an error, not a note.", "off", is_flag=True, flag_value=True
+)
+@_option("--json", "The report, and only it, on stdout.", "off", is_flag=True, flag_value=True)
+@click.version_option(version("edge-compress"), prog_name="edge-compress")
+@click.pass_context
+def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
+    """Make a trained vision model smaller and measurably faster, as a verified artifact for a device.
+
+    The model is pruned by magnitude and curvature, with thresholds searched under latency measured on the device;
+    fine-tuned, quantised, and checked in the artifact's own runtime. What comes out lies in the run folder:
+    artifacts/TARGET/, report.html, report.json.
+
+    \b
+    Examples:
+      edge-compress --target x86
+          the whole pipeline on the embedded default, in minutes
+      edge-compress --target x86 --model net.py:resnet20 --weights net.safetensors \\
+          --data npz:cifar10.npz --max-accuracy-drop 1.0 --out runs/resnet20
+          your own model and data
+      edge-compress --config edge-compress.toml --seed 1
+          options from a file, one of them overridden
+      edge-compress verify runs/resnet20
+          is every file what the report says it is?
+
+    \b
+    Exit codes:
+      0    all gates passed
+      1    a gate failed; the report says which
+      2    an input is wrong
+      3    something needed is not here: a package, a board, a GPU
+      4    a device failed
+      130  interrupted; the same command goes on
+    """  # noqa: D301 (click wants the character, see its \b)
+    if context.invoked_subcommand is not None:
+        if any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in context.params):
+            raise click.UsageError(f"options before {context.invoked_subcommand!r} belong to a run; give them without a command")
+        return 0
+    config = settings.load(file, flags)
+    from .progress import Progress, summary
+    from .run import run_pipeline
+
+    with _stdout_kept_clean():
+        code: int = run_pipeline(config, Progress())
+    report = (config.out / "report.json").read_text(encoding="utf-8")
+    click.echo(report.rstrip() if config.json else "\n".join(summary(json.loads(report), config.out)))
+    return code
+
+
+@cli.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--device", metavar="NAME", default="local", show_default=True, help="A name from `edge-compress devices`, or a TOML file."
+)
+@click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads of the runtime.  [default: the device's]")
+@click.option(
+    "--sessions", type=click.IntRange(1), metavar="COUNT", default=5, show_default=True, help="Fresh processes to measure in."
+)
+def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions: int) -> int:
+    """Measure the latency of artifacts on a device. The first is the baseline, the others are measured in turn with it.
+
+    \b
+    Example:
+      edge-compress profile dense.onnx pruned.onnx --device local
+    """  # noqa: D301
+    from ..devices import boards
+    from ..devices.timing import TimingSettings
+    from . import profiling, progress
+
+    board = boards.load(device)
+    timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=board.runtime, sessions=sessions)
+    click.echo("\n".join(profiling.table(profiling.profile(models, timing, progress.Progress()))))
+    return 0
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def devices(context: click.Context) -> int:
+    """List the devices latency can be measured on; `devices check NAME` says what is missing on one."""
+    from ..devices import boards
+
+    if context.invoked_subcommand is None:
+        for board in map(boards.load, boards.names()):
+            click.echo(f"{board.name}: {', '.join(board.targets)}; by {board.transport}. {board.notes}".rstrip())
+    return 0
+
+
+@devices.command()
+@click.argument("name")
+def check(name: str) -> int:
+    """Say what is missing to build for a device and to measure on it.
+
+    \b
+    Example:
+      edge-compress devices check local
+    """  # noqa: D301
+    from ..devices import boards
+    from . import profiling
+
+    board = boards.load(name)
+    lacking = profiling.missing(board)
+    if lacking:
+        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(lacking))
+    click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")
+    return 0
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def verify(path: Path) -> int:
+    """Check an artifact or a run folder against its record: digests of all files that report.json names.
+
+    \b
+    Example:
+      edge-compress verify runs/demo
+    """  # noqa: D301
+    from .verify import verify_path
+
+    findings = verify_path(path)
+    if findings:
+        raise VerifyError(f"{path} is not what its record says", found="; ".join(findings))
+    click.echo(f"{path}: every file is what its record says")
+    return 0
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def report(folder: Path) -> int:
+    """Write report.md and report.html of a run again, from its report.json.
+
+    \b
+    Example:
+      edge-compress report runs/demo
+    """  # noqa: D301
+    from .report import to_html, to_markdown
+    from .store import atomic_write
+
+    source = folder / "report.json"
+    try:
+        record = json.loads(source.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} cannot be read", found=str(error), expected="the report of a finished run") from error
+    for name, render in (("report.md", to_markdown), ("report.html", to_html)):
+        atomic_write(folder / name, render(record))
+        click.echo(str(folder / name))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code. What the user can mend is one line on stderr; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)  # stopped from outside is the same as Ctrl-C: folders are left, locks freed
+    try:
+        with cli.make_context("edge-compress", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            return int(cli.invoke(context))
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
+    except click.ClickException as error:
+        return _failed(f"{error.format_message().rstrip('.')}; see edge-compress --help", error.exit_code)
+    except EdgeCompressError as error:
+        return _failed(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed("interrupted; run the same command again to go on", 130)
+
+
+def _failed(text: str, code: int) -> int:
+    click.echo(f"edge-compress: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What libraries print (torch.onnx does, and C++ below it) goes to stderr: stdout is the caller's."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,282 @@
+"""The kept weights re-solved: what is removed is absorbed by what stays.
+
+For a layer with weights W (rows = outputs) and inputs X (columns = positions), the Hessian of the output error |(W' - W) X|^2 is
+the layer-local G = X X^T, and the best weights on a kept support K are the least-squares solution
+
+    W'_K = W C_K (G_KK + d I)^-1,   C = X_dense X^T, G = X X^T,   d = damping * mean diag G_KK
+
+(Optimal Brain Surgeon with the layer's own Hessian: Hassibi & Stork 1993; Frantar & Alistarh 2022, arXiv 2208.11580). Against the
+dense network's inputs, C = G, each layer can be solved on its own: that is what candidates are stitched from. Errors pile up with
+depth, so the chosen plan is solved once more layer after layer with the inputs the pruned network really produces (`sequential`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .groups import OUT, Coupling
+from .surgery import cuts, prune
+from .types import Plan
+
+DAMPING = 0.01
+MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all images
+
+
+def solve(
+    weight: torch.Tensor, gram: torch.Tensor, keep: torch.Tensor, *, cross: torch.Tensor | None = None, damping: float = DAMPING
+) -> torch.Tensor:
+    """Least-squares weights on a kept set of inputs.
+
+    Args:
+        weight: (outputs, k) dense weights.
+        gram: (k, k) X X^T of the inputs the layer will see.
+        keep: indices into k.
+        cross: (k, k) X_dense X^T; None for `gram`.
+        damping: share of the mean diagonal added to the diagonal.
+
+    Returns:
+        (outputs, len(keep)) in the dtype of `weight`, solved in float64.
+    """
+    g = gram[keep][:, keep].double()
+    target = weight.double() @ (gram if cross is None else cross)[:, keep].double()
+    return _damped_solve(g, target, damping).to(weight.dtype)
+
+
+def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *, damping: float = DAMPING) -> torch.Tensor:
+    """Least-squares weights on a support of its own for every output.
+
+    Args:
+        weight, mask: (outputs, k); mask is 0/1.
+        gram: (k, k).
+
+    Returns:
+        (outputs, k), zero where the mask is zero.
+    """
+    result = torch.zeros_like(weight)
+    target = weight.double() @ gram.double()
+    for row in range(weight.shape[0]):
+        keep = mask[row].nonzero().flatten()
+        if len(keep):
+            g = gram[keep][:, keep].double()
+            result[row, keep] = _damped_solve(g, target[row : row + 1, keep], damping)[0].to(weight.dtype)
+    return result
+
+
+def _damped_solve(gram: torch.Tensor, target: torch.Tensor, damping: float) -> torch.Tensor:
+    """target (gram + d I)^-1, with d raised until the matrix is positive definite."""
+    diagonal = gram.diagonal().mean().clamp_min(1e-12)
+    for attempt in range(6):
+        damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * diagonal * damping * 10**attempt
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info) == 0:
+            return torch.cholesky_solve(target.T, factor).T
+    return target / gram.diagonal().clamp_min(1e-12)
+
+
+def columns(inputs: torch.Tensor, layer: nn.Conv2d | nn.Linear, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The layer's inputs as a matrix (k, positions), k ordered like `weight.flatten(1)`; `rows` selects output positions."""
+    if isinstance(layer, nn.Linear):
+        return inputs.T
+    unfolded = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    if rows is not None:
+        unfolded = unfolded[:, :, rows]
+    return unfolded.permute(1, 0, 2).flatten(1)
+
+
+def stitched_weight(
+    layer: nn.Conv2d | nn.Linear, gram: torch.Tensor, kept_inputs: torch.Tensor, damping: float = DAMPING
+) -> torch.Tensor:
+    """The layer's weight with only the kept inputs, all outputs, re-solved against the dense network's inputs."""
+    area = layer.weight[0, 0].numel()
+    keep = (kept_inputs[:, None] * area + torch.arange(area)).flatten()
+    solved = solve(layer.weight.detach().flatten(1), gram, keep, damping=damping)
+    return solved.view(layer.weight.shape[0], len(kept_inputs), *layer.weight.shape[2:])
+
+
+def sequential(
+    net: fx.GraphModule,
+    coupling: Coupling,
+    plan: Plan,
+    images: torch.Tensor,
+    *,
+    damping: float = DAMPING,
+    progress: Callable[[float], None] | None = None,
+) -> fx.GraphModule:
+    """The pruned network, its layers re-solved one after another against what the dense network computes.
+
+    The inputs are those the pruned network really produces. The last layer of a residual branch is solved for what its stream
+    lacks (dense stream after the addition minus pruned shortcut), so that each block also repairs what earlier ones lost, removed
+    blocks included. Each BatchNorm takes its statistics from the solved layer before the next layer is looked at.
+
+    Args:
+        net: canonical dense network, eval mode.
+        images: (n, C, H, W) network inputs, augmented as in training. Activations of all of them are held for a few layers.
+
+    Returns:
+        A new network, eval mode.
+    """
+    small = prune(net, coupling, plan).eval()
+    walk = _Lockstep(net, small, coupling, plan, damping)
+    with torch.no_grad():
+        walk.run(images, progress)
+    return small
+
+
+class _Lockstep:
+    """Runs the pruned network layer by layer and the dense one as far ahead as its targets are needed."""
+
+    def __init__(self, dense: fx.GraphModule, small: fx.GraphModule, coupling: Coupling, plan: Plan, damping: float) -> None:
+        self.dense, self.small, self.damping = dense, small, damping
+        self.gone = cuts(coupling, plan.kept)
+        self.dense_nodes = {n.name: n for n in dense.graph.nodes}
+        self.position = {n: i for i, n in enumerate(dense.graph.nodes)}
+        self.by_target = {str(n.target): n for n in dense.graph.nodes if n.op == "call_module"}
+        self.tails = {b.tail: b for name, b in coupling.blocks.items() if name not in plan.removed_blocks}
+        self.dense_run = fx.Interpreter(dense, garbage_collect_values=False)
+        self.small_run = fx.Interpreter(small, garbage_collect_values=False)
+
+    def run(self, images: torch.Tensor, progress: Callable[[float], None] | None) -> None:
+        self.images = images
+        nodes = list(self.small.graph.nodes)
+        last_use = {a: i for i, n in enumerate(nodes) for a in n.all_input_nodes}
+        norms = {str(n.target): self._norm_after(n) for n in nodes if n.op == "call_module"}
+        for i, node in enumerate(nodes):
+            if node.op == "output":
+                break
+            module = self.small.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, nn.Conv2d | nn.Linear) and (isinstance(module, nn.Linear) or module.groups == 1):
+                self._solve_layer(node, module, norms[str(node.target)])
+            self.small_run.env[node] = self._evaluate(self.small_run, node)
+            for a in node.all_input_nodes:
+                if last_use[a] == i:
+                    self.small_run.env.pop(a, None)
+            self._forget(node)
+            if progress is not None:
+                progress((i + 1) / len(nodes))
+
+    def _evaluate(self, run: fx.Interpreter, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.images
+        args, kwargs = run.fetch_args_kwargs_from_env(node)
+        return getattr(run, node.op)(node.target, args, kwargs)
+
+    def _dense_value(self, wanted: fx.Node) -> torch.Tensor:
+        """Value of a dense node; computes whatever is missing before it, in order."""
+        env = self.dense_run.env
+        if wanted not in env:
+            queue = [wanted]
+            while queue:
+                node = queue[-1]
+                missing = [a for a in node.all_input_nodes if a not in env]
+                if missing:
+                    queue.extend(missing)
+                    continue
+                queue.pop()
+                if node not in env:
+                    env[node] = self._evaluate(self.dense_run, node)
+        value: torch.Tensor = env[wanted]
+        return value
+
+    def _forget(self, node: fx.Node) -> None:
+        """Drop dense values that no node ahead reads. The node itself is computed first: what follows it needs it."""
+        passed = self.dense_nodes.get(node.name)
+        if passed is None:
+            return
+        self._dense_value(passed)
+        env, here = self.dense_run.env, self.position[passed]
+        for value in [v for v in env if self.position[v] < here]:
+            if not any(self.position[user] > here for user in value.users):
+                env.pop(value)
+
+    def _norm_after(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        readers = list(node.users)
+        if len(readers) == 1 and readers[0].op == "call_module":
+            module = self.small.get_submodule(str(readers[0].target))
+            if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
+                return module
+        return None
+
+    def _solve_layer(self, node: fx.Node, module: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None) -> None:
+        name = str(node.target)
+        dense_node = self.by_target[name]
+        dense_layer = self.dense.get_submodule(name)
+        assert isinstance(dense_layer, nn.Conv2d | nn.Linear)  # same names, same kinds
+        inputs: torch.Tensor = self.small_run.env[node.all_input_nodes[0]]
+        rows = torch.tensor(
+            [i for i in range(dense_layer.weight.shape[0]) if i not in self.gone.get((name, OUT), set())], device=inputs.device
+        )
+        scale, shift = _affine(norm, len(rows), inputs)
+        if name in self.tails and norm is not None:
+            block = self.tails[name]
+            addition = next(n for n in self.small.graph.nodes if n.name == block.addition)
+            shortcut = next(a for a in addition.all_input_nodes if a in self.small_run.env)
+            stream = self._dense_value(self.dense_nodes[block.addition])
+            # The kept channels of the stream are the kept outputs of this layer: they are coupled through the addition.
+            target = (stream[:, rows] - self.small_run.env[shortcut] - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
+        else:
+            target = self._dense_value(dense_node)[:, rows]
+        weight, bias = self._regress(module, inputs, target)
+        module.weight.copy_(weight)
+        if module.bias is not None:
+            module.bias.copy_(bias)
+            bias = torch.zeros_like(bias)
+        if norm is not None:
+            outputs = module(inputs)
+            mean, var = outputs.mean((0, 2, 3)), outputs.var((0, 2, 3), unbiased=False)
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(var)  # type: ignore[union-attr]
+            # scale * (u + bias) + shift, written as a BatchNorm with u's own statistics
+            norm.weight.copy_(scale * (var + norm.eps).sqrt())
+            norm.bias.copy_(shift + scale * (bias + mean))
+
+    def _regress(
+        self, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
+        flat_target = target.flatten(2) if target.ndim == 4 else target[:, :, None]
+        positions = flat_target.shape[2]
+        per_image = max(1, min(positions, MAX_COLUMNS // len(inputs)))
+        k = module.weight[0].numel()
+        gram = torch.zeros(k + 1, k + 1, dtype=torch.float64)
+        cross = torch.zeros(len(module.weight), k + 1, dtype=torch.float64)
+        for start in range(0, len(inputs), 50):
+            part = slice(start, start + 50)
+            # Another even set of positions for every chunk, so that all of them are seen.
+            picks = (torch.arange(per_image) * positions // per_image + start // 50) % positions
+            rows = None if per_image == positions or isinstance(module, nn.Linear) else picks.to(inputs.device)
+            x = columns(inputs[part], module, rows)
+            x = torch.cat([x, x.new_ones(1, x.shape[1])])
+            t = flat_target[part] if rows is None else flat_target[part][:, :, rows]
+            t = t.permute(1, 0, 2).flatten(1)
+            gram += (x @ x.T).double().cpu()
+            cross += (t @ x.T).double().cpu()
+        solved = _damped_intercept(gram, cross, self.damping)
+        weight = solved[:, :-1].to(module.weight).view_as(module.weight)
+        return weight, solved[:, -1].to(module.weight)
+
+
+def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A BatchNorm in eval mode as (scale, shift) per channel."""
+    if norm is None:
+        return like.new_ones(count), like.new_zeros(count)
+    assert norm.running_var is not None  # _norm_after
+    assert norm.running_mean is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    scale = torch.where(scale.abs() < 1e-6, torch.full_like(scale, 1e-6), scale)
+    return scale.clone(), (norm.bias - norm.running_mean * scale).clone()
+
+
+def _damped_intercept(gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
+    """cross gram^-1 with the damping on the weights only, not on the constant."""
+    count = gram[-1, -1].clamp_min(1.0)
+    mean_x, mean_t = gram[-1, :-1] / count, cross[:, -1] / count
+    centred = gram[:-1, :-1] - count * torch.outer(mean_x, mean_x)
+    target = cross[:, :-1] - count * torch.outer(mean_t, mean_x)
+    weight = _damped_solve(centred, target, damping)
+    return torch.cat([weight, (mean_t - weight @ mean_x)[:, None]], 1)
+

@@ -1,0 +1,335 @@
+"""The resolved configuration: defaults, then a TOML file, then flags.
+
+Keys of the file are the names of the options without the dashes in front (`latency-budget = "8ms"`). Paths in the file are
+relative to the file, paths in flags to the working folder; in a `Config` they are absolute.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .. import targets as target_modules
+from .errors import InputError
+from .types import Pattern, Precision
+
+AUGMENTS = ("none", "crop-flip", "shift")
+SCORES = ("hasa", "seed", "magnitude", "random")
+SEARCHES = ("ppo", "uniform", "random", "knapsack")
+PATTERNS = (*(str(p) for p in Pattern), "auto")
+PRECISIONS = tuple(str(p) for p in Precision)
+ACCELERATORS = ("auto", "cpu", "cuda")
+_NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between two calls of the same run
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What latency may be: a share of the dense float model's, or milliseconds. One of the two is set."""
+
+    ratio: float | None = None  # of the dense float model's latency on the same device, in (0, 1]
+    ms: float | None = None  # wall time of one inference on the device
+
+    @classmethod
+    def parse(cls, text: str | float) -> Budget:
+        """`"0.5"` is half of the dense model's latency, `"8ms"` eight milliseconds.
+
+        Raises:
+            ValueError: neither; its text says what was expected.
+        """
+        number, unit = (text.strip().removesuffix("ms"), text.strip().endswith("ms")) if isinstance(text, str) else (text, False)
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
+            raise ValueError("a share of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
+        return cls(ms=value) if unit else cls(ratio=value)
+
+    def __str__(self) -> str:
+        return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of the command line. None: decided later, from the model, the data or the target."""
+
+    targets: tuple[str, ...]
+    model: str = "digits-resnet"
+    weights: Path | None = None
+    data: str = "digits"
+    mean: tuple[float, ...] | None = None  # per channel, on [0, 1] pixels; None: the model's own, else ImageNet's
+    std: tuple[float, ...] | None = None
+    augment: str | None = None  # None: "shift" for digits, else "crop-flip"
+    image_size: int | None = None  # pixels; None: the model's own, else the data's
+    device: str = "local"
+    pattern: Pattern | None = None  # None: "auto", what buys latency on the target
+    precision: Precision | None = None  # None: the target's best
+    latency_budget: Budget = Budget(ratio=0.5)
+    max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
+    min_speedup: float = 1.0  # for the lower end of the 95 % interval
+    alpha: float = 1.0
+    beta: float = 1.0
+    lambda_: float | None = None  # None: "auto", tuned on the search split
+    score: str = "hasa"
+    search: str = "ppo"
+    evaluations: int = 200
+    finetune_epochs: int = 15  # 12 for digits
+    seed: int = 0
+    accelerator: str = "auto"
+    threads: int = 1  # of the artifact's runtime
+    out: Path = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
+    json: bool = False
+    require_artifact: bool = False
+
+
+def load(path: Path | None, flags: Mapping[str, object]) -> Config:
+    """The configuration from a TOML file (or none) and flags, which win over it.
+
+    Args:
+        path: the file.
+        flags: field of `Config` -> value as it was given; None and () mean "not given".
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown, a value is wrong, or there is no target.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        known = {key(f.name): f.name for f in fields(Config)}
+        for name, value in _read(path).items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                raise InputError(
+                    f"{path}: {name!r} is no setting",
+                    do=f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}",
+                )
+            values[known[name]] = _parsed(known[name], value, f"{path}: {name}", path.absolute().parent)
+    for field_name, value in flags.items():
+        if value is not None and value != ():
+            values[field_name] = _parsed(field_name, value, f"--{key(field_name)}", Path.cwd())
+    if "targets" not in values:
+        raise InputError(
+            "no target", expected=f"--target {'|'.join(target_modules.names()) or 'NAME'}", do="see edge-compress --help"
+        )
+    config = Config(**values)
+    if config.mean and config.std and len(config.mean) != len(config.std):
+        raise InputError(
+            "--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one for each channel"
+        )
+    if "finetune_epochs" not in values and config.data == "digits":
+        config = replace(config, finetune_epochs=12)
+    if "out" not in values:
+        config = replace(config, out=Path.cwd() / "runs" / "-".join((_short(config.model), *config.targets)))
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The file that `load` reads back as this configuration. What is None is left out."""
+    lines = ["# Resolved by edge-compress."]
+    for name in (f.name for f in fields(config)):
+        value = getattr(config, name)
+        if value is not None:
+            lines.append(f"{key(name)} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def differences(one: Config, other: Config) -> tuple[str, ...]:
+    """The settings, by key, in which two configurations differ so that their results may."""
+    names = (f.name for f in fields(Config) if f.name not in _NOT_IN_RESULT)
+    return tuple(key(name) for name in names if getattr(one, name) != getattr(other, name))
+
+
+def key(field_name: str) -> str:
+    """The option's name without dashes in front, which is the key in a file: `latency_budget` -> `latency-budget`."""
+    return "target" if field_name == "targets" else field_name.rstrip("_").replace("_", "-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a TOML file") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise InputError(f"{path} is not TOML", found=str(error)) from error
+
+
+def _parsed(name: str, value: object, where: str, base: Path) -> Any:
+    try:
+        if isinstance(value, str) and (not value.strip() or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)):
+            raise ValueError("a text in UTF-8")
+        return _PARSERS[name](value, base)
+    except (ValueError, OverflowError) as error:
+        raise InputError(where, found=repr(value), expected=str(error)) from error
+
+
+Parser = Callable[
+    [Any, Path], Any
+]  # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
+
+
+def _text(value: Any, _: Path) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return value
+
+
+def _path(value: Any, base: Path) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError("a path")
+    return Path(os.path.normpath(base / Path(value).expanduser()))
+
+
+def _spec(value: Any, base: Path) -> str:
+    """A model or data spec; the path inside it is made absolute."""
+    text = _text(value, base)
+    kind, _, rest = text.partition(":")
+    if kind in ("npz", "imagefolder") and rest:
+        return f"{kind}:{_path(rest, base)}"
+    if kind == "torchvision" and ":" in rest:
+        name, _, folder = rest.partition(":")
+        return f"{kind}:{name}:{_path(folder, base)}"
+    file, _, factory = text.rpartition(":")
+    return f"{_path(file, base)}:{factory}" if file.endswith(".py") else text
+
+
+def _device(value: Any, base: Path) -> str:
+    text = _text(value, base)
+    return str(_path(text, base)) if text.endswith(".toml") or os.sep in text else text
+
+
+def _choice(*names: str) -> Parser:
+    def parse(value: Any, _: Path) -> str:
+        if value not in names:
+            raise ValueError(" or ".join(names))
+        return str(value)
+
+    return parse
+
+
+def _pattern(value: Any, base: Path) -> Pattern | None:
+    name = _choice(*PATTERNS)(value, base)
+    return None if name == "auto" else Pattern(name)
+
+
+def _precision(value: Any, base: Path) -> Precision:
+    return Precision(_choice(*PRECISIONS)(value, base))
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Parser:
+    """A number from `low` (`above`: without it) to `high`."""
+
+    def parse(value: Any, _: Path) -> float:
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or not (low < value if above else low <= value) or value > high:
+            upper = f" and at most {high:g}" if high < math.inf else ""
+            raise ValueError(f"a number {'above' if above else 'of at least'} {low:g}{upper}")
+        return float(value)
+
+    return parse
+
+
+def _integer(low: int, high: int = 2**31 - 1) -> Parser:
+    def parse(value: Any, _: Path) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _channels(each: Parser) -> Parser:
+    """One number for each channel: a list, or a text with commas between them."""
+
+    def parse(value: Any, base: Path) -> tuple[float, ...]:
+        try:
+            numbers = [float(part) for part in value.split(",")] if isinstance(value, str) else list(value)
+            parsed = tuple(each(number, base) for number in numbers)
+        except (TypeError, ValueError):
+            parsed = ()
+        if not parsed:
+            raise ValueError("one number for each channel, on [0, 1] pixels, such as 0.49,0.48,0.45")
+        return parsed
+
+    return parse
+
+
+def _lambda(value: Any, base: Path) -> float | None:
+    if value == "auto":
+        return None
+    try:
+        number: float = _number(0.0)(float(value) if isinstance(value, str) else value, base)
+    except ValueError as error:
+        raise ValueError("auto, or a number of at least 0") from error
+    return number
+
+
+def _budget(value: Any, _: Path) -> Budget:
+    return Budget.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+
+
+def _bool(value: Any, _: Path) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _targets(value: Any, base: Path) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("a target or a list of targets")
+    for name in names:
+        target_modules.check(name)
+    return tuple(dict.fromkeys(names))  # asked for twice is built once
+
+
+_PARSERS: dict[str, Parser] = {
+    "targets": _targets,
+    "model": _spec,
+    "weights": _path,
+    "data": _spec,
+    "mean": _channels(_number(-math.inf)),
+    "std": _channels(_number(0.0, above=True)),
+    "augment": _choice(*AUGMENTS),
+    "image_size": _integer(4, 4096),
+    "device": _device,
+    "pattern": _pattern,
+    "precision": _precision,
+    "latency_budget": _budget,
+    "max_accuracy_drop": _number(0.0, 100.0),
+    "min_speedup": _number(0.0),
+    "alpha": _number(0.0),
+    "beta": _number(0.0),
+    "lambda_": _lambda,
+    "score": _choice(*SCORES),
+    "search": _choice(*SEARCHES),
+    "evaluations": _integer(1),
+    "finetune_epochs": _integer(0),
+    "seed": _integer(0),
+    "accelerator": _choice(*ACCELERATORS),
+    "threads": _integer(1, 1024),
+    "out": _path,
+    "json": _bool,
+    "require_artifact": _bool,
+}
+
+
+def _short(model: str) -> str:
+    """A folder name for a model spec: `torchvision:resnet18` -> `resnet18`, `net.py:small` -> `small`."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in model.rpartition(":")[2])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    # JSON's escapes are TOML's, except that TOML wants DEL escaped too
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,0 +1,393 @@
+"""Local curvature of the loss, one number per connection (paper, section 3: second derivative by finite differences).
+
+    gradient_difference   diagonal of the Hessian from differences of the gradient along random sign vectors
+    gauss_newton          diagonal of the Gauss-Newton matrix (sampled labels) or of the empirical Fisher (true labels)
+    local_hessian         the layer's own Hessian X X^T: of its output error, with every off-diagonal entry
+    second_difference     the paper's literal difference, one connection a call: the oracle of the tests
+
+The loss is cross-entropy, the mean over all images given. BatchNorm and dropout are in eval mode. All arithmetic is float32
+(float64 for a float64 module): autocast, TF32 and bfloat16 matrix products are switched off inside, since a difference of
+nearly equal gradients keeps nothing of ten mantissa bits. Modes, flags, gradients and weights are left as they were found.
+Results lie on the module's device. Considered are the weights of Conv2d and Linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+
+Batch = tuple[Tensor, Tensor]  # inputs (N, C, H, W), labels (N,)
+Layer = nn.Conv2d | nn.Linear
+
+CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
+
+
+def weight_layers(module: nn.Module) -> dict[str, Layer]:
+    """Convolutions and linear layers by name, in the module's order.
+
+    Raises:
+        InputError: two layers share a weight, a weight is computed (a parametrization), or there is no such layer.
+    """
+    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
+    owners: dict[int, str] = {}
+    for name, layer in found.items():
+        if layer._parameters.get("weight") is None:
+            what = f"the weight of layer {name!r} is not a parameter of its own"
+            raise InputError(what, expected="a plain weight", do="remove the parametrization (weight norm and the like) first")
+        if id(layer.weight) in owners:
+            what = f"layers {owners[id(layer.weight)]!r} and {name!r} share one weight"
+            raise InputError(what, expected="one weight for each layer", do="give each layer a copy")
+        owners[id(layer.weight)] = name
+    if not found:
+        raise InputError(
+            "the model has nothing to prune", found="no Conv2d and no Linear layer", do="give a convolutional network"
+        )
+    return found
+
+
+def gradient_difference(
+    module: nn.Module, batches: Sequence[Batch], probes: int, step: float = 1e-3, seed: int = 0, *, absolute: bool = False
+) -> dict[str, Tensor]:
+    """Hessian diagonal by central differences of the gradient: the mean over probes of `v * (g(w + ev) - g(w - ev)) / 2e`.
+
+    v is a random sign vector over all weights, e the step; this is Hutchinson's estimator (Bekas et al. 2007) without a second
+    backward pass. Unbiased up to O(e^2); the variance of entry k is sum_{j != k} H_kj^2 / probes, so it ranks well only with
+    hundreds of probes. The weights themselves are never written to.
+
+    Args:
+        module: gives logits (N, classes).
+        batches: calibration images with their true labels.
+        probes: sign vectors; each costs two gradients of all batches.
+        step: e, in units of the weights.
+        seed: of the sign vectors; the same on every device.
+        absolute: the mean of `|v * Hv|` instead. That is not the diagonal but a proxy of each row's norm: about
+            sqrt(2/pi) * ||H_k||_2. It ranks well with few probes.
+
+    Returns:
+        Layer name -> curvature of the weight's shape. A layer the forward pass does not use gets zeros.
+
+    Raises:
+        InputError: no images, a half-precision module, shared weights, or a result that is not finite.
+    """
+    if probes < 1 or not step > 0:
+        raise ValueError(f"probes {probes} and step {step} must be positive")
+    layers = weight_layers(module)
+    generator = torch.Generator().manual_seed(seed)
+    with _steady(module) as place:
+        weights = {_key(name): layer.weight.detach() for name, layer in layers.items()}
+        total = {key: torch.zeros_like(w) for key, w in weights.items()}
+        images = _images(batches)
+        for _ in range(probes):
+            signs = {key: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for key, w in weights.items()}
+            product = {key: torch.zeros_like(w) for key, w in weights.items()}  # H v
+            for batch in batches:
+                # The two gradients of one batch right after each other: no sum over batches is subtracted from another.
+                for sign in (1.0, -1.0):
+                    shifted = {key: (w + sign * step * signs[key]).requires_grad_() for key, w in weights.items()}
+                    gradients = _gradients(module, shifted, batch, place)
+                    for key, gradient in gradients.items():
+                        product[key].add_(gradient, alpha=sign / (2 * step * images))
+            for key, hv in product.items():
+                total[key] += hv.abs() if absolute else hv * signs[key]
+    return _finished({name: total[_key(name)] / probes for name in layers})
+
+
+def gauss_newton(
+    module: nn.Module, batches: Sequence[Batch], draws: int = 1, seed: int = 0, *, empirical: bool = False, chunk: int = CHUNK
+) -> dict[str, Tensor]:
+    """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient, labels drawn from the model.
+
+    For softmax and cross-entropy this is unbiased for the Gauss-Newton (= Fisher) diagonal (Martens 2020, section 9); it is
+    never negative and ranks far better than `gradient_difference` at the same cost. Per-image gradients are formed layer by
+    layer from the unfolded input and the output's gradient, some images at a time, and never kept.
+
+    Args:
+        module: gives logits (N, classes); images must not influence each other.
+        batches: calibration images; the labels matter only with `empirical`.
+        draws: label draws per image; each costs one backward pass.
+        seed: of the drawn labels.
+        empirical: take the true labels, once (the empirical Fisher: cheaper to rank by, but not a curvature).
+        chunk: elements of unfolded inputs held at a time. Bounds memory; the result does not depend on it.
+
+    Returns:
+        Layer name -> curvature of the weight's shape, >= 0. A layer the forward pass does not use gets zeros.
+
+    Raises:
+        InputError: a layer is called twice, is fed something else than one row per image, or has its weight used behind its
+            back; and as `gradient_difference`.
+    """
+    if draws < 1 or chunk < 1:
+        raise ValueError(f"draws {draws} and chunk {chunk} must be positive")
+    layers = weight_layers(module)
+    generator = torch.Generator().manual_seed(seed)
+    rounds = 1 if empirical else draws
+    with _steady(module) as place:
+        total = {name: torch.zeros_like(layer.weight, requires_grad=False) for name, layer in layers.items()}
+        images = _images(batches)
+        for inputs, labels in batches:
+            leaf = inputs.detach().to(place.device, place.dtype).requires_grad_()
+            seen: set[str] = set()
+
+            def record(name: str, layer: Layer, x: Tensor, out: Tensor, seen: set[str] = seen, n: int = len(inputs)) -> None:
+                if name in seen:
+                    raise InputError(f"layer {name!r} is called twice in one forward pass", expected="one call", do="copy it")
+                if not out.requires_grad or x.shape[0] != n:
+                    what = f"per-image gradients of layer {name!r} cannot be told apart"
+                    raise InputError(what, found=f"{x.shape[0]} rows for {n} images", expected="one row per image")
+                seen.add(name)
+                version = x._version
+
+                def add(gradient: Tensor) -> None:
+                    if x._version != version:
+                        raise InputError(
+                            f"the input of layer {name!r} is changed in place after use", do="drop inplace=True there"
+                        )
+                    total[name] += _squared(name, layer, x, gradient, chunk)
+
+                out.register_hook(add)  # type: ignore[no-untyped-call]
+
+            with _watched(layers, record):
+                logits = _logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
+            _refuse_unseen(layers, logits, seen)
+            for turn in range(rounds):
+                chosen = labels.to(logits.device) if empirical else _draw(logits, generator)
+                loss = F.cross_entropy(logits, chosen, reduction="sum")
+                # With respect to the images alone: the hooks see every layer, and no weight gradient is computed.
+                torch.autograd.grad(loss, leaf, retain_graph=turn + 1 < rounds)
+    return _finished({name: value / (images * rounds) for name, value in total.items()})
+
+
+def local_hessian(
+    module: nn.Module, batches: Sequence[Batch], layers: Collection[str] | None = None, *, chunk: int = CHUNK
+) -> dict[str, Tensor]:
+    """The layer-local Hessian X X^T, the mean over images and output positions of each layer's (unfolded) inputs.
+
+    It is the Hessian (but for the factor 2) of the squared error of the layer's output, the same for every output row (OBC,
+    Frantar & Alistarh 2022). Products of float32 chunks are summed in float64; memory is 12 k^2 bytes for each layer asked for.
+
+    Args:
+        module: any forward pass; the labels are not used.
+        batches: calibration images.
+        layers: names; None for all that the forward pass uses.
+        chunk: elements of unfolded inputs held at a time.
+
+    Returns:
+        Layer name -> (k, k) with k = C_in/groups * kh * kw in the order of `weight.flatten(1)`; (groups, k, k) where groups > 1.
+
+    Raises:
+        InputError: a layer asked for is not in the model or is never called; and as `gradient_difference`.
+    """
+    every = weight_layers(module)
+    for name in layers or ():
+        if name not in every:
+            raise InputError(f"no layer {name!r} in the model", expected="the name of a Conv2d or Linear layer")
+    chosen = every if layers is None else {name: every[name] for name in layers}
+    sums: dict[str, Tensor] = {}
+    columns: dict[str, int] = {}
+
+    def record(name: str, layer: Layer, x: Tensor, out: Tensor) -> None:
+        for start, stop in _parts(layer, x, out, chunk):
+            u = unfolded(layer, x[start:stop], _positions(layer, out), name).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
+            product = (u @ u.transpose(1, 2)).double()
+            sums[name] = sums[name].add_(product) if name in sums else product
+            columns[name] = columns.get(name, 0) + u.shape[2]
+
+    with _steady(module) as place, torch.no_grad(), _watched(chosen, record):
+        _images(batches)
+        for inputs, _ in batches:
+            module(inputs.to(place.device, place.dtype, copy=True))
+    for name in layers or ():
+        if name not in sums:
+            raise InputError(f"layer {name!r} is never called in the forward pass", do="leave it out")
+    done = {name: (sums.pop(name) / columns[name]).to(place.dtype) for name in chosen if name in sums}
+    return _finished({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
+
+
+def local_diagonal(hessian: Tensor, weight: Tensor) -> Tensor:
+    """The diagonal of a `local_hessian` as a curvature of the weight's shape: the same for every output channel of a group."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, 1, weight[0].numel())  # (groups, 1, k)
+    return diagonal.expand(-1, weight.shape[0] // diagonal.shape[0], -1).reshape(weight.shape)
+
+
+def second_difference(
+    module: nn.Module, loss: Callable[[nn.Module], Tensor], layer: str, index: tuple[int, ...], step: float
+) -> float:
+    """`(L(w + e) - 2 L(w) + L(w - e)) / e^2` of one connection, as the paper writes it.
+
+    Two forward passes a connection, and its rounding error is about 4e-7 * L / e^2 in float32: an oracle for small float64
+    networks, nothing else. The weight is put back bit for bit.
+    """
+    weight = weight_layers(module)[layer].weight
+    with _steady(module), torch.no_grad():
+        before = weight[index].clone()
+        values = []
+        try:
+            for offset in (step, 0.0, -step):
+                weight[index] = before + offset
+                values.append(float(loss(module)))
+        finally:
+            weight[index] = before
+    return (values[0] - 2 * values[1] + values[2]) / step**2
+
+
+def unfolded(layer: Layer, inputs: Tensor, positions: int, name: str = "") -> Tensor:
+    """A layer's inputs as columns (n, groups, k, L), so that `weight.view(groups, -1, k) @ columns` are its outputs, less bias.
+
+    Args:
+        layer: the layer.
+        inputs: what its forward got: (n, C, H, W), or (n, ..., C) for Linear.
+        positions: L, the positions of the output it gave.
+        name: of the layer, for the error.
+
+    Raises:
+        InputError: the layer's padding does not give that many positions (a convolution with a forward of its own).
+    """
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(inputs.shape[0], -1, layer.in_features).transpose(1, 2).unsqueeze(1)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
+    columns = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    if columns.shape[2] != positions:
+        what = f"layer {name!r} ({type(layer).__name__}) does not compute what its padding says"
+        raise InputError(what, found=f"{positions} output positions", expected=str(columns.shape[2]), do="use a plain Conv2d")
+    return columns.view(columns.shape[0], layer.groups, -1, positions)
+
+
+def _squared(name: str, layer: Layer, inputs: Tensor, gradient: Tensor, chunk: int) -> Tensor:
+    """Sum over images of the squared gradient with respect to the layer's weight, in the weight's shape."""
+    total = torch.zeros_like(layer.weight, requires_grad=False).flatten(1)
+    positions = _positions(layer, gradient)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    for start, stop in _parts(layer, inputs, gradient, chunk):
+        u = unfolded(layer, inputs[start:stop], positions, name)  # (n, groups, k, L)
+        g = gradient[start:stop]
+        if isinstance(layer, nn.Linear):
+            g = g.reshape(len(g), positions, -1).transpose(1, 2)
+        g = g.reshape(len(g), groups, -1, positions)  # (n, groups, O/groups, L)
+        if positions == 1:  # (g u)^2 = g^2 u^2: one matrix product for all images
+            squares = g.square().permute(1, 2, 0, 3).squeeze(3) @ u.square().permute(1, 0, 2, 3).squeeze(3)
+        else:
+            squares = (g @ u.transpose(2, 3)).square_().sum(0)
+        total += squares.reshape(total.shape)
+    return total.view_as(layer.weight)
+
+
+def _positions(layer: Layer, output: Tensor) -> int:
+    """Output positions per image, L."""
+    return output[0].numel() // layer.weight.shape[0]
+
+
+def _parts(layer: Layer, inputs: Tensor, output: Tensor, chunk: int) -> Iterator[tuple[int, int]]:
+    """Ranges of images whose unfolded inputs (and per-image gradients) stay under `chunk` elements."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    each = max(_positions(layer, output) * groups * layer.weight[0].numel(), layer.weight.numel())
+    count = max(1, chunk // each)
+    return ((start, start + count) for start in range(0, len(inputs), count))
+
+
+def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, place: Tensor) -> dict[str, Tensor]:
+    """Gradient of the batch's summed loss at other weights; the module's own are not touched."""
+    inputs, labels = batch
+    images = inputs.to(place.device, place.dtype, copy=True)
+    logits = _logits(torch.func.functional_call(module, dict(weights), (images,)))
+    loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {key: g for key, g in zip(weights, found, strict=True) if g is not None}
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Labels from the model's own distribution; drawn on the CPU, so that the device does not matter."""
+    shares = logits.detach().double().softmax(1).cpu()
+    if not bool(shares.isfinite().all()):
+        raise InputError("the model's outputs are not finite", found="NaN or infinity", do="check weights and images")
+    return torch.multinomial(shares, 1, generator=generator).squeeze(1).to(logits.device)
+
+
+def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection[str]) -> None:
+    """A layer that was never called may still be used: attention reads its projections' weights directly."""
+    unseen = [name for name in layers if name not in seen]
+    if not unseen:
+        return
+    weights = [layers[name].weight for name in unseen]
+    found = torch.autograd.grad(logits.sum(), weights, retain_graph=True, allow_unused=True)
+    for name, gradient in zip(unseen, found, strict=True):
+        if gradient is not None:
+            what = f"the weight of layer {name!r} is used outside of its own forward pass"
+            raise InputError(what, expected="a layer that is called", do="use the gradient difference for this model")
+
+
+def _logits(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise InputError("the model's output is not a classifier's", found=found, expected="logits (N, classes)")
+    return output
+
+
+def _images(batches: Iterable[Batch]) -> int:
+    count = sum(len(inputs) for inputs, _ in batches)
+    if count == 0:
+        raise InputError("curvature needs calibration images", found="none", expected="at least one")
+    return count
+
+
+def _key(name: str) -> str:
+    return f"{name}.weight" if name else "weight"
+
+
+def _finished(curvature: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in curvature.items():
+        if not bool(value.isfinite().all()):
+            what = f"the curvature of layer {name!r} is not finite"
+            raise InputError(what, found="NaN or infinity", do="check the model's weights and the images")
+    return curvature
+
+
+@contextmanager
+def _watched(layers: Mapping[str, Layer], record: Callable[[str, Layer, Tensor, Tensor], None]) -> Iterator[None]:
+    """Calls `record(name, layer, input, output)` at every call of a layer."""
+
+    def hook(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        record(name, layer, args[0].detach(), output)
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(partial(hook, name)).remove)
+        yield
+
+
+@contextmanager
+def _steady(module: nn.Module) -> Iterator[Tensor]:
+    """Eval mode and exact float32 inside; modes and flags put back after. Gives a tensor that stands for device and dtype."""
+    place = next(iter(weight_layers(module).values())).weight.detach()
+    if place.dtype not in (torch.float32, torch.float64):
+        raise InputError("curvature needs full precision", found=str(place.dtype), expected="float32 weights", do="call .float()")
+    modes = [(part, part.training) for part in module.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    # cuDNN's TF32 is on by default; the CPU's bfloat16 products come with torch.set_float32_matmul_precision("medium").
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    parts: tuple[tuple[Any, str], ...] = ((cudnn, "conv"), (cuda, "matmul"), (mkldnn, "conv"), (mkldnn, "matmul"))
+    backends = [getattr(owner, part) for owner, part in parts]
+    precisions = [(backend, backend.fp32_precision) for backend in backends]
+    try:
+        module.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(True)  # a frozen layer has a curvature too
+        for backend, _ in precisions:
+            backend.fp32_precision = "ieee"
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(place.device.type, enabled=False):
+            yield place
+    finally:
+        for backend, precision in precisions:
+            backend.fp32_precision = precision
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,267 @@
+"""The search problem: knobs, an evaluator, a reward, the budget as a wall; and all of it as a gymnasium environment.
+
+A setting is one level per knob. Policies speak in thresholds: per knob the share of units to remove, in [0, 1]
+(`Knob.level` rounds it to what the target allows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+from .types import Candidate, Knob
+
+FloatArray = NDArray[np.float64]
+Levels = tuple[int, ...]
+
+METHODS = ("ppo", "uniform", "random", "knapsack")
+MODES = ("hard", "soft")
+TOLERANCE = 0.02  # measured latency may exceed the budget by this share: under it lies the noise of one measurement
+PENALTY = 5.0  # what a latency over budget costs, in units of accuracy per unit of excess relative to the budget
+SHAPING = 0.1  # weight of the loss in the training signal
+LOSS_CAP = 4.0  # a loss beyond it (or not finite) tells no more
+
+
+class Evaluator(Protocol):
+    """What a setting costs and what it is worth."""
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The decisions, in the order of every `levels` tuple."""
+        ...
+
+    def evaluate(self, levels: Levels) -> Candidate:
+        """Accuracy on the reward set and measured latency ratio. Dear; the same levels give the same answer."""
+        ...
+
+    def latency_estimate(self, levels: Levels) -> float:
+        """Ratio to the dense float model from a table of single-knob measurements. Free."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search.
+
+    Raises:
+        InputError: a value that means nothing.
+    """
+
+    method: str  # one of METHODS
+    evaluations: int  # distinct settings the evaluator is asked for, the same for every method
+    budget: float  # latency ratio to the dense float model; in soft mode only a hint
+    mode: str = "hard"  # one of MODES
+    alpha: float = 1.0  # soft mode: weight of accuracy
+    beta: float = 1.0  # soft mode: weight of the latency ratio
+    seed: int = 0
+    warm_start: bool = True  # ppo: the first part of the evaluations goes to the knapsack, whose plan is the first policy
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError("search method", found=repr(self.method), expected=", ".join(METHODS))
+        if self.mode not in MODES:
+            raise InputError("search mode", found=repr(self.mode), expected=", ".join(MODES))
+        if self.evaluations < 1:
+            raise InputError("search evaluations", found=str(self.evaluations), expected="at least 1")
+        if not (math.isfinite(self.budget) and self.budget > 0):
+            raise InputError("latency budget", found=str(self.budget), expected="a ratio to the dense float model above 0")
+
+
+def reward(candidate: Candidate, settings: SearchSettings) -> float:
+    """The reported reward.
+
+    hard: `accuracy - 5 * max(0, latency_ratio / budget - 1.02)`; inside the budget it is the accuracy.
+    soft: `alpha * accuracy - beta * latency_ratio` (AMP-HASA's reward with measured latency in the place of sparsity).
+    """
+    if settings.mode == "soft":
+        return settings.alpha * candidate.accuracy - settings.beta * candidate.latency_ratio
+    return candidate.accuracy - PENALTY * max(0.0, candidate.latency_ratio / settings.budget - 1.0 - TOLERANCE)
+
+
+def signal(candidate: Candidate, settings: SearchSettings) -> float:
+    """What policies and local moves climb: the reward minus 0.1 times the loss, capped at 4.
+
+    Near chance every accuracy is the same and says nothing about where to go; the loss still falls.
+    """
+    loss = min(candidate.loss, LOSS_CAP) if math.isfinite(candidate.loss) else LOSS_CAP
+    weight = settings.alpha if settings.mode == "soft" else 1.0
+    return reward(candidate, settings) - weight * SHAPING * loss
+
+
+def dependents(knobs: tuple[Knob, ...]) -> dict[int, tuple[int, ...]]:
+    """Block knob -> the inner knobs that do not matter once that block is gone, as positions in `knobs`.
+
+    Read from the names: `block:layer1.0.conv2` holds the inner groups under `layer1.0.`.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for b, block in enumerate(knobs):
+        prefix = block.name.removeprefix("block:").rpartition(".")[0]
+        if block.kind == "block" and prefix:
+            inside = (i for i, k in enumerate(knobs) if k.kind == "inner" and k.name.startswith(prefix + "."))
+            found[b] = tuple(inside)
+    return found
+
+
+def canonical(knobs: tuple[Knob, ...], levels: Levels, inside: Mapping[int, tuple[int, ...]] | None = None) -> Levels:
+    """The same network with the knobs that do not matter (inside removed blocks) at level 0."""
+    out = list(levels)
+    for block, inner in (dependents(knobs) if inside is None else inside).items():
+        if knobs[block].kept[levels[block]] == 0:
+            for i in inner:
+                out[i] = 0
+    return tuple(out)
+
+
+def levels_of(knobs: tuple[Knob, ...], thresholds: ArrayLike) -> Levels:
+    """Levels of thresholds (shares to remove, one per knob)."""
+    return tuple(k.level(float(t)) for k, t in zip(knobs, np.asarray(thresholds, dtype=np.float64), strict=True))
+
+
+def thresholds_of(knobs: tuple[Knob, ...], levels: Levels) -> FloatArray:
+    """Shares removed at these levels; `levels_of` of them gives the levels again."""
+    return np.array([1.0 - k.kept[i] / k.size for k, i in zip(knobs, levels, strict=True)], dtype=np.float64)
+
+
+class Wall:
+    """The budget as a wall (AMC, He et al. 2018, section 3.3, there by MACs): every action is made to fit.
+
+    Thresholds over budget move by one scalar t towards the fastest setting, `a' = a + t (f - a)` with f = 1 where a knob is
+    fastest at its last level, until the estimate is within budget. In soft mode there is no wall.
+
+    Args:
+        knobs: the decisions.
+        estimate: free latency ratio of levels; may improve as whole models are measured.
+        settings: budget and mode.
+
+    Raises:
+        InputError: hard mode, and even the fastest setting is over budget by the estimate.
+    """
+
+    STEPS = 16  # halvings of t
+
+    def __init__(self, knobs: tuple[Knob, ...], estimate: Callable[[Levels], float], settings: SearchSettings) -> None:
+        self._knobs, self._estimate, self._settings = knobs, estimate, settings
+        self._inside = dependents(knobs)
+        far = self._find_fastest()
+        last = [i == len(k.kept) - 1 for i, k in zip(far, knobs, strict=True)]
+        self._target = np.where(last, 1.0, thresholds_of(knobs, far))
+        self.fastest = canonical(knobs, far, self._inside)
+        ratio = estimate(self.fastest)
+        if settings.mode == "hard" and not ratio <= settings.budget:
+            raise InputError(
+                "the latency budget cannot be reached by pruning",
+                found=f"{settings.budget:.3f} of the dense float latency",
+                expected=f"at least {ratio:.3f}, the fastest reachable",
+                do="raise --latency-budget",
+            )
+
+    def _find_fastest(self) -> Levels:
+        """Knob after knob the level with the least estimate, until nothing changes. Exact for an additive table.
+
+        A wider layer may be faster than a narrower one whose width the kernels do not like. Inner knobs come first, while
+        every block is still there, so that they have a direction of their own.
+        """
+        knobs = self._knobs
+        order = sorted(range(len(knobs)), key=lambda i: knobs[i].kind == "block")
+        levels = tuple(0 if k.kind == "block" else len(k.kept) - 1 for k in knobs)
+        for _ in knobs:
+            before = levels
+            for i in order:
+                options = [(*levels[:i], j, *levels[i + 1 :]) for j in range(len(knobs[i].kept))]
+                levels = min(options, key=lambda o: (self._estimate(canonical(knobs, o, self._inside)), o[i] != before[i]))
+            if levels == before:
+                break
+        return levels
+
+    def levels(self, thresholds: ArrayLike) -> Levels:
+        """Canonical levels of thresholds."""
+        return canonical(self._knobs, levels_of(self._knobs, thresholds), self._inside)
+
+    def clip(self, thresholds: ArrayLike) -> FloatArray:
+        """Thresholds whose levels are within budget by the estimate; the same ones if they already are."""
+        start = np.clip(np.asarray(thresholds, dtype=np.float64), 0.0, 1.0)
+        if self._settings.mode == "soft" or self._estimate(self.levels(start)) <= self._settings.budget:
+            return start
+        low, high = 0.0, 1.0
+        for _ in range(self.STEPS):
+            middle = (low + high) / 2
+            if self._estimate(self.levels(start + middle * (self._target - start))) <= self._settings.budget:
+                high = middle
+            else:
+                low = middle
+        # At t = 1 the target itself: 'start + (target - start)' may differ from it by rounding.
+        return self._target.copy() if high == 1.0 else start + high * (self._target - start)
+
+
+class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Thresholds in; accuracy and measured latency out.
+
+    An episode has one step, which sets every layer's threshold at once. The reward of a setting is known only when the whole
+    network is set, and nothing random happens between layers, so an episode that walks layer by layer would only spread one
+    number over many steps; with one step, gamma = 0 and no value function has to look ahead.
+
+    action: Box(-1, 1), one number per knob; the threshold (share of units removed, in [0, 1]) is `(action + 1) / 2`.
+        Gaussian policies want a symmetric box. In hard mode the wall raises thresholds that are over budget.
+    observation: Box, float32: sparsity per knob (share removed by the last candidate), its accuracy, its latency ratio, the
+        budget, the best reward so far. `reset(seed=...)` forgets the last candidate; `reset()` keeps it.
+    reward: see `signal`. info: "candidate" and the reported "reward".
+    """
+
+    def __init__(self, evaluator: Evaluator, settings: SearchSettings, wall: Wall | None = None) -> None:
+        self._evaluator, self._settings = evaluator, settings
+        self.wall = wall or Wall(evaluator.knobs, evaluator.latency_estimate, settings)
+        n = len(evaluator.knobs)
+        self.action_space = spaces.Box(-1.0, 1.0, (n,), np.float32)
+        low = np.array([0.0] * n + [0.0, 0.0, 0.0, -10.0], dtype=np.float32)
+        high = np.array([1.0] * n + [1.0, 10.0, 10.0, 10.0], dtype=np.float32)
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._last: Candidate | None = None
+        self._best = 0.0
+
+    def thresholds(self, action: ArrayLike) -> FloatArray:
+        """The thresholds an action stands for, after the wall."""
+        return self.wall.clip((np.asarray(action, dtype=np.float64) + 1.0) / 2.0)
+
+    def action(self, levels: Levels) -> NDArray[np.float32]:
+        """The action that stands for these levels (before the wall)."""
+        return (2.0 * thresholds_of(self._evaluator.knobs, levels) - 1.0).astype(np.float32)
+
+    def _observation(self) -> NDArray[np.float32]:
+        if self._last is None:
+            sparsity, accuracy = np.zeros(len(self._evaluator.knobs)), 0.0
+            ratio = self._evaluator.latency_estimate((0,) * len(self._evaluator.knobs))
+        else:
+            sparsity = thresholds_of(self._evaluator.knobs, self._last.levels)
+            accuracy, ratio = self._last.accuracy, self._last.latency_ratio
+        space = self.observation_space
+        assert isinstance(space, spaces.Box)
+        values = np.array([*sparsity, accuracy, ratio, self._settings.budget, self._best], dtype=np.float32)
+        return np.clip(values, space.low, space.high)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode. No evaluation is spent."""
+        super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._forget()
+        return self._observation(), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Evaluate the setting the action stands for; the episode ends."""
+        candidate = self._evaluator.evaluate(self.wall.levels(self.thresholds(action)))
+        value = reward(candidate, self._settings)
+        self._best = value if self._last is None else max(self._best, value)
+        self._last = candidate
+        return self._observation(), signal(candidate, self._settings), True, False, {"candidate": candidate, "reward": value}

@@ -1,0 +1,226 @@
+"""What a candidate is worth: one-shot accuracy on images of the search split, and latency measured on the device.
+
+A candidate is cheap because nothing is solved or exported for it: its weights are stitched from per-layer solutions (each layer
+re-solved once for each set of kept inputs, the layer-wise database of SPDY, Frantar & Alistarh 2022, arXiv 2201.13096), its
+BatchNorm statistics are taken again on a few augmented images, and both the network that answers and the one that is timed are
+the dense ONNX graph cut to shape. It answers in ONNX Runtime, whose convolutions are twice as fast as torch's here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..devices.latency_cache import LatencyCache
+from ..devices.local import QuickMeter
+from ..targets.base import Limits, Prober, Structure
+from .batchnorm import reestimate_on
+from .candidate import CandidateGraph
+from .compensate import stitched_weight
+from .groups import IN, OUT, Coupling
+from .surgery import cuts, prune
+from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, from_json, to_json
+
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before rounding to what the target's kernels like
+
+
+def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
+    """The decisions of the search, fenced by the target's limits: every setting of them can be built.
+
+    Kept counts are multiples of `limits.channel_multiple` (or the dense count). A group with one choice has no knob.
+    """
+    found = []
+    for group in coupling.groups:
+        if group.kind == "block":
+            kept: tuple[int, ...] = (1, 0)
+        else:
+            step = limits.channel_multiple
+            counts = {max(step, round(group.size * share / step) * step) for share in SHARES[1:]}
+            kept = (group.size, *sorted((c for c in counts if c < group.size), reverse=True))
+        if len(kept) > 1:
+            found.append(Knob(group.name, group.kind, group.size, kept))
+    return tuple(found)
+
+
+def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[str, tuple[int, ...]], score: str) -> Plan:
+    """The plan of a setting: of each group the highest-scored units stay.
+
+    Args:
+        order: group -> its units, highest score first.
+    """
+    kept, blocks, thresholds = {}, [], {}
+    for knob, level in zip(knobs, levels, strict=True):
+        count = knob.kept[level]
+        thresholds[knob.name] = 1.0 - count / knob.size
+        if knob.kind == "block":
+            blocks += [knob.name] if count == 0 else []
+        elif count < knob.size:
+            kept[knob.name] = tuple(sorted(order[knob.name][:count]))
+    return Plan(Pattern.CHANNEL, score, kept, tuple(blocks), thresholds)
+
+
+def structure_of(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> Structure:
+    """Shape of the planned network: the kept inputs and outputs of every layer that is left."""
+    gone = cuts(coupling, plan.kept)
+    dropped = {layer for name in plan.removed_blocks for layer in coupling.blocks[name].layers}
+    widths = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in dropped:
+            outs, ins = module.weight.shape[:2]
+            widths[name] = (ins - len(gone.get((name, IN), ())), outs - len(gone.get((name, OUT), ())))
+    return Structure(widths, tuple(coupling.blocks[name].tail for name in plan.removed_blocks))
+
+
+@dataclass(frozen=True)
+class RewardImages:
+    """Network inputs the evaluator works on."""
+
+    inputs: torch.Tensor  # (n, C, H, W) of the search split, as they are
+    labels: torch.Tensor  # (n,)
+    statistics: torch.Tensor  # (m, C, H, W) of the training split, augmented: BatchNorm is re-estimated on them
+
+
+class StitchedEvaluator:
+    """`env.Evaluator` over a real network and a real device.
+
+    Answers are kept in `memo`, one JSON line each, so that a search which is run again replays up to where it was; latencies are
+    kept in the device's cache, so that every run on this device sees the same number for the same structure.
+    """
+
+    def __init__(
+        self,
+        net: fx.GraphModule,
+        coupling: Coupling,
+        knobs: tuple[Knob, ...],
+        order: Mapping[str, tuple[int, ...]],
+        moments: Mapping[str, torch.Tensor],
+        images: RewardImages,
+        prober: Prober,
+        meter: QuickMeter,
+        cache: LatencyCache,
+        memo: Path,
+    ) -> None:
+        self.net, self.coupling, self._knobs, self.order = net, coupling, knobs, order
+        self.moments, self.images, self.prober, self.meter, self.cache = moments, images, prober, meter, cache
+        self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self.reused = 0
+        self._table: dict[tuple[int, int], float] = {}
+        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]))
+        self._memo_path = memo
+        self._memo = _read_memo(memo)
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The decisions, in the order of every `levels` tuple."""
+        return self._knobs
+
+    def evaluate(self, levels: tuple[int, ...]) -> Candidate:
+        """Accuracy and loss on the reward images, latency ratio measured on the device."""
+        if levels in self._memo:
+            return self._memo[levels]
+        start = time.perf_counter()
+        plan = plan_for(self.knobs, levels, self.order, "")
+        structure = structure_of(self.net, self.coupling, plan)
+        net = self.network(plan)
+        accuracy, loss = self._score(net, structure)
+        ratio = self.latency_ratio(structure)
+        cost = ModelCost(sum(p.numel() for p in net.parameters()), self.prober.macs(structure))
+        candidate = Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, time.perf_counter() - start)
+        with self._memo_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(candidate)) + "\n")
+        self._memo[levels] = candidate
+        return candidate
+
+    def one_shot(self, plan: Plan) -> tuple[float, float]:
+        """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""
+        return self._score(self.network(plan), structure_of(self.net, self.coupling, plan))
+
+    def _score(self, net: fx.GraphModule, structure: Structure) -> tuple[float, float]:
+        outputs = torch.from_numpy(self._graph.answers(net, structure, self.images.inputs.numpy()))
+        accuracy = float((outputs.argmax(1) == self.images.labels).float().mean())
+        return accuracy, float(F.cross_entropy(outputs, self.images.labels))
+
+    def network(self, plan: Plan) -> fx.GraphModule:
+        """The planned network with stitched weights and BatchNorm statistics of its own, eval mode."""
+        gone = cuts(self.coupling, plan.kept)
+        weights = {}
+        for name, module in self.net.named_modules():
+            missing = gone.get((name, IN))
+            if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.moments:
+                weights[name] = self._stitched(name, module, missing)
+        small = prune(self.net, self.coupling, plan, weights).eval()
+        reestimate_on(small, [self.images.statistics])
+        return small
+
+    def _stitched(self, name: str, module: nn.Conv2d | nn.Linear, missing: set[int]) -> torch.Tensor:
+        kept = tuple(i for i in range(module.weight.shape[1]) if i not in missing)
+        if (name, kept) not in self.solved:
+            self.solved[name, kept] = stitched_weight(module, self.moments[name], torch.tensor(kept))
+        return self.solved[name, kept]
+
+    def latency_ratio(self, structure: Structure) -> float:
+        """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
+        key = structure.key()
+        known = self.cache.get(key)
+        if known is not None:
+            self.reused += 1
+            return known
+        return self.cache.put(key, self.meter.ratio(self.prober.candidate(structure)))
+
+    def latency_estimate(self, levels: tuple[int, ...]) -> float:
+        """Ratio from the table: the dense structure's plus what each knob alone was measured to change.
+
+        Knobs inside a removed block change nothing. Savings are taken as shares of what is left, so that the estimate stays
+        positive however many knobs are turned.
+        """
+        gone = {k.name.removeprefix("block:") for k, l in zip(self.knobs, levels, strict=True) if k.kind == "block" and l}
+        inside = {g for name in gone for g in self.coupling.blocks[f"block:{name}"].layers}
+        dense = self._entry(-1, 0)
+        saved = 0.0
+        for i, (knob, level) in enumerate(zip(self.knobs, levels, strict=True)):
+            if level and not (knob.kind == "inner" and knob.name in inside):
+                saved += dense - self._entry(i, level)
+        return max(dense - saved, 0.05 * dense)
+
+    def fill_table(self) -> int:
+        """Measure every entry of the table; returns how many there are."""
+        self._entry(-1, 0)
+        for i, knob in enumerate(self.knobs):
+            for level in range(1, len(knob.kept)):
+                self._entry(i, level)
+        return len(self._table)
+
+    def _entry(self, knob: int, level: int) -> float:
+        if (knob, level) not in self._table:
+            levels = tuple(level if i == knob else 0 for i in range(len(self.knobs)))
+            plan = plan_for(self.knobs, levels, self.order, "")
+            self._table[knob, level] = self.latency_ratio(structure_of(self.net, self.coupling, plan))
+        return self._table[knob, level]
+
+
+def _read_memo(path: Path) -> dict[tuple[int, ...], Candidate]:
+    """Finished evaluations; a line a killed run left unfinished is cut off."""
+    memo: dict[tuple[int, ...], Candidate] = {}
+    if not path.is_file():
+        return memo
+    good = 0
+    data = path.read_bytes()
+    for line in itertools.takewhile(lambda part: part.endswith(b"\n"), data.splitlines(keepends=True)):
+        try:
+            candidate = from_json(Candidate, json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            break
+        memo[candidate.levels] = candidate
+        good += len(line)
+    if good < len(data):
+        with path.open("r+b") as file:
+            file.truncate(good)
+    return memo

@@ -1,0 +1,315 @@
+"""The knapsack: a loss per knob and level, a latency per knob and level, and the cheapest setting within budget.
+
+HALP (Shen et al. 2022) solves channel pruning as a knapsack over a latency table; SPDY (Frantar and Alistarh 2022) solves it
+again and again with varied sensitivities and judges the plans by whole models. Here both tables start from single knobs and are
+corrected by every whole model that was measured; plans are drawn from what the loss table may still be (Thompson sampling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .env import LOSS_CAP, FloatArray, Levels, SearchSettings, canonical, dependents
+from .types import Candidate, Knob
+
+if TYPE_CHECKING:
+    from .search import Tally
+
+IntArray = NDArray[np.int64]
+Rows = tuple[FloatArray, ...]  # one array per knob, one number per level
+
+KINDS = ("inner", "stream", "block")
+BINS = 4_000  # steps of the dynamic programme
+PATIENCE = 300  # proposals in a row that were already known, after which a search has seen all it can reach
+
+
+class LatencyModel:
+    """The additive latency table, corrected by measured whole models.
+
+    The table adds up single knobs, but what a thinner stream saves in a layer, that layer's own pruning cannot save again.
+    So the savings of each kind of knob get a factor, and the whole an offset, by ridge regression (prior: the table is right) on
+    the measured candidates, those near the budget first.
+
+    Args:
+        knobs: the decisions.
+        estimate: latency ratio of levels by the table.
+        settings: budget and mode.
+    """
+
+    NOISE = 0.02  # of one measured ratio
+    PRIOR = np.array([0.03, 0.5, 0.5, 0.5])  # standard deviations: offset, factor per kind
+    NEAR = 0.2  # distance from the budget, relative to it, at which a measurement counts exp(-1)
+    LEAST = 0.1  # of a tabled saving at least this share stays, so that more pruning never looks slower
+
+    def __init__(self, knobs: tuple[Knob, ...], estimate: Callable[[Levels], float], settings: SearchSettings) -> None:
+        self._knobs, self._estimate, self._settings = knobs, estimate, settings
+        self._inside = dependents(knobs)
+        self._kind = np.array([KINDS.index(k.kind) if k.kind in KINDS else 0 for k in knobs])
+        dense = (0,) * len(knobs)
+        self._dense = estimate(dense)
+        self._alone = tuple(
+            np.array([self._dense - estimate((*dense[:i], j, *dense[i + 1 :])) for j in range(len(knob.kept))])
+            for i, knob in enumerate(knobs)
+        )
+        self._precision: FloatArray = np.diag(1.0 / self.PRIOR**2)
+        self._moment: FloatArray = np.zeros(len(self.PRIOR))
+        self._weights: FloatArray = np.zeros(len(self.PRIOR))
+
+    def _features(self, levels: Levels) -> FloatArray:
+        """[1, tabled saving of the inner, stream and block knobs]."""
+        savings: list[float] = []
+        for kind in range(len(KINDS)):
+            only = tuple(i if k == kind else 0 for i, k in zip(levels, self._kind, strict=True))
+            savings.append(self._dense - self._estimate(only) if any(only) else 0.0)
+        return np.array([1.0, *savings])
+
+    def __call__(self, levels: Levels) -> float:
+        """Predicted latency ratio."""
+        levels = canonical(self._knobs, levels, self._inside)
+        table = self._estimate(levels)
+        return table + float(self._weights @ self._features(levels)) if self._weights.any() else table
+
+    def observe(self, candidate: Candidate) -> None:
+        """Learn from a measured whole model."""
+        x: FloatArray = self._features(candidate.levels)
+        distance = abs(candidate.latency_ratio / self._settings.budget - 1.0) / self.NEAR
+        weight = (1.0 if self._settings.mode == "soft" else max(0.02, float(np.exp(-(distance**2))))) / self.NOISE**2
+        self._precision = self._precision + weight * np.outer(x, x)
+        self._moment = self._moment + weight * x * (candidate.latency_ratio - self._estimate(candidate.levels))
+        solved = np.linalg.solve(self._precision, self._moment)
+        self._weights = np.minimum(solved, 1.0 - self.LEAST)
+
+    def rows(self) -> Rows:
+        """Predicted saving per knob and level, alone."""
+        factors = 1.0 - self._weights[1 + self._kind]
+        return tuple(factor * row for factor, row in zip(factors, self._alone, strict=True))
+
+    @property
+    def dense(self) -> float:
+        """Predicted latency ratio of level 0 everywhere, as `rows` are counted from it."""
+        return self._dense + float(self._weights[0])
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What a part of the network may be: one row per option, savings and losses summed over its knobs."""
+
+    knobs: tuple[int, ...]
+    levels: IntArray  # (options, knobs)
+    saving: FloatArray  # (options,)
+    loss: FloatArray  # (options,)
+
+    def front(self) -> _Choices:
+        """Without the options that save no more and cost no less than another one, or that save less than nothing."""
+        order = np.lexsort((self.loss, -self.saving))
+        cheapest = np.minimum.accumulate(np.concatenate([[np.inf], self.loss[order][:-1]]))
+        keep = order[(self.loss[order] < cheapest) & (self.saving[order] >= 0)]
+        return _Choices(self.knobs, self.levels[keep], self.saving[keep], self.loss[keep])
+
+    def times(self, other: _Choices) -> _Choices:
+        """Every option of the one with every option of the other."""
+        i, j = (grid.ravel() for grid in np.indices((len(self.saving), len(other.saving))))
+        levels = np.concatenate([self.levels[i], other.levels[j]], axis=1)
+        return _Choices(
+            (*self.knobs, *other.knobs), levels, self.saving[i] + other.saving[j], self.loss[i] + other.loss[j]
+        ).front()
+
+
+def _parts(knobs: tuple[Knob, ...], loss: Rows, saving: Rows) -> list[_Choices]:
+    """Independent parts: single knobs, and blocks with what is inside them, where removal makes the inside free."""
+    single = [_Choices((k,), np.arange(len(loss[k]))[:, None], saving[k], loss[k]) for k in range(len(knobs))]
+    inside = dependents(knobs)
+    taken = {i for inner in inside.values() for i in inner}
+    parts = []
+    for k, knob in enumerate(knobs):
+        if k in taken:
+            continue
+        whole = single[k]
+        for i in inside.get(k, ()):
+            whole = whole.times(single[i])
+        if inside.get(k):
+            gone = np.array(knob.kept)[whole.levels[:, 0]] == 0  # with the block gone only level 0 inside makes sense
+            keep = ~gone | (whole.levels[:, 1:] == 0).all(axis=1)
+            whole = _Choices(whole.knobs, whole.levels[keep], whole.saving[keep], whole.loss[keep])
+        parts.append(whole.front())
+    return parts
+
+
+def solve(knobs: tuple[Knob, ...], loss: Rows, saving: Rows, needed: float) -> Levels | None:
+    """The levels of least summed loss whose savings add up to `needed`: a multiple-choice knapsack.
+
+    Dynamic programming over savings in 4,000ths of `needed`, rounded down: the answer saves enough, and no setting that
+    saves 1 + len(knobs) / 4000 times as much costs less. Inner knobs of a removed block neither cost nor save.
+
+    Args:
+        knobs: the decisions.
+        loss: per knob and level, at least 0, and 0 at level 0.
+        saving: latency saved per knob and level, 0 at level 0.
+        needed: what has to be saved in sum.
+
+    Returns:
+        Canonical levels, or None when not even the most pruned setting saves enough.
+    """
+    parts = _parts(knobs, loss, saving)
+    bins = BINS if needed > 0 else 0
+    best = np.full(bins + 1, np.inf)  # least loss for a saving of this many bins; the last one: enough
+    best[0] = 0.0
+    trail = []
+    for part in parts:
+        after, pick, origin = np.full(bins + 1, np.inf), np.zeros(bins + 1, dtype=np.int64), np.zeros(bins + 1, dtype=np.int64)
+        steps = np.minimum(part.saving / needed * bins, bins).astype(np.int64) if bins else np.zeros(len(part.loss), np.int64)
+        for option, (step, cost) in enumerate(zip(steps.tolist(), part.loss.tolist(), strict=True)):
+            reached, source = np.full(bins + 1, np.inf), np.arange(-step, bins + 1 - step)
+            reached[step:] = best[: bins + 1 - step] + cost
+            source[bins] = bins - step + int(np.argmin(best[bins - step :]))  # whatever overshoots is enough
+            reached[bins] = best[source[bins]] + cost
+            better = reached < after
+            after[better], pick[better], origin[better] = reached[better], option, source[better]
+        best = after
+        trail.append((part, pick, origin))
+    if not np.isfinite(best[bins]):
+        return None
+    levels, at = [0] * len(knobs), bins
+    for part, pick, origin in reversed(trail):
+        for knob, level in zip(part.knobs, part.levels[pick[at]].tolist(), strict=True):
+            levels[knob] = level
+        at = int(origin[at])
+    return tuple(levels)
+
+
+class LossModel:
+    """What pruning costs in loss: single knobs as measured, each with a factor learned from whole models.
+
+    The loss over the dense model's is modelled as `sum_k m_k d_k[level]`, d from single knobs and interpolation, with a
+    Gaussian belief over m whose prior is one common factor: losses do not add up, but their proportions hold.
+    """
+
+    SPREAD = 0.5  # prior standard deviation of a knob's factor, relative to the common one
+    NOISE = 0.1  # of a whole model's loss increase, relative to the best one's
+
+    def __init__(self, knobs: tuple[Knob, ...], dense: Candidate, tried: Sequence[Candidate]) -> None:
+        self._knobs, self._dense, self._tried = knobs, dense, tried
+        self._inside = dependents(knobs)
+        self._known: dict[tuple[int, int], float] = {}
+        self._rows: Rows | None = None
+
+    def _increase(self, candidate: Candidate) -> float:
+        loss = min(candidate.loss, LOSS_CAP) if np.isfinite(candidate.loss) else LOSS_CAP
+        return loss - self._dense.loss
+
+    def observe_single(self, knob: int, level: int, candidate: Candidate) -> None:
+        """One knob moved, all others dense."""
+        self._known[knob, level] = max(self._increase(candidate), 0.0)
+        self._rows = None
+
+    def rows(self) -> Rows:
+        """Loss increase per knob and level.
+
+        What was not measured is interpolated, or grows with the square of the share. Never falling within a knob, and never
+        quite free: what looks free alone is not free together.
+        """
+        if self._rows is not None:
+            return self._rows
+        shares = [np.array([1.0 - kept / knob.size for kept in knob.kept]) for knob in self._knobs]
+        steep: dict[str, list[float]] = {}
+        for (k, j), d in self._known.items():
+            if j == max(level for knob, level in self._known if knob == k):
+                steep.setdefault(self._knobs[k].kind, []).append(d / max(float(shares[k][j]), 1e-6) ** 2)
+        everything = [d for values in steep.values() for d in values] or [1.0]
+        typical = max(float(np.median(everything)), 1e-6)
+        rows = []
+        for k, knob in enumerate(self._knobs):
+            levels = sorted(j for i, j in self._known if i == k)
+            if levels:
+                x = np.array([0.0, *(shares[k][j] for j in levels)])
+                y = np.maximum.accumulate([0.0, *(self._known[k, j] for j in levels)])
+                row = np.interp(shares[k], x, y)
+                beyond = shares[k] > x[-1]
+                row[beyond] = y[-1] * (shares[k][beyond] / x[-1]) ** 2
+            else:
+                row = float(np.median(steep.get(knob.kind, [typical]))) * shares[k] ** 2
+            rows.append(np.maximum(row, 0.03 * typical * shares[k] ** 2))
+        self._rows = tuple(rows)
+        return self._rows
+
+    def draw(self, rng: np.random.Generator, width: float) -> Rows:
+        """The loss table as it may be: factors drawn from the belief, its spread times `width` (0 = the mean)."""
+        rows = self.rows()
+        wholes = [c for c in self._tried if sum(i > 0 for i in c.levels) > 2]
+        mean, root = np.ones(len(rows)), self.SPREAD * np.eye(len(rows))
+        if wholes:
+            y = np.array([max(self._increase(c), 1e-6) for c in wholes])
+            f = np.array([[row[i] for row, i in zip(rows, c.levels, strict=True)] for c in wholes])
+            best = float(y.min())
+            weight = np.exp(-(y / best - 1.0))  # what is far worse than the best lies in another regime
+            common = float((weight * y * f.sum(1)).sum() / (weight * f.sum(1) ** 2).sum())
+            f, y = f * common / (self.NOISE * best), y / (self.NOISE * best)  # in units of the noise
+            precision = np.eye(len(rows)) / self.SPREAD**2 + (f * weight[:, None]).T @ f
+            mean = 1.0 + np.linalg.solve(precision, (f * weight[:, None]).T @ (y - f.sum(1)))
+            root = np.linalg.inv(np.linalg.cholesky(precision)).T
+        factors = np.maximum(mean + width * (root @ rng.standard_normal(len(rows))), 0.05)
+        return tuple(m * row for m, row in zip(factors, rows, strict=True))
+
+
+def profile(tally: Tally, evaluations: int) -> LossModel:
+    """Dense, then single knobs, at most so many: every knob's middle level first, then the last ones, then the rest."""
+    knobs = tally.knobs
+    dense = (0,) * len(knobs)
+    model = LossModel(knobs, tally.evaluate(dense), tally.tried)
+    depth = max(len(k.kept) for k in knobs)
+    middle = [(i, len(k.kept) // 2) for i, k in enumerate(knobs) if len(k.kept) > 1]
+    last = [(i, len(k.kept) - 1) for i, k in enumerate(knobs) if len(k.kept) > 1]
+    rest = [(i, j) for j in range(1, depth) for i, k in enumerate(knobs) if j < len(k.kept)]
+    for i, j in list(dict.fromkeys([*middle, *last, *rest]))[: max(0, evaluations - 1)]:
+        model.observe_single(i, j, tally.evaluate((*dense[:i], j, *dense[i + 1 :])))
+    return model
+
+
+def swap(tally: Tally, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator) -> Levels:
+    """A neighbour: one or two knobs keep more, and others less until the predicted latency is within `limit`."""
+    knobs, out = tally.knobs, list(levels)
+    pruned = [i for i, j in enumerate(out) if j > 0]
+    for i in rng.permutation(pruned)[: rng.integers(1, 3)]:
+        out[i] -= 1
+    freed = {i for i, j in enumerate(levels) if out[i] < j}
+    saving = tally.latency.rows()
+    while tally.latency_estimate(tuple(out)) > limit:
+        open_ = [i for i, k in enumerate(knobs) if out[i] + 1 < len(k.kept) and i not in freed]
+        if not open_:
+            break
+        some = rng.permutation(open_)[:4]
+        prices = [(loss[i][out[i] + 1] - loss[i][out[i]]) / max(saving[i][out[i] + 1] - saving[i][out[i]], 1e-6) for i in some]
+        out[some[int(np.argmin(prices))]] += 1
+    return canonical(knobs, tuple(int(j) for j in out))
+
+
+def run(tally: Tally, until: int, rng: np.random.Generator) -> None:
+    """Spend evaluations until `until` are spent: at most half on single knobs, the rest on plans and their neighbours."""
+    settings, knobs = tally.settings, tally.knobs
+    if until < 2:  # the dense network would be all there is to see
+        tally.evaluate(tally.wall.levels(tally.wall.clip(np.zeros(len(knobs)))))
+        return
+    model = profile(tally, max(1, until // 2))
+    hard = settings.mode == "hard"
+    # Soft mode has no budget: look where along the whole range of latencies the reward is highest.
+    sweep = [] if hard else list(np.linspace(tally.latency(tally.wall.fastest), tally.latency.dense, 10)[:-1])
+    stale, turn = 0, 0
+    while len(tally.tried) < until and stale < PATIENCE:
+        centre = settings.budget if hard else tally.latency(tally.leader.levels)
+        width = 0.0 if turn == 0 else 1.0 + 0.1 * stale
+        limit = sweep.pop() if sweep else centre * (1.0 + 0.01 * (1 + 0.1 * stale) * rng.standard_normal() * (turn > 0))
+        loss = model.draw(rng, width)
+        if turn % 3 == 2:
+            levels: Levels | None = swap(tally, tally.leader.levels, loss, limit, rng)
+        else:
+            levels = solve(knobs, loss, tally.latency.rows(), tally.latency.dense - limit)
+        turn += 1
+        if levels is None:
+            levels = tally.wall.fastest
+        stale = stale + 1 if tally.seen(levels) else 0
+        tally.evaluate(levels)

@@ -1,0 +1,107 @@
+"""What a run says: on stderr a line for each stage and a bar for long work, at the end what it came to; stdout stays clean."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from .report_words import Json, headline
+
+
+class Bar(Protocol):
+    """Progress of one long piece of work."""
+
+    def advance(self, n: int = 1, text: str = "") -> None:
+        """`n` more are done; `text` is what is worth knowing now, such as the best reward so far."""
+        ...
+
+
+class Progress:
+    """Where a run reports to. On a terminal a bar moves; anywhere else there are plain lines, at most ten for each bar.
+
+    Args:
+        stream: text goes here; standard error when None.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if self._console.is_terminal:
+            self._console.print(text, soft_wrap=True)  # above a bar, if there is one
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A line when the stage starts, and one with its wall time when it has ended without an error."""
+        self.say(f"{name} ...")
+        start = time.monotonic()
+        yield
+        self.say(f"{name}: done in {_span(time.monotonic() - start)}")
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Bar]:
+        """A bar for `total` steps; it is gone when the work has ended."""
+        if not self._console.is_terminal:
+            yield _Lines(self, description, total)
+            return
+        name, note = (TextColumn(field, markup=False) for field in ("  {task.description}", "{task.fields[text]}"))
+        with RichProgress(
+            name,
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            note,
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+        ) as live:
+            yield _Live(live, live.add_task(description, total=total, text=""))
+
+
+class _Live:
+    def __init__(self, live: RichProgress, task: Any) -> None:
+        self._live, self._task = live, task
+
+    def advance(self, n: int = 1, text: str = "") -> None:
+        self._live.update(self._task, advance=n, text=text)
+
+
+class _Lines:
+    """A line at each tenth of the way, for logs."""
+
+    def __init__(self, progress: Progress, description: str, total: int) -> None:
+        self._progress, self._description, self._total = progress, description, total
+        self._done = 0
+
+    def advance(self, n: int = 1, text: str = "") -> None:
+        before, self._done = self._done, self._done + n
+        if self._done * 10 // max(self._total, 1) > before * 10 // max(self._total, 1):
+            self._progress.say(f"  {self._description}: {self._done}/{self._total}{f', {text}' if text else ''}")
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def summary(report: Json, folder: Path) -> Iterator[str]:
+    """What a run came to, from its report.json: for each target its verdict and its artifact's path, then the report's path."""
+    for name, target in report["targets"].items():
+        head = headline(report, name)
+        yield " ".join((f"{name}: {head.state}.", head.sentence, *head.reasons))
+        if target["artifact"] is not None:
+            yield f"artifact: {folder / target['artifact']['path']}"
+    yield f"report: {folder / 'report.html'}"

@@ -1,0 +1,408 @@
+"""The stages in order; the only place that knows the order.
+
+    subject -> (train the embedded network) -> sensitivity -> search -> fine-tune -> build -> verify -> report
+
+Each stage is kept in the run folder under a key made of its settings and its inputs' keys, so that the same command in the same
+folder goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import fx, nn
+
+from .. import targets as target_modules
+from ..devices import boards
+from ..devices.latency_cache import LatencyCache
+from ..devices.local import LocalDevice, QuickMeter, describe
+from ..devices.timing import TimingSettings
+from ..targets.base import BuildRequest, FloatArray, Target
+from . import compensate
+from .accuracy import cost_of, logits, top1
+from .config import Config
+from .digits import train_digits
+from .env import SearchSettings
+from .errors import UnavailableError
+from .evaluate import RewardImages, StitchedEvaluator, knobs_for, plan_for
+from .finetune import FinetuneSettings, Step, finetune
+from .graph import canonical
+from .groups import Coupling, couple
+from .images import calibration_batches, reward_images, training_inputs
+from .models import state_sha256
+from .progress import Progress
+from .report import RunResults, to_html, to_markdown, to_report
+from .search import search
+from .sensitivity import moments, rank_units
+from .store import RunFolder, Stage, atomic_write, file_ref
+from .subject import Loaded, accelerator, load_subject, weights_file
+from .surgery import check_equivalence
+from .types import (
+    Artifact,
+    Candidate,
+    Checkpoint,
+    Epoch,
+    FileRef,
+    Knob,
+    Plan,
+    Precision,
+    SearchResult,
+    Sensitivity,
+    TargetResult,
+    Timing,
+    to_json,
+)
+from .verify import artifact_logits, compare, judge
+
+PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
+SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
+REWARD_IMAGES = 1000
+
+
+@dataclass
+class _Run:
+    """What is alive while a run goes through its stages."""
+
+    config: Config
+    ui: Progress
+    folder: RunFolder
+    loaded: Loaded
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        with self.ui.stage(name):
+            yield
+        self.seconds[name] = time.monotonic() - start
+
+
+def run_pipeline(config: Config, ui: Progress) -> int:
+    """Run, or go on with, the run that `config` describes. Writes the report into `config.out`.
+
+    Returns:
+        The exit code: 0 when every gate of every target was passed, else 1.
+
+    Raises:
+        EdgeCompressError: see `errors`.
+    """
+    started = datetime.now(UTC)
+    board = boards.load(config.device)
+    chosen = [target_modules.load(name) for name in config.targets]
+    for target in chosen:
+        reason = target.missing()
+        if reason is not None:
+            raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
+    _deterministic(config)
+    with RunFolder(config, ui.say) as folder:
+        loaded = load_subject(config)
+        run = _Run(config, ui, folder, loaded, accelerator(config))
+        subject_key = _prepare_subject(run)
+        loaded = run.loaded
+        net = canonical(loaded.module, loaded.subject.data.image_shape)
+        coupling = couple(net)
+        knobs = knobs_for(coupling, chosen[0].limits)
+        precision = config.precision or chosen[0].limits.precisions[0]
+        found, order, search_stage = _search(run, subject_key, net, coupling, knobs, chosen[0], precision, board.affinity)
+        plan = plan_for(knobs, found.best.levels, order.order, config.score)
+        checkpoint, student, tuned = _finetune(run, search_stage, net, coupling, plan)
+        dense_top1, pruned_logits, dense_logits = _references(run, student)
+        results = {}
+        for target in chosen:
+            precision = config.precision or target.limits.precisions[0]
+            artifact, built = _build(run, tuned, target, student, precision)
+            results[target.name] = _verify(run, built, target, artifact, dense_logits, pruned_logits, board.affinity)
+        budget = config.latency_budget.ratio
+        results_of_run = RunResults(
+            subject=loaded.subject,
+            seed=config.seed,
+            dense_top1=dense_top1,
+            dense_search_top1=_search_top1(run, loaded.module),
+            dense_size_bytes=_dense_size(results),
+            plan=plan,
+            knobs=knobs,
+            search=found,
+            checkpoint=checkpoint,
+            pruned_top1=top1(pruned_logits, loaded.data.test.labels),
+            targets=results,
+            budget=budget if budget is not None else found.best.latency_ratio,
+            max_accuracy_drop=config.max_accuracy_drop,
+            min_speedup=config.min_speedup,
+            command=_command(),
+            packages={name: metadata.version(name) for name in PACKAGES},
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            stage_seconds=run.seconds,
+            notes=tuple(run.notes),
+        )
+        _write(folder.path, plan, results_of_run)
+    return 0 if all(r.verdict.passed for r in results.values()) else 1
+
+
+def _deterministic(config: Config) -> None:
+    """The same command gives the same bits: fixed thread count, no algorithm that depends on timing."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(config.seed)
+
+
+def _prepare_subject(run: _Run) -> str:
+    """Key of the subject; the embedded network is trained first."""
+    subject = run.loaded.subject
+    stage = run.folder.stage("subject", "1", {"subject": to_json(subject), "threads": torch.get_num_threads()})
+    if not run.loaded.untrained:
+        return stage.key
+    ref = stage.result(FileRef)
+    if ref is None:
+        with run.stage("train"), run.ui.bar("training the embedded network", 100) as bar:
+            done = 0
+
+            def tell(fraction: float) -> None:
+                nonlocal done
+                step = int(100 * fraction) - done
+                done += step
+                bar.advance(step)
+
+            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, progress=tell)
+        ref = _save(stage, run.loaded.module)
+        stage.finish(ref)
+    _load(run, ref, run.loaded.module)
+    trained = replace(subject, model_sha256=state_sha256(run.loaded.module))
+    run.loaded = replace(run.loaded, subject=trained)
+    return stage.key
+
+
+def _search(
+    run: _Run,
+    subject_key: str,
+    net: fx.GraphModule,
+    coupling: Coupling,
+    knobs: tuple[Knob, ...],
+    target: Target,
+    precision: Precision,
+    affinity: tuple[int, ...] | None,
+) -> tuple[SearchResult, Sensitivity, Stage]:
+    """Rank the units of every group, then set every knob: the plan with the best one-shot accuracy within the budget."""
+    config, loaded = run.config, run.loaded
+    settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")}
+    ranking_stage = run.folder.stage("sensitivity", "1", settings, (subject_key,))
+    ranking = ranking_stage.result(Sensitivity)
+    settings = {n: to_json(getattr(config, n)) for n in ("search", "evaluations", "latency_budget", "alpha", "beta", "seed")}
+    settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
+    stage = run.folder.stage("search", "1", settings, (ranking_stage.key,))
+    found = stage.result(SearchResult)
+    if ranking is not None and found is not None:
+        return found, ranking, stage
+    shape = loaded.subject.data.image_shape
+    images = reward_images(loaded.data, loaded.subject.preprocess, REWARD_IMAGES, config.seed)
+    with run.stage("curvature"):
+        calibration = training_inputs(loaded.data, loaded.subject.preprocess, 2000, config.seed)
+        grams = moments(net, calibration)
+    prober = target.prober(net, shape, precision)
+    context = {
+        "device": config.device,
+        "runtime": target.runtime,
+        **describe(target.runtime, config.threads),
+        "threads": str(config.threads),
+        "precision": str(precision),
+        "dense": str(loaded.subject.cost.macs),
+        "model": loaded.subject.model_sha256,
+    }
+    cache = LatencyCache(context)
+    with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
+        memo = stage.folder / "evaluations.jsonl"
+        evaluator = StitchedEvaluator(net, coupling, knobs, {}, grams, images, prober, meter, cache, memo)
+        if ranking is None:
+            with run.stage("sensitivity"):
+                ranking = rank_units(net, coupling, knobs, evaluator, calibration, config.score, config.lambda_, config.seed)
+            ranking_stage.finish(ranking)
+        evaluator.order = ranking.order
+        _check_couplings(net, coupling, knobs, ranking, shape)
+        with run.stage("latency table"):
+            evaluator.fill_table()
+        budget = config.latency_budget.ratio
+        if budget is None:
+            assert config.latency_budget.ms is not None  # Budget holds one of the two
+            budget = config.latency_budget.ms / meter.dense_ms
+        with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
+            best = 0.0
+
+            def tell(candidate: Candidate, reward: float) -> None:
+                nonlocal best
+                best = max(best, reward)
+                bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.latency_ratio:.2f} of dense, best {best:.3f}")
+
+            how = SearchSettings(
+                config.search, config.evaluations, budget, alpha=config.alpha, beta=config.beta, seed=config.seed
+            )
+            found = replace(search(evaluator, how, tell), latency_reused=evaluator.reused)
+    stage.finish(found)
+    return found, ranking, stage
+
+
+def _check_couplings(
+    net: fx.GraphModule, coupling: Coupling, knobs: tuple[Knob, ...], ranking: Sensitivity, shape: tuple[int, int, int]
+) -> None:
+    """Pruned == masked with every group cut and with every second block out, before anything is built on the graph."""
+    deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in knobs)
+    blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(knobs))
+    for levels in (deepest, blocks):
+        check_equivalence(net, coupling, plan_for(knobs, levels, ranking.order, ""), shape)
+
+
+def _finetune(
+    run: _Run, before: Stage, net: fx.GraphModule, coupling: Coupling, plan: Plan
+) -> tuple[Checkpoint, nn.Module, Stage]:
+    """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
+    config, loaded = run.config, run.loaded
+    prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
+    how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device)
+    settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES}
+    stage = run.folder.stage("finetune", "1", settings, (before.key,))
+    with run.stage("compensate"):
+        check_equivalence(net, coupling, plan, shape)
+        images = training_inputs(loaded.data, prep, SEQUENTIAL_IMAGES, config.seed + 1)
+        student = compensate.sequential(net, coupling, plan, images)
+    checkpoint = stage.result(Checkpoint)
+    if checkpoint is None:
+        steps = config.finetune_epochs * max(1, len(loaded.data.train) // how.batch)
+        with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
+
+            def tell(event: Step | Epoch) -> None:
+                if isinstance(event, Epoch):
+                    run.ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, top-1 on the search split {event.search_top1:.2f}")
+                else:
+                    bar.advance(1, f"loss {event.loss:.3f}")
+
+            history = finetune(student, loaded.module, loaded.data, prep, how, folder=stage.folder, progress=tell)
+        cost = cost_of(student, shape)
+        sparsity = 1.0 - cost.params / loaded.subject.cost.params
+        checkpoint = Checkpoint(_save(stage, student), history, cost, sparsity)
+        stage.finish(checkpoint)
+    _load(run, checkpoint.state, student)
+    return checkpoint, student.eval(), stage
+
+
+def _references(run: _Run, student: nn.Module) -> tuple[float, FloatArray, FloatArray]:
+    """The test split, read once: dense top-1, and the logits of the pruned and of the dense PyTorch network."""
+    data, prep = run.loaded.data, run.loaded.subject.preprocess
+    with run.stage("test split"):
+        dense = logits(run.loaded.module, data.test, prep, device=run.device)
+        return top1(dense, data.test.labels), logits(student, data.test, prep, device=run.device), dense
+
+
+def _search_top1(run: _Run, module: nn.Module) -> float:
+    split = run.loaded.data.search
+    return top1(logits(module, split, run.loaded.subject.preprocess, device=run.device), split.labels)
+
+
+def _build(run: _Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
+    """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
+    config, loaded = run.config, run.loaded
+    settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
+    stage = run.folder.stage(f"build-{target.name}", "1", settings, (before.key,))
+    artifact = stage.result(Artifact)
+    if artifact is not None:
+        return artifact, stage
+    search_split, prep = loaded.data.search, loaded.subject.preprocess
+    inputs = reward_images(loaded.data, prep, len(search_split), config.seed).inputs.numpy()
+
+    def score(predict: object) -> float:
+        assert callable(predict)
+        return top1(predict(inputs), search_split.labels)
+
+    folder = run.folder.path / "artifacts" / target.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.stage(f"build {target.name}"):
+        request = BuildRequest(
+            module=student,
+            dense=loaded.module,
+            image_shape=loaded.subject.data.image_shape,
+            classes=loaded.subject.data.classes,
+            precision=precision,
+            calibration=calibration_batches(loaded.data, prep, 500, config.seed + 2),
+            score=score,
+            folder=folder,
+            threads=config.threads,
+        )
+        artifact = target.build(request)
+    artifact = _under(artifact, folder.relative_to(run.folder.path))
+    stage.finish(artifact)
+    return artifact, stage
+
+
+def _under(artifact: Artifact, folder: Path) -> Artifact:
+    """Paths relative to the run folder instead of the target's."""
+    baseline = artifact.baseline and replace(artifact.baseline, path=(folder / artifact.baseline.path).as_posix())
+    return replace(artifact, file=replace(artifact.file, path=(folder / artifact.file.path).as_posix()), baseline=baseline)
+
+
+def _verify(
+    run: _Run,
+    before: Stage,
+    target: Target,
+    artifact: Artifact,
+    dense: FloatArray,
+    pruned: FloatArray,
+    affinity: tuple[int, ...] | None,
+) -> TargetResult:
+    """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
+    config, data = run.config, run.loaded.data
+    path = run.folder.path / artifact.file.path
+    with run.stage(f"verify {target.name}"):
+        answers = artifact_logits(target, path, data.test, run.loaded.subject.preprocess)
+        accuracy = compare(answers, pruned, dense, data.test.labels)
+        stage = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key,))
+        timing = stage.result(Timing)
+        if timing is None:
+            assert artifact.baseline is not None  # every target builds one
+            settings = TimingSettings(threads=config.threads, affinity=affinity, runtime=target.runtime, seed=config.seed)
+            with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
+                baseline = run.folder.path / artifact.baseline.path
+                timing = LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
+            stage.finish(timing)
+    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup)
+    return TargetResult("ok", verdict, artifact, accuracy, timing)
+
+
+def _dense_size(results: dict[str, TargetResult]) -> int:
+    sizes = [r.artifact.baseline.size_bytes for r in results.values() if r.artifact is not None and r.artifact.baseline]
+    return sizes[0] if sizes else 0
+
+
+def _save(stage: Stage, module: nn.Module) -> FileRef:
+    path = weights_file(stage.folder)
+    atomic_write(path, save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+    return file_ref(path, stage.run.path)
+
+
+def _load(run: _Run, ref: FileRef, module: nn.Module) -> None:
+    module.load_state_dict(load_file(run.folder.path / ref.path))
+    module.eval()
+
+
+def _command() -> str:
+    return shlex.join(["edge-compress", *sys.argv[1:]])
+
+
+def _write(folder: Path, plan: Plan, results: RunResults) -> None:
+    import json
+
+    report = to_report(results)
+    atomic_write(folder / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
+    atomic_write(folder / "report.md", to_markdown(report))
+    atomic_write(folder / "report.html", to_html(report))
+    atomic_write(folder / "report.json", json.dumps(report, indent=1) + "\n")

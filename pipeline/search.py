@@ -1,0 +1,195 @@
+"""Search for the levels of all knobs: PPO, and what it must beat (uniform, random, knapsack), at equal evaluations.
+
+Every method asks the same evaluator through one `Tally`, which counts distinct settings, so the methods differ in nothing but
+what they ask for. A search is deterministic given the evaluator's answers: with the answers kept, a resumed search is a replay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from . import knapsack
+from .env import METHODS, TOLERANCE, Evaluator, Levels, SearchSettings, Wall, canonical, dependents, reward, signal
+from .knapsack import PATIENCE, LatencyModel
+from .types import Candidate, Knob, SearchResult
+
+__all__ = ["METHODS", "Evaluator", "SearchSettings", "Tally", "search"]
+
+Progress = Callable[[Candidate, float], None]
+
+
+class SpentError(Exception):
+    """A new setting was asked for and no evaluation was left. Ends a method; never leaves `search`."""
+
+
+class Tally:
+    """The evaluator as the methods see it: counted, remembered, and with a latency table that learns.
+
+    Repeats are answered from memory and cost nothing; settings that differ only inside removed blocks are repeats.
+
+    Raises:
+        InputError: hard mode, and the budget cannot be reached (see `Wall`).
+    """
+
+    def __init__(self, evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None) -> None:
+        self.settings = settings
+        self.tried: list[Candidate] = []
+        self.rewards: list[float] = []
+        self.latency = LatencyModel(evaluator.knobs, evaluator.latency_estimate, settings)
+        self.wall = Wall(evaluator.knobs, self.latency, settings)
+        self._evaluator, self._progress = evaluator, progress
+        self._inside = dependents(evaluator.knobs)
+        self._memo: dict[Levels, Candidate] = {}
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The evaluator's knobs."""
+        return self._evaluator.knobs
+
+    @property
+    def left(self) -> int:
+        """Evaluations left."""
+        return self.settings.evaluations - len(self.tried)
+
+    @property
+    def leader(self) -> Candidate:
+        """The candidate with the highest training signal so far."""
+        return max(self.tried, key=lambda c: signal(c, self.settings))
+
+    def seen(self, levels: Levels) -> bool:
+        """Whether this setting was evaluated before."""
+        return canonical(self.knobs, levels, self._inside) in self._memo
+
+    def latency_estimate(self, levels: Levels) -> float:
+        """Latency ratio by the corrected table."""
+        return self.latency(levels)
+
+    def evaluate(self, levels: Levels) -> Candidate:
+        """The candidate of these levels.
+
+        Raises:
+            SpentError: it is new and no evaluation is left.
+        """
+        levels = canonical(self.knobs, levels, self._inside)
+        known = self._memo.get(levels)
+        if known is not None:
+            return known
+        if self.left <= 0:
+            raise SpentError
+        candidate = self._evaluator.evaluate(levels)
+        self._memo[levels] = candidate
+        self.tried.append(candidate)
+        self.rewards.append(reward(candidate, self.settings))
+        self.latency.observe(candidate)
+        if self._progress is not None:
+            self._progress(candidate, self.rewards[-1])
+        return candidate
+
+
+def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[Candidate, tuple[str, ...]]:
+    """The best candidate, and a note when it is over budget.
+
+    hard: within 1.02 times the budget the highest accuracy, then the faster, then the lower loss; with none within budget the
+    fastest. soft: the highest reward, then the same.
+    """
+    if settings.mode == "soft":
+        return min(tried, key=lambda c: (-reward(c, settings), c.latency_ratio, c.loss)), ()
+    within = [c for c in tried if c.latency_ratio <= settings.budget * (1.0 + TOLERANCE)]
+    if within:
+        return min(within, key=lambda c: (-c.accuracy, c.latency_ratio, c.loss)), ()
+    nearest = min(tried, key=lambda c: (c.latency_ratio, -c.accuracy, c.loss))
+    note = (
+        f"no candidate was within the latency budget of {settings.budget:.3f}; "
+        f"the nearest, {nearest.latency_ratio:.3f}, was taken"
+    )
+    return nearest, (note,)
+
+
+def search(evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None) -> SearchResult:
+    """Spend exactly `settings.evaluations` distinct evaluations (fewer only when there are no more settings) and choose.
+
+    Args:
+        evaluator: answers for a setting. Must not depend on the order of the questions.
+        settings: method, budget, mode, seed.
+        progress: called after each distinct evaluation with the candidate and its reported reward.
+
+    Raises:
+        InputError: hard mode, and the budget cannot be reached by the latency table.
+    """
+    began = time.perf_counter()
+    tally = Tally(evaluator, settings, progress)
+    rng = np.random.default_rng(settings.seed)
+    try:
+        if settings.method == "ppo":
+            from . import ppo  # imports torch and stable-baselines3: seconds that the other methods do without
+
+            ppo.run(tally, rng)
+        elif settings.method == "knapsack":
+            knapsack.run(tally, settings.evaluations, rng)
+        elif settings.method == "uniform":
+            uniform(tally, rng)
+        else:
+            at_random(tally, rng)
+        fill(tally, rng)
+    except SpentError:
+        pass
+    tried = tuple(tally.tried)
+    best, notes = choose(tried, settings)
+    if tally.left > 0:
+        notes = (*notes, f"{len(tried)} of {settings.evaluations} evaluations were spent: no further setting was found")
+    return SearchResult(
+        method=settings.method,
+        best=best,
+        tried=tried,
+        rewards=tuple(tally.rewards),
+        evaluations=len(tried),
+        seconds=time.perf_counter() - began,
+        notes=notes,
+    )
+
+
+def uniform(tally: Tally, rng: np.random.Generator) -> None:
+    """One threshold for all knobs, swept from where the wall lets it in to 1 and refined around the budget.
+
+    There are only as many uniform settings as knobs have levels; what is left then goes to one threshold per kind of knob,
+    drawn at random, with a jitter that grows while nothing new is found.
+    """
+    n = len(tally.knobs)
+    grid = np.linspace(0.0, 1.0, 17)
+    for t in grid:
+        tally.evaluate(tally.wall.levels(tally.wall.clip(np.full(n, t))))
+    for centre in grid[:-1]:  # between the grid points, the ones near the wall first
+        for offset in np.linspace(0.0, grid[1], 5)[1:-1]:
+            tally.evaluate(tally.wall.levels(tally.wall.clip(np.full(n, centre + offset))))
+    kinds = sorted({k.kind for k in tally.knobs})
+    kind = np.array([kinds.index(k.kind) for k in tally.knobs])
+    stale = 0
+    while stale < PATIENCE:
+        thresholds = rng.uniform(0.0, rng.uniform(), len(kinds))[kind] + 0.01 * stale * rng.standard_normal(n)
+        levels = tally.wall.levels(tally.wall.clip(thresholds))
+        stale = stale + 1 if tally.seen(levels) else 0
+        tally.evaluate(levels)
+
+
+def at_random(tally: Tally, rng: np.random.Generator) -> None:
+    """Independent thresholds, uniform between 0 and an upper end that is itself uniform, through the wall.
+
+    Without the upper end nearly every draw would lose half of the blocks and lie far under the budget.
+    """
+    stale = 0
+    while stale < PATIENCE:
+        levels = tally.wall.levels(tally.wall.clip(rng.uniform(0.0, rng.uniform(), len(tally.knobs))))
+        stale = stale + 1 if tally.seen(levels) else 0
+        tally.evaluate(levels)
+
+
+def fill(tally: Tally, rng: np.random.Generator) -> None:
+    """Levels drawn evenly, wall or not: only for what a method that ran dry has left over, in very small problems."""
+    stale = 0
+    while stale < PATIENCE:
+        levels = tuple(int(rng.integers(len(k.kept))) for k in tally.knobs)
+        stale = stale + 1 if tally.seen(levels) else 0
+        tally.evaluate(levels)

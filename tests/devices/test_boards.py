@@ -1,0 +1,79 @@
+"""Boards are found by file, and a wrong file is named."""
+
+import pytest
+from edge_compress.devices import boards
+from edge_compress.pipeline.errors import InputError, UnavailableError
+
+GOOD = 'targets = ["x86"]\ntransport = "local"\n'
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "edge-compress" / "devices"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_every_shipped_board_can_be_read():
+    assert "local" in boards.names()
+    for name in boards.names():
+        assert boards.load(name).name == name
+
+
+def test_local_is_this_machine_with_one_thread():
+    board = boards.load("local")
+    assert (board.transport, board.runtime, board.threads, board.affinity) == ("local", "onnxruntime", 1, None)
+    assert "x86" in board.targets
+    assert board.source.endswith("local.toml")
+
+
+def test_own_boards_are_found_and_win_over_shipped_ones(own_folder):
+    (own_folder / "bench.toml").write_text(GOOD + "threads = 2\naffinity = [0, 1]\n")
+    (own_folder / "local.toml").write_text(GOOD + "threads = 4\n")
+    assert boards.names() == ("bench", "local")
+    assert boards.load("bench").affinity == (0, 1)
+    assert boards.load("local").threads == 4
+
+
+def test_board_by_path(tmp_path):
+    path = tmp_path / "my-board.toml"
+    path.write_text(GOOD)
+    assert boards.load(path).name == "my-board"
+    assert boards.load(str(path)).source == str(path)
+
+
+def test_unknown_board_names_those_that_are_known():
+    with pytest.raises(InputError, match=r"'nope'.*local"):
+        boards.load("nope")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.toml"):
+        boards.load(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (GOOD + 'colour = "red"\n', "colour"),
+        ('transport = "local"\n', "targets"),
+        ('targets = "x86"\ntransport = "local"\n', "targets"),
+        ('targets = ["x86"]\n', "transport"),
+        (GOOD + "threads = true\n", "threads"),
+        (GOOD + "threads = 0\n", "threads"),
+        (GOOD + "affinity = []\n", "affinity"),
+        (GOOD + 'affinity = ["0"]\n', "affinity"),
+        ("targets = [", "TOML"),
+    ],
+)
+def test_wrong_file_is_named_with_the_key(own_folder, text, named):
+    (own_folder / "odd.toml").write_text(text)
+    with pytest.raises(InputError, match=rf"odd\.toml.*{named}"):
+        boards.load("odd")
+
+
+def test_board_that_cannot_be_reached_is_not_measured_somewhere_else(own_folder):
+    (own_folder / "phone.toml").write_text('targets = ["phone"]\ntransport = "adb"\n')
+    with pytest.raises(UnavailableError, match=r"phone.*adb"):
+        boards.load("phone")

@@ -1,0 +1,257 @@
+"""The configuration: what wins over what, what is refused, and that a written one reads back the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from edge_compress import targets
+from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.config import Budget, Config, differences, load, to_toml
+from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.types import Pattern, Precision
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+FLAGS: dict[str, object] = {"targets": ("x86",)}
+
+
+@pytest.fixture(autouse=True)
+def _two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "names", lambda: ("phone", "x86"))
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "edge-compress.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_defaults_are_those_of_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(None, FLAGS)
+    assert config == Config(
+        targets=("x86",),
+        model="digits-resnet",
+        data="digits",
+        device="local",
+        latency_budget=Budget(ratio=0.5),
+        max_accuracy_drop=1.0,
+        min_speedup=1.0,
+        alpha=1.0,
+        beta=1.0,
+        lambda_=None,
+        score="hasa",
+        search="ppo",
+        evaluations=200,
+        finetune_epochs=12,
+        seed=0,
+        accelerator="auto",
+        out=tmp_path / "runs" / "digits-resnet-x86",
+    )
+    assert load(None, {**FLAGS, "data": "npz:a.npz"}).finetune_epochs == 15
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = written(tmp_path, 'target = "x86"\nseed = 3\nevaluations = 50\nlatency-budget = "8ms"\nlambda = 0.5')
+    config = load(file, {"seed": 4, "evaluations": None, "targets": (), "lambda_": "auto"})
+    assert (config.seed, config.evaluations, config.latency_budget, config.lambda_) == (4, 50, Budget(ms=8.0), None)
+
+
+def test_paths_in_a_file_are_relative_to_the_file_and_in_flags_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = written(
+        tmp_path,
+        'target = ["x86"]\nmodel = "net.py:small"\nweights = "../net.pt"\ndata = "npz:sets/a.npz"\n'
+        'out = "runs/a"\ndevice = "b.toml"',
+    )
+    config = load(file, {})
+    assert config.model == f"{tmp_path}/net.py:small"
+    assert config.weights == tmp_path.parent / "net.pt"
+    assert config.data == f"npz:{tmp_path}/sets/a.npz"
+    assert config.out == tmp_path / "runs" / "a"
+    assert config.device == str(tmp_path / "b.toml")
+    flags = load(file, {"model": "net.py:small", "data": "torchvision:CIFAR10:sets"})
+    assert (flags.model, flags.data) == (f"{tmp_path}/elsewhere/net.py:small", f"torchvision:CIFAR10:{tmp_path}/elsewhere/sets")
+    assert load(file, {"model": "timm:resnet18", "data": "digits"}).model == "timm:resnet18"
+    assert load(file, {"model": "package.module:factory"}).model == "package.module:factory"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("sede", "'seed'"), ("latency_budget", "'latency-budget'"), ("targets", "'target'"), ("xyzzy", "max-accuracy-drop")],
+)
+def test_an_unknown_key_is_refused_by_name_with_what_was_meant(tmp_path: Path, key: str, hint: str) -> None:
+    file = written(tmp_path, f'target = "x86"\n{key} = 1')
+    with pytest.raises(InputError) as caught:
+        load(file, {})
+    assert str(file) in str(caught.value)
+    assert repr(key) in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "seed = 1.5",
+        "seed = true",
+        "seed = -1",
+        'seed = "1"',
+        "evaluations = 0",
+        "finetune-epochs = -1",
+        "threads = 0",
+        "alpha = nan",
+        "beta = -1",
+        'alpha = "1"',
+        f"alpha = 1{'0' * 400}",
+        "max-accuracy-drop = 101",
+        "min-speedup = inf",
+        "lambda = -1",
+        'lambda = "off"',
+        'score = "best"',
+        'search = "grid"',
+        'pattern = "4:8"',
+        'precision = "int4"',
+        'accelerator = "tpu"',
+        "json = 1",
+        "weights = 3",
+        'model = ""',
+        'model = "a\\u0000b"',
+        "mean = []",
+        'mean = ["a"]',
+        "mean = 0.5",
+        "std = [0.0]",
+        "image-size = 0",
+        "augment = 1",
+        "[seed]\nseed = 1",
+        "latency-budget = true",
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_file_and_key(tmp_path: Path, line: str) -> None:
+    file = written(tmp_path, f'target = "x86"\n{line}')
+    with pytest.raises(InputError) as caught:
+        load(file, {})
+    key = line.strip("[").partition("]")[0].partition(" ")[0]
+    assert f"{file}: {key}" in str(caught.value)
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-0.5", "1.5", "nan", "inf", "0ms", "-8ms", "nanms", "infms", "ms", "", "8 s", "50%", "half"]
+)
+def test_a_budget_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--latency-budget"):
+        load(None, {**FLAGS, "latency_budget": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("0.5", Budget(ratio=0.5)), ("1", Budget(ratio=1.0)), ("8ms", Budget(ms=8.0)), (" 1.5 ms ", Budget(ms=1.5))],
+)
+def test_a_budget_is_a_share_or_milliseconds(text: str, budget: Budget) -> None:
+    assert load(None, {**FLAGS, "latency_budget": text}).latency_budget == budget
+    assert Budget.parse(str(budget)) == budget
+
+
+def test_mean_and_std_have_to_fit_each_other() -> None:
+    config = load(None, {**FLAGS, "mean": "0.5,0.4,0.3", "std": "0.2, 0.2, 0.2"})
+    assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    with pytest.raises(InputError, match="3 and 1 values"):
+        load(None, {**FLAGS, "mean": "0.5,0.4,0.3", "std": "0.2"})
+
+
+def test_no_target_and_an_unknown_target_are_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no target: expected --target phone\|x86"):
+        load(None, {"targets": ()})
+    for flags, file in (({"targets": ("arm",)}, None), ({}, written(tmp_path, 'target = "arm"'))):
+        with pytest.raises(InputError, match=r"'arm'.*phone or x86"):
+            load(file, flags)
+    assert load(None, {"targets": ("x86", "phone", "x86")}).targets == ("x86", "phone")
+
+
+@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe", b'target = "x86"\ntarget = "x86"'])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.toml is not TOML"):
+        load(file, {})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load(path, {})
+
+
+def test_two_configurations_differ_only_in_what_the_result_depends_on() -> None:
+    one = load(None, FLAGS)
+    assert differences(one, dataclasses.replace(one, out=Path("/elsewhere"), json=True, require_artifact=True)) == ()
+    assert differences(one, dataclasses.replace(one, seed=1, lambda_=0.1)) == ("lambda", "seed")
+
+
+def test_the_scores_and_augmentations_are_those_that_exist() -> None:
+    from edge_compress.pipeline.hasa import SCORES
+    from edge_compress.pipeline.preprocess import AUGMENTATIONS
+
+    assert set(settings.SCORES) == set(SCORES)
+    assert set(settings.AUGMENTS) == set(AUGMENTATIONS)
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+file_names = words.map(lambda text: text.replace("/", "-")).filter(lambda text: text not in (".", ".."))
+paths = st.builds(lambda parts: Path("/").joinpath(*parts), st.lists(file_names, min_size=1, max_size=3))
+positive = st.floats(min_value=0, max_value=1e6, exclude_min=True)
+weights = st.floats(min_value=0, max_value=1e6)
+channels = st.one_of(st.none(), st.tuples(positive, positive, positive))
+budgets = st.one_of(
+    st.builds(Budget, ratio=st.floats(0, 1, exclude_min=True)),
+    st.builds(Budget, ms=st.floats(0, 1e6, exclude_min=True)),
+)
+configs = st.builds(
+    Config,
+    targets=st.sampled_from([("x86",), ("phone", "x86"), ("x86", "phone")]),
+    model=st.one_of(st.just("digits-resnet"), st.just("timm:resnet18"), paths.map(lambda p: f"{p}.py:factory")),
+    weights=st.one_of(st.none(), paths),
+    data=st.one_of(st.just("digits"), paths.map(lambda p: f"npz:{p}"), paths.map(lambda p: f"torchvision:CIFAR10:{p}")),
+    mean=channels,
+    std=channels,
+    augment=st.sampled_from([None, *settings.AUGMENTS]),
+    image_size=st.one_of(st.none(), st.integers(4, 4096)),
+    device=st.one_of(st.just("local"), paths.map(lambda p: f"{p}.toml")),
+    pattern=st.sampled_from([None, *Pattern]),
+    precision=st.sampled_from([None, *Precision]),
+    latency_budget=budgets,
+    max_accuracy_drop=st.floats(0, 100),
+    min_speedup=weights,
+    alpha=weights,
+    beta=weights,
+    lambda_=st.one_of(st.none(), weights),
+    score=st.sampled_from(settings.SCORES),
+    search=st.sampled_from(settings.SEARCHES),
+    evaluations=st.integers(1, 10**6),
+    finetune_epochs=st.integers(0, 10**6),
+    seed=st.integers(0, 2**31 - 1),
+    accelerator=st.sampled_from(settings.ACCELERATORS),
+    threads=st.integers(1, 64),
+    out=paths,
+    json=st.booleans(),
+    require_artifact=st.booleans(),
+)
+
+
+@given(config=configs)
+@hypothesis_settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_a_written_configuration_reads_back_the_same(tmp_path: Path, config: Config) -> None:
+    text = to_toml(config)
+    assert load(written(tmp_path, text), {}) == config
+    assert all(not (isinstance(v, float) and math.isnan(v)) for v in tomllib.loads(text).values())

@@ -1,0 +1,165 @@
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from edge_compress.pipeline.errors import BuildError, UnavailableError
+from edge_compress.pipeline.types import Precision
+from edge_compress.targets import x86
+from edge_compress.targets.base import BuildRequest, Structure
+from onnx import numpy_helper
+
+SHAPE = (3, 12, 12)
+FLOAT_TOP1 = 90.0
+ORDER = ["float", "min-max 8", "min-max 7", "p99.999", "p99.99", "entropy", "last float", "first float", "both float"]
+
+
+def request(tiny, images, folder, precision=Precision.INT8, score=None):
+    def agreement(predict):
+        with torch.no_grad():
+            expected = tiny(torch.from_numpy(images)).numpy().argmax(1)
+        return 100.0 * float((predict(images).argmax(1) == expected).mean())
+
+    return BuildRequest(
+        module=tiny,
+        dense=tiny,
+        image_shape=SHAPE,
+        classes=tuple("abcde"),
+        precision=precision,
+        calibration=[images[:5], images[5:8]],
+        score=score or agreement,
+        folder=folder,
+    )
+
+
+def scripted(figures):
+    """A score that gives these figures in turn and counts how often it was asked."""
+    asked = []
+
+    def score(predict):
+        asked.append(predict)
+        return figures[len(asked) - 1]
+
+    return score, asked
+
+
+def chosen(tiny, tiny_onnx, images, tmp_path, figures):
+    score, asked = scripted(figures)
+    _, notes, options, choices = x86._choose_int8(tiny_onnx, request(tiny, images, tmp_path, score=score))
+    return options, notes, choices, len(asked)
+
+
+def test_the_artifact_and_its_baseline_are_files_that_compute_the_network(tiny, images, tmp_path):
+    artifact = x86.TARGET.build(request(tiny, images, tmp_path))
+    for ref in (artifact.file, artifact.baseline):
+        data = (tmp_path / ref.path).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (ref.size_bytes, ref.sha256)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["baseline.onnx", "model.onnx"]
+    assert artifact.file.size_bytes < artifact.baseline.size_bytes
+    with torch.no_grad():
+        expected = tiny(torch.from_numpy(images)).numpy()
+    with x86.TARGET.runner(tmp_path / "baseline.onnx") as baseline, x86.TARGET.runner(tmp_path / "model.onnx") as model:
+        assert np.abs(baseline(images) - expected).max() < 1e-4
+        assert model(images).shape == (len(images), 5)
+        assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.98
+    stored = onnx.load(tmp_path / "model.onnx")
+    assert json.loads(next(p.value for p in stored.metadata_props if p.key == "classes")) == list("abcde")
+    assert any(node.op_type == "QuantizeLinear" for node in stored.graph.node)
+    assert len(artifact.choices) == 6
+    assert artifact.options["activation_type"] == "uint8"
+    again = x86.TARGET.build(request(tiny, images, tmp_path))
+    assert (again.file, again.baseline) == (artifact.file, artifact.baseline)
+
+
+def test_float_is_built_without_a_quantizer_and_half_precision_is_refused(tiny, images, tmp_path):
+    artifact = x86.TARGET.build(request(tiny, images, tmp_path, Precision.FP32))
+    assert artifact.file.sha256 == artifact.baseline.sha256  # nothing was pruned
+    assert not any("Quantize" in node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    with pytest.raises(BuildError, match="found fp16"):
+        x86.TARGET.build(request(tiny, images, tmp_path, Precision.FP16))
+
+
+def test_seven_bit_weights_are_taken_where_eight_bits_saturate(tiny, tiny_onnx, images, tmp_path):
+    options, _, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, 89.0, 89.9, 89.8, 89.85, 89.7])
+    assert (options["ranges"], options["weight_bits"]) == ("min-max", "7")
+    assert asked == 6
+    assert choices[0] == "float: 90.00 %"
+    assert "7-bit weights: 89.80 %" in choices[3]
+
+
+def test_the_best_ranges_win_but_not_for_a_hundredth_of_a_point(tiny, tiny_onnx, images, tmp_path):
+    options, *_ = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, 89.8, 89.81, 89.79, 89.9, 89.91])
+    assert (options["ranges"], options["weight_bits"]) == ("percentile-99.99", "8")
+    options, *_ = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, 89.8, 89.82, 89.8, 89.8, 89.8])
+    assert (options["ranges"], options["weight_bits"]) == ("min-max", "8")
+
+
+def test_layers_go_back_to_float_only_while_int8_costs_too_much(tiny, tiny_onnx, images, tmp_path):
+    bad = [90.0, 88.0, 88.0, 88.0, 88.0, 88.0]
+    options, _, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.5, 89.9])
+    assert (options["excluded"], asked) == ("stem", 8)
+    assert choices[-1] == "min-max ranges, 8-bit weights, stem in float: 89.90 %"
+    options, notes, _, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.1, 88.1, 88.2])
+    assert (options["excluded"], asked) == ("stem,head", 9)
+    assert any("1.80 points" in note for note in notes)
+
+
+def test_the_runner_takes_any_number_of_inputs_and_names_a_file_it_cannot_load(tiny_onnx, images, tmp_path):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(tiny_onnx.SerializeToString())
+    with x86.TARGET.runner(path) as run:
+        whole = run(images[:7])
+        assert np.array_equal(whole, np.concatenate([run(images[i : i + 1]) for i in range(7)]))
+        assert run(images[:0]).shape == (0, 5)
+    path.write_bytes(b"not a network")
+    with pytest.raises(BuildError, match=r"cannot load net\.onnx"), x86.TARGET.runner(path):
+        pass
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])
+def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
+    prober = x86.TARGET.prober(tiny, SHAPE, precision)
+    narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
+    small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.baseline()
+    assert len(small) < len(whole)
+    weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(small).graph.initializer}
+    name = "a.conv1.weight_quantized" if precision is Precision.INT8 else "a.conv1.weight"
+    assert weights[name].shape == (4, 8, 3, 3)
+    assert weights[name].dtype == (np.int8 if precision is Precision.INT8 else np.float32)
+    assert not any(name.startswith("c.") for name in weights)
+    for data in (small, whole, baseline):
+        assert x86.predictor(data)(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
+    assert not any("Quantize" in node.op_type for node in onnx.load_from_string(baseline).graph.node)
+    full = 144 * 9 * (3 * 8 + 2 * 64) + 36 * (9 * (8 * 16 + 16 * 16) + 8 * 16 + 9 * 16 + 4 * 9 * 256) + 16 * 5
+    assert prober.macs(Structure({})) == full
+    assert prober.macs(narrow) == full - 144 * 9 * 64 - 36 * 2 * 9 * 256
+
+
+def test_vnni_is_read_from_the_processors_flags():
+    assert x86.has_vnni("model name : x\nflags\t\t: fpu avx2 avx512_vnni sse\n")
+    assert x86.has_vnni("flags : avx_vnni")
+    assert not x86.has_vnni("model name : avx_vnni\nflags : fpu avx2 avx512f\n")
+
+
+def test_missing_packages_are_named_before_anything_is_built(tiny, images, tmp_path, monkeypatch):
+    assert x86.TARGET.missing() is None
+    monkeypatch.setattr(x86, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    assert "pip install onnxruntime" in x86.TARGET.missing()
+    with pytest.raises(UnavailableError, match="onnxruntime"):
+        x86.TARGET.build(request(tiny, images, tmp_path))
+    with pytest.raises(UnavailableError), x86.TARGET.runner(tmp_path / "x.onnx"):
+        pass
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(x86.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        x86._write(tmp_path, "model.onnx", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

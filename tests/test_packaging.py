@@ -1,0 +1,152 @@
+"""The wheel holds the four folders whole, under one name, and nothing else; imports keep to that name and to the arrows."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("pipeline", "targets", "calibration", "devices")
+DATA = (".toml", ".jinja")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a wheel is built from: a build in the checkout would find what an earlier one left there."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in (*FOLDERS, "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path) -> zipfile.ZipFile:
+    code = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+    built = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (file,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def test_the_wheel_holds_every_module_and_data_file_of_the_four_folders_and_nothing_else(
+    tree: Path, wheel: zipfile.ZipFile
+) -> None:
+    expected = {
+        f"edge_compress/{path.relative_to(tree).as_posix()}"
+        for folder in FOLDERS
+        for path in (tree / folder).rglob("*")
+        if path.suffix in (".py", *DATA) or path.name == "py.typed"
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == expected
+    assert {f"edge_compress/{folder}/py.typed" for folder in FOLDERS} < packed
+
+
+def test_every_file_of_the_four_folders_has_a_kind_that_is_packed() -> None:
+    others = [
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".py", *DATA) and path.name != "py.typed"
+    ]
+    assert others == []
+
+
+def test_no_top_level_name_is_taken_but_one(wheel: zipfile.ZipFile) -> None:
+    (names,) = (name for name in wheel.namelist() if name.endswith("/top_level.txt"))
+    assert wheel.read(names).decode().split() == ["edge_compress"]
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"edge_compress"}
+
+
+def test_the_wheel_carries_the_command_and_the_license(wheel: zipfile.ZipFile) -> None:
+    (points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "edge-compress = edge_compress.pipeline.cli:main" in wheel.read(points).decode()
+    (text,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
+    assert wheel.read(text) == (ROOT / "LICENSE").read_bytes()
+
+
+def _sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if "data" not in path.relative_to(ROOT).parts)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """What a file imports: absolute names as they stand, relative ones as `edge_compress.FOLDER.MODULE`."""
+    package = ("edge_compress", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            whole = ".".join((*base, *(node.module or "").split("."))).rstrip(".")
+            yield from (f"{whole}.{alias.name}" for alias in node.names)
+
+
+def test_no_file_imports_a_folder_by_its_bare_name() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in _sources(*FOLDERS, "tests", "docs", "benchmarks")
+        for name in _imported(path)
+        if name.partition(".")[0] in FOLDERS
+    ]
+    assert wrong == []
+
+
+def test_inside_the_package_imports_are_relative() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _sources(*FOLDERS)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("edge_compress"))
+        or (isinstance(node, ast.Import) and any(alias.name.startswith("edge_compress") for alias in node.names))
+    ]
+    assert wrong == []
+
+
+MAY_IMPORT = {
+    "targets": ("calibration", "pipeline.types", "pipeline.errors"),
+    "calibration": ("pipeline.types", "pipeline.errors"),
+    "devices": ("pipeline.types", "pipeline.errors"),
+}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_the_arrows_between_the_folders_point_one_way(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in _sources(folder)
+        for name in _imported(path)
+        if name.startswith("edge_compress.")
+        and not any(f"{name}.".startswith(f"edge_compress.{allowed}.") for allowed in (folder, *MAY_IMPORT[folder]))
+    ]
+    assert wrong == []
+
+
+def test_everything_the_project_needs_is_pinned() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert requirement.url is None
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", line
+            pins[canonicalize_name(requirement.name)] = specifier.version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+        requirement = Requirement(text)
+        assert pins.get(canonicalize_name(requirement.name), "none") in requirement.specifier, text
