@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .groups import OUT, Coupling
-from .surgery import cuts, prune
+from .surgery import cuts, prune, reaches
 from .types import Plan
 
 DAMPING = 0.01
@@ -142,22 +142,38 @@ class _Lockstep:
 
     def run(self, images: torch.Tensor, progress: Callable[[float], None] | None) -> None:
         self.images = images
+        self.done: set[fx.Node] = set()
         nodes = list(self.small.graph.nodes)
         last_use = {a: i for i, n in enumerate(nodes) for a in n.all_input_nodes}
-        norms = {str(n.target): self._norm_after(n) for n in nodes if n.op == "call_module"}
         for i, node in enumerate(nodes):
             if node.op == "output":
                 break
-            module = self.small.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, nn.Conv2d | nn.Linear) and (isinstance(module, nn.Linear) or module.groups == 1):
-                self._solve_layer(node, module, norms[str(node.target)])
-            self.small_run.env[node] = self._evaluate(self.small_run, node)
+            self._visit(node)
             for a in node.all_input_nodes:
                 if last_use[a] == i:
                     self.small_run.env.pop(a, None)
             self._forget(node)
             if progress is not None:
                 progress((i + 1) / len(nodes))
+
+    def _visit(self, node: fx.Node) -> None:
+        """Solve the node if it is a layer, and compute its value; at most once."""
+        if node in self.done:
+            return
+        self.done.add(node)
+        module = self.small.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.Linear) and (isinstance(module, nn.Linear) or module.groups == 1):
+            self._solve_layer(node, module, self._norm_after(node))
+        self.small_run.env[node] = self._evaluate(self.small_run, node)
+
+    def _small_value(self, node: fx.Node) -> torch.Tensor:
+        """Value of a node of the pruned network that may lie ahead: a projection shortcut runs after the branch beside it."""
+        if node not in self.small_run.env:
+            for source in node.all_input_nodes:
+                self._small_value(source)
+            self._visit(node)
+        value: torch.Tensor = self.small_run.env[node]
+        return value
 
     def _evaluate(self, run: fx.Interpreter, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -214,10 +230,10 @@ class _Lockstep:
         if name in self.tails and norm is not None:
             block = self.tails[name]
             addition = next(n for n in self.small.graph.nodes if n.name == block.addition)
-            shortcut = next(a for a in addition.all_input_nodes if a in self.small_run.env)
+            shortcut = next(a for a in addition.all_input_nodes if not reaches(a, node))
             stream = self._dense_value(self.dense_nodes[block.addition])
             # The kept channels of the stream are the kept outputs of this layer: they are coupled through the addition.
-            target = (stream[:, rows] - self.small_run.env[shortcut] - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
+            target = (stream[:, rows] - self._small_value(shortcut) - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
         else:
             target = self._dense_value(dense_node)[:, rows]
         weight, bias = self._regress(module, inputs, target)

@@ -104,12 +104,24 @@ class _Choices:
     saving: FloatArray  # (options,)
     loss: FloatArray  # (options,)
 
+    def pick(self, which: NDArray[np.bool_] | IntArray) -> _Choices:
+        """Some of the options."""
+        return _Choices(self.knobs, self.levels[which], self.saving[which], self.loss[which])
+
+    def plus(self, other: _Choices) -> _Choices:
+        """The options of both, which are about the same knobs."""
+        return _Choices(
+            self.knobs,
+            np.concatenate([self.levels, other.levels]),
+            np.concatenate([self.saving, other.saving]),
+            np.concatenate([self.loss, other.loss]),
+        )
+
     def front(self) -> _Choices:
         """Without the options that save no more and cost no less than another one, or that save less than nothing."""
         order = np.lexsort((self.loss, -self.saving))
         cheapest = np.minimum.accumulate(np.concatenate([[np.inf], self.loss[order][:-1]]))
-        keep = order[(self.loss[order] < cheapest) & (self.saving[order] >= 0)]
-        return _Choices(self.knobs, self.levels[keep], self.saving[keep], self.loss[keep])
+        return self.pick(order[(self.loss[order] < cheapest) & (self.saving[order] >= 0)])
 
     def times(self, other: _Choices) -> _Choices:
         """Every option of the one with every option of the other."""
@@ -130,12 +142,12 @@ def _parts(knobs: tuple[Knob, ...], loss: Rows, saving: Rows) -> list[_Choices]:
         if k in taken:
             continue
         whole = single[k]
-        for i in inside.get(k, ()):
-            whole = whole.times(single[i])
         if inside.get(k):
-            gone = np.array(knob.kept)[whole.levels[:, 0]] == 0  # with the block gone only level 0 inside makes sense
-            keep = ~gone | (whole.levels[:, 1:] == 0).all(axis=1)
-            whole = _Choices(whole.knobs, whole.levels[keep], whole.saving[keep], whole.loss[keep])
+            gone = np.array(knob.kept) == 0
+            kept, removed = whole.pick(~gone), whole.pick(gone)
+            for i in inside[k]:
+                kept, removed = kept.times(single[i]), removed.times(single[i].pick(np.arange(len(loss[i])) == 0))
+            whole = kept.plus(removed)
         parts.append(whole.front())
     return parts
 
@@ -156,29 +168,34 @@ def solve(knobs: tuple[Knob, ...], loss: Rows, saving: Rows, needed: float) -> L
         Canonical levels, or None when not even the most pruned setting saves enough.
     """
     parts = _parts(knobs, loss, saving)
-    bins = BINS if needed > 0 else 0
+    if needed <= 1e-9 * sum(float(part.saving.max()) for part in parts):  # nothing to save: the cheapest option of each part
+        needed, bins = 1.0, 0
+    else:
+        bins = BINS
     best = np.full(bins + 1, np.inf)  # least loss for a saving of this many bins; the last one: enough
     best[0] = 0.0
     trail = []
     for part in parts:
-        after, pick, origin = np.full(bins + 1, np.inf), np.zeros(bins + 1, dtype=np.int64), np.zeros(bins + 1, dtype=np.int64)
-        steps = np.minimum(part.saving / needed * bins, bins).astype(np.int64) if bins else np.zeros(len(part.loss), np.int64)
+        after, pick, enough = np.full(bins + 1, np.inf), np.zeros(bins + 1, dtype=np.int64), 0
+        steps = np.minimum(part.saving / needed * bins, bins).astype(np.int64)
         for option, (step, cost) in enumerate(zip(steps.tolist(), part.loss.tolist(), strict=True)):
-            reached, source = np.full(bins + 1, np.inf), np.arange(-step, bins + 1 - step)
-            reached[step:] = best[: bins + 1 - step] + cost
-            source[bins] = bins - step + int(np.argmin(best[bins - step :]))  # whatever overshoots is enough
-            reached[bins] = best[source[bins]] + cost
-            better = reached < after
-            after[better], pick[better], origin[better] = reached[better], option, source[better]
+            reached = best[: bins - step] + cost
+            better = reached < after[step:bins]
+            after[step:bins][better] = reached[better]
+            pick[step:bins][better] = option
+            source = bins - step + int(np.argmin(best[bins - step :]))  # whatever overshoots is enough
+            if best[source] + cost < after[bins]:
+                after[bins], pick[bins], enough = best[source] + cost, option, source
         best = after
-        trail.append((part, pick, origin))
+        trail.append((part, steps, pick, enough))
     if not np.isfinite(best[bins]):
         return None
     levels, at = [0] * len(knobs), bins
-    for part, pick, origin in reversed(trail):
-        for knob, level in zip(part.knobs, part.levels[pick[at]].tolist(), strict=True):
+    for part, steps, pick, enough in reversed(trail):
+        option = int(pick[at])
+        for knob, level in zip(part.knobs, part.levels[option].tolist(), strict=True):
             levels[knob] = level
-        at = int(origin[at])
+        at = enough if at == bins else at - int(steps[option])
     return tuple(levels)
 
 
@@ -191,6 +208,7 @@ class LossModel:
 
     SPREAD = 0.5  # prior standard deviation of a knob's factor, relative to the common one
     NOISE = 0.1  # of a whole model's loss increase, relative to the best one's
+    LEAST = 0.02  # the best one's loss increase counts as at least this much, which is what a reward set can resolve
 
     def __init__(self, knobs: tuple[Knob, ...], dense: Candidate, tried: Sequence[Candidate]) -> None:
         self._knobs, self._dense, self._tried = knobs, dense, tried
@@ -245,7 +263,7 @@ class LossModel:
         if wholes:
             y = np.array([max(self._increase(c), 1e-6) for c in wholes])
             f = np.array([[row[i] for row, i in zip(rows, c.levels, strict=True)] for c in wholes])
-            best = float(y.min())
+            best = max(float(y.min()), self.LEAST)
             weight = np.exp(-(y / best - 1.0))  # what is far worse than the best lies in another regime
             common = float((weight * y * f.sum(1)).sum() / (weight * f.sum(1) ** 2).sum())
             f, y = f * common / (self.NOISE * best), y / (self.NOISE * best)  # in units of the noise

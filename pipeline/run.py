@@ -66,6 +66,7 @@ from .types import (
 from .verify import artifact_logits, compare, judge
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
+EPOCHS = 8  # of the embedded network
 SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
 REWARD_IMAGES = 1000
 
@@ -167,16 +168,12 @@ def _prepare_subject(run: _Run) -> str:
         return stage.key
     ref = stage.result(FileRef)
     if ref is None:
-        with run.stage("train"), run.ui.bar("training the embedded network", 100) as bar:
-            done = 0
+        with run.stage("train"), run.ui.bar("training the embedded network", EPOCHS) as bar:
 
-            def tell(fraction: float) -> None:
-                nonlocal done
-                step = int(100 * fraction) - done
-                done += step
-                bar.advance(step)
+            def tell(epoch: Epoch) -> None:
+                bar.advance(1, f"loss {epoch.loss:.3f}, top-1 on the search split {epoch.search_top1:.2f}")
 
-            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, progress=tell)
+            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, epochs=EPOCHS, progress=tell)
         ref = _save(stage, run.loaded.module)
         stage.finish(ref)
     _load(run, ref, run.loaded.module)
@@ -215,7 +212,7 @@ def _search(
     context = {
         "device": config.device,
         "runtime": target.runtime,
-        **describe(target.runtime, config.threads),
+        **{k: v for k, v in describe(target.runtime, config.threads).items() if k in ("cpu", "runtime_version", "governor")},
         "threads": str(config.threads),
         "precision": str(precision),
         "dense": str(loaded.subject.cost.macs),
@@ -278,7 +275,7 @@ def _finetune(
         student = compensate.sequential(net, coupling, plan, images)
     checkpoint = stage.result(Checkpoint)
     if checkpoint is None:
-        steps = config.finetune_epochs * max(1, len(loaded.data.train) // how.batch)
+        steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
 
             def tell(event: Step | Epoch) -> None:

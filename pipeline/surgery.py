@@ -170,7 +170,7 @@ def _without_blocks(net: fx.GraphModule, coupling: Coupling, names: tuple[str, .
         addition = next(copies[n] for n in net.graph.nodes if n.name == block.addition)
         tail = copies[next(n for n in net.graph.nodes if n.op == "call_module" and n.target == block.tail)]
         # Read from the addition as it is now: an earlier block's removal may have put another node in the shortcut's place.
-        shortcut = next(a for a in addition.all_input_nodes if not _reaches(a, tail))
+        shortcut = next(a for a in addition.all_input_nodes if not reaches(a, tail))
         users = list(addition.users)
         addition.replace_all_uses_with(shortcut)
         graph.erase_node(addition)
@@ -184,7 +184,7 @@ def _without_blocks(net: fx.GraphModule, coupling: Coupling, names: tuple[str, .
     return copy.deepcopy(small)
 
 
-def _reaches(node: fx.Node, target: fx.Node) -> bool:
+def reaches(node: fx.Node, target: fx.Node) -> bool:
     """Whether `target` is `node` or lies before it within its own branch."""
     queue, seen = [node], set()
     while queue:

@@ -113,15 +113,14 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def _free_reshapes(model: onnx.ModelProto) -> None:
     """Constant targets (1, C) become (0, -1), the batch and the rest, so that both may change."""
-    for initializer in _reshape_targets(model):
-        target = numpy_helper.to_array(initializer)
-        if target.shape == (2,) and target[0] == 1 and target[1] > 0:
+    constants = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        initializer = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+        target = numpy_helper.to_array(initializer) if initializer is not None else np.zeros(0)
+        if initializer is not None and target.shape == (2,) and target[0] in (0, 1):
             initializer.CopyFrom(numpy_helper.from_array(np.array([0, -1], dtype=np.int64), initializer.name))
-
-
-def _reshape_targets(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    names = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
-    return [i for i in model.graph.initializer if i.name in names]
+            for attribute in [a for a in node.attribute if a.name == "allowzero"]:
+                node.attribute.remove(attribute)  # it would make 0 a size
 
 
 def _pool_means(model: onnx.ModelProto) -> None:

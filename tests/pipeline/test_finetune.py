@@ -134,7 +134,7 @@ def test_teacher_and_student_see_the_same_varied_images(teacher: nn.Module, few:
             varied.append(inputs[0])
 
     hooks = [
-        teacher.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])),
+        teacher.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].clone()) if inputs[0].any() else None),
         student.register_forward_pre_hook(note_student),
     ]
     before = copy.deepcopy(teacher.state_dict())
@@ -145,6 +145,60 @@ def test_teacher_and_student_see_the_same_varied_images(teacher: nn.Module, few:
     assert all(torch.equal(a, b) for a, b in zip(given, varied, strict=True))
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+
+
+class _OneLayoutOnly(nn.Module):
+    """Its `view` refuses channels-last features, and it normalises its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x.mul_(0.5)))
+        return self.fc(x.view(len(x), 512))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["any-layout", "one-layout"])
+def test_images_come_in_the_layout_the_network_can_take(own: bool, few: DataSet, tmp_path: Path) -> None:
+    student = _OneLayoutOnly() if own else _net()
+    layouts = set()
+    student.register_forward_pre_hook(
+        lambda module, inputs: layouts.add(inputs[0].stride()[1]) if module.training else None  # of the channels
+    )
+    wide = replace(_two_channels(few), info=replace(few.info, image_shape=(2, 8, 8))) if not own else few
+    if not own:
+        student[0] = nn.Conv2d(2, 16, 3, padding=1, bias=False)  # type: ignore[index, operator]
+    prep = PREP if own else Preprocess(PREP.mean * 2, PREP.std * 2, "shift")
+    history = finetune(student, None, wide, prep, FEW, folder=tmp_path)
+    assert layouts == ({64} if own else {1})
+    assert history[-1].loss < history[0].loss
+    assert all(p.is_contiguous() for p in student.parameters())
+
+
+def _two_channels(data: DataSet) -> DataSet:
+    images = np.repeat(data.train.read(np.arange(len(data.train))), 2, axis=3)
+    split = Split(ArraySource(images, data.train.labels), np.arange(len(images)))
+    return replace(data, train=split, search=split)
+
+
+def test_a_teacher_that_changes_its_input_does_not_change_the_students(few: DataSet, tmp_path: Path) -> None:
+    seen: list[float] = []
+    student = _net()
+    student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].min().item()) if module.training else None)
+    finetune(student, _OneLayoutOnly(), few, PREP, replace(FEW, epochs=1), folder=tmp_path)
+    assert seen == pytest.approx([-0.305 / 0.376] * 5)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
+    student, kinds = _net(), set()
+    student[3].register_forward_hook(  # type: ignore[index, operator]
+        lambda module, _, output: kinds.add(output.dtype) if module.training else None
+    )
+    history = finetune(student, teacher, few, PREP, replace(FEW, autocast=True), folder=tmp_path)
+    assert kinds == {torch.bfloat16}
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert history[-1].loss < history[0].loss
 
 
 def test_masked_weights_and_their_moments_stay_exactly_zero(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
@@ -275,7 +329,7 @@ def test_a_checkpoint_holds_no_pickle(few: DataSet, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
     content = (tmp_path / CHECKPOINT).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert json.loads(header["__metadata__"]["finetune"])["history"][0]["epoch"] == 1
+    assert json.loads(header["__metadata__"]["training"])["history"][0]["epoch"] == 1
     assert set(load_file(tmp_path / CHECKPOINT)) >= {f"best/{CONV}", f"adam/{CONV}/step", "student/1.running_mean"}
 
 
