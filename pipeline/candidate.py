@@ -40,7 +40,8 @@ class CandidateGraph:
         """Logits (n, classes) of the candidate.
 
         Args:
-            net: the candidate with its weights and BatchNorm statistics; of shape `structure`.
+            net: the candidate with its weights and BatchNorm statistics.
+            structure: its shape.
             inputs: (n, C, H, W).
         """
         model = cut(self._model, structure)

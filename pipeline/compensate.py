@@ -51,8 +51,10 @@ def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *
     """Least-squares weights on a support of its own for every output.
 
     Args:
-        weight, mask: (outputs, k); mask is 0/1.
-        gram: (k, k).
+        weight: (outputs, k) dense weights.
+        gram: (k, k) X X^T.
+        mask: (outputs, k), 1 where a weight stays.
+        damping: share of the mean diagonal added to the diagonal.
 
     Returns:
         (outputs, k), zero where the mask is zero.
@@ -68,7 +70,7 @@ def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *
 
 
 def _damped_solve(gram: torch.Tensor, target: torch.Tensor, damping: float) -> torch.Tensor:
-    """target (gram + d I)^-1, with d raised until the matrix is positive definite."""
+    """Target (gram + d I)^-1, with d raised until the matrix is positive definite."""
     diagonal = gram.diagonal().mean().clamp_min(1e-12)
     for attempt in range(6):
         damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * diagonal * damping * 10**attempt
@@ -115,6 +117,10 @@ def sequential(
 
     Args:
         net: canonical dense network, eval mode.
+        coupling: its groups and blocks.
+        plan: what is removed.
+        damping: share of the mean diagonal added to the diagonal.
+        progress: told the share of nodes done.
         images: (n, C, H, W) network inputs, augmented as in training. Activations of all of them are held for a few layers.
 
     Returns:
@@ -288,11 +294,10 @@ def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tupl
 
 
 def _damped_intercept(gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
-    """cross gram^-1 with the damping on the weights only, not on the constant."""
+    """Cross gram^-1 with the damping on the weights only, not on the constant."""
     count = gram[-1, -1].clamp_min(1.0)
     mean_x, mean_t = gram[-1, :-1] / count, cross[:, -1] / count
     centred = gram[:-1, :-1] - count * torch.outer(mean_x, mean_x)
     target = cross[:, :-1] - count * torch.outer(mean_t, mean_x)
     weight = _damped_solve(centred, target, damping)
     return torch.cat([weight, (mean_t - weight @ mean_x)[:, None]], 1)
-

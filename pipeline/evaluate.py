@@ -54,7 +54,10 @@ def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[st
     """The plan of a setting: of each group the highest-scored units stay.
 
     Args:
+        knobs: the decisions.
+        levels: one per knob.
         order: group -> its units, highest score first.
+        score: name of the score that gave the order, for the record.
     """
     kept, blocks, thresholds = {}, [], {}
     for knob, level in zip(knobs, levels, strict=True):
@@ -181,7 +184,7 @@ class StitchedEvaluator:
         Knobs inside a removed block change nothing. Savings are taken as shares of what is left, so that the estimate stays
         positive however many knobs are turned.
         """
-        gone = {k.name.removeprefix("block:") for k, l in zip(self.knobs, levels, strict=True) if k.kind == "block" and l}
+        gone = {k.name.removeprefix("block:") for k, level in zip(self.knobs, levels, strict=True) if k.kind == "block" and level}
         inside = {g for name in gone for g in self.coupling.blocks[f"block:{name}"].layers}
         dense = self._entry(-1, 0)
         saved = 0.0

@@ -74,7 +74,7 @@ def layer_nodes(net: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.L
     modules = dict(net.named_modules())
     for node in net.graph.nodes:
         if node.op == "call_module" and isinstance(modules[str(node.target)], LAYERS):
-            yield node, modules[str(node.target)]  # type: ignore[misc]
+            yield node, modules[str(node.target)]
 
 
 def submodule(net: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -173,7 +173,7 @@ def _channel_padding(node: fx.Node) -> tuple[int, int] | None:
     zeros = arguments.get("mode", "constant") == "constant" and arguments.get("value", 0) in (0, None)
     if not zeros or len(pad) != 6 or any(pad[:4]) or not all(isinstance(p, int) and p >= 0 for p in pad):
         return None
-    return int(pad[4]), int(pad[5])
+    return pad[4], pad[5]  # type: ignore[return-value]
 
 
 def _subsampling(node: fx.Node) -> tuple[fx.Node, int] | None:

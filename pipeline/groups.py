@@ -235,31 +235,35 @@ def _label_operation(
             at[node] = at[tensors[0]]
             return
     elif node.target in (torch.cat, torch.concat):
-        parts = node.args[0] if isinstance(node.args[0], list | tuple) else ()
+        listed = node.args[0] if isinstance(node.args[0], list | tuple) else ()
+        parts = [p for p in listed if isinstance(p, fx.Node) and p in at]
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if dim == 1 and parts and all(p in at for p in parts):  # type: ignore[operator]
-            at[node] = [label for p in parts for label in at[p]]  # type: ignore[index]
+        if dim == 1 and parts and len(parts) == len(listed):
+            at[node] = [label for p in parts for label in at[p]]
             return
     elif len(tensors) == 1:
-        incoming = at[tensors[0]]
-        before = shape_of(tensors[0]) or ()
-        if node.target in _PASS_FUNCTIONS or node.target in _PASS_METHODS:
-            if len(shape) >= 2 and shape[1] == len(incoming):
-                at[node] = incoming
-                return
-        elif node.target in (torch.mean, "mean") and len(before) == 4 and _spatial(node):
+        incoming, before = at[tensors[0]], shape_of(tensors[0]) or ()
+        if _passes_channels(node, before, shape) and len(shape) >= 2 and shape[1] == len(incoming):
             at[node] = incoming
             return
-        elif node.target is operator.getitem and len(shape) == 4 and _keeps_channels(node.args[1]):
-            at[node] = incoming
-            return
-        elif node.target in (torch.flatten, "flatten") and len(shape) == 2 and node.args[1:2] == (1,):
-            at[node] = _flattened(incoming, shape)
-            return
-        elif node.target in ("view", "reshape", torch.reshape) and len(shape) == 2 and node.args[-1] == -1:
+        if _flattens(node) and len(shape) == 2:
             at[node] = _flattened(incoming, shape)
             return
     freeze(node, str(name))
+
+
+def _passes_channels(node: fx.Node, before: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if node.target in _PASS_FUNCTIONS or node.target in _PASS_METHODS:
+        return True
+    if node.target in (torch.mean, "mean"):
+        return len(before) == 4 and _spatial(node)
+    return node.target is operator.getitem and len(shape) == 4 and _keeps_channels(node.args[1])
+
+
+def _flattens(node: fx.Node) -> bool:
+    if node.target in (torch.flatten, "flatten"):
+        return node.args[1:2] == (1,)
+    return node.target in ("view", "reshape", torch.reshape) and node.args[-1:] == (-1,)
 
 
 def _flattened(incoming: list[int], shape: tuple[int, ...]) -> list[int]:

@@ -31,4 +31,4 @@ def reward_images(data: DataSet, prep: Preprocess, count: int, seed: int) -> Rew
 
 def calibration_batches(data: DataSet, prep: Preprocess, count: int, seed: int, batch: int = 50) -> list[FloatArray]:
     """Training images, varied as in training, to calibrate activation ranges with."""
-    return [part.numpy() for part in training_inputs(data, prep, count, seed).split(batch)]
+    return [part.numpy() for part in torch.split(training_inputs(data, prep, count, seed), batch)]

@@ -35,7 +35,7 @@ from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
 from .errors import UnavailableError
-from .evaluate import RewardImages, StitchedEvaluator, knobs_for, plan_for
+from .evaluate import StitchedEvaluator, knobs_for, plan_for
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
 from .groups import Coupling, couple
@@ -46,7 +46,7 @@ from .report import RunResults, to_html, to_markdown, to_report
 from .search import search
 from .sensitivity import moments, rank_units
 from .store import RunFolder, Stage, atomic_write, file_ref
-from .subject import Loaded, accelerator, load_subject, weights_file
+from .subject import Loaded, accelerator, fast_bfloat16, load_subject, weights_file
 from .surgery import check_equivalence
 from .types import (
     Artifact,
@@ -266,7 +266,7 @@ def _finetune(
     """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
-    how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device)
+    how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device, autocast=fast_bfloat16(run.device))
     settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
     with run.stage("compensate"):

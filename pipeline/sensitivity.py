@@ -20,9 +20,7 @@ BATCH = 100
 
 def moments(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
-    layers = [
-        n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
-    ]
+    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
     return local_hessian(net, _batches(inputs), layers)
 
 
@@ -39,10 +37,15 @@ def rank_units(
     """Order the units of every channel group by score.
 
     Args:
+        net: canonical dense network, eval mode.
+        coupling: its groups.
+        knobs: decisions of the search; those of inner groups are set to half for the tuning.
+        evaluator: answers one-shot accuracy; its own order is not used.
         inputs: training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
         lambda_: the paper's constant; None tunes it on the search split, by the one-shot accuracy with half of every inner group
             kept (the loss decides between equals).
+        seed: of the labels that the curvature is sampled with, and of the score `random`.
 
     Raises:
         InputError: unknown score, or a lambda the score does not take.
@@ -62,9 +65,9 @@ def rank_units(
         return accuracy - 1e-3 * min(loss, 10.0)
 
     if lambda_ is not None or score not in hasa.CURVED:
-        chosen, tried = lambda_ or 0.0, ()
-    else:
-        chosen, tried = hasa.tune_lambda(one_shot, hasa.lambda_grid(score, curvature))
+        fixed = lambda_ or 0.0
+        return Sensitivity(score, fixed, order(fixed))
+    chosen, tried = hasa.tune_lambda(one_shot, hasa.lambda_grid(score, curvature))
     return Sensitivity(score, chosen, order(chosen), tried)
 
 
@@ -74,4 +77,4 @@ def _ranked(scores: Mapping[str, torch.Tensor], units: tuple[Unit, ...]) -> tupl
 
 
 def _batches(inputs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in inputs.split(BATCH)]
+    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(inputs, BATCH)]

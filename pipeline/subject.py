@@ -59,6 +59,18 @@ def accelerator(config: Config) -> str:
     return "cpu"
 
 
+def fast_bfloat16(device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32: training then runs under autocast, curvature never does."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux: not known, so the exact way
+        return False
+    flags = next((line.split(":", 1)[-1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int]) -> Preprocess:
     mean, std = config.mean or model.mean, config.std or model.std
     if mean is None or std is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -35,7 +36,9 @@ def cuts(coupling: Coupling, kept: Kept) -> dict[tuple[str, int], set[int]]:
     return gone
 
 
-def prune(net: fx.GraphModule, coupling: Coupling, plan: Plan, weights: Mapping[str, torch.Tensor] | None = None) -> fx.GraphModule:
+def prune(
+    net: fx.GraphModule, coupling: Coupling, plan: Plan, weights: Mapping[str, torch.Tensor] | None = None
+) -> fx.GraphModule:
     """The network without the plan's channels and blocks. `net` is left as it is.
 
     Args:
@@ -69,9 +72,9 @@ def masked(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> fx.GraphModul
         for (name, role), indices in gone.items():
             module, where = same.get_submodule(name), torch.tensor(sorted(indices))
             if role == IN:
-                module.weight[:, where] = 0.0  # type: ignore[index, operator]
+                module.weight[:, where] = 0.0  # type: ignore[operator]
                 continue
-            module.weight[where] = 0.0  # type: ignore[index, operator]
+            module.weight[where] = 0.0  # type: ignore[operator]
             if isinstance(module.bias, torch.Tensor):
                 module.bias[where] = 0.0
         for name in plan.removed_blocks:
@@ -124,9 +127,7 @@ def _stay(count: int, gone: Iterable[int]) -> torch.Tensor:
     return keep.nonzero().flatten()
 
 
-def _cut_layer(
-    layer: nn.Conv2d | nn.Linear, outs: set[int], ins: set[int], given: torch.Tensor | None
-) -> nn.Conv2d | nn.Linear:
+def _cut_layer(layer: nn.Conv2d | nn.Linear, outs: set[int], ins: set[int], given: torch.Tensor | None) -> nn.Conv2d | nn.Linear:
     full = layer.weight.detach()
     rows = _stay(full.shape[0], outs)
     weight = given if given is not None else full[:, _stay(full.shape[1], ins)] if ins else full
@@ -137,9 +138,17 @@ def _cut_layer(
         new = nn.Linear(weight.shape[1], weight.shape[0], bias, device="meta")
     else:
         groups = weight.shape[0] if layer.groups > 1 else 1
-        size, stride, padding, dilation = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         new = nn.Conv2d(
-            weight.shape[1] * groups, weight.shape[0], size, stride, padding, dilation, groups, bias, layer.padding_mode, device="meta"
+            weight.shape[1] * groups,
+            weight.shape[0],
+            cast(tuple[int, int], layer.kernel_size),
+            cast(tuple[int, int], layer.stride),
+            cast(tuple[int, int] | str, layer.padding),
+            cast(tuple[int, int], layer.dilation),
+            groups,
+            bias,
+            layer.padding_mode,
+            device="meta",
         )
     new.weight = nn.Parameter(weight)
     if layer.bias is not None:
@@ -195,4 +204,3 @@ def reaches(node: fx.Node, target: fx.Node) -> bool:
             seen.add(current)
             queue.extend(current.all_input_nodes)
     return False
-
