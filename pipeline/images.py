@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from torch import fx
 
 from ..targets.base import FloatArray
 from .data import DataSet
 from .evaluate import RewardImages
+from .graph import shape_of
 from .preprocess import augmented, to_input
 from .types import Preprocess
 
+HELD_TENSORS = 8  # float32 activations of one image that are alive at once while a network is solved layer after layer
 STATISTICS_IMAGES = 256  # a candidate's BatchNorm statistics are taken on; they are taken again for the chosen plan
+
+
+def affordable(net: fx.GraphModule, count: int, room_bytes: int = 3 << 30) -> int:
+    """How many images (at most `count`, at least 32) whose activations can be held for a few layers at a time.
+
+    Args:
+        net: a network whose shapes have been propagated, see `graph.propagate_shapes`.
+        count: images wanted.
+        room_bytes: memory they may take.
+    """
+    widest = max(math.prod(shape[1:]) for node in net.graph.nodes if (shape := shape_of(node)))
+    return max(32, min(count, room_bytes // (4 * widest * HELD_TENSORS)))
 
 
 def training_inputs(data: DataSet, prep: Preprocess, count: int, seed: int) -> torch.Tensor:

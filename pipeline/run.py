@@ -8,11 +8,12 @@ folder goes on where it was.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,12 +35,12 @@ from .accuracy import cost_of, logits, top1
 from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
-from .errors import UnavailableError
+from .errors import BuildError, UnavailableError
 from .evaluate import StitchedEvaluator, knobs_for, plan_for
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
 from .groups import Coupling, couple
-from .images import calibration_batches, reward_images, training_inputs
+from .images import affordable, calibration_batches, reward_images, training_inputs
 from .models import state_sha256
 from .progress import Progress
 from .report import RunResults, to_html, to_markdown, to_report
@@ -47,8 +48,9 @@ from .search import search
 from .sensitivity import moments, rank_units
 from .store import RunFolder, Stage, atomic_write, file_ref
 from .subject import Loaded, accelerator, fast_bfloat16, load_subject, weights_file
-from .surgery import check_equivalence
+from .surgery import check_equivalence, prune
 from .types import (
+    Accuracy,
     Artifact,
     Candidate,
     Checkpoint,
@@ -61,9 +63,10 @@ from .types import (
     Sensitivity,
     TargetResult,
     Timing,
+    Verdict,
     to_json,
 )
-from .verify import artifact_logits, compare, judge
+from .verify import answers, artifact_logits, compare, judge
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
 EPOCHS = 8  # of the embedded network
@@ -80,7 +83,7 @@ class _Run:
     folder: RunFolder
     loaded: Loaded
     device: str
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]  # of each stage, when it last ran to its end; kept in the folder, for runs that go on
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -89,6 +92,17 @@ class _Run:
         with self.ui.stage(name):
             yield
         self.seconds[name] = time.monotonic() - start
+        atomic_write(_seconds_file(self.folder), json.dumps(self.seconds))
+
+
+@dataclass(frozen=True)
+class _References:
+    """What artifacts are compared with: the dense and the pruned PyTorch network on the test split."""
+
+    dense_top1: float  # percent
+    pruned_top1: float
+    dense_search_top1: float
+    logits: FileRef  # safetensors: "dense" and "pruned", (N, classes) each
 
 
 def run_pipeline(config: Config, ui: Progress) -> int:
@@ -110,7 +124,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
     _deterministic(config)
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
-        run = _Run(config, ui, folder, loaded, accelerator(config))
+        run = _Run(config, ui, folder, loaded, accelerator(config), _read_seconds(folder))
         subject_key = _prepare_subject(run)
         loaded = run.loaded
         net = canonical(loaded.module, loaded.subject.data.image_shape)
@@ -120,24 +134,28 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         found, order, search_stage = _search(run, subject_key, net, coupling, knobs, chosen[0], precision, board.affinity)
         plan = plan_for(knobs, found.best.levels, order.order, config.score)
         checkpoint, student, tuned = _finetune(run, search_stage, net, coupling, plan)
-        dense_top1, pruned_logits, dense_logits = _references(run, student)
+        references = _references(run, tuned, checkpoint, student)
         results = {}
         for target in chosen:
             precision = config.precision or target.limits.precisions[0]
-            artifact, built = _build(run, tuned, target, student, precision)
-            results[target.name] = _verify(run, built, target, artifact, dense_logits, pruned_logits, board.affinity)
+            try:
+                artifact, built = _build(run, tuned, target, student, precision)
+            except BuildError as error:  # the other targets still get theirs
+                results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
+            else:
+                results[target.name] = _verify(run, built, target, artifact, references, board.affinity)
         budget = config.latency_budget.ratio
         results_of_run = RunResults(
             subject=loaded.subject,
             seed=config.seed,
-            dense_top1=dense_top1,
-            dense_search_top1=_search_top1(run, loaded.module),
+            dense_top1=references.dense_top1,
+            dense_search_top1=references.dense_search_top1,
             dense_size_bytes=_dense_size(results),
             plan=plan,
             knobs=knobs,
             search=found,
             checkpoint=checkpoint,
-            pruned_top1=top1(pruned_logits, loaded.data.test.labels),
+            pruned_top1=references.pruned_top1,
             targets=results,
             budget=budget if budget is not None else found.best.latency_ratio,
             max_accuracy_drop=config.max_accuracy_drop,
@@ -269,12 +287,15 @@ def _finetune(
     how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device, autocast=fast_bfloat16(run.device))
     settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
-    with run.stage("compensate"):
-        check_equivalence(net, coupling, plan, shape)
-        images = training_inputs(loaded.data, prep, SEQUENTIAL_IMAGES, config.seed + 1)
-        student = compensate.sequential(net, coupling, plan, images)
     checkpoint = stage.result(Checkpoint)
-    if checkpoint is None:
+    if checkpoint is not None:
+        student = prune(net, coupling, plan)  # its shape; its weights are the checkpoint's
+    else:
+        with run.stage("compensate"):
+            check_equivalence(net, coupling, plan, shape)
+            count = affordable(net, SEQUENTIAL_IMAGES)
+            images = training_inputs(loaded.data, prep, count, config.seed + 1)
+            student = compensate.sequential(net, coupling, plan, images)
         steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
 
@@ -293,17 +314,25 @@ def _finetune(
     return checkpoint, student.eval(), stage
 
 
-def _references(run: _Run, student: nn.Module) -> tuple[float, FloatArray, FloatArray]:
-    """The test split, read once: dense top-1, and the logits of the pruned and of the dense PyTorch network."""
+def _references(run: _Run, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> _References:
+    """The PyTorch networks on the test split, which nothing was chosen on."""
     data, prep = run.loaded.data, run.loaded.subject.preprocess
-    with run.stage("test split"):
-        dense = logits(run.loaded.module, data.test, prep, device=run.device)
-        return top1(dense, data.test.labels), logits(student, data.test, prep, device=run.device), dense
-
-
-def _search_top1(run: _Run, module: nn.Module) -> float:
-    split = run.loaded.data.search
-    return top1(logits(module, split, run.loaded.subject.preprocess, device=run.device), split.labels)
+    stage = run.folder.stage("test-split", "1", {"device": run.device}, (before.key, checkpoint.state.sha256))
+    references = stage.result(_References)
+    if references is None:
+        with run.stage("test split"):
+            dense, pruned = (logits(m, data.test, prep, device=run.device) for m in (run.loaded.module, student))
+            search = logits(run.loaded.module, data.search, prep, device=run.device)
+            path = stage.folder / "logits.safetensors"
+            atomic_write(path, save({"dense": torch.from_numpy(dense), "pruned": torch.from_numpy(pruned)}))
+        references = _References(
+            top1(dense, data.test.labels),
+            top1(pruned, data.test.labels),
+            top1(search, data.search.labels),
+            file_ref(path, run.folder.path),
+        )
+        stage.finish(references)
+    return references
 
 
 def _build(run: _Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
@@ -315,11 +344,9 @@ def _build(run: _Run, before: Stage, target: Target, student: nn.Module, precisi
     if artifact is not None:
         return artifact, stage
     search_split, prep = loaded.data.search, loaded.subject.preprocess
-    inputs = reward_images(loaded.data, prep, len(search_split), config.seed).inputs.numpy()
 
-    def score(predict: object) -> float:
-        assert callable(predict)
-        return top1(predict(inputs), search_split.labels)
+    def score(predict: Callable[[FloatArray], FloatArray]) -> float:
+        return top1(answers(predict, search_split, prep), search_split.labels)
 
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -352,27 +379,39 @@ def _verify(
     before: Stage,
     target: Target,
     artifact: Artifact,
-    dense: FloatArray,
-    pruned: FloatArray,
+    references: _References,
     affinity: tuple[int, ...] | None,
 ) -> TargetResult:
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
-    config, data = run.config, run.loaded.data
-    path = run.folder.path / artifact.file.path
-    with run.stage(f"verify {target.name}"):
-        answers = artifact_logits(target, path, data.test, run.loaded.subject.preprocess)
-        accuracy = compare(answers, pruned, dense, data.test.labels)
-        stage = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key,))
-        timing = stage.result(Timing)
-        if timing is None:
-            assert artifact.baseline is not None  # every target builds one
-            settings = TimingSettings(threads=config.threads, affinity=affinity, runtime=target.runtime, seed=config.seed)
-            with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
-                baseline = run.folder.path / artifact.baseline.path
-                timing = LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
-            stage.finish(timing)
+    config, digest = run.config, artifact.file.sha256
+    judged = run.folder.stage(f"accuracy-{target.name}", "1", {}, (before.key, digest, references.logits.sha256))
+    timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key, digest))
+    accuracy, timing = judged.result(Accuracy), timed.result(Timing)
+    if accuracy is None or timing is None:
+        with run.stage(f"verify {target.name}"):
+            if accuracy is None:
+                accuracy = _accuracy(run, target, artifact, references)
+                judged.finish(accuracy)
+            if timing is None:
+                timing = _timing(run, target, artifact, affinity)
+                timed.finish(timing)
     verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup)
     return TargetResult("ok", verdict, artifact, accuracy, timing)
+
+
+def _accuracy(run: _Run, target: Target, artifact: Artifact, references: _References) -> Accuracy:
+    test = run.loaded.data.test
+    found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
+    torch_logits = load_file(run.folder.path / references.logits.path)
+    return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
+
+
+def _timing(run: _Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
+    assert artifact.baseline is not None  # every target builds one
+    baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
+    settings = TimingSettings(threads=run.config.threads, affinity=affinity, runtime=target.runtime, seed=run.config.seed)
+    with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
+        return LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
 
 
 def _dense_size(results: dict[str, TargetResult]) -> int:
@@ -391,13 +430,23 @@ def _load(run: _Run, ref: FileRef, module: nn.Module) -> None:
     module.eval()
 
 
+def _seconds_file(folder: RunFolder) -> Path:
+    return folder.path / "stages" / "seconds.json"
+
+
+def _read_seconds(folder: RunFolder) -> dict[str, float]:
+    """What finished stages took in earlier calls; a file that cannot be read only costs the report these figures."""
+    try:
+        return {str(name): float(value) for name, value in json.loads(_seconds_file(folder).read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def _command() -> str:
     return shlex.join(["edge-compress", *sys.argv[1:]])
 
 
 def _write(folder: Path, plan: Plan, results: RunResults) -> None:
-    import json
-
     report = to_report(results)
     atomic_write(folder / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
     atomic_write(folder / "report.md", to_markdown(report))

@@ -15,13 +15,14 @@ from .groups import IN, OUT, Coupling, Unit
 from .types import Knob, Sensitivity
 
 CURVATURE_IMAGES = 1000
+MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
 BATCH = 100
 
 
 def moments(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
     layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
-    return local_hessian(net, _batches(inputs), layers)
+    return local_hessian(net, _batches(inputs[:MOMENT_IMAGES]), layers)
 
 
 def rank_units(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,19 @@ from .types import Accuracy, Kind, Preprocess, Timing, Verdict
 FloatArray = NDArray[np.float32]
 
 
-def artifact_logits(target: Target, path: Path, split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
+def answers(predict: Callable[[FloatArray], FloatArray], split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
+    """Logits (N, classes) of every image of a split, by a function of network inputs (n, C, H, W)."""
+    parts = []
+    for first in range(0, len(split), batch):
+        positions = np.arange(first, min(first + batch, len(split)))
+        parts.append(predict(to_input(split.read(positions), prep).numpy()))
+    return np.concatenate(parts)
+
+
+def artifact_logits(target: Target, path: Path, split: Split, prep: Preprocess) -> FloatArray:
     """What the artifact answers, (N, classes), to every image of a split in its own runtime."""
     with target.runner(path) as run:
-        parts = []
-        for first in range(0, len(split), batch):
-            positions = np.arange(first, min(first + batch, len(split)))
-            parts.append(run(to_input(split.read(positions), prep).numpy()))
-    return np.concatenate(parts)
+        return answers(run, split, prep)
 
 
 def compare(
