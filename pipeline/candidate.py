@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import numpy as np
@@ -11,30 +12,50 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..targets.base import Structure
 from ..targets.onnx_export import INPUT_NAME, export_float
 from ..targets.onnx_graph import cut
-from .graph import layer_nodes
+from .errors import BuildError
+from .graph import layer_nodes, shape_of
 
 BATCH = 250
+NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
+
+Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm2d | nn.BatchNorm1d
 
 
 class CandidateGraph:
     """The float graph of a canonical network with a free batch axis.
 
+    It is exported with drawn values in place of the network's own: the exporter leaves out a bias that is zero and makes one of
+    two tensors that are equal, and either would leave a candidate's value without a place. Every value is written for every
+    candidate; one that has no place is an error, never left out.
+
     Args:
-        net: canonical dense network, eval mode.
+        net: canonical dense network, eval mode, shapes propagated.
         image_shape: (C, H, W).
+
+    Raises:
+        BuildError: the exporter refused the network, or a layer's values are not in what it gave.
     """
 
     def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...]) -> None:
         channels, height, width = image_shape
-        self._model = export_float(net, (channels, height, width))
+        self._after = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
+        self._model = export_float(_drawn(net, self._after), (channels, height, width))
         for value in (*self._model.graph.input, *self._model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        self._norms = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
+        exported = {initializer.name for initializer in self._model.graph.initializer}
+        # A BatchNorm that has no statistics of its own in the graph is part of the layer before it.
+        self._norms = {layer: norm for layer, norm in self._after.items() if f"{norm}.running_mean" not in exported}
+        dense, drawn = self._values(net), _drawn_layers(net)
+        self._written = {name for name in dense if name.rpartition(".")[0] in drawn}
+        self._fixed = {name: value.detach().clone() for name, value in dense.items() if name not in self._written}
+        missing = sorted(self._written - exported)
+        if missing:
+            raise BuildError(f"{missing[0]} is not in the exported graph", do="replace the operation that reads this layer")
 
     def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, classes) of the candidate.
@@ -43,6 +64,9 @@ class CandidateGraph:
             net: the candidate with its weights and BatchNorm statistics.
             structure: its shape.
             inputs: (n, C, H, W).
+
+        Raises:
+            BuildError: the candidate's values and the graph cut to the structure do not fit each other.
         """
         model = cut(self._model, structure)
         self._fill(model, net)
@@ -54,26 +78,76 @@ class CandidateGraph:
         return np.concatenate(parts)
 
     def _fill(self, model: onnx.ModelProto, net: nn.Module) -> None:
-        modules = dict(net.named_modules())
+        values = self._values(net)
+        for name, dense in self._fixed.items():
+            value = values.pop(name, dense)
+            if not torch.equal(value.detach().cpu(), dense.cpu()):
+                raise BuildError(f"{name} of the candidate is not the dense network's", expected="a layer that no plan changes")
+        for initializer in model.graph.initializer:
+            if initializer.name not in self._written:
+                continue
+            if initializer.name not in values:
+                raise BuildError(f"the candidate has no {initializer.name}", expected=f"shape {tuple(initializer.dims)}")
+            array = values.pop(initializer.name).detach().cpu().numpy()
+            if array.shape != tuple(initializer.dims):
+                raise BuildError(
+                    f"{initializer.name} of the candidate", found=f"shape {array.shape}", expected=f"{tuple(initializer.dims)}"
+                )
+            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
+        if values:
+            raise BuildError(f"{min(values)} of the candidate has no place in the cut graph")
+
+    def _values(self, net: nn.Module) -> dict[str, torch.Tensor]:
+        """All values of layers and of the norms that are not part of one, under the names of their initializers."""
+        modules, inside = dict(net.named_modules()), set(self._norms.values())
         values: dict[str, torch.Tensor] = {}
         for name, module in modules.items():
-            if not isinstance(module, nn.Conv2d | nn.Linear):
-                continue
-            weight, bias = module.weight, module.bias
-            norm = modules.get(self._norms.get(name, ""))
-            if isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None  # only such a norm is folded
-                assert norm.running_var is not None
-                weight, bias = fuse_conv_bn_weights(
-                    weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                )
-            values[f"{name}.weight"] = weight
-            if bias is not None:
-                values[f"{name}.bias"] = bias
-        for initializer in model.graph.initializer:
-            value = values.pop(initializer.name, None)
-            if value is not None:
-                initializer.CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), initializer.name))
+            if isinstance(module, Layer):
+                weight, bias = module.weight, module.bias
+                if bias is None and name in self._after:
+                    bias = weight.new_zeros(len(weight))  # the exported graph was given one, see `_drawn`
+                norm = modules.get(self._norms.get(name, ""))
+                if isinstance(norm, Norm) and bias is not None:
+                    weight, bias = _folded(weight, bias, norm)
+                values[f"{name}.weight"] = weight
+                if bias is not None:
+                    values[f"{name}.bias"] = bias
+            elif isinstance(module, Norm) and name not in inside:
+                parts = {part: getattr(module, part) for part in NORM_VALUES}
+                values |= {f"{name}.{part}": value for part, value in parts.items() if value is not None}
+        return values
+
+
+def _drawn(net: fx.GraphModule, norms: dict[str, str]) -> fx.GraphModule:
+    """A copy in which no value that a candidate may change is zero or equal to another; a layer before a norm has a bias."""
+    same = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(0)
+    for name in _drawn_layers(net):
+        module = same.get_submodule(name)
+        if isinstance(module, Layer) and module.bias is None and name in norms:
+            module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
+        for key, value in (*module.named_parameters(), *module.named_buffers()):
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator) + 0.5  # above zero, as a variance must be
+                value.data = (noise if key == "running_var" else noise - 1.0).to(value)
+    return same
+
+
+def _drawn_layers(net: fx.GraphModule) -> dict[str, None]:
+    """Layers and norms whose values a candidate may change, in order: no plan reaches a linear layer on maps."""
+    flat = [str(n.target) for n, m in layer_nodes(net) if isinstance(m, nn.Conv2d) or len(shape_of(n) or ()) == 2]
+    norms = [name for name, m in net.named_modules() if isinstance(m, Norm) and m.track_running_stats]
+    return dict.fromkeys((*flat, *norms))
+
+
+def _folded(weight: torch.Tensor, bias: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a layer that computes what the layer and the BatchNorm (eval mode) after it compute."""
+    assert norm.running_mean is not None  # _norm_after
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (bias - norm.running_mean) * scale
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if norm.bias is None else shift + norm.bias
 
 
 def _norm_after(net: fx.GraphModule, node: fx.Node) -> str:
@@ -82,4 +156,4 @@ def _norm_after(net: fx.GraphModule, node: fx.Node) -> str:
     if len(readers) != 1 or readers[0].op != "call_module":
         return ""
     module = net.get_submodule(str(readers[0].target))
-    return str(readers[0].target) if isinstance(module, nn.BatchNorm2d) and module.track_running_stats else ""
+    return str(readers[0].target) if isinstance(module, Norm) and module.track_running_stats else ""

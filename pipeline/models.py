@@ -332,8 +332,9 @@ def _statistics(spec: str, module: ModuleType, name: str, channels: int) -> Stat
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != channels or (name == "STD" and min(numbers) <= 0):
-        expected = f"{channels} {'positive ' if name == 'STD' else ''}numbers, one per channel"
-        raise InputError(f"model {spec}: {name}", found=repr(value), expected=expected, do="correct it in the model's file")
+        expected = f"{channels} {'positive ' if name == 'STD' else ''}numbers, one per channel of the images"
+        do = "correct it in the model's file, or give the data the network was trained on"
+        raise InputError(f"model {spec}: {name}", found=repr(value), expected=expected, do=do)
     return numbers
 
 

@@ -62,7 +62,7 @@ def accelerator(config: Config) -> str:
 def fast_bfloat16(device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the device multiplies bfloat16 faster than float32: training then runs under autocast, curvature never does."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux: not known, so the exact way
