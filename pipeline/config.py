@@ -79,7 +79,7 @@ class Config:
     lambda_: float | None = None  # None: "auto", tuned on the search split
     score: str = "hasa"
     search: str = "ppo"
-    evaluations: int = 200
+    evaluations: int = 200  # 100 for digits
     finetune_epochs: int = 15  # 12 for digits
     seed: int = 0
     accelerator: str = "auto"
@@ -122,8 +122,9 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         raise InputError(
             "--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one for each channel"
         )
-    if "finetune_epochs" not in values and config.data == "digits":
-        config = replace(config, finetune_epochs=12)
+    if config.data == "digits":  # small enough that less is enough
+        evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
+        config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
     if "out" not in values:
         config = replace(config, out=Path.cwd() / "runs" / "-".join((_short(config.model), *config.targets)))
     return config

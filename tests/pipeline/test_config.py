@@ -47,13 +47,14 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path, monkeypatch: pytest.
         lambda_=None,
         score="hasa",
         search="ppo",
-        evaluations=200,
+        evaluations=100,
         finetune_epochs=12,
         seed=0,
         accelerator="auto",
         out=tmp_path / "runs" / "digits-resnet-x86",
     )
-    assert load(None, {**FLAGS, "data": "npz:a.npz"}).finetune_epochs == 15
+    other = load(None, {**FLAGS, "data": "npz:a.npz"})
+    assert (other.evaluations, other.finetune_epochs) == (200, 15)
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
