@@ -35,7 +35,7 @@ from .accuracy import cost_of, logits, top1
 from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
-from .errors import BuildError, UnavailableError
+from .errors import BuildError, InputError, UnavailableError
 from .evaluate import StitchedEvaluator, knobs_for, plan_for
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
@@ -57,6 +57,7 @@ from .types import (
     Epoch,
     FileRef,
     Knob,
+    Pattern,
     Plan,
     Precision,
     SearchResult,
@@ -115,6 +116,8 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         EdgeCompressError: see `errors`.
     """
     started = datetime.now(UTC)
+    if config.pattern not in (None, Pattern.CHANNEL):
+        raise InputError(f"--pattern {config.pattern} cannot be searched yet", expected="channel or auto", do="leave it out")
     board = boards.load(config.device)
     chosen = [target_modules.load(name) for name in config.targets]
     for target in chosen:
