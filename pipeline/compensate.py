@@ -13,7 +13,7 @@ depth, so the chosen plan is solved once more layer after layer with the inputs 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,9 @@ def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *
 def _damped_solve(gram: torch.Tensor, target: torch.Tensor, damping: float) -> torch.Tensor:
     """Target (gram + d I)^-1, with d raised until the matrix is positive definite."""
     diagonal = gram.diagonal().mean().clamp_min(1e-12)
-    for attempt in range(6):
-        damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * diagonal * damping * 10**attempt
+    for attempt in range(8):
+        share = damping if attempt == 0 else max(damping, 1e-9) * 10**attempt
+        damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * diagonal * share
         factor, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
             return torch.cholesky_solve(target.T, factor).T
@@ -84,7 +85,10 @@ def columns(inputs: torch.Tensor, layer: nn.Conv2d | nn.Linear, rows: torch.Tens
     """The layer's inputs as a matrix (k, positions), k ordered like `weight.flatten(1)`; `rows` selects output positions."""
     if isinstance(layer, nn.Linear):
         return inputs.T
-    unfolded = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    # The layer's own padding, so that "same", reflected and circular borders come out as the layer sees them.
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
+    unfolded = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
     if rows is not None:
         unfolded = unfolded[:, :, rows]
     return unfolded.permute(1, 0, 2).flatten(1)
@@ -168,9 +172,15 @@ class _Lockstep:
             return
         self.done.add(node)
         module = self.small.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d | nn.Linear) and (isinstance(module, nn.Linear) or module.groups == 1):
-            self._solve_layer(node, module, self._norm_after(node))
+        if self._solvable(node, module):
+            self._solve_layer(node, cast(nn.Conv2d | nn.Linear, module), self._norm_after(node))
         self.small_run.env[node] = self._evaluate(self.small_run, node)
+
+    def _solvable(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """A convolution over all its inputs, or a linear layer on one vector for each image."""
+        if isinstance(module, nn.Linear):
+            return bool(self.small_run.env[node.all_input_nodes[0]].ndim == 2)
+        return isinstance(module, nn.Conv2d) and module.groups == 1
 
     def _small_value(self, node: fx.Node) -> torch.Tensor:
         """Value of a node of the pruned network that may lie ahead: a projection shortcut runs after the branch beside it."""
@@ -233,9 +243,10 @@ class _Lockstep:
             [i for i in range(dense_layer.weight.shape[0]) if i not in self.gone.get((name, OUT), set())], device=inputs.device
         )
         scale, shift = _affine(norm, len(rows), inputs)
-        if name in self.tails and norm is not None:
-            block = self.tails[name]
-            addition = next(n for n in self.small.graph.nodes if n.name == block.addition)
+        block = self.tails.get(name)
+        end = next(iter(node.users)) if norm is not None else node
+        addition = next((n for n in end.users if block is not None and n.name == block.addition), None)
+        if block is not None and addition is not None and len(end.users) == 1:
             shortcut = next(a for a in addition.all_input_nodes if not reaches(a, node))
             stream = self._dense_value(self.dense_nodes[block.addition])
             # The kept channels of the stream are the kept outputs of this layer: they are coupled through the addition.

@@ -71,14 +71,18 @@ def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[st
 
 
 def structure_of(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> Structure:
-    """Shape of the planned network: the kept inputs and outputs of every layer that is left."""
+    """Shape of the planned network: the kept inputs and outputs of every layer that is left and that some plan could change."""
     gone = cuts(coupling, plan.kept)
     dropped = {layer for name in plan.removed_blocks for layer in coupling.blocks[name].layers}
     widths = {}
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in dropped:
-            outs, ins = module.weight.shape[:2]
-            widths[name] = (ins - len(gone.get((name, IN), ())), outs - len(gone.get((name, OUT), ())))
+    for name in sorted({member.layer for units in coupling.units.values() for unit in units for member in unit.members}):
+        module = net.get_submodule(name)
+        if not isinstance(module, nn.Conv2d | nn.Linear) or name in dropped:
+            continue
+        ins = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        lost_ins, lost_outs = (len(gone.get((name, role), ())) for role in (IN, OUT))
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1  # its outputs are its inputs
+        widths[name] = (ins - (lost_outs if depthwise else lost_ins), len(module.weight) - lost_outs)
     return Structure(widths, tuple(coupling.blocks[name].tail for name in plan.removed_blocks))
 
 
@@ -219,7 +223,7 @@ def _read_memo(path: Path) -> dict[tuple[int, ...], Candidate]:
     for line in itertools.takewhile(lambda part: part.endswith(b"\n"), data.splitlines(keepends=True)):
         try:
             candidate = from_json(Candidate, json.loads(line))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             break
         memo[candidate.levels] = candidate
         good += len(line)

@@ -43,7 +43,7 @@ def canonical(module: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphM
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"the network {type(module).__name__} cannot be traced",
-            found=f"{_where(error, module)}: {text}",
+            found=f"{_where(error, net)}: {text}",
             expected="a forward without control flow that depends on the input",
             do="move the branch out of forward, or give a factory that fixes it",
         ) from error

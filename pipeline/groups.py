@@ -135,11 +135,15 @@ def couple(net: fx.GraphModule) -> Coupling:
     if not groups:
         raise InputError(
             "nothing can be removed from the network",
-            found="; ".join(stops[-2:]) or "no convolution between two others",
+            found=f"layer {_last_layer(net)}, whose outputs reach {'; '.join(stops[-2:]) or 'nothing'}",
             expected="a layer whose outputs only convolutions, linear layers or additions read",
             do="use --pattern weight, or a network with inner layers",
         )
     return Coupling(tuple(groups), units, blocks)
+
+
+def _last_layer(net: fx.GraphModule) -> str:
+    return [str(n.target) for n in net.graph.nodes if n.op == "call_module" and _is_layer(net, n)][-1]
 
 
 def _depthwise(net: fx.GraphModule, layer: str) -> bool:
@@ -296,12 +300,19 @@ def _blocks(net: fx.GraphModule) -> list[Block]:
         branch, shortcut = (a, b) if len(layers[a]) >= len(layers[b]) else (b, a)
         if len(layers[branch]) <= len(layers[shortcut]) or not layers[branch] or shortcut in cones[branch]:
             continue
+        if not all(_nameable(net, n) for n in layers[branch]):
+            continue  # linear layers on maps: targets cannot name them in their graphs
         if cones[branch] & taken:  # a branch that holds another removable branch would make their removals depend on each other
             continue
         taken |= cones[branch]
         ordered = [str(n.target) for n in net.graph.nodes if n in layers[branch]]
         found.append(Block(f"block:{ordered[-1]}", node.name, shortcut.name, ordered[-1], tuple(ordered)))
     return found
+
+
+def _nameable(net: fx.GraphModule, node: fx.Node) -> bool:
+    """A convolution, or a linear layer on one vector for each image: exported with its weight under its own name."""
+    return isinstance(submodule(net, node), nn.Conv2d) or len(shape_of(node) or ()) == 2
 
 
 def _is_layer(net: fx.GraphModule, node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from .data import Split
 from .errors import InputError
 from .preprocess import to_input
 from .store import sha256_file
-from .types import Accuracy, Kind, Preprocess, Timing, Verdict
+from .types import Accuracy, FileRef, Kind, Preprocess, Timing, Verdict
 
 FloatArray = NDArray[np.float32]
 
@@ -88,21 +88,22 @@ def verify_path(path: Path) -> list[str]:
         raise InputError(f"nothing to verify at {path}", expected="a run folder, or an artifact inside one")
     try:
         report = json.loads((folder / "report.json").read_bytes())
-        refs = {name: t["artifact"] for name, t in report["targets"].items() if t["artifact"] is not None}
-    except (ValueError, KeyError, TypeError) as error:
+        artifacts = {name: t["artifact"] for name, t in report["targets"].items() if t["artifact"] is not None}
+        refs = {n: FileRef(str(a["path"]), str(a["sha256"]), int(a["size_bytes"])) for n, a in artifacts.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'report.json'} is no report", found=str(error), do="run again") from error
     findings, seen = [], False
     for name, ref in refs.items():
-        file = folder / ref["path"]
+        file = folder / ref.path
         if path.is_file() and path.resolve() != file.resolve():
             continue
         seen = True
         if not file.is_file():
-            findings.append(f"{name}: {ref['path']} is missing")
-        elif file.stat().st_size != ref["size_bytes"]:
-            findings.append(f"{name}: {ref['path']} has {file.stat().st_size} bytes, not {ref['size_bytes']}")
-        elif sha256_file(file) != ref["sha256"]:
-            findings.append(f"{name}: {ref['path']} has another SHA-256 than the report says")
+            findings.append(f"{name}: {ref.path} is missing")
+        elif file.stat().st_size != ref.size_bytes:
+            findings.append(f"{name}: {ref.path} has {file.stat().st_size} bytes, not {ref.size_bytes}")
+        elif sha256_file(file) != ref.sha256:
+            findings.append(f"{name}: {ref.path} has another SHA-256 than the report says")
     if path.is_file() and not seen and path.name not in ("report.json", "report.html", "report.md"):
         findings.append(f"{path.name} is not named in the report")
     return findings

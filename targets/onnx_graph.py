@@ -173,13 +173,7 @@ class _Editor:
 
     def bypass(self, name: str) -> None:
         """Take the residual branch that ends in this layer out of the sum it is added to."""
-        branch = self.layers[name].output[0]
-        add = self.only_user(branch)
-        while add is not None and not self._is_sum(add):
-            branch = add.output[0]
-            add = None if add.op_type in (*LAYER_OPS, "Concat") else self.only_user(branch)
-        if add is None:
-            raise BuildError(f"the branch that ends in {name} cannot be removed", found="no sum after it", expected="a shortcut")
+        branch, add = self._sum_after(name)
         shortcut = add.input[1] if add.input[0] == branch else add.input[0]
         end, clips = add.output[0], False
         relu = self.only_user(end, "Relu", "Clip")
@@ -199,6 +193,20 @@ class _Editor:
                 for reader in readers:
                     self._rescale_bias(reader)
 
+    def _sum_after(self, name: str) -> tuple[str, onnx.NodeProto]:
+        """The sum of what a layer gives with something else, and the operand that comes from the layer."""
+        derived = {self.layers[name].output[0]}
+        for node in self.nodes:  # in the order they run
+            mine = [i for i in node.input if i in derived]
+            if not mine:
+                continue
+            if self._is_sum(node) and len(set(node.input)) == 2 and len(mine) == 1:
+                return mine[0], node
+            if node.op_type in (*LAYER_OPS, "Concat"):
+                break
+            derived.update(node.output)
+        raise BuildError(f"the branch that ends in {name} cannot be removed", found="no sum after it", expected="a shortcut")
+
     def drop_dead(self) -> None:
         """Take out nodes whose results nobody uses."""
         wanted, kept = set(self.outputs), []
@@ -214,10 +222,17 @@ class _Editor:
         channels: dict[str, int] = {}  # tensor -> channels, where it is known
         for node in self.nodes:
             out = node.output[0]
-            if out in names and names[out] in structure.widths:
-                inputs, outputs = structure.widths[names[out]]
-                self._narrow_layer(node, inputs, outputs)
-                channels[out] = outputs
+            if out in names:
+                if names[out] in structure.widths:
+                    inputs, outputs = structure.widths[names[out]]
+                    self._narrow_layer(node, inputs, outputs)
+                    channels[out] = outputs
+                else:
+                    weight = self.constants[self.weight_of(node)]
+                    channels[out] = weight.dims[_output_axis(node)]
+                continue
+            if node.op_type == "Concat" and _attribute(node, "axis", 1) == 1 and all(i in channels for i in node.input):
+                channels[out] = sum(channels[i] for i in node.input)
                 continue
             if node.op_type in (*LAYER_OPS, "Flatten", "Reshape", "Concat", "Squeeze", "Transpose"):
                 continue  # channels change or move: whatever comes after is a layer, cut by its own widths
