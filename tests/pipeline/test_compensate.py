@@ -238,7 +238,7 @@ def read_by(net: nn.Module, layers: tuple[str, ...], inputs: torch.Tensor) -> li
     ],
 )
 def test_the_next_block_repairs_what_its_stream_lost(name, block, layers):
-    """Solved for the stream, a block halves the error that a removed block left; solved for its own output, it takes off a quarter."""
+    """Solved for the stream, a block halves the error a removed block left; solved for its own output, it takes off a quarter."""
     net, coupling = on_digits(name)
     inputs = nets.digits()[0][:500]
     small = sequential(net, coupling, Plan(Pattern.CHANNEL, "", {}, (block,)), inputs)

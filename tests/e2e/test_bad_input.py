@@ -1,0 +1,308 @@
+"""Wrong input is exit code 2 and one line that says what was wrong; nothing is computed for it and nothing written over."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import user_net
+from cli_runs import COMMAND, USER_NET, Finished, Workshop, snapshot
+from safetensors.torch import load_file, save_file
+
+Call = Callable[[list[str]], Finished]
+Options = dict[str, object]
+Make = Callable[[Workshop, Path], Options]  # writes what it needs into a folder, and gives the options that are wrong
+
+
+def npz(folder: Path, workshop: Workshop, **changed: Any) -> Options:
+    """The digits with some arrays replaced, as options."""
+    with np.load(workshop.npz) as whole:
+        arrays = dict(whole) | changed
+    np.savez(folder / "wrong.npz", **{name: array for name, array in arrays.items() if array is not None})
+    return {"data": f"npz:{folder / 'wrong.npz'}"}
+
+
+def factory(name: str) -> Options:
+    return {"model": f"{USER_NET}:{name}"}
+
+
+def no_model_file(workshop: Workshop, folder: Path) -> Options:
+    return {"model": f"{folder / 'none.py'}:projected"}
+
+
+def no_weights_file(workshop: Workshop, folder: Path) -> Options:
+    return {"weights": folder / "none.safetensors"}
+
+
+def no_data_file(workshop: Workshop, folder: Path) -> Options:
+    return {"data": f"npz:{folder / 'none.npz'}"}
+
+
+def other_weights(workshop: Workshop, folder: Path) -> Options:
+    return {"weights": workshop.weights("padded")}
+
+
+def nan_weights(workshop: Workshop, folder: Path) -> Options:
+    state = load_file(workshop.weights("projected"))
+    state["layer1.conv1.weight"][0] = float("nan")
+    save_file(state, folder / "nan.safetensors")
+    return {"weights": folder / "nan.safetensors"}
+
+
+def fewer_classes(workshop: Workshop, folder: Path) -> Options:
+    with np.load(workshop.npz) as whole:
+        few = {part: whole[f"{part}_labels"] < 7 for part in ("train", "test")}
+        arrays = {f"{p}_{what}": whole[f"{p}_{what}"][few[p]] for p in few for what in ("images", "labels")}
+    return npz(folder, workshop, classes=None, **arrays)
+
+
+def fewer_classes_for_a_sized_network(workshop: Workshop, folder: Path) -> Options:
+    return fewer_classes(workshop, folder) | factory("sized")
+
+
+def empty_data(workshop: Workshop, folder: Path) -> Options:
+    return npz(folder, workshop, train_images=np.zeros((0, 8, 8, 1), np.uint8), train_labels=np.zeros(0, np.int64))
+
+
+def nan_images(workshop: Workshop, folder: Path) -> Options:
+    images = np.zeros((1437, 8, 8, 1), np.float32)
+    images[5] = np.nan
+    return npz(folder, workshop, train_images=images)
+
+
+def labels_out_of_range(workshop: Workshop, folder: Path) -> Options:
+    with np.load(workshop.npz) as whole:
+        labels = whole["test_labels"].copy()
+    labels[3] = 10
+    return npz(folder, workshop, test_labels=labels)
+
+
+def other_image_channels(workshop: Workshop, folder: Path) -> Options:
+    with np.load(workshop.npz) as whole:
+        images = {f"{part}_images": whole[f"{part}_images"].repeat(3, axis=3) for part in ("train", "test")}
+    return npz(folder, workshop, **images)
+
+
+def other_image_size(workshop: Workshop, folder: Path) -> Options:
+    with np.load(workshop.npz) as whole:
+        images = {f"{part}_images": whole[f"{part}_images"].repeat(2, axis=1) for part in ("train", "test")}
+    return npz(folder, workshop, **images) | _saved(folder, "sizeable")
+
+
+def data_that_is_no_npz(workshop: Workshop, folder: Path) -> Options:
+    (folder / "text.npz").write_text("images")
+    return {"data": f"npz:{folder / 'text.npz'}"}
+
+
+def failing_factory(workshop: Workshop, folder: Path) -> Options:
+    return factory("failing")
+
+
+def factory_of_nothing(workshop: Workshop, folder: Path) -> Options:
+    return factory("nothing")
+
+
+def no_such_factory(workshop: Workshop, folder: Path) -> Options:
+    return factory("projectd")
+
+
+def control_flow(workshop: Workshop, folder: Path) -> Options:
+    return factory("branching")
+
+
+def shared_weights(workshop: Workshop, folder: Path) -> Options:
+    return factory("shared")
+
+
+def _saved(folder: Path, name: str) -> Options:
+    save_file(getattr(user_net, name)().state_dict(), folder / f"{name}.safetensors")
+    return factory(name) | {"weights": folder / f"{name}.safetensors"}
+
+
+def no_layer(workshop: Workshop, folder: Path) -> Options:
+    return _saved(folder, "pooling")
+
+
+def no_prunable_layer(workshop: Workshop, folder: Path) -> Options:
+    return _saved(folder, "single")
+
+
+def unknown_setting(workshop: Workshop, folder: Path) -> Options:
+    (folder / "settings.toml").write_text('latency-budgett = "0.5"\n')
+    return {"config": folder / "settings.toml"}
+
+
+def no_settings_file(workshop: Workshop, folder: Path) -> Options:
+    return {"config": folder / "none.toml"}
+
+
+def wrong(**options: object) -> Make:
+    return lambda workshop, folder: options
+
+
+# what is wrong -> (options, words that the line must have)
+CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "no such model file": (no_model_file, ("none.py", "no such file")),
+    "no such weights": (no_weights_file, ("none.safetensors", "no such file")),
+    "no such data": (no_data_file, ("none.npz", "no such file")),
+    "weights of another model": (other_weights, ("padded.safetensors", "of another model", "layer1.shortcut")),
+    "weights with NaN": (nan_weights, ("NaN", "layer1.conv1.weight")),
+    "data with other classes": (fewer_classes, ("classes do not match", "(1, 10)", "(1, 7)")),
+    "weights with other classes": (fewer_classes_for_a_sized_network, ("classes do not match", "fc.weight", "10")),
+    "empty data": (empty_data, ("train_images", "no image")),
+    "images with NaN": (nan_images, ("train_images", "NaN", "1 of 1437")),
+    "labels out of range": (labels_out_of_range, ("test_labels", "label 10", "0..9")),
+    "images with other channels": (
+        other_image_channels,
+        ("MEAN", "3 numbers", "the data the network was trained on"),
+    ),
+    "images of another size": (other_image_size, ("user_net.py:sizeable", "fails on an input (1, 1, 16, 8)")),
+    "no npz": (data_that_is_no_npz, ("text.npz", "train_images")),
+    "a factory that raises": (failing_factory, ("user_net.py:failing", "the licence server does not answer")),
+    "a factory that gives nothing": (factory_of_nothing, ("user_net.py:nothing", "NoneType", "torch.nn.Module")),
+    "no such factory": (no_such_factory, ("projectd", "did you mean 'projected'?")),
+    "control flow": (control_flow, ("cannot be traced", "found layer2: ", "control flow")),
+    "a layer used twice": (shared_weights, ("layer3.conv1", "twice")),
+    "no layer": (no_layer, ("no prunable layer", "Conv2d or Linear")),
+    "no prunable layer": (no_prunable_layer, ("nothing can be removed", "layer only")),
+    "an unknown setting": (unknown_setting, ("'latency-budgett'", "did you mean 'latency-budget'?")),
+    "no settings file": (no_settings_file, ("none.toml", "cannot be read")),
+    "a budget of 0": (wrong(latency_budget="0"), ("--latency-budget", "'0'", "8ms")),
+    "a budget over 1": (wrong(latency_budget="1.5"), ("--latency-budget", "'1.5'", "(0, 1]", "8ms")),
+    "a budget below 0": (wrong(latency_budget="-5ms"), ("--latency-budget", "'-5ms'")),
+    "a budget out of reach": (wrong(latency_budget="0.0001"), ("latency budget", "fastest reachable")),
+    "an unknown target": (wrong(target="toaster"), ("toaster", "x86")),
+    "an unknown device": (wrong(device="toaster"), ("toaster", "local")),
+    "an unknown score": (wrong(score="luck"), ("--score", "luck", "hasa")),
+    "mean for three channels": (wrong(mean="0.5,0.5,0.5", std="0.2,0.2,0.2"), ("--mean", "3 values", "1 image channel")),
+    "no evaluations": (wrong(evaluations=0), ("--evaluations", "from 1")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_one_line_that_says_what_is_wrong(case: str, workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    make, words = CASES[case]
+    given = tmp_path / "given"
+    given.mkdir()
+    out = tmp_path / "run"
+    ended = here(workshop.arguments(out, **make(workshop, given)))
+    assert ended.code == 2, ended.err
+    assert ended.out == ""
+    assert [word for word in words if word not in ended.complaint] == [], ended.complaint
+    assert not any((out / name).exists() for name in ("report.json", "plan.json", "artifacts"))
+
+
+def test_after_wrong_input_the_right_command_takes_the_same_folder(workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    """A mistake does not lock its folder, and what was asked for first does not stay in it."""
+    out = tmp_path / "run"
+    assert here(workshop.arguments(out, weights=workshop.weights("padded"))).code == 2
+    ended = here(workshop.arguments(out, model=f"{USER_NET}:failing"))
+    assert "licence server" in ended.complaint  # and not: the folder holds another run
+    assert "failing" in (out / "config.toml").read_text()
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
+def test_code_in_a_weights_file_is_refused_and_does_not_run(
+    write: Callable[[object, Path], object], workshop: Workshop, tmp_path: Path, here: Call
+) -> None:
+    mark, weights = tmp_path / "mark", tmp_path / "net.pt"
+    write({"conv1.weight": Trap(mark)}, weights)
+    ended = here(workshop.arguments(tmp_path / "run", weights=weights))
+    assert ended.code == 2
+    assert "net.pt" in ended.complaint
+    assert "pickle" in ended.complaint
+    assert not mark.exists()
+
+
+def test_the_folder_of_another_run_is_left_as_it_is(workshop: Workshop, uninterrupted: Path, tmp_path: Path, here: Call) -> None:
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    before = snapshot(folder)
+    ended = here(workshop.arguments(folder, seed=1))
+    assert ended.code == 2
+    assert "holds another run" in ended.complaint
+    assert "seed = 1" in ended.complaint
+    after = snapshot(folder)
+    assert {name: state for name, state in after.items() if name != ".lock"} == {n: s for n, s in before.items() if n != ".lock"}
+
+
+@pytest.mark.parametrize("existing", ["notes.txt", "stages/search/result.json"])
+def test_a_folder_that_is_no_run_is_left_as_it_is(existing: str, workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    file = tmp_path / "mine" / existing
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    before = snapshot(tmp_path / "mine")
+    ended = here(workshop.arguments(tmp_path / "mine"))
+    assert ended.code == 2
+    assert "is no run folder" in ended.complaint
+    assert snapshot(tmp_path / "mine") == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_left_as_it_is(workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    (tmp_path / "run").write_text("precious")
+    ended = here(workshop.arguments(tmp_path / "run"))
+    assert ended.code == 2
+    assert "is a file" in ended.complaint
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_no_target_is_wrong_input(here: Call) -> None:
+    ended = here(["--data", "digits"])
+    assert ended.code == 2
+    assert "--target x86" in ended.complaint
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_is_exit_code_3_and_what_was_finished_is_kept(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The run folder on a file system of its own that is too small for the whole run; it is gone with the process."""
+    small = tmp_path / "small"
+    small.mkdir()
+    size = sum(f.stat().st_size for f in uninterrupted.rglob("*") if f.is_file())
+    script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && shift 2 && "$@"; code=$?; ls -R "$0"; exit $code'
+    command = ["sh", "-c", script, str(small), str(size // 3), str(small), COMMAND, *workshop.arguments(small / "run")]
+    probe = (
+        subprocess.run(
+            ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs", str(small)],
+            capture_output=True,
+            check=False,
+        )
+        if shutil.which("unshare")
+        else None
+    )
+    if probe is None or probe.returncode != 0:
+        pytest.skip("this machine lets no process mount a file system of its own")
+    ran = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=workshop.environment,
+        timeout=600,
+    )
+    ended = Finished(ran.returncode, ran.stdout, ran.stderr)
+    assert ended.code == 3, ended.err
+    assert "the disk is full" in ended.complaint
+    assert "run the same command again" in ended.complaint
+    assert ".tmp" not in ended.out  # nothing half-written is left
+    assert "result.json" in ended.out
+    assert "report.json" not in ended.out

@@ -1,0 +1,326 @@
+"""A whole run of the command line: what the contract promises is there, is true, and comes from every stage's own work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import user_net
+from cli_runs import Finished, Workshop, report_of
+from edge_compress.calibration import ranges
+from edge_compress.devices.local import LocalDevice
+from edge_compress.pipeline import compensate, run
+from edge_compress.pipeline.accuracy import logits, top1
+from edge_compress.pipeline.surgery import prune
+from edge_compress.pipeline.types import Epoch, Timing, from_json
+from edge_compress.targets import onnx_int8, x86
+from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of
+
+Call = Callable[[list[str]], Finished]
+
+# report.json, as the contract has it; a type stands for any value of it
+NUMBER = (int, float)
+REPORT: dict[str, Any] = {
+    "schema": int,
+    "tool": {"version": str, "packages": dict},
+    "model": {"name": str, "sha256": str},
+    "data": {"name": str, "sha256": str, "splits": {"train": int, "search": int, "test": int}},
+    "seed": int,
+    "dense": {"top1": NUMBER, "params": int, "macs": int, "size_bytes": int},
+    "pruned": {
+        "top1": NUMBER,
+        "params": int,
+        "macs": int,
+        "sparsity": NUMBER,
+        "pattern": str,
+        "score": str,
+        "search": {"method": str, "evaluations": int, "seconds": NUMBER},
+    },
+    "targets": {
+        "x86": {
+            "status": str,
+            "artifact": {"path": str, "sha256": str, "size_bytes": int, "format": str, "precision": str},
+            "accuracy": {"top1": NUMBER, "drop_pp": NUMBER, "agreement": NUMBER, "samples": int, "kind": str},
+            "latency": {
+                "device": str,
+                "kind": str,
+                "dense": {"p50_ms": NUMBER, "p90_ms": NUMBER, "p99_ms": NUMBER},
+                "artifact": {"p50_ms": NUMBER, "p90_ms": NUMBER, "p99_ms": NUMBER},
+                "speedup": {"median": NUMBER, "ci95": list},
+                "noise_floor": NUMBER,
+            },
+            "verdict": {"passed": bool, "reasons": list},
+        }
+    },
+}
+
+
+@pytest.fixture
+def finished(workshop: Workshop, uninterrupted: Path) -> Run:
+    return Run(uninterrupted, user_net.projected, workshop.weights("projected"))
+
+
+def test_a_run_leaves_every_file_of_the_contract(uninterrupted: Path) -> None:
+    names = ("config.toml", "plan.json", "report.json", "report.html", "report.md", "artifacts/x86/model.onnx")
+    assert [name for name in names if not (uninterrupted / name).stat().st_size] == []
+    assert not list(uninterrupted.rglob("*.tmp"))
+
+
+def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop: Workshop, uninterrupted: Path) -> None:
+    out, err = ((workshop.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+    assert json.loads(out) == report_of(uninterrupted)
+    began = Finished(0, out, err).stages
+    assert began[:4] == ["curvature", "sensitivity", "latency table", "search"]
+    assert began[4:] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
+    assert "sensitivity: done in " in err
+
+
+def test_the_report_has_every_key_of_the_contract(uninterrupted: Path) -> None:
+    _has_all(report_of(uninterrupted), REPORT, "report")
+    report = report_of(uninterrupted)
+    assert report["schema"] == 1
+    assert report["passed"] is report["targets"]["x86"]["verdict"]["passed"] is True
+    assert report["targets"]["x86"]["accuracy"]["kind"] == report["targets"]["x86"]["latency"]["kind"] == "measured"
+    assert sum(report["data"]["splits"].values()) == 1797
+    assert set(report["stage_seconds"]) >= {"sensitivity", "search", "fine-tune", "build x86", "verify x86"}
+
+
+def _has_all(found: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, dict):
+        assert isinstance(found, dict), where
+        for key, value in expected.items():
+            assert key in found, f"{where}.{key}"
+            _has_all(found[key], value, f"{where}.{key}")
+    else:
+        assert isinstance(found, expected), where
+        assert not (isinstance(found, bool) and expected is not bool), where
+
+
+class _Sources(HTMLParser):
+    """Where a page loads things from, and the text of its styles and scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = ("src", "srcset", "href", "xlink:href", "data", "action", "poster")
+        self.places += [value or "" for name, value in attrs if name in names]
+
+
+def test_the_page_needs_nothing_from_outside(uninterrupted: Path) -> None:
+    text = (uninterrupted / "report.html").read_text(encoding="utf-8")
+    page = _Sources()
+    page.feed(text)
+    assert {"html", "svg", "table"} <= set(page.tags)
+    assert not {"iframe", "object", "embed", "base"} & set(page.tags)
+    assert [place for place in page.places if not place.startswith(("#", "data:"))] == []
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)|fetch\(|XMLHttpRequest", text)
+
+
+def test_the_documents_say_what_the_report_says(uninterrupted: Path) -> None:
+    report = report_of(uninterrupted)
+    digest, median = report["targets"]["x86"]["artifact"]["sha256"], report["targets"]["x86"]["latency"]["speedup"]["median"]
+    for name in ("report.md", "report.html"):
+        text = (uninterrupted / name).read_text(encoding="utf-8")
+        assert digest in text
+        assert f"{median:.2f}" in text
+
+
+@pytest.mark.parametrize("stage", EFFECTS)
+def test_the_stage_did_its_work(stage: str, finished: Run) -> None:
+    EFFECTS[stage](finished)
+
+
+def test_plan_and_state_dict_give_the_pruned_network_again(finished: Run) -> None:
+    """Through the user's own factory, without anything else of the run: the float part of the artifact is that network."""
+    stages = finished.folder / "stages"
+    (recorded,) = stages.glob("test-split-*/logits.safetensors")
+    from safetensors.numpy import load_file
+
+    inputs = inputs_of(finished.data.test)
+    own = finished.pruned(_tensor(inputs)).detach().numpy()
+    np.testing.assert_allclose(own, load_file(recorded)["pruned"], rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in finished.pruned.parameters()) == finished.report["pruned"]["params"]
+    assert len(finished.plan.kept) + len(finished.plan.removed_blocks) > 0
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def test_verify_says_when_a_file_of_the_run_has_changed(uninterrupted: Path, tmp_path: Path, here: Call) -> None:
+    copy = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    assert here(["verify", str(copy)]).code == 0
+    artifact = copy / "artifacts/x86/model.onnx"
+    artifact.write_bytes(artifact.read_bytes()[:-1] + b"?")
+    ended = here(["verify", str(copy)])
+    assert ended.code == 1
+    assert "artifacts/x86/model.onnx" in ended.complaint
+
+
+# -- a stage that does nothing is noticed ----------------------------------------------------------------------------------
+
+
+class _SameTiming:
+    """A device that has measured before: what is under test is not latency."""
+
+    def __init__(self, folder: Path) -> None:
+        (result,) = (folder / "stages").glob("timing-x86-*/result.json")
+        self.timing = from_json(Timing, json.loads(result.read_text())["result"])
+
+    def measure(self, *_: object) -> Timing:
+        return self.timing
+
+
+AFTER = ("sensitivity", "search", "finetune", "test-split", "build", "accuracy", "timing")  # a stage and what follows from it
+
+
+@pytest.fixture
+def again(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Call
+) -> Callable[..., Run]:
+    """The session's run once more from one stage on, in this process, where a part of the tool has been replaced."""
+
+    def go(start: str, *, timed: bool = False, **changed: object) -> Run:
+        folder = Path(shutil.copytree(uninterrupted, tmp_path / "again"))
+        for stage in AFTER[AFTER.index(start) :]:
+            for path in (folder / "stages").glob(f"{stage}-*"):
+                shutil.rmtree(path)
+        if changed:
+            shutil.copy(uninterrupted / "config.toml", folder)
+            config = folder / "config.toml"
+            for name, value in changed.items():
+                text, count = re.subn(
+                    rf"(?m)^{name.replace('_', '-')} = .*$", f"{name.replace('_', '-')} = {value}", config.read_text()
+                )
+                assert count == 1
+                config.write_text(text)
+        if not timed:
+            monkeypatch.setattr(run, "LocalDevice", lambda: _SameTiming(uninterrupted))
+        ended = here(workshop.arguments(folder, **changed))
+        assert ended.code in (0, 1), ended.err
+        return Run(folder, user_net.projected, workshop.weights("projected"))
+
+    return go
+
+
+def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    unit_scores = run.rank_units
+
+    def reversed_order(*arguments: Any) -> Any:
+        from dataclasses import replace
+
+        found = unit_scores(*arguments)
+        return replace(found, order={name: order[::-1] for name, order in found.order.items()})
+
+    monkeypatch.setattr(run, "rank_units", reversed_order)
+    changed = again("sensitivity")
+    with pytest.raises(AssertionError):
+        EFFECTS["sensitivity"](changed)
+
+
+def test_a_search_that_changes_nothing_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run.search
+
+    def dense(*arguments: Any) -> Any:
+        from dataclasses import replace
+
+        found = real(*arguments)
+        evaluator = arguments[0]
+        return replace(found, best=evaluator.evaluate((0,) * len(evaluator.knobs)))
+
+    monkeypatch.setattr(run, "search", dense)
+    changed = again("search")
+    with pytest.raises(AssertionError):
+        EFFECTS["search"](changed)
+
+
+def test_compensation_repairs_what_removal_broke(again: Callable[..., Run]) -> None:
+    compensation_repairs_what_removal_broke(again("finetune", finetune_epochs=0))
+
+
+def test_a_compensation_that_only_cuts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compensate, "sequential", lambda net, coupling, plan, images: prune(net, coupling, plan).eval())
+    changed = again("finetune", finetune_epochs=0)
+    with pytest.raises(AssertionError):
+        compensation_repairs_what_removal_broke(changed)
+
+
+def test_a_fine_tuning_that_leaves_the_network_as_it_was_is_noticed(
+    again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def idle(student: Any, teacher: Any, data: Any, prep: Any, settings: Any, **_: Any) -> tuple[Epoch, ...]:
+        accuracy = top1(logits(student, data.search, prep), data.search.labels)
+        return tuple(Epoch(i + 1, 0.0, accuracy, 0.1) for i in range(settings.epochs))
+
+    monkeypatch.setattr(run, "finetune", idle)
+    changed = again("finetune")
+    with pytest.raises(AssertionError):
+        EFFECTS["fine-tune"](changed)
+
+
+def test_an_artifact_left_in_float_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_int8, "quantize", lambda model, *_: model)
+    changed = again("build")
+    with pytest.raises(AssertionError):
+        EFFECTS["quantization"](changed)
+
+
+def test_ranges_from_the_wrong_inputs_are_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run.calibration_batches
+    monkeypatch.setattr(run, "calibration_batches", lambda *given: [0.02 * batch for batch in real(*given)])
+    changed = again("build")
+    with pytest.raises(AssertionError):
+        EFFECTS["calibration"](changed)
+
+
+def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = {"narrow": lambda seen: (0.0, 0.02 * max(seen.highest, 1e-3))}
+    monkeypatch.setattr(ranges, "METHODS", {**ranges.METHODS, **narrow})
+    monkeypatch.setattr(x86._Trials, "best", lambda trials: min(trials.top1, key=trials.top1.__getitem__))
+    changed = again("build")
+    with pytest.raises(AssertionError):
+        EFFECTS["calibration"](changed)
+
+
+def test_an_accuracy_that_is_not_the_artifacts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        run, "artifact_logits", lambda target, path, split, prep: in_runtime(path.with_name("baseline.onnx"), inputs_of(split))
+    )
+    changed = again("accuracy")
+    with pytest.raises(AssertionError):
+        EFFECTS["verification"](changed)
+
+
+def test_a_latency_of_the_baseline_against_itself_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LocalDevice.measure
+    monkeypatch.setattr(
+        LocalDevice, "measure", lambda device, baseline, candidate, *rest: real(device, baseline, baseline, *rest)
+    )
+    changed = again("timing", timed=True)
+    with pytest.raises(AssertionError):
+        EFFECTS["latency"](changed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_embedded_default_passes_its_gates_within_its_time(workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = workshop.run(["--target", "x86", "--out", str(folder)])
+    assert ended.code == 0, ended.err
+    report = report_of(folder)
+    assert report["targets"]["x86"]["accuracy"]["drop_pp"] <= 1.0
+    assert report["targets"]["x86"]["latency"]["speedup"]["ci95"][0] >= 1.3
+    assert sum(report["stage_seconds"].values()) <= 180

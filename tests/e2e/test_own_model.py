@@ -1,0 +1,69 @@
+"""A user's own network with zero-padded shortcuts, own data and a settings file, through the whole pipeline in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import user_net
+from cli_runs import USER_NET, Finished, Workshop, report_of
+from effects import Run, in_runtime, in_torch, inputs_of, percent_right
+
+
+@pytest.fixture(scope="module")
+def ended(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Finished]:
+    folder = tmp_path_factory.mktemp("own")
+    settings = folder / "edge-compress.toml"
+    settings.write_text(
+        f"""
+        target = "x86"
+        model = "{USER_NET}:padded"
+        weights = "../{workshop.folder.name}/padded.pt"
+        data = "npz:../{workshop.folder.name}/digits.npz"
+        augment = "shift"
+        precision = "fp32"
+        score = "magnitude"
+        search = "knapsack"
+        latency-budget = 0.6
+        evaluations = 10
+        finetune-epochs = 2
+        max-accuracy-drop = 50
+        out = "run"
+        """
+    )
+    finished = workshop.run(["--config", str(settings), "--max-accuracy-drop", "10"])
+    run = Run(folder / "run", user_net.padded, workshop.weights("padded"), f"npz:{workshop.npz}")
+    return run, finished
+
+
+def test_the_settings_file_and_the_flags_over_it_are_what_the_run_used(ended: tuple[Run, Finished]) -> None:
+    run, finished = ended
+    assert finished.code == 0, finished.err
+    assert finished.out.splitlines()[0].startswith("x86: passed")
+    assert str(run.artifact) in finished.out
+    report = report_of(run.folder)
+    assert report["gates"]["max_accuracy_drop"] == 10
+    assert report["model"]["name"] == "user_net.py:padded"
+    assert report["pruned"]["search"]["method"] == "knapsack"
+    assert report["pruned"]["score"] == "magnitude"
+    assert report["data"]["classes"][3] == "three"
+    assert report["data"]["splits"]["test"] == 360
+    assert report["preprocess"]["mean"] == list(user_net.MEAN)
+    assert report["targets"]["x86"]["artifact"]["precision"] == "fp32"
+
+
+def test_padded_shortcuts_survive_the_removal_of_channels(ended: tuple[Run, Finished]) -> None:
+    """The float artifact is the plan on the user's own factory: image by image, logit by logit."""
+    run, _ = ended
+    assert run.report["pruned"]["macs"] < 0.9 * run.report["dense"]["macs"]
+    inputs = inputs_of(run.data.test)
+    answers, expected = in_runtime(run.artifact, inputs), in_torch(run.pruned, inputs)
+    np.testing.assert_allclose(answers, expected, rtol=1e-3, atol=1e-3)
+    assert run.target["accuracy"]["top1"] == percent_right(answers, run.data.test)
+    assert run.target["accuracy"]["agreement"] == 1.0
+    assert percent_right(expected, run.data.test) > percent_right(in_torch(run.dense, inputs), run.data.test) - 10
+
+
+def test_the_baseline_is_the_users_dense_network(ended: tuple[Run, Finished]) -> None:
+    run, _ = ended
+    inputs = inputs_of(run.data.test)
+    np.testing.assert_allclose(in_runtime(run.baseline, inputs), in_torch(run.dense, inputs), rtol=1e-3, atol=1e-3)

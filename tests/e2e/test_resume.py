@@ -1,0 +1,138 @@
+"""A run that is stopped goes on where it was and ends with the same bits; one that is finished does nothing again."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_runs import EPOCHS, Finished, Workshop, report_of, snapshot
+
+pytestmark = pytest.mark.slow  # whole runs, killed and gone on with: minutes
+
+Call = Callable[[list[str]], Finished]
+
+VOLATILE = {"started", "finished", "command"}  # what of a report belongs to the call, not to the run
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "artifacts/x86/model.onnx").read_bytes()).hexdigest()
+
+
+def results(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file that a stage made, with the time it was written."""
+    return {name: state for name, state in snapshot(folder).items() if name.startswith(("stages/", "artifacts/"))}
+
+
+def test_the_same_command_again_runs_no_stage(workshop: Workshop, uninterrupted: Path) -> None:
+    before, report = results(uninterrupted), report_of(uninterrupted)
+    again = workshop.run(workshop.arguments(uninterrupted))
+    assert again.code == 0
+    assert again.stages == []
+    assert again.err == ""
+    assert results(uninterrupted) == before
+    fresh = report_of(uninterrupted)
+    assert {k: v for k, v in fresh.items() if k not in VOLATILE} == {k: v for k, v in report.items() if k not in VOLATILE}
+    assert fresh["targets"]["x86"]["artifact"]["sha256"] == digest(uninterrupted)
+
+
+# line of progress that is waited for -> stages that were finished before that call, which must not come again
+KILLS: dict[str, tuple[str, ...]] = {
+    "curvature ...": (),
+    "sensitivity ...": (),
+    "  ppo: 5/": (),
+    "  epoch 1:": ("sensitivity",),
+    "build x86 ...": ("curvature", "sensitivity", "search"),
+    "  timing sessions: 2/": ("curvature", "sensitivity", "search", "compensate", "fine-tune", "test split"),
+}
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_killed_in_every_stage_gives_the_artifact_of_an_uninterrupted_one(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    for line, finished in KILLS.items():
+        with workshop.start(workshop.arguments(folder)) as process:
+            process.wait_for(line)
+            ended = process.send(signal.SIGKILL)
+        assert ended.code == -signal.SIGKILL, line
+        assert not set(finished) & set(ended.stages), line
+        assert not (folder / "report.json").exists()
+    last = workshop.run(workshop.arguments(folder))
+    assert last.code == 0, last.err
+    assert last.stages == ["verify x86"]
+    assert digest(folder) == digest(uninterrupted)
+    own, other = (report_of(f)["pruned"] for f in (folder, uninterrupted))
+    assert own["state"] == other["state"]
+    assert len(own["finetune"]) == EPOCHS
+    assert own["search"]["best"]["levels"] == other["search"]["best"]["levels"]
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_a_random_moment_gives_the_same_artifact(workshop: Workshop, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    span = sum(report_of(uninterrupted)["stage_seconds"].values())
+    delay = random.SystemRandom().uniform(0, span)
+    with workshop.start(workshop.arguments(folder)) as process:
+        process.wait_for("curvature ...")
+        time.sleep(delay)
+        process.send(signal.SIGKILL)
+    last = workshop.run(workshop.arguments(folder))
+    assert last.code == 0, f"killed after {delay:.3f} s: {last.err}"
+    assert digest(folder) == digest(uninterrupted), f"killed after {delay:.3f} s"
+
+
+@pytest.mark.timeout(1200)
+def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with workshop.start(workshop.arguments(folder)) as first:
+        first.wait_for("curvature ...")
+        first.process.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the second one takes
+        second = workshop.run(workshop.arguments(folder))
+        first.process.send_signal(signal.SIGCONT)
+        first.wait_for("  timing sessions: 1/")  # a worker is at work, which Ctrl-C reaches too
+        interrupted = first.send(signal.SIGINT)
+    assert second.code == 2
+    assert second.stages == []
+    assert f"process {first.process.pid}" in second.complaint
+    assert "another run is at work" in second.complaint
+    assert interrupted.code == 130, interrupted.err
+    assert interrupted.complaint == "edge-compress: interrupted; run the same command again to go on"
+    assert not (folder / "report.json").exists()
+    last = workshop.run(workshop.arguments(folder))
+    assert last.code == 0, last.err
+    assert last.stages == ["verify x86"]
+    assert digest(folder) == digest(uninterrupted)
+
+
+def test_a_damaged_result_is_made_again_and_nothing_else(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path, here: Call
+) -> None:
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    (weights,) = (folder / "stages").glob("finetune-*/weights.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\x00\x00\x80\x7f")  # an infinity
+    again = here(workshop.arguments(folder))
+    assert again.code == 0, again.err
+    assert "is damaged" in again.err
+    assert again.stages == ["compensate", "fine-tune"]
+    assert weights.read_bytes() == whole
+    assert digest(folder) == digest(uninterrupted)
+
+
+def test_a_damaged_artifact_is_built_again(workshop: Workshop, uninterrupted: Path, tmp_path: Path, here: Call) -> None:
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    (folder / "artifacts/x86/model.onnx").write_bytes(b"")
+    again = here(workshop.arguments(folder))
+    assert again.code == 0, again.err
+    assert again.stages == ["build x86"]
+    assert digest(folder) == digest(uninterrupted)
