@@ -132,6 +132,14 @@ def test_a_build_that_fails_is_reported_and_fails_the_run(
         assert "the converter refused the layer fc" in text
 
 
+class _Fast:
+    """A device on which every artifact is twice as fast, without measuring."""
+
+    def measure(self, *_: Any) -> Timing:
+        dense, artifact = Percentiles(2.0, 2.2, 2.5), Percentiles(1.0, 1.1, 1.3)
+        return Timing("local", Kind.MEASURED, dense, artifact, Speedup(2.0, (1.9, 2.1)), 0.01, sessions=5, pairs=500, threads=1)
+
+
 def test_a_device_that_fails_is_exit_code_4_and_the_same_command_goes_on(
     workshop: Workshop, uninterrupted: Path, tmp_path: Path, here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
