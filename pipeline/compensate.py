@@ -12,16 +12,17 @@ depth, so the chosen plan is solved once more layer after layer with the inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .groups import OUT, Coupling
+from .groups import OUT, Block, Coupling
 from .surgery import cuts, prune, reaches
-from .types import Plan
+from .types import Pattern, Plan
 
 DAMPING = 0.01
 MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all images
@@ -57,15 +58,26 @@ def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *
         damping: share of the mean diagonal added to the diagonal.
 
     Returns:
-        (outputs, k), zero where the mask is zero.
+        (outputs, k) in the dtype of `weight`, solved in float64; exactly zero where the mask is zero.
     """
-    result = torch.zeros_like(weight)
-    target = weight.double() @ gram.double()
-    for row in range(weight.shape[0]):
-        keep = mask[row].nonzero().flatten()
+    g = gram.double()
+    return _damped_rows(g, weight.double() @ g, mask, damping).to(weight.dtype)
+
+
+def _damped_rows(gram: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, damping: float) -> torch.Tensor:
+    """`_damped_solve` of each row of `target` on its own support; rows with the same support are solved at once.
+
+    One factorization after another: stacked they take as long, since each is large enough to fill the processor.
+    """
+    result = torch.zeros_like(target)
+    supports: dict[bytes, list[int]] = {}
+    for row, stays in enumerate(mask.bool().cpu()):
+        supports.setdefault(stays.numpy().tobytes(), []).append(row)
+    for rows in supports.values():
+        keep = mask[rows[0]].nonzero().flatten().to(target.device)
         if len(keep):
-            g = gram[keep][:, keep].double()
-            result[row, keep] = _damped_solve(g, target[row : row + 1, keep], damping)[0].to(weight.dtype)
+            where = torch.tensor(rows, device=target.device)[:, None]
+            result[where, keep] = _damped_solve(gram[keep[:, None], keep], target[where, keep], damping)
     return result
 
 
@@ -137,11 +149,52 @@ def sequential(
     return small
 
 
+def sequential_masked(
+    net: fx.GraphModule,
+    branches: Mapping[str, Block],
+    masks: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    *,
+    fixed: Collection[str] = (),
+    damping: float = DAMPING,
+    progress: Callable[[float], None] | None = None,
+) -> fx.GraphModule:
+    """`sequential` for masks: the same walk, each output solved on the connections its mask leaves.
+
+    Args:
+        net: canonical dense network, eval mode.
+        branches: its residual branches.
+        masks: layer -> 1 where a connection stays, in the weight's shape. A layer without one keeps all, and is solved too.
+        images: (n, C, H, W) network inputs, augmented as in training.
+        fixed: layers that stay as they are.
+        damping: share of the mean diagonal added to the diagonal.
+        progress: told the share of nodes done.
+
+    Returns:
+        A new network, eval mode; its weights are exactly zero where their masks are.
+    """
+    same = copy.deepcopy(net).eval()
+    everything = Coupling((), {}, dict(branches))
+    walk = _Lockstep(net, same, everything, Plan(Pattern.WEIGHT, ""), damping, masks, frozenset(fixed))
+    with torch.no_grad():
+        walk.run(images, progress)
+    return same
+
+
 class _Lockstep:
     """Runs the pruned network layer by layer and the dense one as far ahead as its targets are needed."""
 
-    def __init__(self, dense: fx.GraphModule, small: fx.GraphModule, coupling: Coupling, plan: Plan, damping: float) -> None:
-        self.dense, self.small, self.damping = dense, small, damping
+    def __init__(
+        self,
+        dense: fx.GraphModule,
+        small: fx.GraphModule,
+        coupling: Coupling,
+        plan: Plan,
+        damping: float,
+        masks: Mapping[str, torch.Tensor] | None = None,
+        fixed: frozenset[str] = frozenset(),
+    ) -> None:
+        self.dense, self.small, self.damping, self.masks, self.fixed = dense, small, damping, masks or {}, fixed
         self.gone = cuts(coupling, plan.kept)
         self.dense_nodes = {n.name: n for n in dense.graph.nodes}
         self.position = {n: i for i, n in enumerate(dense.graph.nodes)}
@@ -172,7 +225,7 @@ class _Lockstep:
             return
         self.done.add(node)
         module = self.small.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if self._solvable(node, module):
+        if self._solvable(node, module) and str(node.target) not in self.fixed:
             self._solve_layer(node, cast(nn.Conv2d | nn.Linear, module), self._norm_after(node))
         self.small_run.env[node] = self._evaluate(self.small_run, node)
 
@@ -253,7 +306,7 @@ class _Lockstep:
             target = (stream[:, rows] - self._small_value(shortcut) - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
         else:
             target = self._dense_value(dense_node)[:, rows]
-        weight, bias = self._regress(module, inputs, target)
+        weight, bias = self._regress(module, inputs, target, self.masks.get(name))
         module.weight.copy_(weight)
         if module.bias is not None:
             module.bias.copy_(bias)
@@ -268,7 +321,7 @@ class _Lockstep:
             norm.bias.copy_(shift + scale * (bias + mean))
 
     def _regress(
-        self, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor
+        self, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
         flat_target = target.flatten(2) if target.ndim == 4 else target[:, :, None]
@@ -288,7 +341,7 @@ class _Lockstep:
             t = t.permute(1, 0, 2).flatten(1)
             gram += (x @ x.T).double().cpu()
             cross += (t @ x.T).double().cpu()
-        solved = _damped_intercept(gram, cross, self.damping)
+        solved = _damped_intercept(gram, cross, self.damping, None if mask is None else mask.flatten(1).cpu())
         weight = solved[:, :-1].to(module.weight).view_as(module.weight)
         return weight, solved[:, -1].to(module.weight)
 
@@ -304,11 +357,11 @@ def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tupl
     return scale.clone(), (norm.bias - norm.running_mean * scale).clone()
 
 
-def _damped_intercept(gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
-    """Cross gram^-1 with the damping on the weights only, not on the constant."""
+def _damped_intercept(gram: torch.Tensor, cross: torch.Tensor, damping: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """Cross gram^-1 with the damping on the weights only, not on the constant; each row on its support, if there is a mask."""
     count = gram[-1, -1].clamp_min(1.0)
     mean_x, mean_t = gram[-1, :-1] / count, cross[:, -1] / count
     centred = gram[:-1, :-1] - count * torch.outer(mean_x, mean_x)
     target = cross[:, :-1] - count * torch.outer(mean_t, mean_x)
-    weight = _damped_solve(centred, target, damping)
+    weight = _damped_solve(centred, target, damping) if mask is None else _damped_rows(centred, target, mask, damping)
     return torch.cat([weight, (mean_t - weight @ mean_x)[:, None]], 1)

@@ -2,6 +2,10 @@
 
 A setting is one level per knob. Policies speak in thresholds: per knob the share of units to remove, in [0, 1]
 (`Knob.level` rounds it to what the target allows).
+
+The budget is on latency where pruning buys latency: where channels and blocks go. The zeros of a mask buy none, so there it is
+on density, the share of connections that stay (`Candidate.spent` is the one or the other). "Latency" and "fast" below are said
+of the first case; nothing else differs in the second.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ Levels = tuple[int, ...]
 
 METHODS = ("ppo", "uniform", "random", "knapsack")
 MODES = ("hard", "soft")
+UNITS = {"latency": ("of the dense float latency", "fastest"), "density": ("of the connections", "sparsest")}  # of a budget
 TOLERANCE = 0.02  # measured latency may exceed the budget by this share: under it lies the noise of one measurement
 PENALTY = 5.0  # what a latency over budget costs, in units of accuracy per unit of excess relative to the budget
 SHAPING = 0.1  # weight of the loss in the training signal
@@ -43,7 +48,9 @@ class Evaluator(Protocol):
         ...
 
     def latency_estimate(self, levels: Levels) -> float:
-        """Ratio to the dense float model from a table of single-knob measurements. Free."""
+        """What the budget limits, without measuring: the ratio to the dense float model from a table of single-knob
+        measurements, or the density of masks. Free.
+        """
         ...
 
 
@@ -57,33 +64,36 @@ class SearchSettings:
 
     method: str  # one of METHODS
     evaluations: int  # distinct settings the evaluator is asked for, the same for every method
-    budget: float  # latency ratio to the dense float model; in soft mode only a hint
+    budget: float  # on `Candidate.spent`; in soft mode only a hint
     mode: str = "hard"  # one of MODES
     alpha: float = 1.0  # soft mode: weight of accuracy
-    beta: float = 1.0  # soft mode: weight of the latency ratio
+    beta: float = 1.0  # soft mode: weight of the latency ratio, or of the density
     seed: int = 0
     warm_start: bool = True  # ppo: the first part of the evaluations goes to the knapsack, whose plan is the first policy
+    limits: str = "latency"  # what the budget is on: a key of UNITS
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError("search method", found=repr(self.method), expected=", ".join(METHODS))
         if self.mode not in MODES:
             raise InputError("search mode", found=repr(self.mode), expected=", ".join(MODES))
+        if self.limits not in UNITS:
+            raise InputError("what the budget is on", found=repr(self.limits), expected=", ".join(UNITS))
         if self.evaluations < 1:
             raise InputError("search evaluations", found=str(self.evaluations), expected="at least 1")
         if not (math.isfinite(self.budget) and self.budget > 0):
-            raise InputError("latency budget", found=str(self.budget), expected="a ratio to the dense float model above 0")
+            raise InputError(f"{self.limits} budget", found=str(self.budget), expected="a share of the dense model's above 0")
 
 
 def reward(candidate: Candidate, settings: SearchSettings) -> float:
     """The reported reward.
 
-    hard: `accuracy - 5 * max(0, latency_ratio / budget - 1.02)`; inside the budget it is the accuracy.
-    soft: `alpha * accuracy - beta * latency_ratio` (AMP-HASA's reward with measured latency in the place of sparsity).
+    hard: `accuracy - 5 * max(0, spent / budget - 1.02)`; inside the budget it is the accuracy.
+    soft: `alpha * accuracy - beta * spent` (AMP-HASA's reward; where it can be, with measured latency in the place of sparsity).
     """
     if settings.mode == "soft":
-        return settings.alpha * candidate.accuracy - settings.beta * candidate.latency_ratio
-    return candidate.accuracy - PENALTY * max(0.0, candidate.latency_ratio / settings.budget - 1.0 - TOLERANCE)
+        return settings.alpha * candidate.accuracy - settings.beta * candidate.spent
+    return candidate.accuracy - PENALTY * max(0.0, candidate.spent / settings.budget - 1.0 - TOLERANCE)
 
 
 def signal(candidate: Candidate, settings: SearchSettings) -> float:
@@ -156,10 +166,11 @@ class Wall:
         self.fastest = canonical(knobs, far, self._inside)
         ratio = estimate(self.fastest)
         if settings.mode == "hard" and not ratio <= settings.budget:
+            unit, least = UNITS[settings.limits]
             raise InputError(
-                "the latency budget cannot be reached by pruning",
-                found=f"{settings.budget:.3f} of the dense float latency",
-                expected=f"at least {ratio:.3f}, the fastest reachable",
+                f"the {settings.limits} budget cannot be reached by pruning",
+                found=f"{settings.budget:.3f} {unit}",
+                expected=f"at least {ratio:.3f}, the {least} reachable",
                 do="raise --latency-budget",
             )
 
@@ -210,8 +221,8 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     action: Box(-1, 1), one number per knob; the threshold (share of units removed, in [0, 1]) is `(action + 1) / 2`.
         Gaussian policies want a symmetric box. In hard mode the wall raises thresholds that are over budget.
-    observation: Box, float32: sparsity per knob (share removed by the last candidate), its accuracy, its latency ratio, the
-        budget, the best reward so far. `reset(seed=...)` forgets the last candidate; `reset()` keeps it.
+    observation: Box, float32: sparsity per knob (share removed by the last candidate), its accuracy, what it spends of the
+        budget, the budget, the best reward so far. `reset(seed=...)` forgets the last candidate; `reset()` keeps it.
     reward: see `signal`. info: "candidate" and the reported "reward".
     """
 
@@ -243,7 +254,7 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             ratio = self._evaluator.latency_estimate((0,) * len(self._evaluator.knobs))
         else:
             sparsity = thresholds_of(self._evaluator.knobs, self._last.levels)
-            accuracy, ratio = self._last.accuracy, self._last.latency_ratio
+            accuracy, ratio = self._last.accuracy, self._last.spent
         space = self.observation_space
         assert isinstance(space, spaces.Box)
         values = np.array([*sparsity, accuracy, ratio, self._settings.budget, self._best], dtype=np.float32)

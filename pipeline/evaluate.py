@@ -3,13 +3,11 @@
 A candidate is cheap because nothing is solved or exported for it: its weights are stitched from per-layer solutions (each layer
 re-solved once for each set of kept inputs, the layer-wise database of SPDY, Frantar & Alistarh 2022, arXiv 2201.13096), its
 BatchNorm statistics are taken again on a few augmented images, and both the network that answers and the one that is timed are
-the dense ONNX graph cut to shape. It answers in ONNX Runtime, whose convolutions are twice as fast as torch's here.
+the dense ONNX graph cut to shape. It answers in ONNX Runtime in the artifact's precision, see `candidate`.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +19,18 @@ from torch import fx, nn
 
 from ..devices.latency_cache import LatencyCache
 from ..devices.local import QuickMeter
-from ..targets.base import Limits, Prober, Structure
+from ..targets.base import FloatArray, Limits, Prober, Structure
 from .batchnorm import reestimate_on
 from .candidate import CandidateGraph
 from .compensate import stitched_weight
 from .groups import IN, OUT, Coupling
+from .memo import Memo
+from .subject import fast_bfloat16
 from .surgery import cuts, prune
-from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, from_json, to_json
+from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, Precision
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before rounding to what the target's kernels like
+RANGE_IMAGES = 100  # the dense network's activation ranges are taken on
 
 
 def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
@@ -94,6 +95,18 @@ class RewardImages:
     labels: torch.Tensor  # (n,)
     statistics: torch.Tensor  # (m, C, H, W) of the training split, augmented: BatchNorm is re-estimated on them
 
+    def calibration(self, precision: Precision) -> FloatArray | None:
+        """What the activation ranges of int8 are taken on, (n, C, H, W); None where candidates answer in float."""
+        if precision is not Precision.INT8:
+            return None
+        found: FloatArray = self.statistics[:RANGE_IMAGES].numpy()
+        return found
+
+    def restore(self, net: nn.Module) -> None:
+        """Take the network's BatchNorm statistics anew, in bfloat16 where that is faster."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
+            reestimate_on(net, [self.statistics])
+
 
 class StitchedEvaluator:
     """`env.Evaluator` over a real network and a real device.
@@ -114,15 +127,15 @@ class StitchedEvaluator:
         meter: QuickMeter,
         cache: LatencyCache,
         memo: Path,
+        precision: Precision = Precision.FP32,
     ) -> None:
         self.net, self.coupling, self._knobs, self.order = net, coupling, knobs, order
         self.moments, self.images, self.prober, self.meter, self.cache = moments, images, prober, meter, cache
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self.reused = 0
         self._table: dict[tuple[int, int], float] = {}
-        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]))
-        self._memo_path = memo
-        self._memo = _read_memo(memo)
+        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(precision))
+        self._memo = Memo(memo)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -131,8 +144,9 @@ class StitchedEvaluator:
 
     def evaluate(self, levels: tuple[int, ...]) -> Candidate:
         """Accuracy and loss on the reward images, latency ratio measured on the device."""
-        if levels in self._memo:
-            return self._memo[levels]
+        known = self._memo.get(levels)
+        if known is not None:
+            return known
         start = time.perf_counter()
         plan = plan_for(self.knobs, levels, self.order, "")
         structure = structure_of(self.net, self.coupling, plan)
@@ -140,11 +154,7 @@ class StitchedEvaluator:
         accuracy, loss = self._score(net, structure)
         ratio = self.latency_ratio(structure)
         cost = ModelCost(sum(p.numel() for p in net.parameters()), self.prober.macs(structure))
-        candidate = Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, time.perf_counter() - start)
-        with self._memo_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(candidate)) + "\n")
-        self._memo[levels] = candidate
-        return candidate
+        return self._memo.add(Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, time.perf_counter() - start))
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""
@@ -164,7 +174,7 @@ class StitchedEvaluator:
             if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.moments:
                 weights[name] = self._stitched(name, module, missing)
         small = prune(self.net, self.coupling, plan, weights).eval()
-        reestimate_on(small, [self.images.statistics])
+        self.images.restore(small)
         return small
 
     def _stitched(self, name: str, module: nn.Conv2d | nn.Linear, missing: set[int]) -> torch.Tensor:
@@ -211,23 +221,3 @@ class StitchedEvaluator:
             plan = plan_for(self.knobs, levels, self.order, "")
             self._table[knob, level] = self.latency_ratio(structure_of(self.net, self.coupling, plan))
         return self._table[knob, level]
-
-
-def _read_memo(path: Path) -> dict[tuple[int, ...], Candidate]:
-    """Finished evaluations; a line a killed run left unfinished is cut off."""
-    memo: dict[tuple[int, ...], Candidate] = {}
-    if not path.is_file():
-        return memo
-    good = 0
-    data = path.read_bytes()
-    for line in itertools.takewhile(lambda part: part.endswith(b"\n"), data.splitlines(keepends=True)):
-        try:
-            candidate = from_json(Candidate, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            break
-        memo[candidate.levels] = candidate
-        good += len(line)
-    if good < len(data):
-        with path.open("r+b") as file:
-            file.truncate(good)
-    return memo

@@ -130,7 +130,7 @@ def couple(net: fx.GraphModule) -> Coupling:
         groups.append(Group(name, kind, len(ordered_units), producers, consumers))
         units[name] = ordered_units
     groups.sort(key=lambda g: order[g.producers[0]])
-    blocks = {b.name: b for b in _blocks(net)}
+    blocks = residual_branches(net)
     groups += [Group(b.name, "block", 1, b.layers, ()) for b in blocks.values()]
     if not groups:
         raise InputError(
@@ -285,9 +285,9 @@ def _keeps_channels(index: object) -> bool:
     return isinstance(index, tuple) and len(index) == 4 and index[0] == slice(None) == index[1]
 
 
-def _blocks(net: fx.GraphModule) -> list[Block]:
-    """Residual branches that end in an addition and hold layers no one else reads."""
-    found: list[Block] = []
+def residual_branches(net: fx.GraphModule) -> dict[str, Block]:
+    """Residual branches of a canonical network that end in an addition and hold layers no one else reads, by name."""
+    found: dict[str, Block] = {}
     taken: set[fx.Node] = set()
     for node in net.graph.nodes:
         if not is_add(node):
@@ -306,7 +306,8 @@ def _blocks(net: fx.GraphModule) -> list[Block]:
             continue
         taken |= cones[branch]
         ordered = [str(n.target) for n in net.graph.nodes if n in layers[branch]]
-        found.append(Block(f"block:{ordered[-1]}", node.name, shortcut.name, ordered[-1], tuple(ordered)))
+        name = f"block:{ordered[-1]}"
+        found[name] = Block(name, node.name, shortcut.name, ordered[-1], tuple(ordered))
     return found
 
 

@@ -16,7 +16,7 @@ from .preprocess import augmented, to_input
 from .types import Preprocess
 
 HELD_TENSORS = 8  # float32 activations of one image that are alive at once while a network is solved layer after layer
-STATISTICS_IMAGES = 256  # a candidate's BatchNorm statistics are taken on; they are taken again for the chosen plan
+STATISTICS_IMAGES = 128  # a candidate's BatchNorm statistics are taken on; they are taken again for the chosen plan
 
 
 def affordable(net: fx.GraphModule, count: int, room_bytes: int = 3 << 30) -> int:

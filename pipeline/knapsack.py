@@ -77,10 +77,10 @@ class LatencyModel:
     def observe(self, candidate: Candidate) -> None:
         """Learn from a measured whole model."""
         x: FloatArray = self._features(candidate.levels)
-        distance = abs(candidate.latency_ratio / self._settings.budget - 1.0) / self.NEAR
+        distance = abs(candidate.spent / self._settings.budget - 1.0) / self.NEAR
         weight = (1.0 if self._settings.mode == "soft" else max(0.02, float(np.exp(-(distance**2))))) / self.NOISE**2
         self._precision = self._precision + weight * np.outer(x, x)
-        self._moment = self._moment + weight * x * (candidate.latency_ratio - self._estimate(candidate.levels))
+        self._moment = self._moment + weight * x * (candidate.spent - self._estimate(candidate.levels))
         solved = np.linalg.solve(self._precision, self._moment)
         self._weights = np.minimum(solved, 1.0 - self.LEAST)
 

@@ -33,6 +33,7 @@ _PAGE_COLOURS = {
     _GREEN: "var(--plot-green,#009e73)",
 }
 _WIDTH = 360.0  # SVG units; small on purpose: a phone shows it at about this size and the text stays readable
+_SPENDING = {"latency": "latency, share of the dense float model's", "density": "connections that stay, share of all"}
 _MARKERS = {Kind.MEASURED: "o", Kind.EMULATED: "s", Kind.ESTIMATED: "^"}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edge-compress",
@@ -78,17 +79,17 @@ class Label:
 class Point:
     """One candidate of the search."""
 
-    latency: float  # ratio to the dense float model
+    spent: float  # share of the dense model's latency, or of its connections
     accuracy: float  # percent
     kind: Kind  # of the latency
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What stays of one group."""
+    """What stays of one group, or of one layer's connections."""
 
     name: str
-    kind: str  # "inner", "stream" or "block"
+    kind: str  # "inner", "stream", "block" or "layer"
     kept: int
     size: int
     removed: str = ""  # why nothing stays, e.g. "block removed"
@@ -103,26 +104,32 @@ class Samples:
     p50_ms: float
 
 
-def tradeoff(points: Sequence[Point], chosen: Point | None, dense: Point | None, budget: float, label: Label) -> str:
-    """Accuracy against latency: every candidate, the budget as a line, the chosen one marked.
+def tradeoff(
+    points: Sequence[Point], chosen: Point | None, dense: Point | None, budget: float, label: Label, spending: str = "latency"
+) -> str:
+    """Accuracy against latency (or, `spending` "density", connections kept): every candidate, the budget, the chosen one.
 
     `points` and `chosen` of kind `none` are left out: they have no place on the axis.
     """
     shown = [p for p in points if p.kind is not Kind.NONE]
+
+    def named(what: str, kind: Kind) -> str:
+        return f"{what} ({kind})" if spending == "latency" else what  # connections are counted
+
     with rc_context(_STYLE):
         figure, axes = _axes(265)
         for kind, marker in _MARKERS.items():
             mine = [p for p in shown if p.kind is kind]
             if mine:
-                xs, ys = [p.latency for p in mine], [p.accuracy for p in mine]
-                axes.plot(xs, ys, marker, color=_BLUE, alpha=0.45, ms=4, mew=0, label=f"candidate ({kind})")
+                xs, ys = [p.spent for p in mine], [p.accuracy for p in mine]
+                axes.plot(xs, ys, marker, color=_BLUE, alpha=0.45, ms=4, mew=0, label=named("candidate", kind))
         axes.axvline(budget, color=_MUTED, lw=1.2, ls=(0, (4, 3)), label=f"budget {budget:.2f}")
         if dense is not None:
-            axes.plot([dense.latency], [dense.accuracy], "P", color=_MUTED, ms=7, mew=0, label="dense float")
+            axes.plot([dense.spent], [dense.accuracy], "P", color=_MUTED, ms=7, mew=0, label="dense float")
         if chosen is not None and chosen.kind is not Kind.NONE:
-            name = f"chosen ({chosen.kind})"
-            axes.plot([chosen.latency], [chosen.accuracy], "D", color=_RED, ms=7, mec=_INK, mew=0.8, label=name)
-        axes.set_xlabel("latency, share of the dense float model's")
+            name = named("chosen", chosen.kind)
+            axes.plot([chosen.spent], [chosen.accuracy], "D", color=_RED, ms=7, mec=_INK, mew=0.8, label=name)
+        axes.set_xlabel(_SPENDING[spending])
         axes.set_ylabel("top-1 before fine-tuning, %")
         axes.grid(True)
         axes.margins(0.06)
@@ -132,20 +139,21 @@ def tradeoff(points: Sequence[Point], chosen: Point | None, dense: Point | None,
 
 def kept_shares(bars: Sequence[Bar], label: Label) -> str:
     """One bar per group: the share of its units that stays. Removed blocks are hatched and named."""
-    colours = {"inner": _BLUE, "stream": _GREEN, "block": _BLUE}
+    legend = {"inner": "inner channels", "stream": "residual stream", "layer": "connections"}
     with rc_context({**_STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
         figure, axes = _axes(64.0 + 14.5 * len(bars))
-        for kind in ("inner", "stream"):
+        for kind, meaning in legend.items():
             if any(b.kind == kind and not b.removed for b in bars):
-                axes.barh([0], [0], color=colours[kind], label={"inner": "inner channels", "stream": "residual stream"}[kind])
+                axes.barh([0], [0], color=_GREEN if kind == "stream" else _BLUE, label=meaning)
         for row, bar in enumerate(bars):
             if bar.removed:
                 axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=_RED, linewidth=0.8, hatch="////", alpha=0.6)
                 axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=_RED)
             else:
                 axes.barh(row, 1.0, height=0.7, color=_MUTED, alpha=0.18, linewidth=0)
-                axes.barh(row, bar.kept / bar.size, height=0.7, color=colours.get(bar.kind, _BLUE), linewidth=0)
-                axes.text(1.03, row, f"{bar.kept}/{bar.size}", va="center", ha="left", fontsize=9, color=_INK)
+                axes.barh(row, bar.kept / bar.size, height=0.7, color=_GREEN if bar.kind == "stream" else _BLUE, linewidth=0)
+                kept = f"{100 * bar.kept / bar.size:.0f} %" if bar.kind == "layer" else f"{bar.kept}/{bar.size}"
+                axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=_INK)
         axes.set_yticks(range(len(bars)), [_short(b.name) for b in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)  # the network's first layer on top
         axes.set_xlim(0, 1.3)

@@ -55,7 +55,7 @@ class RunResults:
     checkpoint: Checkpoint
     pruned_top1: float  # percent, PyTorch, test split
     targets: dict[str, TargetResult]
-    budget: float  # latency, ratio to the dense float model
+    budget: float  # on latency, ratio to the dense float model; of masks on density
     max_accuracy_drop: float  # gate, percentage points
     min_speedup: float  # gate, lower end of the 95 % interval
     command: str
@@ -89,7 +89,8 @@ def to_report(results: RunResults) -> Json:
             "gates": {
                 "max_accuracy_drop": results.max_accuracy_drop,
                 "min_speedup": results.min_speedup,
-                "latency_budget": results.budget,
+                "latency_budget": results.budget if search.best.density is None else None,
+                "density_budget": None if search.best.density is None else results.budget,
             },
             "passed": bool(results.targets) and all(t.verdict.passed for t in results.targets.values()),
             "dense": {

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from . import plots
-from .report_words import DASH, Json, Table, count, finetune_table, fixed, kept_table, millis, percent, tag
+from .report_words import DASH, Json, Table, count, finetune_table, fixed, kept_table, masked, millis, percent, tag
 from .types import Kind
 
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
@@ -36,7 +36,7 @@ def figures(report: Json) -> tuple[Plot, ...]:
 
 
 def _tradeoff_plot(report: Json) -> Plot | None:
-    search, budget = report["pruned"]["search"], report["gates"]["latency_budget"]
+    search, spending = report["pruned"]["search"], "density" if masked(report) else "latency"
     shown = _shown(search)
     points = [p for i in shown if (p := _point(search["tried"][i])) is not None]
     chosen = _point(search["best"])
@@ -46,22 +46,26 @@ def _tradeoff_plot(report: Json) -> Plot | None:
     dense = plots.Point(1.0, top1, Kind.MEASURED) if top1 is not None else None
     caption = "No candidate was chosen."
     if chosen is not None:
-        latency = tag(f"{fixed(chosen.latency)} of the dense latency", chosen.kind)
-        caption = (
-            f"Chosen: {latency} at {fixed(chosen.accuracy)} % before fine-tuning; {len(search['tried']):,} evaluations in all."
-        )
+        latency = tag(f"{fixed(search['best']['latency_ratio'])} of the dense latency", chosen.kind)
+        what = latency if spending == "latency" else f"{percent(chosen.spent)} % of the connections"
+        caption = f"Chosen: {what} at {fixed(chosen.accuracy)} % before fine-tuning; {len(search['tried']):,} evaluations in all."
+        if spending == "density":
+            caption += f" Zeros buy no latency: every candidate has {latency}."
     kinds = [k for k in Kind if k is not Kind.NONE and any(c["latency_kind"] == k for c in search["tried"])]
     rows = []
     for i in shown:
         c = search["tried"][i]
-        columns = [tag(fixed(c["latency_ratio"], 3), k) if c["latency_kind"] == k else DASH for k in kinds]
+        columns = [percent(c["density"])] if spending == "density" else []
+        columns += [tag(fixed(c["latency_ratio"], 3), k) if c["latency_kind"] == k else DASH for k in kinds]
         mark = " (chosen)" if i == search["best_index"] else ""
         rows.append((f"{i + 1}{mark}", *columns, percent(c["accuracy"]), fixed(c["loss"], 3), count(c["macs"])))
-    head = ("Evaluation", *(f"latency ratio ({k})" for k in kinds), "top-1, %", "loss", "MACs")
-    title = "Accuracy against latency"
+    stay = ("connections, %",) if spending == "density" else ()
+    head = ("Evaluation", *stay, *(f"latency ratio ({k})" for k in kinds), "top-1, %", "loss", "MACs")
+    title = "Accuracy against latency" if spending == "latency" else "Accuracy against connections kept"
     label = plots.Label("tradeoff", title, f"Every candidate the search tried. {caption}")
     table = Table(_thinned("Candidates tried", shown, search), head, tuple(rows))
-    return Plot("tradeoff", title, caption, Markup(plots.tradeoff(points, chosen, dense, budget, label)), table)  # noqa: S704
+    svg = Markup(plots.tradeoff(points, chosen, dense, report["gates"][f"{spending}_budget"], label, spending))  # noqa: S704
+    return Plot("tradeoff", title, caption, svg, table)
 
 
 def _kept_plot(report: Json) -> Plot | None:
@@ -76,7 +80,8 @@ def _kept_plot(report: Json) -> Plot | None:
     ]
     blocks = [k for k in knobs if k["kind"] == "block"]
     removed = sum(k["kept"] == 0 for k in blocks)
-    caption = "Share of each group's channels that stays, first layer on top."
+    units = "layer's connections" if masked(report) else "group's channels"
+    caption = f"Share of each {units} that stays, first layer on top."
     if blocks:
         caption += f" {removed} of {len(blocks)} residual blocks removed."
     title = "What is kept, layer by layer"
@@ -143,7 +148,8 @@ def _point(candidate: Mapping[str, Any]) -> plots.Point | None:
     ratio, accuracy = candidate["latency_ratio"], candidate["accuracy"]
     if ratio is None or accuracy is None:
         return None
-    return plots.Point(ratio, 100.0 * accuracy, Kind(candidate["latency_kind"]))
+    spent = ratio if candidate.get("density") is None else candidate["density"]
+    return plots.Point(spent, 100.0 * accuracy, Kind(candidate["latency_kind"]))
 
 
 def _shown(search: Json) -> list[int]:

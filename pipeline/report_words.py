@@ -100,10 +100,18 @@ def _advice(report: Json, target: Json, state: str) -> tuple[str, ...]:
     if latency["kind"] != Kind.NONE and latency["speedup"]["ci95"][0] < gates["min_speedup"]:
         if latency["quality"]:
             advice.append("The device was not quiet: measure again with nothing else running on it.")
-        if latency["speedup"]["median"] >= gates["min_speedup"]:
-            advice.append("The median reaches the speedup asked for, its interval does not: prune a little more.")
-        advice.append("Prune more: a lower `--latency-budget`; what it costs in accuracy shows in the first plot.")
+        if masked(report):
+            advice.append("This runtime stores the zeros of a mask densely, so they buy no latency: use `--pattern channel`.")
+        else:
+            if latency["speedup"]["median"] >= gates["min_speedup"]:
+                advice.append("The median reaches the speedup asked for, its interval does not: prune a little more.")
+            advice.append("Prune more: a lower `--latency-budget`; what it costs in accuracy shows in the first plot.")
     return tuple(advice) or ("Mend the cause and run the same command again: finished stages are kept.",)
+
+
+def masked(report: Json) -> bool:
+    """Whether connections were masked, under a budget on density; else channels went, under one on latency."""
+    return report["pruned"]["search"]["best"].get("density") is not None
 
 
 def verdict_line(report: Json) -> str:
@@ -127,6 +135,8 @@ def comparison(report: Json, name: str) -> Table:
         ("Parameters", count(dense["params"]), count(pruned["params"]), "as pruned" if artifact else DASH),
         ("MACs", count(dense["macs"]), count(pruned["macs"]), "as pruned" if artifact else DASH),
     ]
+    if masked(report):
+        rows.append(("Parameters that are zero, %", DASH, fixed(100 * pruned["sparsity"]), DASH))
     before = ((artifact or {}).get("baseline") or dense)["size_bytes"]
     rows.append(("Size", size(before), size(pruned["state"]["size_bytes"]), size(artifact["size_bytes"]) if artifact else DASH))
     if has_latency:
@@ -191,7 +201,12 @@ def environment(report: Json) -> tuple[Table, ...]:
     data, search, gates = report["data"], report["pruned"]["search"], report["gates"]
     splits = ", ".join(f"{name} {data['splits'][name]:,}" for name in ("train", "search", "test"))
     pruned = report["pruned"]
-    removed = f"{pruned['pattern']}, score {pruned['score']}, {100 * pruned['sparsity']:.1f} % of the weights gone"
+    how = "zero" if masked(report) else "gone"
+    removed = f"{pruned['pattern']}, score {pruned['score']}, {100 * pruned['sparsity']:.1f} % of the weights {how}"
+    if masked(report):
+        budget = ("Density budget", f"{gates['density_budget']:g} of the connections: the zeros of a mask buy no latency")
+    else:
+        budget = ("Latency budget", f"{gates['latency_budget']:g} of the dense float model")
     rows = (
         ("Model", report["model"]["name"]),
         ("Model SHA-256", report["model"]["sha256"]),
@@ -199,7 +214,7 @@ def environment(report: Json) -> tuple[Table, ...]:
         ("Data SHA-256", data["sha256"]),
         ("Images", f"{splits}; {len(data['classes'])} classes; {'×'.join(str(n) for n in data['image_shape'])}"),
         ("Gates", f"accuracy lost at most {gates['max_accuracy_drop']:g} points, speedup at least {gates['min_speedup']:g}×"),
-        ("Latency budget", f"{gates['latency_budget']:g} of the dense float model"),
+        budget,
         ("Pruned", removed),
         ("Search", f"{search['method']}, {search['evaluations']:,} candidates in {seconds(search['seconds'])}"),
         ("Seed", str(report["seed"])),
@@ -217,7 +232,7 @@ def environment(report: Json) -> tuple[Table, ...]:
 
 
 def kept_table(report: Json) -> Table:
-    """What stays of every group of channels."""
+    """What stays of every group of channels, or of every layer's connections."""
     rows = tuple(
         (
             k["name"],
@@ -228,6 +243,8 @@ def kept_table(report: Json) -> Table:
         )
         for k in report["pruned"]["knobs"]
     )
+    if masked(report):
+        return Table("Kept connections per layer", ("Layer", "kind", "dense", "kept", "kept, %"), rows)
     return Table("Kept units per group", ("Group", "kind", "dense", "kept", "kept, %"), rows)
 
 

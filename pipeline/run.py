@@ -12,17 +12,15 @@ import json
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import fx, nn
+from torch import nn
 
 from .. import targets as target_modules
 from ..devices import boards
@@ -30,25 +28,24 @@ from ..devices.latency_cache import LatencyCache
 from ..devices.local import LocalDevice, QuickMeter, describe
 from ..devices.timing import TimingSettings
 from ..targets.base import BuildRequest, FloatArray, Target
-from . import compensate
-from .accuracy import cost_of, logits, top1
+from .accuracy import cost_of, top1
 from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
-from .errors import BuildError, InputError, UnavailableError
-from .evaluate import StitchedEvaluator, knobs_for, plan_for
+from .errors import BuildError, UnavailableError
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
-from .groups import Coupling, couple
 from .images import affordable, calibration_batches, reward_images, training_inputs
 from .models import state_sha256
 from .progress import Progress
+from .pruning import Bench, Pruning, RankedEvaluator, pattern_for, pruning_for
+from .references import References, references_of
 from .report import RunResults, to_html, to_markdown, to_report
 from .search import search
-from .sensitivity import moments, rank_units
+from .sensitivity import moments
+from .session import Run, read_seconds
 from .store import RunFolder, Stage, atomic_write, file_ref
-from .subject import Loaded, accelerator, fast_bfloat16, load_subject, weights_file
-from .surgery import check_equivalence, prune
+from .subject import accelerator, fast_bfloat16, load_subject, weights_file
 from .types import (
     Accuracy,
     Artifact,
@@ -56,7 +53,6 @@ from .types import (
     Checkpoint,
     Epoch,
     FileRef,
-    Knob,
     Pattern,
     Plan,
     Precision,
@@ -73,37 +69,7 @@ PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "sta
 EPOCHS = 8  # of the embedded network
 SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
 REWARD_IMAGES = 1000
-
-
-@dataclass
-class _Run:
-    """What is alive while a run goes through its stages."""
-
-    config: Config
-    ui: Progress
-    folder: RunFolder
-    loaded: Loaded
-    device: str
-    seconds: dict[str, float]  # of each stage, when it last ran to its end; kept in the folder, for runs that go on
-    notes: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        with self.ui.stage(name):
-            yield
-        self.seconds[name] = time.monotonic() - start
-        atomic_write(_seconds_file(self.folder), json.dumps(self.seconds))
-
-
-@dataclass(frozen=True)
-class _References:
-    """What artifacts are compared with: the dense and the pruned PyTorch network on the test split."""
-
-    dense_top1: float  # percent
-    pruned_top1: float
-    dense_search_top1: float
-    logits: FileRef  # safetensors: "dense" and "pruned", (N, classes) each
+SCORING_IMAGES = 2000
 
 
 def run_pipeline(config: Config, ui: Progress) -> int:
@@ -116,28 +82,26 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         EdgeCompressError: see `errors`.
     """
     started = datetime.now(UTC)
-    if config.pattern not in (None, Pattern.CHANNEL):
-        raise InputError(f"--pattern {config.pattern} cannot be searched yet", expected="channel or auto", do="leave it out")
     board = boards.load(config.device)
     chosen = [target_modules.load(name) for name in config.targets]
     for target in chosen:
         reason = target.missing()
         if reason is not None:
             raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
+    pattern = pattern_for(config, chosen)
     _deterministic(config)
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
-        run = _Run(config, ui, folder, loaded, accelerator(config), _read_seconds(folder))
+        run = Run(config, ui, folder, loaded, accelerator(config), pattern, read_seconds(folder))
         subject_key = _prepare_subject(run)
         loaded = run.loaded
-        net = canonical(loaded.module, loaded.subject.data.image_shape)
-        coupling = couple(net)
-        knobs = knobs_for(coupling, chosen[0].limits)
+        shape = loaded.subject.data.image_shape
+        net = canonical(loaded.module, shape)
+        pruning = pruning_for(pattern, net, shape, chosen[0].limits, config, lambda: _scoring_inputs(run), folder.path)
         precision = config.precision or chosen[0].limits.precisions[0]
-        found, order, search_stage = _search(run, subject_key, net, coupling, knobs, chosen[0], precision, board.affinity)
-        plan = plan_for(knobs, found.best.levels, order.order, config.score)
-        checkpoint, student, tuned = _finetune(run, search_stage, net, coupling, plan)
-        references = _references(run, tuned, checkpoint, student)
+        found, plan, searched = _search(run, subject_key, pruning, chosen[0], precision, board.affinity)
+        checkpoint, student, tuned = _finetune(run, searched, pruning, plan)
+        references = references_of(run, tuned, checkpoint, student)
         results = {}
         for target in chosen:
             precision = config.precision or target.limits.precisions[0]
@@ -155,12 +119,12 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             dense_search_top1=references.dense_search_top1,
             dense_size_bytes=_dense_size(results),
             plan=plan,
-            knobs=knobs,
+            knobs=pruning.knobs,
             search=found,
             checkpoint=checkpoint,
             pruned_top1=references.pruned_top1,
             targets=results,
-            budget=budget if budget is not None else found.best.latency_ratio,
+            budget=budget if budget is not None else found.best.spent,
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
             command=_command(),
@@ -168,7 +132,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stage_seconds=run.seconds,
-            notes=tuple(run.notes),
+            notes=(*run.notes, *pruning.remarks(chosen[0].runtime)),
         )
         _write(folder.path, plan, results_of_run)
     return 0 if all(r.verdict.passed for r in results.values()) else 1
@@ -181,7 +145,7 @@ def _deterministic(config: Config) -> None:
     torch.manual_seed(config.seed)
 
 
-def _prepare_subject(run: _Run) -> str:
+def _prepare_subject(run: Run) -> str:
     """Key of the subject; the embedded network is trained first."""
     subject = run.loaded.subject
     stage = run.folder.stage("subject", "1", {"subject": to_json(subject), "threads": torch.get_num_threads()})
@@ -204,86 +168,89 @@ def _prepare_subject(run: _Run) -> str:
 
 
 def _search(
-    run: _Run,
-    subject_key: str,
-    net: fx.GraphModule,
-    coupling: Coupling,
-    knobs: tuple[Knob, ...],
-    target: Target,
-    precision: Precision,
-    affinity: tuple[int, ...] | None,
-) -> tuple[SearchResult, Sensitivity, Stage]:
-    """Rank the units of every group, then set every knob: the plan with the best one-shot accuracy within the budget."""
-    config, loaded = run.config, run.loaded
-    settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")}
-    ranking_stage = run.folder.stage("sensitivity", "1", settings, (subject_key,))
+    run: Run, subject_key: str, pruning: Pruning, target: Target, precision: Precision, affinity: tuple[int, ...] | None
+) -> tuple[SearchResult, Plan, Stage]:
+    """Rank what can go, then set every knob: the plan with the best one-shot accuracy within the budget."""
+    config = run.config
+    settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
+    settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
+    ranking_stage = run.folder.stage("sensitivity", "2", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {n: to_json(getattr(config, n)) for n in ("search", "evaluations", "latency_budget", "alpha", "beta", "seed")}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
-    stage = run.folder.stage("search", "1", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "2", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
-    if ranking is not None and found is not None:
-        return found, ranking, stage
-    shape = loaded.subject.data.image_shape
-    images = reward_images(loaded.data, loaded.subject.preprocess, REWARD_IMAGES, config.seed)
-    with run.stage("curvature"):
-        calibration = training_inputs(loaded.data, loaded.subject.preprocess, 2000, config.seed)
-        grams = moments(net, calibration)
-    prober = target.prober(net, shape, precision)
-    context = {
+    if ranking is None or found is None:
+        bench_images = reward_images(run.loaded.data, run.loaded.subject.preprocess, REWARD_IMAGES, config.seed)
+        with run.stage("curvature"):
+            inputs = _scoring_inputs(run)
+            grams = moments(pruning.net, inputs)
+        prober = target.prober(pruning.net, run.loaded.subject.data.image_shape, precision)
+        cache = LatencyCache(_context(run, target, precision))
+        with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
+            bench = Bench(inputs, grams, bench_images, prober, meter, cache, stage.folder / "evaluations.jsonl", precision)
+            evaluator = pruning.evaluator(bench)
+            if ranking is None:
+                with run.stage("sensitivity"):
+                    ranking = evaluator.rank(config.lambda_)
+                ranking_stage.finish(ranking)
+            with run.stage("latency table"):
+                evaluator.follow(ranking)
+            found = _chosen(run, pruning, evaluator, _budget(config, meter))
+        stage.finish(found)
+    return found, pruning.plan(found.best.levels, ranking, stage), stage
+
+
+def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
+    config, best = run.config, 0.0
+    of = "of dense" if pruning.limits == "latency" else "of the connections"
+
+    def tell(candidate: Candidate, reward: float) -> None:
+        nonlocal best
+        best = max(best, reward)
+        bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.spent:.2f} {of}, best {best:.3f}")
+
+    how = SearchSettings(
+        config.search,
+        config.evaluations,
+        budget,
+        alpha=config.alpha,
+        beta=config.beta,
+        seed=config.seed,
+        limits=pruning.limits,
+    )
+    with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
+        return replace(search(evaluator, how, tell), latency_reused=evaluator.reused)
+
+
+def _budget(config: Config, meter: QuickMeter) -> float:
+    """The budget as a share of the dense network's latency, or of its connections."""
+    if config.latency_budget.ratio is not None:
+        return config.latency_budget.ratio
+    assert config.latency_budget.ms is not None  # Budget holds one of the two
+    return config.latency_budget.ms / meter.dense_ms
+
+
+def _scoring_inputs(run: Run) -> torch.Tensor:
+    """Training images, augmented, that scores and moments are taken on."""
+    return training_inputs(run.loaded.data, run.loaded.subject.preprocess, SCORING_IMAGES, run.config.seed)
+
+
+def _context(run: Run, target: Target, precision: Precision) -> dict[str, str]:
+    """All that a latency depends on besides the structure."""
+    config, subject = run.config, run.loaded.subject
+    return {
         "device": config.device,
         "runtime": target.runtime,
         **{k: v for k, v in describe(target.runtime, config.threads).items() if k in ("cpu", "runtime_version", "governor")},
         "threads": str(config.threads),
         "precision": str(precision),
-        "dense": str(loaded.subject.cost.macs),
-        "model": loaded.subject.model_sha256,
+        "dense": str(subject.cost.macs),
+        "model": subject.model_sha256,
     }
-    cache = LatencyCache(context)
-    with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
-        memo = stage.folder / "evaluations.jsonl"
-        evaluator = StitchedEvaluator(net, coupling, knobs, {}, grams, images, prober, meter, cache, memo)
-        if ranking is None:
-            with run.stage("sensitivity"):
-                ranking = rank_units(net, coupling, knobs, evaluator, calibration, config.score, config.lambda_, config.seed)
-            ranking_stage.finish(ranking)
-        evaluator.order = ranking.order
-        _check_couplings(net, coupling, knobs, ranking, shape)
-        with run.stage("latency table"):
-            evaluator.fill_table()
-        budget = config.latency_budget.ratio
-        if budget is None:
-            assert config.latency_budget.ms is not None  # Budget holds one of the two
-            budget = config.latency_budget.ms / meter.dense_ms
-        with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
-            best = 0.0
-
-            def tell(candidate: Candidate, reward: float) -> None:
-                nonlocal best
-                best = max(best, reward)
-                bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.latency_ratio:.2f} of dense, best {best:.3f}")
-
-            how = SearchSettings(
-                config.search, config.evaluations, budget, alpha=config.alpha, beta=config.beta, seed=config.seed
-            )
-            found = replace(search(evaluator, how, tell), latency_reused=evaluator.reused)
-    stage.finish(found)
-    return found, ranking, stage
 
 
-def _check_couplings(
-    net: fx.GraphModule, coupling: Coupling, knobs: tuple[Knob, ...], ranking: Sensitivity, shape: tuple[int, int, int]
-) -> None:
-    """Pruned == masked with every group cut and with every second block out, before anything is built on the graph."""
-    deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in knobs)
-    blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(knobs))
-    for levels in (deepest, blocks):
-        check_equivalence(net, coupling, plan_for(knobs, levels, ranking.order, ""), shape)
-
-
-def _finetune(
-    run: _Run, before: Stage, net: fx.GraphModule, coupling: Coupling, plan: Plan
-) -> tuple[Checkpoint, nn.Module, Stage]:
+def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Checkpoint, nn.Module, Stage]:
     """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
@@ -292,13 +259,11 @@ def _finetune(
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     if checkpoint is not None:
-        student = prune(net, coupling, plan)  # its shape; its weights are the checkpoint's
+        student: nn.Module = pruning.blank(plan)
     else:
         with run.stage("compensate"):
-            check_equivalence(net, coupling, plan, shape)
-            count = affordable(net, SEQUENTIAL_IMAGES)
-            images = training_inputs(loaded.data, prep, count, config.seed + 1)
-            student = compensate.sequential(net, coupling, plan, images)
+            count = affordable(pruning.net, SEQUENTIAL_IMAGES)
+            student = pruning.solved(plan, training_inputs(loaded.data, prep, count, config.seed + 1))
         steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
 
@@ -308,37 +273,16 @@ def _finetune(
                 else:
                     bar.advance(1, f"loss {event.loss:.3f}")
 
-            history = finetune(student, loaded.module, loaded.data, prep, how, folder=stage.folder, progress=tell)
-        cost = cost_of(student, shape)
-        sparsity = 1.0 - cost.params / loaded.subject.cost.params
-        checkpoint = Checkpoint(_save(stage, student), history, cost, sparsity)
+            masks = pruning.masks(plan)
+            history = finetune(student, loaded.module, loaded.data, prep, how, folder=stage.folder, masks=masks, progress=tell)
+        sparsity = pruning.sparsity(loaded.module, student)
+        checkpoint = Checkpoint(_save(stage, student), history, cost_of(student, shape), sparsity)
         stage.finish(checkpoint)
     _load(run, checkpoint.state, student)
     return checkpoint, student.eval(), stage
 
 
-def _references(run: _Run, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> _References:
-    """The PyTorch networks on the test split, which nothing was chosen on."""
-    data, prep = run.loaded.data, run.loaded.subject.preprocess
-    stage = run.folder.stage("test-split", "1", {"device": run.device}, (before.key, checkpoint.state.sha256))
-    references = stage.result(_References)
-    if references is None:
-        with run.stage("test split"):
-            dense, pruned = (logits(m, data.test, prep, device=run.device) for m in (run.loaded.module, student))
-            search = logits(run.loaded.module, data.search, prep, device=run.device)
-            path = stage.folder / "logits.safetensors"
-            atomic_write(path, save({"dense": torch.from_numpy(dense), "pruned": torch.from_numpy(pruned)}))
-        references = _References(
-            top1(dense, data.test.labels),
-            top1(pruned, data.test.labels),
-            top1(search, data.search.labels),
-            file_ref(path, run.folder.path),
-        )
-        stage.finish(references)
-    return references
-
-
-def _build(run: _Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
+def _build(run: Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
     """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
     config, loaded = run.config, run.loaded
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
@@ -378,11 +322,11 @@ def _under(artifact: Artifact, folder: Path) -> Artifact:
 
 
 def _verify(
-    run: _Run,
+    run: Run,
     before: Stage,
     target: Target,
     artifact: Artifact,
-    references: _References,
+    references: References,
     affinity: tuple[int, ...] | None,
 ) -> TargetResult:
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
@@ -398,18 +342,19 @@ def _verify(
             if timing is None:
                 timing = _timing(run, target, artifact, affinity)
                 timed.finish(timing)
-    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup)
+    masked = run.pattern is not Pattern.CHANNEL
+    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup, masked=masked)
     return TargetResult("ok", verdict, artifact, accuracy, timing)
 
 
-def _accuracy(run: _Run, target: Target, artifact: Artifact, references: _References) -> Accuracy:
+def _accuracy(run: Run, target: Target, artifact: Artifact, references: References) -> Accuracy:
     test = run.loaded.data.test
     found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
     torch_logits = load_file(run.folder.path / references.logits.path)
     return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
 
 
-def _timing(run: _Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
+def _timing(run: Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
     assert artifact.baseline is not None  # every target builds one
     baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
     settings = TimingSettings(threads=run.config.threads, affinity=affinity, runtime=target.runtime, seed=run.config.seed)
@@ -428,21 +373,9 @@ def _save(stage: Stage, module: nn.Module) -> FileRef:
     return file_ref(path, stage.run.path)
 
 
-def _load(run: _Run, ref: FileRef, module: nn.Module) -> None:
+def _load(run: Run, ref: FileRef, module: nn.Module) -> None:
     module.load_state_dict(load_file(run.folder.path / ref.path))
     module.eval()
-
-
-def _seconds_file(folder: RunFolder) -> Path:
-    return folder.path / "stages" / "seconds.json"
-
-
-def _read_seconds(folder: RunFolder) -> dict[str, float]:
-    """What finished stages took in earlier calls; a file that cannot be read only costs the report these figures."""
-    try:
-        return {str(name): float(value) for name, value in json.loads(_seconds_file(folder).read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def _command() -> str:

@@ -92,18 +92,18 @@ class Tally:
 def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[Candidate, tuple[str, ...]]:
     """The best candidate, and a note when it is over budget.
 
-    hard: within 1.02 times the budget the highest accuracy, then the faster, then the lower loss; with none within budget the
-    fastest. soft: the highest reward, then the same.
+    hard: within 1.02 times the budget the highest accuracy, then the faster (or sparser), then the lower loss; with none within
+    budget the fastest. soft: the highest reward, then the same.
     """
     if settings.mode == "soft":
-        return min(tried, key=lambda c: (-reward(c, settings), c.latency_ratio, c.loss)), ()
-    within = [c for c in tried if c.latency_ratio <= settings.budget * (1.0 + TOLERANCE)]
+        return min(tried, key=lambda c: (-reward(c, settings), c.spent, c.loss)), ()
+    within = [c for c in tried if c.spent <= settings.budget * (1.0 + TOLERANCE)]
     if within:
-        return min(within, key=lambda c: (-c.accuracy, c.latency_ratio, c.loss)), ()
-    nearest = min(tried, key=lambda c: (c.latency_ratio, -c.accuracy, c.loss))
+        return min(within, key=lambda c: (-c.accuracy, c.spent, c.loss)), ()
+    nearest = min(tried, key=lambda c: (c.spent, -c.accuracy, c.loss))
     note = (
-        f"no candidate was within the latency budget of {settings.budget:.3f}; "
-        f"the nearest, {nearest.latency_ratio:.3f}, was taken"
+        f"no candidate was within the {settings.limits} budget of {settings.budget:.3f}; "
+        f"the nearest, {nearest.spent:.3f}, was taken"
     )
     return nearest, (note,)
 

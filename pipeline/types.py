@@ -117,10 +117,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Knob:
-    """One decision of the search: how many units of a group stay."""
+    """One decision of the search: how many units of a group stay, or of a layer's connections under a mask."""
 
-    name: str  # the group's name
-    kind: str  # the group's kind
+    name: str  # the group's name, or the layer's
+    kind: str  # the group's kind, or "layer": its units are connections
     size: int  # units in the dense network
     kept: tuple[int, ...]  # allowed counts, falling; kept[0] == size; what the target's limits leave
 
@@ -154,6 +154,12 @@ class Candidate:
     latency_kind: Kind
     cost: ModelCost
     seconds: float = 0.0  # what the evaluation took; 0 when it was read back
+    density: float | None = None  # masks: share of the prunable layers' connections that stay; None where channels go
+
+    @property
+    def spent(self) -> float:
+        """What the budget limits: the latency ratio, or under a mask, whose zeros buy no latency, the density."""
+        return self.latency_ratio if self.density is None else self.density
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,12 @@ def compare(
     )
 
 
-def judge(accuracy: Accuracy, latency: Timing, *, max_drop_pp: float, min_speedup: float) -> Verdict:
-    """The gates. A speedup is real only when its whole interval lies above 1, whatever `min_speedup` allows."""
+def judge(accuracy: Accuracy, latency: Timing, *, max_drop_pp: float, min_speedup: float, masked: bool = False) -> Verdict:
+    """The gates. A speedup is real only when its whole interval lies above 1, whatever `min_speedup` allows.
+
+    `masked`: connections were masked, which changes what is said of a missing speedup.
+    """
+    why = "; zeros are stored densely by this runtime and buy no latency" if masked else ""
     reasons = []
     if not accuracy.drop_pp <= max_drop_pp:
         reasons.append(f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points, at most {max_drop_pp:g} allowed")
@@ -68,9 +72,9 @@ def judge(accuracy: Accuracy, latency: Timing, *, max_drop_pp: float, min_speedu
     else:
         low, high = latency.speedup.ci95
         if not low > 1.0:
-            reasons.append(f"speedup: not real, its 95 % interval [{low:.2f}, {high:.2f}] reaches 1.0")
+            reasons.append(f"speedup: not real, its 95 % interval [{low:.2f}, {high:.2f}] reaches 1.0{why}")
         elif not low >= min_speedup:
-            reasons.append(f"speedup: lower end {low:.2f} of the 95 % interval is under --min-speedup {min_speedup:g}")
+            reasons.append(f"speedup: lower end {low:.2f} of the 95 % interval is under --min-speedup {min_speedup:g}{why}")
     return Verdict(not reasons, tuple(reasons))
 
 

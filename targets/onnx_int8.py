@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -88,6 +89,16 @@ def ends(model: onnx.ModelProto) -> tuple[str, str]:
     """The first convolution and the last linear layer: what suffers most from int8 and costs least in float."""
     names = list(layers(model))
     return names[0], names[-1]
+
+
+def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies int8 without saturating; False where that cannot be read."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = {flag for line in text.splitlines() if line.startswith("flags") for flag in line.split(":", 1)[-1].split()}
+    return bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
 @contextlib.contextmanager

@@ -192,12 +192,6 @@ def predictor(model: str | bytes, threads: int = 1) -> Runner:
     return predict
 
 
-def has_vnni(cpuinfo: str) -> bool:
-    """Whether the processor multiplies int8 without saturating, by the text of /proc/cpuinfo."""
-    flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split(":", 1)[-1].split()}
-    return bool(flags & {"avx512_vnni", "avx_vnni"})
-
-
 def _choose_int8(
     network: onnx.ModelProto, request: BuildRequest
 ) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, str], tuple[str, ...]]:
@@ -207,7 +201,7 @@ def _choose_int8(
     than allowed, the first and the last layer are tried in float.
     """
     from ..calibration.ranges import METHODS, collect
-    from .onnx_int8 import Recipe, ends
+    from .onnx_int8 import Recipe, ends, has_vnni
 
     float_top1 = request.score(predictor(network.SerializeToString(), request.threads))
     trials = _Trials(network, collect(network, request.calibration, threads=request.threads), request)
@@ -225,9 +219,9 @@ def _choose_int8(
         trials.score(Recipe(chosen.ranges, chosen.weight_bits, extra))
     best = trials.best()
     drop = float_top1 - trials.top1[best]
-    cpu = Path("/proc/cpuinfo")
-    vnni = has_vnni(cpu.read_text(encoding="utf-8", errors="replace")) if cpu.exists() else False
-    kernels = "has VNNI: 8-bit weights are exact" if vnni else "has no VNNI: 8-bit weights can saturate, 7-bit weights cannot"
+    kernels = (
+        "has VNNI: 8-bit weights are exact" if has_vnni() else "has no VNNI: 8-bit weights can saturate, 7-bit weights cannot"
+    )
     notes = [
         f"int8: {best}, chosen on the search split ({trials.top1[best]:.2f} % against {float_top1:.2f} % in float)",
         f"this processor {kernels}",

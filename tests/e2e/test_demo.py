@@ -16,7 +16,7 @@ import user_net
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
-from edge_compress.pipeline import compensate, run
+from edge_compress.pipeline import compensate, pruning, run
 from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Epoch, Timing, from_json
@@ -217,7 +217,7 @@ def again(
 
 
 def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    unit_scores = run.rank_units
+    unit_scores = pruning.rank_units
 
     def reversed_order(*arguments: Any) -> Any:
         from dataclasses import replace
@@ -225,7 +225,7 @@ def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], mon
         found = unit_scores(*arguments)
         return replace(found, order={name: order[::-1] for name, order in found.order.items()})
 
-    monkeypatch.setattr(run, "rank_units", reversed_order)
+    monkeypatch.setattr(pruning, "rank_units", reversed_order)
     changed = again("sensitivity")
     with pytest.raises(AssertionError):
         EFFECTS["sensitivity"](changed)

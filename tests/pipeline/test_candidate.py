@@ -5,9 +5,11 @@ import random
 
 import nets
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from edge_compress.calibration import ranges as activation_ranges
 from edge_compress.pipeline import candidate
 from edge_compress.pipeline.candidate import CandidateGraph
 from edge_compress.pipeline.errors import BuildError
@@ -17,6 +19,9 @@ from edge_compress.pipeline.groups import Coupling, couple
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Pattern, Plan
 from edge_compress.targets.base import Structure
+from edge_compress.targets.onnx_graph import cut
+from edge_compress.targets.onnx_int8 import quantize
+from edge_compress.targets.x86 import predictor
 from torch import fx, nn
 
 
@@ -75,6 +80,46 @@ def test_a_candidate_answers_what_torch_answers(name):
     for plan in some_plans(coupling, 3):
         small = cuttable(name, prune(net, coupling, plan))
         assert distance(graph, small, structure_of(net, coupling, plan)) < 1e-5, plan
+
+
+@functools.cache
+def quantized(name: str) -> CandidateGraph:
+    return CandidateGraph(nets.subject(name)[0], nets.SHAPE, nets.images(32).numpy())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_in_int8_a_candidate_answers_nearly_what_it_answers_in_float(name):
+    """The dense graph, quantized once, cut and filled; ranges are the dense network's, so its weights are kept here."""
+    (net, coupling), graph, float_graph = nets.subject(name), quantized(name), exported(name)
+    images = nets.images(32).numpy()
+    for plan in some_plans(coupling, 3)[:1] + [Plan(Pattern.CHANNEL, "", {}, (b,)) for b in list(coupling.blocks)[:2]]:
+        small, structure = prune(net, coupling, plan), structure_of(net, coupling, plan)
+        expected, found = float_graph.answers(small, structure, images), graph.answers(small, structure, images)
+        error = np.sqrt(((found - expected) ** 2).mean() / expected.var())
+        assert 1e-7 < error < 0.1, plan
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_cut_int8_graph_is_the_candidate_quantized_from_scratch(name):
+    """What `fill` writes into the cut graph is what the quantizer makes of the candidate itself, given the same ranges."""
+    net, coupling = nets.subject(name)
+    graph, float_graph, images = quantized(name), exported(name), nets.images(32).numpy()
+    ranges = activation_ranges.ranges(
+        activation_ranges.collect(filled(float_graph, net, Structure({})), [images]), candidate.RECIPE.ranges
+    )
+    for plan in some_plans(coupling, 3):
+        small, structure = prune(net, coupling, plan), structure_of(net, coupling, plan)
+        expected = predictor(quantize(filled(float_graph, small, structure), ranges, candidate.RECIPE).SerializeToString())(
+            images
+        )
+        found = graph.answers(small, structure, images)
+        assert np.sqrt(((found - expected) ** 2).mean() / expected.var()) < 0.1, plan
+
+
+def filled(graph: CandidateGraph, net: nn.Module, structure: Structure) -> onnx.ModelProto:
+    model = cut(graph._model, structure)
+    graph._fill(model, net)
+    return model
 
 
 class Even(nn.Module):

@@ -137,12 +137,6 @@ def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
     assert prober.macs(narrow) == full - 144 * 9 * 64 - 36 * 2 * 9 * 256
 
 
-def test_vnni_is_read_from_the_processors_flags():
-    assert x86.has_vnni("model name : x\nflags\t\t: fpu avx2 avx512_vnni sse\n")
-    assert x86.has_vnni("flags : avx_vnni")
-    assert not x86.has_vnni("model name : avx_vnni\nflags : fpu avx2 avx512f\n")
-
-
 def test_missing_packages_are_named_before_anything_is_built(tiny, images, tmp_path, monkeypatch):
     assert x86.TARGET.missing() is None
     monkeypatch.setattr(x86, "find_spec", lambda name: None if name == "onnxruntime" else object())
