@@ -89,8 +89,13 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     type=float,
     metavar="RATIO",
 )
-@_option("--alpha", "Weight of accuracy in the reward.", type=float, metavar="NUMBER")
-@_option("--beta", "Weight of latency in the reward.", type=float, metavar="NUMBER")
+@_option(
+    "--reward",
+    "What the search maximises: hard, accuracy with the budget as a wall; soft, alpha * accuracy - beta * latency.",
+    type=click.Choice(settings.REWARDS),
+)
+@_option("--alpha", "Weight of accuracy in the soft reward.", type=float, metavar="NUMBER")
+@_option("--beta", "Weight of latency (a share of the dense model's) in the soft reward.", type=float, metavar="NUMBER")
 @_option(
     "--lambda", "Weight of curvature in the score, or auto.", "auto, tuned on the search split", field="lambda_", metavar="NUMBER"
 )

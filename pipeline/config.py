@@ -23,6 +23,7 @@ from .types import Pattern, Precision
 AUGMENTS = ("none", "crop-flip", "shift")
 SCORES = ("hasa", "seed", "magnitude", "random")
 SEARCHES = ("ppo", "uniform", "random", "knapsack")
+REWARDS = ("hard", "soft")
 PATTERNS = (*(str(p) for p in Pattern), "auto")
 PRECISIONS = tuple(str(p) for p in Precision)
 ACCELERATORS = ("auto", "cpu", "cuda")
@@ -74,6 +75,7 @@ class Config:
     latency_budget: Budget = Budget(ratio=0.5)
     max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
     min_speedup: float = 1.0  # for the lower end of the 95 % interval
+    reward: str = "hard"  # see `env.reward`
     alpha: float = 1.0
     beta: float = 1.0
     lambda_: float | None = None  # None: "auto", tuned on the search split
@@ -304,6 +306,7 @@ _PARSERS: dict[str, Parser] = {
     "latency_budget": _budget,
     "max_accuracy_drop": _number(0.0, 100.0),
     "min_speedup": _number(0.0),
+    "reward": _choice(*REWARDS),
     "alpha": _number(0.0),
     "beta": _number(0.0),
     "lambda_": _lambda,

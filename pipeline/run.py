@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -70,6 +70,7 @@ EPOCHS = 8  # of the embedded network
 SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
 REWARD_IMAGES = 1000
 SCORING_IMAGES = 2000
+SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
 
 def run_pipeline(config: Config, ui: Progress) -> int:
@@ -111,7 +112,8 @@ def run_pipeline(config: Config, ui: Progress) -> int:
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
                 results[target.name] = _verify(run, built, target, artifact, references, board.affinity)
-        budget = config.latency_budget.ratio
+        budget = config.latency_budget.ratio if config.latency_budget.ratio is not None else found.best.spent
+        run.notes += [*pruning.remarks(chosen[0].runtime), *_on_budget(config, pruning, results, budget)]
         results_of_run = RunResults(
             subject=loaded.subject,
             seed=config.seed,
@@ -124,7 +126,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             checkpoint=checkpoint,
             pruned_top1=references.pruned_top1,
             targets=results,
-            budget=budget if budget is not None else found.best.spent,
+            budget=budget,
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
             command=_command(),
@@ -132,10 +134,21 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stage_seconds=run.seconds,
-            notes=(*run.notes, *pruning.remarks(chosen[0].runtime)),
+            notes=tuple(run.notes),
         )
         _write(folder.path, plan, results_of_run)
     return 0 if all(r.verdict.passed for r in results.values()) else 1
+
+
+def _on_budget(config: Config, pruning: Pruning, results: dict[str, TargetResult], budget: float) -> Iterator[str]:
+    """What the report has to say about the budget: that it was no limit, or that an artifact is over it."""
+    if config.reward == "soft":
+        yield f"The reward was soft ({config.alpha:g} x accuracy - {config.beta:g} x {pruning.limits}): the budget was no limit."
+    elif pruning.limits == "latency":
+        for name, result in results.items():
+            if result.latency is not None and result.latency.speedup.median * budget < 0.98:
+                ratio = 1.0 / result.latency.speedup.median
+                yield f"{name}: the artifact takes {ratio:.3f} of the dense latency, more than the budget of {budget:.3f}."
 
 
 def _deterministic(config: Config) -> None:
@@ -176,7 +189,7 @@ def _search(
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
     ranking_stage = run.folder.stage("sensitivity", "2", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
-    settings = {n: to_json(getattr(config, n)) for n in ("search", "evaluations", "latency_budget", "alpha", "beta", "seed")}
+    settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     stage = run.folder.stage("search", "2", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
@@ -214,6 +227,7 @@ def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: floa
         config.search,
         config.evaluations,
         budget,
+        mode=config.reward,
         alpha=config.alpha,
         beta=config.beta,
         seed=config.seed,

@@ -79,7 +79,8 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
     pipeline(run)
     text = """--target x86 --model net.py:small --weights net.pt --data npz:set.npz --mean 0.5,0.4,0.3 --std 0.2,0.2,0.1
         --augment none --image-size 64 --device pixel-8 --pattern 2:4 --precision fp32 --latency-budget 8ms --max-accuracy-drop 2
-        --min-speedup 1.5 --alpha 2 --beta 3 --lambda 0.25 --score seed --search random --evaluations 7 --finetune-epochs 3
+        --min-speedup 1.5
+        --reward soft --alpha 2 --beta 3 --lambda 0.25 --score seed --search random --evaluations 7 --finetune-epochs 3
         --seed 9 --accelerator cpu --threads 2 --out here --require-artifact --json"""
     assert main(text.split()) == 0
     here = Path.cwd()
@@ -99,6 +100,7 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
             latency_budget=Budget(ms=8.0),
             max_accuracy_drop=2.0,
             min_speedup=1.5,
+            reward="soft",
             alpha=2.0,
             beta=3.0,
             lambda_=0.25,
