@@ -24,6 +24,7 @@ from ..pipeline.types import Timing
 from .timing import Samples, Session, TimingSettings, build_timing
 
 Progress = Callable[[int, int], None]  # sessions done, sessions in all
+QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
 
 
 class WorkerProcess:
@@ -280,16 +281,19 @@ class QuickMeter:
     def dense_ms(self) -> float:
         """Median latency of the baseline in milliseconds, measured once."""
         if self._dense_ms is None:
-            session = self._measure([self._baseline], 40)
+            session = self._measure([self._baseline], 40, 40)
             self._dense_ms = session.baseline.quiet_ms()
         return self._dense_ms
 
-    def ratio(self, candidate: bytes, pairs: int = 40) -> float:
+    def ratio(self, candidate: bytes, pairs: int = 40, fewest: int = 16) -> float:
         """Latency of a candidate as a share of the baseline's, the median of interleaved pairs; < 1 is faster.
 
-        At most `pairs` of them; from 16 on fewer, when half the width of their interval is under 1.5 % of the ratio.
-
         Rounds in which another process took the core are left out.
+
+        Args:
+            candidate: the model's file.
+            pairs: at most.
+            fewest: from here on it ends when half the width of the interval is under `QUICK_HALF_WIDTH` of the ratio.
 
         Raises:
             DeviceError: the candidate killed the worker (the message names the signal), or took too long.
@@ -297,10 +301,10 @@ class QuickMeter:
         """
         path = Path(self._folder.name) / "candidate.model"
         _write(path, candidate)
-        return 1.0 / float(np.median(self._measure([self._baseline, path], pairs).undisturbed()))
+        return 1.0 / float(np.median(self._measure([self._baseline, path], pairs, fewest).undisturbed()))
 
-    def _measure(self, models: list[Path], pairs: int) -> Session:
-        settings = replace(self._settings, min_pairs=min(16, pairs), max_pairs=pairs, half_width=0.015)
+    def _measure(self, models: list[Path], pairs: int, fewest: int) -> Session:
+        settings = replace(self._settings, min_pairs=min(fewest, pairs), max_pairs=pairs, half_width=QUICK_HALF_WIDTH)
         if self._worker is None or self._worker.process.poll() is not None:
             if self._worker is not None:
                 self._worker.close()

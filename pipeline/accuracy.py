@@ -46,9 +46,13 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """
     if len(logits) != len(labels) or len(labels) == 0:
         raise ValueError(f"{len(logits)} rows of logits and {len(labels)} labels")
+    return 100.0 * float((predictions(logits) == labels).mean())
+
+
+def predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The class (N,) of every row (N, classes); -1, which is none, for a row with a NaN in it."""
     # argmax takes a NaN for the largest, and so a broken network's answer for a class
-    right = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
-    return 100.0 * float(right.mean())
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
 
 def cost_of(module: nn.Module, image_shape: tuple[int, int, int]) -> ModelCost:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError
 
@@ -128,6 +129,15 @@ def _reject_sharing(net: fx.GraphModule) -> None:
                 do="give each use its own layer",
             )
         called.add(name)
+    norms = [str(n.target) for n in net.graph.nodes if n.op == "call_module" and isinstance(submodule(net, n), _BatchNorm)]
+    for name in norms:
+        if norms.count(name) > 1:
+            raise InputError(
+                f"layer {name} cannot be pruned",
+                found=f"a BatchNorm that is used {norms.count(name)} times",
+                expected="one use of every layer",
+                do="give each use its own layer",
+            )
     if not called:
         raise InputError(
             "the network has no prunable layer", expected="at least one Conv2d or Linear layer", do="give a convolutional network"

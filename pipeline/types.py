@@ -328,6 +328,8 @@ def _build(cls: Any, data: Any) -> Any:
         value_type = typing.get_args(cls)[1]
         return {str(k): _build(value_type, v) for k, v in data.items()}
     if dataclasses.is_dataclass(cls):
+        if not isinstance(data, dict):
+            raise TypeError(f"{getattr(cls, '__name__', cls)}: an object was expected, found {type(data).__name__}")
         hints = typing.get_type_hints(cls)
         return typing.cast(Any, cls)(**{k: _build(hints[k], v) for k, v in data.items()})
     if isinstance(cls, type) and issubclass(cls, StrEnum):

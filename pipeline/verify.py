@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.base import Target
-from .accuracy import top1
+from .accuracy import predictions, top1
 from .data import Split
 from .errors import InputError
 from .preprocess import to_input
@@ -43,14 +43,15 @@ def compare(
 
     The interval of the drop is the normal one over paired outcomes (dense right minus artifact right, image by image).
     """
-    right, before = (logits.argmax(1) == labels for logits in (artifact, dense))
+    answered = predictions(artifact)
+    right, before = answered == labels, predictions(dense) == labels
     lost = before.astype(np.float64) - right.astype(np.float64)
     half = 1.96 * float(lost.std()) / math.sqrt(len(lost))
     drop = top1(dense, labels) - top1(artifact, labels)
     return Accuracy(
         top1=top1(artifact, labels),
         drop_pp=drop,
-        agreement=float((artifact.argmax(1) == pruned.argmax(1)).mean()),
+        agreement=float(((answered == predictions(pruned)) & (answered >= 0)).mean()),
         samples=len(labels),
         kind=kind,
         dense_top1=top1(dense, labels),

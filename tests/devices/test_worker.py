@@ -264,6 +264,18 @@ def test_quick_meter_tells_candidates_apart_and_outlives_those_that_fail(models)
     assert not folder.exists()
 
 
+def test_a_quick_measurement_ends_when_it_is_sure_and_at_the_latest_after_its_pairs(models, monkeypatch):
+    big = models["big"].read_bytes()
+    counts = []
+    with QuickMeter(big) as meter:
+        measure = meter._measure
+        monkeypatch.setattr(meter, "_measure", lambda *a: counts.append(measure(*a)) or counts[-1])
+        for half_width in (10.0, 1e-9):
+            monkeypatch.setattr(local, "QUICK_HALF_WIDTH", half_width)
+            meter.ratio(big)
+    assert [(len(session.baseline.wall_ns), session.stop) for session in counts] == [(16, "converged"), (40, "pairs")]
+
+
 def test_candidate_that_kills_the_worker_is_named_by_signal_and_the_next_is_measured(models):
     small, big = models["small"].read_bytes(), models["big"].read_bytes()
     with QuickMeter(big) as meter:
@@ -271,5 +283,5 @@ def test_candidate_that_kills_the_worker_is_named_by_signal_and_the_next_is_meas
         assert meter._worker is not None
         kill_later(meter._worker.process, signal.SIGILL, 0.7)
         with pytest.raises(DeviceError, match="SIGILL"):
-            meter.ratio(small, pairs=10**6)
+            meter.ratio(small, pairs=10**6, fewest=10**6)
         assert meter.ratio(small, pairs=15) < 0.6

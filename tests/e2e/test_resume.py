@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from cli_runs import EPOCHS, Finished, Workshop, report_of, snapshot
 
-pytestmark = pytest.mark.slow  # whole runs, killed and gone on with: minutes
-
 Call = Callable[[list[str]], Finished]
 
 VOLATILE = {"started", "finished", "command"}  # what of a report belongs to the call, not to the run
@@ -75,6 +73,7 @@ def test_a_run_killed_in_every_stage_gives_the_artifact_of_an_uninterrupted_one(
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow  # a whole run and more: minutes
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_a_random_moment_gives_the_same_artifact(workshop: Workshop, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
@@ -89,6 +88,7 @@ def test_a_run_killed_at_a_random_moment_gives_the_same_artifact(workshop: Works
     assert digest(folder) == digest(uninterrupted), f"killed after {delay:.3f} s"
 
 
+@pytest.mark.slow  # a whole run and more: minutes
 @pytest.mark.timeout(1200)
 def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops(
     workshop: Workshop, uninterrupted: Path, tmp_path: Path

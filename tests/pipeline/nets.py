@@ -342,6 +342,17 @@ class SharedLayer(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = conv(3, 6), conv(6, 6), nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.second(F.relu(self.norm(self.first(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
 class TiedWeights(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -137,6 +137,7 @@ def test_an_inserted_layer_has_the_networks_number_format():
     [
         (nets.SharedLayer, "layer body ", "used twice"),
         (nets.TiedWeights, "layer other ", "shared with one"),
+        (nets.SharedNorm, "layer norm ", "used 2 times"),
         (nets.ControlFlow, "gate.0", "control flow"),
         (nets.NoLayer, "no prunable layer", "at least one Conv2d or Linear"),
     ],

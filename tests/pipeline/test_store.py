@@ -17,12 +17,17 @@ from edge_compress import targets
 from edge_compress.pipeline.config import Config, to_toml
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.store import RunFolder, atomic_write, disk_errors, file_ref, sha256_file
-from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost, to_json
+from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost, from_json, to_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 COST = ModelCost(params=10, macs=100)
 EPOCH = Epoch(epoch=1, loss=0.1 + 0.2, search_top1=97.0, seconds=1.5)
+
+
+def test_json_that_is_no_object_is_a_type_error_that_names_the_type() -> None:
+    with pytest.raises(TypeError, match="ModelCost: an object was expected, found list"):
+        from_json(ModelCost, [])
 
 
 @pytest.fixture(autouse=True)

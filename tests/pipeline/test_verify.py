@@ -70,7 +70,10 @@ def test_an_artifact_equal_to_the_dense_network_has_lost_nothing_for_certain():
 def test_an_answer_that_is_no_number_is_wrong():
     labels = np.array([0, 1])
     broken = np.array([[np.nan, 0, 0], [0, 1, 0]], np.float32)
-    assert compare(broken, saying([0, 1]), saying([0, 1]), labels).top1 == 50.0
+    found = compare(broken, saying([0, 1]), saying([0, 1]), labels)
+    assert (found.top1, found.drop_pp, found.agreement) == (50.0, 50.0, 0.5)
+    assert found.drop_ci95_pp[0] < 50.0 < found.drop_ci95_pp[1]
+    assert compare(broken, broken, saying([0, 1]), labels).agreement == 0.5  # no answer agrees with nothing
 
 
 # ------------------------------------------------------------------------------------------------ judge
