@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.devices.latency_cache import LatencyCache
+from edge_compress.pipeline import evaluate
 from edge_compress.pipeline.accuracy import cost_of
 from edge_compress.pipeline.compensate import stitched_weight
 from edge_compress.pipeline.evaluate import SHARES, RewardImages, StitchedEvaluator, knobs_for, plan_for, structure_of
@@ -207,7 +208,8 @@ def test_the_real_prober_counts_what_torch_counts():
         assert prober.macs(structure_of(net, coupling, plan)) == cost_of(small, nets.SHAPE).macs
 
 
-def test_stitched_weights_are_those_of_the_kept_inputs_and_statistics_are_taken_again(make, images, grams):
+def test_stitched_weights_are_those_of_the_kept_inputs_and_statistics_are_taken_again(make, images, grams, monkeypatch):
+    monkeypatch.setattr(evaluate, "fast_bfloat16", lambda _: False)
     evaluator, _ = make()
     net, _ = nets.subject(NAME)
     plan = Plan(Pattern.CHANNEL, "", {"layer2.0.conv1": (1, 2, 6)})

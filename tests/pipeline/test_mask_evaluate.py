@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.latency_cache import LatencyCache
-from edge_compress.pipeline import mask_evaluate, plots
+from edge_compress.pipeline import evaluate, mask_evaluate, plots
 from edge_compress.pipeline.batchnorm import reestimate_on
 from edge_compress.pipeline.compensate import sequential_masked, solve_masked
 from edge_compress.pipeline.config import Budget, Config
@@ -199,7 +199,10 @@ def test_density_is_the_share_of_connections_in_the_masks() -> None:
 
 
 @pytest.mark.parametrize("pattern", [Pattern.WEIGHT, Pattern.TWO_FOUR])
-def test_a_candidate_answers_as_the_masked_and_solved_network_does(pattern: Pattern, tmp_path: Path) -> None:
+def test_a_candidate_answers_as_the_masked_and_solved_network_does(
+    pattern: Pattern, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "fast_bfloat16", lambda _: False)
     made = ready(tmp_path, pattern)
     levels = at_level(made.knobs, 2)
     candidate = made.evaluate(levels)
