@@ -285,7 +285,7 @@ class QuickMeter:
             self._dense_ms = session.baseline.quiet_ms()
         return self._dense_ms
 
-    def ratio(self, candidate: bytes, pairs: int = 40, fewest: int = 16) -> float:
+    def ratio(self, candidate: bytes, pairs: int = 24, fewest: int = 12) -> float:
         """Latency of a candidate as a share of the baseline's, the median of interleaved pairs; < 1 is faster.
 
         Rounds in which another process took the core are left out.

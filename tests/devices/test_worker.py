@@ -273,7 +273,7 @@ def test_a_quick_measurement_ends_when_it_is_sure_and_at_the_latest_after_its_pa
         for half_width in (10.0, 1e-9):
             monkeypatch.setattr(local, "QUICK_HALF_WIDTH", half_width)
             meter.ratio(big)
-    assert [(len(session.baseline.wall_ns), session.stop) for session in counts] == [(16, "converged"), (40, "pairs")]
+    assert [(len(session.baseline.wall_ns), session.stop) for session in counts] == [(12, "converged"), (24, "pairs")]
 
 
 def test_candidate_that_kills_the_worker_is_named_by_signal_and_the_next_is_measured(models):
