@@ -24,7 +24,7 @@ OPTIONS = {
     "search": "knapsack",
     "evaluations": 14,
     "finetune_epochs": 1,
-    "min_speedup": 1.1,  # chance alone puts the lower end of one interval in forty above 1.0
+    "min_speedup": 1.5,  # the selecting convolution that stands for the padding is a little faster than Slice and Pad
 }
 
 
