@@ -43,7 +43,7 @@ def bench_for(config: settings.Config, work: Path) -> tuple[Channels, Bench]:
     """The way to prune and what candidates are judged with, as in a run of the product."""
     loaded = load_subject(config)
     data, prep = loaded.data, loaded.subject.preprocess
-    target, shape = targets.load("x86"), data.image_shape
+    target, shape = targets.load("x86"), data.info.image_shape
     way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
     inputs = training_inputs(data, prep, SCORING_IMAGES, config.seed)
     prober = target.prober(way.net, shape, Precision.INT8)

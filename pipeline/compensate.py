@@ -25,6 +25,8 @@ from .surgery import cuts, prune, reaches
 from .types import Pattern, Plan
 
 DAMPING = 0.01
+Choose = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # layer, mask, G (k, k), C (outputs, k) -> mask
+
 MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all images
 
 
@@ -156,6 +158,7 @@ def sequential_masked(
     images: torch.Tensor,
     *,
     fixed: Collection[str] = (),
+    choose: Choose | None = None,
     damping: float = DAMPING,
     progress: Callable[[float], None] | None = None,
 ) -> fx.GraphModule:
@@ -167,6 +170,7 @@ def sequential_masked(
         masks: layer -> 1 where a connection stays, in the weight's shape. A layer without one keeps all, and is solved too.
         images: (n, C, H, W) network inputs, augmented as in training.
         fixed: layers that stay as they are.
+        choose: gives the mask of a layer in `masks` anew, from the moments it is solved with; how many stay is its to keep.
         damping: share of the mean diagonal added to the diagonal.
         progress: told the share of nodes done.
 
@@ -175,7 +179,7 @@ def sequential_masked(
     """
     same = copy.deepcopy(net).eval()
     everything = Coupling((), {}, dict(branches))
-    walk = _Lockstep(net, same, everything, Plan(Pattern.WEIGHT, ""), damping, masks, frozenset(fixed))
+    walk = _Lockstep(net, same, everything, Plan(Pattern.WEIGHT, ""), damping, masks, frozenset(fixed), choose)
     with torch.no_grad():
         walk.run(images, progress)
     return same
@@ -193,8 +197,10 @@ class _Lockstep:
         damping: float,
         masks: Mapping[str, torch.Tensor] | None = None,
         fixed: frozenset[str] = frozenset(),
+        choose: Choose | None = None,
     ) -> None:
         self.dense, self.small, self.damping, self.masks, self.fixed = dense, small, damping, masks or {}, fixed
+        self.choose = choose
         self.gone = cuts(coupling, plan.kept)
         self.dense_nodes = {n.name: n for n in dense.graph.nodes}
         self.position = {n: i for i, n in enumerate(dense.graph.nodes)}
@@ -306,7 +312,7 @@ class _Lockstep:
             target = (stream[:, rows] - self._small_value(shortcut) - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
         else:
             target = self._dense_value(dense_node)[:, rows]
-        weight, bias = self._regress(module, inputs, target, self.masks.get(name))
+        weight, bias = self._regress(name, module, inputs, target)
         module.weight.copy_(weight)
         if module.bias is not None:
             module.bias.copy_(bias)
@@ -321,7 +327,7 @@ class _Lockstep:
             norm.bias.copy_(shift + scale * (bias + mean))
 
     def _regress(
-        self, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+        self, name: str, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
         flat_target = target.flatten(2) if target.ndim == 4 else target[:, :, None]
@@ -341,9 +347,17 @@ class _Lockstep:
             t = t.permute(1, 0, 2).flatten(1)
             gram += (x @ x.T).double().cpu()
             cross += (t @ x.T).double().cpu()
-        solved = _damped_intercept(gram, cross, self.damping, None if mask is None else mask.flatten(1).cpu())
+        solved = _damped_intercept(gram, cross, self.damping, self._support(name))
         weight = solved[:, :-1].to(module.weight).view_as(module.weight)
         return weight, solved[:, -1].to(module.weight)
+
+    def _support(self, name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Mask (outputs, k) of a layer from its centred moments; None where there is no mask."""
+        mask = self.masks.get(name)
+        if mask is None:
+            return None
+        flat, choose = mask.flatten(1).cpu(), self.choose
+        return lambda gram, target: flat if choose is None else choose(name, flat, gram, target)
 
 
 def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -357,11 +371,19 @@ def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tupl
     return scale.clone(), (norm.bias - norm.running_mean * scale).clone()
 
 
-def _damped_intercept(gram: torch.Tensor, cross: torch.Tensor, damping: float, mask: torch.Tensor | None) -> torch.Tensor:
-    """Cross gram^-1 with the damping on the weights only, not on the constant; each row on its support, if there is a mask."""
+def _damped_intercept(
+    gram: torch.Tensor,
+    cross: torch.Tensor,
+    damping: float,
+    support: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Cross gram^-1 with the damping on the weights only, not on the constant; each row on its support, if there is one."""
     count = gram[-1, -1].clamp_min(1.0)
     mean_x, mean_t = gram[-1, :-1] / count, cross[:, -1] / count
     centred = gram[:-1, :-1] - count * torch.outer(mean_x, mean_x)
     target = cross[:, :-1] - count * torch.outer(mean_t, mean_x)
-    weight = _damped_solve(centred, target, damping) if mask is None else _damped_rows(centred, target, mask, damping)
+    if support is None:
+        weight = _damped_solve(centred, target, damping)
+    else:
+        weight = _damped_rows(centred, target, support(centred, target), damping)
     return torch.cat([weight, (mean_t - weight @ mean_x)[:, None]], 1)

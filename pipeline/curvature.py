@@ -1,7 +1,7 @@
 """Local curvature of the loss, one number per connection (paper, section 3: second derivative by finite differences).
 
     gradient_difference   diagonal of the Hessian from differences of the gradient along random sign vectors
-    gauss_newton          diagonal of the Gauss-Newton matrix (sampled labels) or of the empirical Fisher (true labels)
+    gauss_newton          diagonal of the Gauss-Newton matrix (random signs) or of the empirical Fisher (true labels)
     local_hessian         the layer's own Hessian X X^T: of its output error, with every off-diagonal entry
     second_difference     the paper's literal difference, one connection a call: the oracle of the tests
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from .errors import InputError
 
@@ -28,6 +29,7 @@ Batch = tuple[Tensor, Tensor]  # inputs (N, C, H, W), labels (N,)
 Layer = nn.Conv2d | nn.Linear
 
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
+CACHED = 1 << 18  # elements of per-image gradients formed at a time on a CPU: they are squared before they leave its cache
 
 
 def weight_layers(module: nn.Module) -> dict[str, Layer]:
@@ -81,10 +83,10 @@ def gradient_difference(
         raise ValueError(f"probes {probes} and step {step} must be positive")
     layers = weight_layers(module)
     generator = torch.Generator().manual_seed(seed)
-    with _steady(module) as place:
+    with steady(module) as place:
         weights = {_key(name): layer.weight.detach() for name, layer in layers.items()}
         total = {key: torch.zeros_like(w) for key, w in weights.items()}
-        images = _images(batches)
+        images = counted(batches)
         for _ in range(probes):
             signs = {key: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for key, w in weights.items()}
             product = {key: torch.zeros_like(w) for key, w in weights.items()}  # H v
@@ -97,23 +99,23 @@ def gradient_difference(
                         product[key].add_(gradient, alpha=sign / (2 * step * images))
             for key, hv in product.items():
                 total[key] += hv.abs() if absolute else hv * signs[key]
-    return _finished({name: total[_key(name)] / probes for name in layers})
+    return finite({name: total[_key(name)] / probes for name in layers})
 
 
 def gauss_newton(
     module: nn.Module, batches: Sequence[Batch], draws: int = 1, seed: int = 0, *, empirical: bool = False, chunk: int = CHUNK
 ) -> dict[str, Tensor]:
-    """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient, labels drawn from the model.
+    """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient of a `probing_loss`.
 
     For softmax and cross-entropy this is unbiased for the Gauss-Newton (= Fisher) diagonal (Martens 2020, section 9); it is
     never negative and ranks far better than `gradient_difference` at the same cost. Per-image gradients are formed layer by
-    layer from the unfolded input and the output's gradient, some images at a time, and never kept.
+    layer from its input and the output's gradient, some images at a time, and never kept.
 
     Args:
         module: gives logits (N, classes); images must not influence each other.
         batches: calibration images; the labels matter only with `empirical`.
-        draws: label draws per image; each costs one backward pass.
-        seed: of the drawn labels.
+        draws: of the loss's signs; each costs one backward pass.
+        seed: of the signs.
         empirical: take the true labels, once (the empirical Fisher: cheaper to rank by, but not a curvature).
         chunk: elements of unfolded inputs held at a time. Bounds memory; the result does not depend on it.
 
@@ -129,9 +131,9 @@ def gauss_newton(
     layers = weight_layers(module)
     generator = torch.Generator().manual_seed(seed)
     rounds = 1 if empirical else draws
-    with _steady(module) as place:
+    with steady(module) as place:
         total = {name: torch.zeros_like(layer.weight, requires_grad=False) for name, layer in layers.items()}
-        images = _images(batches)
+        images = counted(batches)
         for inputs, labels in batches:
             leaf = inputs.detach().to(place.device, place.dtype).requires_grad_()
             seen: set[str] = set()
@@ -155,14 +157,16 @@ def gauss_newton(
                 out.register_hook(add)  # type: ignore[no-untyped-call]
 
             with _watched(layers, record):
-                logits = _logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
+                logits = checked_logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
             _refuse_unseen(layers, logits, seen)
             for turn in range(rounds):
-                chosen = labels.to(logits.device) if empirical else _draw(logits, generator)
-                loss = F.cross_entropy(logits, chosen, reduction="sum")
+                if empirical:
+                    loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+                else:
+                    loss = probing_loss(logits, generator)
                 # With respect to the images alone: the hooks see every layer, and no weight gradient is computed.
                 torch.autograd.grad(loss, leaf, retain_graph=turn + 1 < rounds)
-    return _finished({name: value / (images * rounds) for name, value in total.items()})
+    return finite({name: value / (images * rounds) for name, value in total.items()})
 
 
 def local_hessian(
@@ -200,15 +204,15 @@ def local_hessian(
             sums[name] = sums[name].add_(product) if name in sums else product
             columns[name] = columns.get(name, 0) + u.shape[2]
 
-    with _steady(module) as place, torch.no_grad(), _watched(chosen, record):
-        _images(batches)
+    with steady(module) as place, torch.no_grad(), _watched(chosen, record):
+        counted(batches)
         for inputs, _ in batches:
             module(inputs.to(place.device, place.dtype, copy=True))
     for name in layers or ():
         if name not in sums:
             raise InputError(f"layer {name!r} is never called in the forward pass", do="leave it out")
     done = {name: (sums.pop(name) / columns[name]).to(place.dtype) for name in chosen if name in sums}
-    return _finished({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
+    return finite({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
 
 
 def local_diagonal(hessian: Tensor, weight: Tensor) -> Tensor:
@@ -226,7 +230,7 @@ def second_difference(
     networks, nothing else. The weight is put back bit for bit.
     """
     weight = weight_layers(module)[layer].weight
-    with _steady(module), torch.no_grad():
+    with steady(module), torch.no_grad():
         before = weight[index].clone()
         values = []
         try:
@@ -263,8 +267,10 @@ def unfolded(layer: Layer, inputs: Tensor, positions: int, name: str = "") -> Te
 
 def _squared(name: str, layer: Layer, inputs: Tensor, gradient: Tensor, chunk: int) -> Tensor:
     """Sum over images of the squared gradient with respect to the layer's weight, in the weight's shape."""
-    total = torch.zeros_like(layer.weight, requires_grad=False).flatten(1)
     positions = _positions(layer, gradient)
+    if isinstance(layer, nn.Conv2d) and positions > 1 and not inputs.is_cuda:
+        return _squared_by_groups(name, layer, inputs, gradient, min(chunk, CACHED))
+    total = torch.zeros_like(layer.weight, requires_grad=False).flatten(1)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     for start, stop in _parts(layer, inputs, gradient, chunk):
         u = unfolded(layer, inputs[start:stop], positions, name)  # (n, groups, k, L)
@@ -278,6 +284,38 @@ def _squared(name: str, layer: Layer, inputs: Tensor, gradient: Tensor, chunk: i
             squares = (g @ u.transpose(2, 3)).square_().sum(0)
         total += squares.reshape(total.shape)
     return total.view_as(layer.weight)
+
+
+def _squared_by_groups(name: str, layer: nn.Conv2d, inputs: Tensor, gradient: Tensor, chunk: int) -> Tensor:
+    """The same by the convolution's own backward pass, with every image a group of channels: on a CPU unfolding costs more."""
+    padding, padded = layer.padding, inputs
+    if layer.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padding, padded = (0, 0), F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
+    _check_positions(name, layer, padded, padding, gradient)
+    total = torch.zeros_like(layer.weight, requires_grad=False)
+    for x, g in zip(*(torch.split(t, max(1, chunk // total.numel())) for t in (padded, gradient)), strict=True):
+        found: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            x.reshape(1, -1, *x.shape[2:]),
+            (len(x) * len(total), *total.shape[1:]),
+            g.reshape(1, -1, *g.shape[2:]),
+            layer.stride,
+            padding,
+            layer.dilation,
+            len(x) * layer.groups,
+        )
+        total += found.view(len(x), *total.shape).square_().sum(0)
+    return total
+
+
+def _check_positions(name: str, layer: nn.Conv2d, inputs: Tensor, padding: tuple[int, ...], output: Tensor) -> None:
+    sizes = zip(inputs.shape[2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+    expected = tuple(
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for size, pad, dilation, kernel, stride in sizes
+    )
+    if expected != tuple(output.shape[2:]):
+        what = f"layer {name!r} ({type(layer).__name__}) does not compute what its padding says"
+        raise InputError(what, found=f"output {tuple(output.shape[2:])}", expected=str(expected), do="use a plain Conv2d")
 
 
 def _positions(layer: Layer, output: Tensor) -> int:
@@ -297,18 +335,31 @@ def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, p
     """Gradient of the batch's summed loss at other weights; the module's own are not touched."""
     inputs, labels = batch
     images = inputs.to(place.device, place.dtype, copy=True)
-    logits = _logits(torch.func.functional_call(module, dict(weights), (images,)))
+    logits = checked_logits(torch.func.functional_call(module, dict(weights), (images,)))
     loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
     found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {key: g for key, g in zip(weights, found, strict=True) if g is not None}
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels from the model's own distribution; drawn on the CPU, so that the device does not matter."""
-    shares = logits.detach().double().softmax(1).cpu()
+def probing_loss(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """A random loss, summed over images, whose squared per-image gradients are the Gauss-Newton matrix on average.
+
+    `sum_c s_c sqrt(p_c) (z_c - p.z)` with random signs s, logits z and p held fixed (curvature propagation, Martens, Sutskever &
+    Swersky 2012, arXiv 1206.6464). Labels drawn from p average to the same matrix, but where the network is sure nearly every
+    draw is the label it expects, whose gradient is nothing; a root of p lets every class speak in every draw. Signs are drawn on
+    the CPU, so that the device does not matter.
+
+    Args:
+        logits: (N, classes).
+        generator: of the signs.
+        temperature: p is the softmax of logits / temperature, and the matrix that of the cross-entropy of such logits (but for
+            a factor, the temperature squared).
+    """
+    shares = (logits.detach().double() / temperature).softmax(1)
     if not bool(shares.isfinite().all()):
         raise InputError("the model's outputs are not finite", found="NaN or infinity", do="check weights and images")
-    return torch.multinomial(shares, 1, generator=generator).squeeze(1).to(logits.device)
+    signs = torch.randint(0, 2, shares.shape, generator=generator).to(shares) * 2 - 1
+    return ((signs * shares.sqrt()).to(logits) * (logits - (shares.to(logits) * logits).sum(1, keepdim=True))).sum()
 
 
 def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection[str]) -> None:
@@ -324,14 +375,16 @@ def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection
             raise InputError(what, expected="a layer that is called", do="use the gradient difference for this model")
 
 
-def _logits(output: Any) -> Tensor:
+def checked_logits(output: Any) -> Tensor:
+    """The output of a classifier (N, classes). Raises InputError if it is anything else."""
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise InputError("the model's output is not a classifier's", found=found, expected="logits (N, classes)")
     return output
 
 
-def _images(batches: Iterable[Batch]) -> int:
+def counted(batches: Iterable[Batch]) -> int:
+    """Images in all batches. Raises InputError if there are none."""
     count = sum(len(inputs) for inputs, _ in batches)
     if count == 0:
         raise InputError("curvature needs calibration images", found="none", expected="at least one")
@@ -342,7 +395,8 @@ def _key(name: str) -> str:
     return f"{name}.weight" if name else "weight"
 
 
-def _finished(curvature: dict[str, Tensor]) -> dict[str, Tensor]:
+def finite(curvature: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The argument. Raises InputError if a value is NaN or infinite; the message names the layer."""
     for name, value in curvature.items():
         if not bool(value.isfinite().all()):
             what = f"the curvature of layer {name!r} is not finite"
@@ -364,7 +418,7 @@ def _watched(layers: Mapping[str, Layer], record: Callable[[str, Layer, Tensor, 
 
 
 @contextmanager
-def _steady(module: nn.Module) -> Iterator[Tensor]:
+def steady(module: nn.Module) -> Iterator[Tensor]:
     """Eval mode and exact float32 inside; modes and flags put back after. Gives a tensor that stands for device and dtype."""
     place = next(iter(weight_layers(module).values())).weight.detach()
     if place.dtype not in (torch.float32, torch.float64):

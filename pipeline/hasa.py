@@ -7,8 +7,11 @@ that acts at all does no better than random masks. It is kept, sign and all, as 
 `1/2 h w^2`), damped by the layer's mean curvature. lambda stays the paper's constant, tuned on the search split: there it is
 the exponent of the curvature.
 
-Scores order connections within a layer. How much each layer loses is not theirs to say (BatchNorm makes layers invariant to
-their scale, while h goes with 1/||w||^2): that is the search's decision.
+A unit (a channel) gets the sum of the scores of its connections; of `hasa` it gets the same formula once more, with the unit's
+weights as one vector and its curvature in that direction, see `removal_scores`.
+
+Scores order connections within a layer and units within a group. How much each layer loses is not theirs to say (BatchNorm makes
+layers invariant to their scale, while h goes with 1/||w||^2): that is the search's decision.
 """
 
 from __future__ import annotations
@@ -96,8 +99,6 @@ def score(
 def unit_scores(connection_scores: Mapping[str, Tensor], members: Sequence[Sequence[Member]]) -> Tensor:
     """Scores of units (channels, blocks): the sum of the scores of all their connections.
 
-    For `hasa` with lambda = 1 that is, but for the factor 1/2, the loss the quadratic model predicts when the whole unit goes.
-
     Args:
         connection_scores: layer name -> score of the weight's shape.
         members: for each unit its slices (layer, axis, index). The index counts along that axis of the *weight*: in a depthwise
@@ -124,6 +125,25 @@ def unit_scores(connection_scores: Mapping[str, Tensor], members: Sequence[Seque
             total += sums[layer, axis][index]
         totals.append(total)
     return torch.tensor(totals, dtype=torch.float64)
+
+
+def removal_scores(squares: Tensor, curvature: Tensor, lam: float) -> Tensor:
+    """`hasa` of whole units: `|w|^2 (h + mean h)^lambda`, where h is the loss's curvature along the unit's weights.
+
+    lambda = 0 is the unit's squared magnitude; lambda = 1 is, but for the factor 1/2, the loss that the quadratic model predicts
+    when the whole unit goes, damped as for connections. The sum of the connections' scores is not that: it takes them as if each
+    went alone.
+
+    Args:
+        squares: (units,) |w|^2 of each unit of a group, the sum of its squared weights.
+        curvature: (units,) v'Gv of each unit (`removal.removal_curvature`); h is its share of |w|^2.
+        lam: in [0, 1].
+
+    Raises:
+        InputError: a lambda out of its range.
+    """
+    along = torch.where(squares > 0, curvature / squares.clamp(min=torch.finfo(squares.dtype).tiny), 0.0)
+    return hasa(squares.sqrt(), along, lam, torch.Generator())
 
 
 def lambda_grid(name: str, curvature: Mapping[str, Tensor] | None) -> tuple[float, ...]:

@@ -225,6 +225,10 @@ class LossModel:
         self._known[knob, level] = max(self._increase(candidate), 0.0)
         self._rows = None
 
+    def take(self, rows: Rows) -> None:
+        """Loss increases per knob and level as they were found elsewhere; only their proportions matter."""
+        self._rows = tuple(np.maximum.accumulate(np.maximum(row, 0.0)) for row in rows)
+
     def rows(self) -> Rows:
         """Loss increase per knob and level.
 
@@ -275,10 +279,16 @@ class LossModel:
 
 
 def profile(tally: Tally, evaluations: int) -> LossModel:
-    """Dense, then single knobs, at most so many: every knob's middle level first, then the last ones, then the rest."""
+    """Dense, then single knobs, at most so many: every knob's middle level first, then the last ones, then the rest.
+
+    Where the losses of single knobs are given, dense alone.
+    """
     knobs = tally.knobs
     dense = (0,) * len(knobs)
     model = LossModel(knobs, tally.evaluate(dense), tally.tried)
+    if tally.hints.losses is not None:
+        model.take(tally.hints.losses)
+        return model
     depth = max(len(k.kept) for k in knobs)
     middle = [(i, len(k.kept) // 2) for i, k in enumerate(knobs) if len(k.kept) > 1]
     last = [(i, len(k.kept) - 1) for i, k in enumerate(knobs) if len(k.kept) > 1]

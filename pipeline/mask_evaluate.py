@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,11 @@ SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)  # of a layer's connections that may st
 Levels = tuple[int, ...]
 
 
-def mask_knobs(net: fx.GraphModule, pattern: Pattern) -> tuple[Knob, ...]:
+def mask_knobs(net: fx.GraphModule, pattern: Pattern, shares: Sequence[float] = SHARES) -> tuple[Knob, ...]:
     """One knob for each layer that can be masked, in the order they run; its units are the layer's connections.
 
     These are convolutions without groups and linear layers on vectors. Pattern 2:4: half of the connections may go, where the
-    inputs come in fours.
+    inputs come in fours. Pattern `weight`: `shares` of them may stay.
 
     Raises:
         InputError: no layer can carry the pattern.
@@ -59,7 +60,7 @@ def mask_knobs(net: fx.GraphModule, pattern: Pattern) -> tuple[Knob, ...]:
         if pattern is Pattern.TWO_FOUR:
             counts = {size, size // 2} if two_four_fits(tuple(layer.weight.shape)) else {size}
         else:
-            counts = {max(1, round(size * share)) for share in SHARES}
+            counts = {max(1, round(size * share)) for share in shares}
         if len(counts) > 1:
             found.append(Knob(name, "layer", size, tuple(sorted(counts, reverse=True))))
     if not found:
@@ -104,6 +105,23 @@ def masks_for(pattern: Pattern, knobs: tuple[Knob, ...], levels: Levels, scores:
 def density(knobs: tuple[Knob, ...], levels: Levels) -> float:
     """Share of all knobs' connections that stay."""
     return sum(k.kept[level] for k, level in zip(knobs, levels, strict=True)) / sum(k.size for k in knobs)
+
+
+class Scores(Protocol):
+    """Scores of all connections: of a layer the lowest go first."""
+
+    @property
+    def name(self) -> str:
+        """What the ranking is called."""
+        ...
+
+    def at(self, lambda_: float) -> Mapping[str, Tensor]:
+        """Layer -> score of the weight's shape."""
+        ...
+
+    def grid(self) -> tuple[float, ...]:
+        """Lambdas worth trying."""
+        ...
 
 
 class ConnectionScores:
@@ -163,7 +181,7 @@ class MaskEvaluator:
         net: fx.GraphModule,
         pattern: Pattern,
         knobs: tuple[Knob, ...],
-        scores: ConnectionScores,
+        scores: Scores,
         moments: Mapping[str, Tensor],
         images: RewardImages,
         prober: Prober,
@@ -181,7 +199,7 @@ class MaskEvaluator:
         self._latency = math.nan
         self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(precision))
         self._candidate = copy.deepcopy(net).eval()
-        self._current: dict[str, Tensor] = {}
+        self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
         self._memo = Memo(memo)
 

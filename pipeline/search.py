@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from . import knapsack
 from .env import METHODS, TOLERANCE, Evaluator, Levels, SearchSettings, Wall, canonical, dependents, reward, signal
-from .knapsack import PATIENCE, LatencyModel
+from .knapsack import PATIENCE, LatencyModel, Rows
 from .types import Candidate, Knob, SearchResult
 
-__all__ = ["METHODS", "Evaluator", "SearchSettings", "Tally", "search"]
+__all__ = ["METHODS", "Evaluator", "Hints", "SearchSettings", "Tally", "search"]
 
 Progress = Callable[[Candidate, float], None]
 
@@ -25,17 +26,33 @@ class SpentError(Exception):
     """A new setting was asked for and no evaluation was left. Ends a method; never leaves `search`."""
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What is known before a search."""
+
+    plans: tuple[Levels, ...] = ()  # settings to begin with: they are evaluated first, and count
+    losses: Rows | None = None  # per knob what each level costs alone, in any unit; the knapsack then need not measure it
+
+
 class Tally:
     """The evaluator as the methods see it: counted, remembered, and with a latency table that learns.
 
     Repeats are answered from memory and cost nothing; settings that differ only inside removed blocks are repeats.
 
+    Args:
+        evaluator: answers for a setting.
+        settings: of the search.
+        progress: called after each distinct evaluation.
+        hints: see there.
+
     Raises:
         InputError: hard mode, and the budget cannot be reached (see `Wall`).
     """
 
-    def __init__(self, evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None, hints: Hints | None = None
+    ) -> None:
+        self.settings, self.hints = settings, hints or Hints()
         self.tried: list[Candidate] = []
         self.rewards: list[float] = []
         self.latency = LatencyModel(evaluator.knobs, evaluator.latency_estimate, settings)
@@ -108,21 +125,26 @@ def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[Cand
     return nearest, (note,)
 
 
-def search(evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None) -> SearchResult:
+def search(
+    evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None, hints: Hints | None = None
+) -> SearchResult:
     """Spend exactly `settings.evaluations` distinct evaluations (fewer only when there are no more settings) and choose.
 
     Args:
         evaluator: answers for a setting. Must not depend on the order of the questions.
         settings: method, budget, mode, seed.
         progress: called after each distinct evaluation with the candidate and its reported reward.
+        hints: what is known beforehand; the same for every method that is compared.
 
     Raises:
         InputError: hard mode, and the budget cannot be reached by the latency table.
     """
     began = time.perf_counter()
-    tally = Tally(evaluator, settings, progress)
+    tally = Tally(evaluator, settings, progress, hints)
     rng = np.random.default_rng(settings.seed)
     try:
+        for levels in tally.hints.plans:
+            tally.evaluate(levels)
         if settings.method == "ppo":
             from . import ppo  # imports torch and stable-baselines3: seconds that the other methods do without
 

@@ -1,20 +1,20 @@
-"""Which units of a group matter: scores of connections, summed over each unit, with lambda tuned on the search split."""
+"""Which units of a group matter, by score, with lambda tuned on the search split."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from . import hasa
 from .curvature import gauss_newton, local_hessian
 from .errors import InputError
 from .evaluate import StitchedEvaluator, plan_for
-from .groups import IN, OUT, Coupling, Unit
+from .groups import IN, OUT, Coupling
+from .removal import removal_curvature
 from .types import Knob, Sensitivity
 
 CURVATURE_IMAGES = 1000
+DRAWS = 2  # of the signs for each image, for units: the second costs a backward pass without weight gradients
 MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
 BATCH = 100
 
@@ -23,6 +23,49 @@ def moments(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
     layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
     return local_hessian(net, _batches(inputs[:MOMENT_IMAGES]), layers)
+
+
+class UnitScores:
+    """Scores of all units by lambda; the curvature is computed once.
+
+    Args:
+        net: canonical dense network, eval mode.
+        coupling: its groups.
+        inputs: training images (n, C, H, W), augmented.
+        score: a name in `hasa.SCORES`.
+        seed: of the signs the curvature is sampled with, and of the score `random`.
+
+    Raises:
+        InputError: no such score.
+    """
+
+    def __init__(self, net: nn.Module, coupling: Coupling, inputs: Tensor, score: str, seed: int) -> None:
+        if score not in hasa.SCORES:
+            raise InputError("--score", found=repr(score), expected=f"one of {', '.join(hasa.SCORES)}")
+        self.name, self._seed = score, seed
+        self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        self._members = {
+            group: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in units]
+            for group, units in coupling.units.items()
+        }
+        batches = _batches(inputs[:CURVATURE_IMAGES])
+        self._connections = gauss_newton(net, batches, seed=seed) if score == "seed" else None
+        self._units = removal_curvature(net, coupling.units, batches, DRAWS, seed) if score == "hasa" else None
+
+    def at(self, lambda_: float) -> dict[str, Tensor]:
+        """Group -> score of each unit (units,), float64 on the CPU."""
+        if self._units is not None:
+            squares = {name: weight.double().square() for name, weight in self._weights.items()}
+            return {
+                group: hasa.removal_scores(hasa.unit_scores(squares, members), self._units[group].cpu(), lambda_)
+                for group, members in self._members.items()
+            }
+        scores = hasa.score(self.name, self._weights, self._connections, lambda_, seed=self._seed)
+        return {group: hasa.unit_scores(scores, members) for group, members in self._members.items()}
+
+    def grid(self) -> tuple[float, ...]:
+        """Lambdas worth trying."""
+        return hasa.lambda_grid(self.name, self._connections)
 
 
 def rank_units(
@@ -46,20 +89,17 @@ def rank_units(
         score: a name in `hasa.SCORES`.
         lambda_: the paper's constant; None tunes it on the search split, by the one-shot accuracy with half of every inner group
             kept (the loss decides between equals).
-        seed: of the labels that the curvature is sampled with, and of the score `random`.
+        seed: of the signs that the curvature is sampled with, and of the score `random`.
 
     Raises:
         InputError: unknown score, or a lambda the score does not take.
     """
-    if score not in hasa.SCORES:
-        raise InputError("--score", found=repr(score), expected=f"one of {', '.join(hasa.SCORES)}")
-    weights = {n: m.weight for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    curvature = gauss_newton(net, _batches(inputs[:CURVATURE_IMAGES]), seed=seed) if score in hasa.CURVED else None
+    scores = UnitScores(net, coupling, inputs, score, seed)
     half = tuple(len(k.kept) // 2 if k.kind == "inner" else 0 for k in knobs)
 
     def order(lam: float) -> dict[str, tuple[int, ...]]:
-        scores = hasa.score(score, weights, curvature, lam, seed=seed)
-        return {name: _ranked(scores, units) for name, units in coupling.units.items()}
+        ranked = {name: found.argsort(descending=True, stable=True) for name, found in scores.at(lam).items()}
+        return {name: tuple(int(i) for i in places) for name, places in ranked.items()}
 
     def one_shot(lam: float) -> float:
         accuracy, loss = evaluator.one_shot(plan_for(knobs, half, order(lam), score))
@@ -68,13 +108,8 @@ def rank_units(
     if lambda_ is not None or score not in hasa.CURVED:
         fixed = lambda_ or 0.0
         return Sensitivity(score, fixed, order(fixed))
-    chosen, tried = hasa.tune_lambda(one_shot, hasa.lambda_grid(score, curvature))
+    chosen, tried = hasa.tune_lambda(one_shot, scores.grid())
     return Sensitivity(score, chosen, order(chosen), tried)
-
-
-def _ranked(scores: Mapping[str, torch.Tensor], units: tuple[Unit, ...]) -> tuple[int, ...]:
-    members = [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in units]
-    return tuple(int(i) for i in hasa.unit_scores(scores, members).argsort(descending=True, stable=True))
 
 
 def _batches(inputs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -383,3 +383,5 @@ def test_what_cannot_be_estimated_is_refused_with_its_name() -> None:
 
     with pytest.raises(InputError, match=r"'0' \(Same\) does not compute what its padding says"):
         curvature.local_hessian(nn.Sequential(Same(1, 1, 3)), [(torch.ones(1, 1, 5, 5), torch.zeros(1))])
+    with pytest.raises(InputError, match=r"'0' \(Same\) does not compute what its padding says"):
+        curvature.gauss_newton(nn.Sequential(Same(1, 1, 3), nn.Flatten()), [(torch.ones(2, 1, 5, 5), torch.zeros(2))])

@@ -103,6 +103,18 @@ def test_units_get_the_sum_of_the_scores_of_all_their_connections() -> None:
     assert hasa.unit_scores(scores, []).shape == (0,)
 
 
+def test_units_are_scored_by_the_formula_with_their_curvature_along_their_weights() -> None:
+    squares, form = torch.tensor([4.0, 1.0, 0.0, 2.0]).double(), torch.tensor([2.0, 3.0, 0.0, 0.0]).double()
+    h = np.array([0.5, 3.0, 0.0, 0.0])  # v'Gv / |w|^2
+    for lam in (0.0, 0.5, 1.0):
+        expected = squares.numpy() * (h + h.mean()) ** lam
+        np.testing.assert_allclose(hasa.removal_scores(squares, form, lam), expected, rtol=1e-9)
+    torch.testing.assert_close(hasa.removal_scores(squares, form, 0.0), squares)
+    assert hasa.removal_scores(squares, form, 1.0).argmin() == 2  # a dead unit goes first
+    with pytest.raises(InputError, match=r"lambda of the score 'hasa': found -0\.5"):
+        hasa.removal_scores(squares, form, -0.5)
+
+
 @pytest.mark.parametrize("member", [("gone", 0, 0), ("conv", 2, 0), ("conv", 0, 3), ("conv", 1, -1)])
 def test_a_unit_that_names_nothing_is_refused(member: hasa.Member) -> None:
     with pytest.raises(ValueError, match="layer"):

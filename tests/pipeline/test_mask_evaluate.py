@@ -141,6 +141,11 @@ def test_every_layer_with_connections_of_its_own_is_a_knob() -> None:
     assert {k.kind for k in knobs.values()} == {"layer"}
 
 
+def test_the_shares_of_a_layer_that_may_stay_can_be_given() -> None:
+    knobs = {k.name: k for k in mask_knobs(network(), Pattern.WEIGHT, (1.0, 0.75, 0.25))}
+    assert knobs["layer3.0.conv2"].kept == (2304, 1728, 576)
+
+
 def test_two_four_is_offered_where_inputs_come_in_fours() -> None:
     knobs = {k.name: k for k in mask_knobs(network(), Pattern.TWO_FOUR)}
     assert "conv1" not in knobs  # it reads one grey channel

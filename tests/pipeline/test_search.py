@@ -11,7 +11,7 @@ import torch
 from edge_compress.pipeline import ppo
 from edge_compress.pipeline.env import canonical
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.search import METHODS, SearchSettings, Tally, choose, search
+from edge_compress.pipeline.search import METHODS, Hints, SearchSettings, Tally, choose, search
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 
 WAYS = [*METHODS, "ppo-cold"]
@@ -98,6 +98,33 @@ def test_every_method_spends_exactly_its_evaluations_and_stays_within_budget(way
     assert result.best.latency_ratio <= 0.4 * 1.02
     assert result.best.accuracy == max(c.accuracy for c in result.tried if c.latency_ratio <= 0.4 * 1.02)
     assert (result.method, result.notes) == (way.partition("-")[0], ())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_plans_to_begin_with_are_evaluated_first_and_count(way):
+    evaluator = ResNet20()
+    plans = tuple((level,) * 12 + (0,) * (len(evaluator.knobs) - 12) for level in (2, 1))
+    result = search(evaluator, settings(way, 20), hints=Hints(plans))
+    assert levels_of(result)[:2] == [canonical(evaluator.knobs, p) for p in plans]
+    assert len(result.tried) == 20
+
+
+def test_known_losses_of_single_knobs_are_not_measured_again():
+    evaluator = ResNet20(noise=0.0)
+    rows = []
+    for i, knob in enumerate(evaluator.knobs):
+        single = [tuple(j if k == i else 0 for k in range(len(evaluator.knobs))) for j in range(len(knob.kept))]
+        rows.append(np.array([evaluator.evaluate(ls).loss for ls in single]) - 0.3)
+    evaluator.asked.clear()
+    search(evaluator, settings(evaluations=10), hints=Hints(losses=tuple(rows)))
+    assert all(np.count_nonzero(ls) != 1 for ls in evaluator.asked)
+    known = evaluator.evaluate(evaluator.asked[1])  # the first plan after the dense network
+    evaluator.asked.clear()
+    search(evaluator, settings(evaluations=10))
+    assert any(np.count_nonzero(ls) == 1 for ls in evaluator.asked)
+    misled = ResNet20(noise=0.0)
+    search(misled, settings(evaluations=10), hints=Hints(losses=tuple(1.0 / (1e-3 + row) for row in rows)))
+    assert known.loss < misled.evaluate(misled.asked[1]).loss
 
 
 class Distracting(ResNet20):

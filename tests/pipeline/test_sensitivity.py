@@ -9,6 +9,7 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import knobs_for
 from edge_compress.pipeline.graph import canonical, layer_nodes
 from edge_compress.pipeline.groups import IN, OUT, couple
+from edge_compress.pipeline.removal import removal_curvature
 from edge_compress.pipeline.sensitivity import moments, rank_units
 from edge_compress.pipeline.types import Pattern, Plan, Precision, Sensitivity
 from edge_compress.targets.base import Limits
@@ -103,6 +104,27 @@ def test_curvature_decides_between_equal_weights():
         norm.bias.fill_(0.3)
     assert rank("hasa", 1.0, net=(net, coupling)).order["features.0"][0] == 2
     assert rank("magnitude", net=(net, coupling)).order["features.0"] == (0, 1, 2, 3, 4, 5)  # of equals the first
+
+
+def test_hasa_takes_the_curvature_along_whole_units_and_not_the_sum_over_connections():
+    net, coupling = nets.subject("OptionA")
+    inputs = nets.images(40, 3)
+    found = sensitivity.UnitScores(net, coupling, inputs, "hasa", 0).at(1.0)
+    along = removal_curvature(net, coupling.units, [(inputs, torch.zeros(40, dtype=torch.long))], sensitivity.DRAWS, seed=0)
+    ranking = rank("hasa", 1.0)
+    for group, units in coupling.units.items():
+        squares = torch.tensor(
+            [
+                sum(
+                    float(net.get_submodule(m.layer).weight.detach().double().select(m.role, m.index).square().sum())
+                    for m in places
+                )
+                for places in ([m for m in unit.members if m.role in (OUT, IN)] for unit in units)
+            ],
+            dtype=torch.float64,
+        )
+        torch.testing.assert_close(found[group], along[group] + squares * (along[group] / squares).mean())
+        assert ranking.order[group] == tuple(found[group].argsort(descending=True, stable=True).tolist())
 
 
 def test_lambda_is_tuned_on_half_of_every_inner_group():

@@ -1,0 +1,191 @@
+"""What all methods of the table share: images, curvature, removal costs, and what a network is worth on the search split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from edge_compress import targets
+from edge_compress.devices.latency_cache import LatencyCache
+from edge_compress.devices.local import QuickMeter, describe
+from edge_compress.pipeline import obs
+from edge_compress.pipeline.accuracy import logits
+from edge_compress.pipeline.batchnorm import reestimate_on
+from edge_compress.pipeline.compensate import sequential_masked
+from edge_compress.pipeline.graph import canonical
+from edge_compress.pipeline.groups import residual_branches
+from edge_compress.pipeline.images import reward_images, training_inputs
+from edge_compress.pipeline.mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, selections
+from edge_compress.pipeline.sensitivity import moments
+from edge_compress.pipeline.subject import Loaded
+from edge_compress.pipeline.types import Pattern, Precision
+from edge_compress.targets.base import Structure
+from torch import Tensor, fx
+
+IMAGES = 2000  # training images every method gets
+REWARD_IMAGES = 1000  # of the search split, for lambda and for the allocation
+TUNING_IMAGES = 500  # BatchNorm statistics are taken on, while lambda is tuned
+SHARES = tuple(0.85**i for i in range(25))  # of a layer's connections that may stay: 1 down to 0.02, evenly in the logarithm
+
+Masks = dict[str, Tensor]  # layer -> bool in the weight's shape, True stays
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network one method made without training."""
+
+    net: fx.GraphModule  # eval mode
+    masks: Masks
+    facts: dict[str, float] = field(default_factory=dict)  # what was tuned, for the row
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Removal costs in the place of scores: they have no lambda."""
+
+    costs: dict[str, Tensor]  # layer -> in the weight's shape
+    name: str = "obs"
+
+    def at(self, lambda_: float) -> dict[str, Tensor]:
+        """The costs."""
+        return self.costs
+
+    def grid(self) -> tuple[float, ...]:
+        """Nothing to tune."""
+        return (0.0,)
+
+
+class Bench:
+    """What all methods of one seed share. What is dear is computed when it is first asked for.
+
+    Args:
+        loaded: trained subject.
+        seed: of images, augmentation, drawn labels and search.
+        folder: exists; finished evaluations of searches go here.
+        evaluations: of a search for the allocation.
+        tell: gets a line for each step of long work.
+        round_share: of an output's connections that a round of Optimal Brain Surgeon removes; larger is faster.
+    """
+
+    def __init__(
+        self, loaded: Loaded, seed: int, folder: Path, evaluations: int, tell: Tell, round_share: float = obs.ROUND
+    ) -> None:
+        self.loaded, self.seed, self.folder, self.evaluations, self.tell = loaded, seed, folder, evaluations, tell
+        self.round_share = round_share
+        self.data, self.prep = loaded.data, loaded.subject.preprocess
+        self.shape = self.data.info.image_shape
+        self.net = canonical(loaded.module, self.shape)
+        self.inputs = training_inputs(self.data, self.prep, IMAGES, seed)
+        self.knobs = mask_knobs(self.net, Pattern.WEIGHT, SHARES)
+        self.weights = {k.name: self.net.get_parameter(f"{k.name}.weight").detach() for k in self.knobs}
+        self._search = self.data.search.head(REWARD_IMAGES)
+        self._scores: dict[str, ConnectionScores] = {}
+
+    @cached_property
+    def latency_ratio(self) -> float:
+        """Latency of the dense structure with zeros in it, over that of the dense network: one measurement on this machine."""
+        target = targets.load("x86")
+        prober = target.prober(self.net, self.shape, Precision.FP32)
+        key = Structure({}).key()
+        known = self.cache.get(key)
+        if known is None:
+            with QuickMeter(prober.baseline(), target.runtime, 1, seed=self.seed) as meter:
+                known = self.cache.put(key, meter.ratio(prober.candidate(Structure({}))))
+        return known
+
+    @cached_property
+    def cache(self) -> LatencyCache:
+        """Of the one latency."""
+        runtime = targets.load("x86").runtime
+        return LatencyCache({"model": self.loaded.subject.model_sha256, **describe(runtime, 1)}, self.folder)
+
+    @cached_property
+    def evaluator(self) -> MaskEvaluator:
+        """What settings of all layers are worth on the search split; its answers are kept in the folder."""
+        target = targets.load("x86")
+        prober = target.prober(self.net, self.shape, Precision.FP32)
+        images = reward_images(self.data, self.prep, REWARD_IMAGES, self.seed)
+        self.latency_ratio  # noqa: B018 - the evaluator reads it back: its meter has nothing to measure
+        memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
+        scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})
+        with QuickMeter(prober.baseline(), target.runtime, 1, seed=self.seed) as meter:
+            parts = (self.moments, images, prober, meter, self.cache, memo)
+            evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, *parts)
+            evaluator.follow(evaluator.rank(0.0))
+        return evaluator
+
+    @cached_property
+    def moments(self) -> dict[str, Tensor]:
+        """Layer -> X X^T of the dense network's inputs."""
+        self.tell("local Hessians")
+        return moments(self.net, self.inputs)
+
+    @cached_property
+    def curvature(self) -> dict[str, Tensor]:
+        """Layer -> how much the logits move with each of its outputs."""
+        return obs.output_curvature(self.net, self.inputs[:1000], seed=self.seed)
+
+    @cached_property
+    def costs(self) -> dict[str, Tensor]:
+        """Layer -> what it costs to remove each connection when its turn comes, (outputs, k), in one currency."""
+        found = {}
+        for name, weight in self.weights.items():
+            gram = self.moments[name].double()
+            self.tell(f"removal costs of {name}")
+            own = obs.removal_costs(gram, weight.flatten(1).double() @ gram, share=self.round_share)
+            found[name] = own * self.curvature[name][:, None]
+        return found
+
+    @cached_property
+    def dense_logits(self) -> Tensor:
+        """Of the search images, (n, classes)."""
+        return torch.from_numpy(logits(self.net, self._search, self.prep))
+
+    def divergence(self, net: fx.GraphModule) -> float:
+        """KL(dense || net) on the search images, nats: the trained network knows these images, so accuracy tells little there."""
+        found = torch.from_numpy(logits(net, self._search, self.prep))
+        pair = F.log_softmax(found, 1), F.log_softmax(self.dense_logits, 1)
+        return float(F.kl_div(*pair, log_target=True, reduction="batchmean"))
+
+    def scores(self, name: str) -> ConnectionScores:
+        """Scores of connections on the same images."""
+        if name not in self._scores:
+            self._scores[name] = ConnectionScores(self.net, lambda: self.inputs, name, self.seed)
+        return self._scores[name]
+
+    def masked(self, masks: Masks, images: int = IMAGES) -> fx.GraphModule:
+        """The dense network with zeros in place and its BatchNorm statistics anew, on so many images."""
+        net = copy.deepcopy(self.net)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                net.get_parameter(f"{name}.weight").mul_(mask)
+        self.restore(net, images)
+        return net
+
+    def restore(self, net: fx.GraphModule, images: int = IMAGES) -> None:
+        """BatchNorm statistics anew, on the images that all methods get."""
+        reestimate_on(net, torch.split(self.inputs[:images], 250))
+
+    def compensated(self, masks: Masks, *, choose: bool) -> Pruned:
+        """Layer after layer re-solved; `choose` lets each layer pick its connections again from what it is really fed."""
+        self.tell("solving layer after layer")
+        net = sequential_masked(
+            self.net,
+            residual_branches(self.net),
+            masks,
+            self.inputs,
+            fixed=selections(self.net),
+            choose=obs.chooser(self.curvature, self.round_share) if choose else None,
+        )
+        self.restore(net)
+        return Pruned(net, {name: net.get_parameter(f"{name}.weight").detach() != 0 for name in masks})
+
+    def own(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Only the layers that are pruned: zero-padded shortcuts have no connections of their own."""
+        return {name: scores[name] for name in self.weights}

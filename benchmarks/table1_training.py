@@ -1,0 +1,187 @@
+"""The methods of the table with training: what each one prunes, and when. All train equally long, with the same teacher.
+
+The user gives a trained network, so that is where every method starts, and what the lottery tickets are rewound to (as for
+pretrained networks in Chen et al. 2020, arXiv 2007.12223): there is no earlier checkpoint to go back to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from edge_compress.pipeline.finetune import FinetuneSettings, Remask, Step, batches, finetune
+from edge_compress.pipeline.mask_evaluate import selections
+from edge_compress.pipeline.patterns import removed_count, weight_masks
+from edge_compress.pipeline.types import Epoch
+from table1_bench import Bench, Masks, Pruned
+from table1_methods import ONE_SHOT
+from torch import Tensor, fx, nn
+
+REGROWN = 0.2  # share of a layer's weights that sparse momentum moves in the first epoch; falls along a line to 0
+MOMENTUM = 0.9  # of the gradient's running mean
+MOMENTUM_BATCHES = 20  # the running mean is taken over
+TICKET_RATE = 0.2  # share of what is left that a round of iterative magnitude pruning removes
+ROUND_EPOCHS = 1  # of training in such a round
+
+Scores = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and where."""
+
+    epochs: int
+    folder: Path  # checkpoints: an interrupted training goes on from the last epoch
+    tell: Callable[[float, str], None]  # share done, what is worth knowing
+
+
+def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: Remask | None = None) -> fx.GraphModule:
+    """A network trained under its masks (Adam, cosine, the dense network as its teacher), and BatchNorm statistics anew."""
+    folder = training.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    student = copy.deepcopy(start.net)
+    masks = parameters({**selections(student), **start.masks})
+
+    def tell(event: Step | Epoch) -> None:
+        if isinstance(event, Step):
+            training.tell(event.fraction, f"loss {event.loss:.3f}")
+
+    settings = FinetuneSettings(training.epochs, bench.seed)
+    finetune(student, bench.net, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
+    bench.restore(student)
+    return student
+
+
+def fine_tuned(method: str) -> Callable[[Bench, float, Training], fx.GraphModule]:
+    """Prune without training, then train under the masks."""
+
+    def run(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+        return trained(bench, ONE_SHOT[method](bench, sparsity), training, "finetune")
+
+    return run
+
+
+def sparse_momentum(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """Dettmers & Zettlemoyer 2019 (arXiv 1907.04840): after each epoch the smallest weights of each layer move.
+
+    Freed places are shared out over the layers by the mean momentum of their weights, and filled where the momentum of missing
+    weights is largest. The momentum is the gradient's running mean over 20 batches at the epoch's end: the optimizer has none
+    for weights that are missing. It starts from uniform magnitude masks of the trained network.
+    """
+    start = ONE_SHOT["magnitude-uniform"](bench, sparsity)
+
+    def remask(epoch: int, student: nn.Module) -> dict[str, Tensor]:
+        weights = {name: student.get_parameter(f"{name}.weight").detach() for name in start.masks}
+        moved = REGROWN * (1.0 - epoch / training.epochs)
+        masks = redistribute(weights, momentum(bench, student, list(weights), epoch), moved)
+        return parameters({**selections(bench.net), **masks})
+
+    return trained(bench, start, training, "finetune", remask)
+
+
+def momentum(bench: Bench, student: nn.Module, layers: list[str], epoch: int) -> dict[str, Tensor]:
+    """The gradient's running mean by layer, missing weights included; nothing of the student changes."""
+    settings = FinetuneSettings(1, bench.seed)
+    found = {name: torch.zeros_like(student.get_parameter(f"{name}.weight")) for name in layers}
+    for turn, (images, labels) in enumerate(batches(bench.data.train, bench.prep, settings, 10_000 + epoch)):
+        if turn == MOMENTUM_BATCHES:
+            break
+        loss = F.cross_entropy(student(images), labels)
+        wanted = [student.get_parameter(f"{name}.weight") for name in layers]
+        for name, gradient in zip(layers, torch.autograd.grad(loss, wanted), strict=True):
+            found[name].mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)
+    return found
+
+
+def redistribute(weights: Scores, momenta: Scores, share: float) -> Masks:
+    """Masks after one step of sparse momentum; as many connections stay as before.
+
+    Args:
+        weights: layer -> weight, 0 where it is missing.
+        momenta: layer -> mean gradient.
+        share: of each layer's weights that are freed, the smallest.
+
+    Returns:
+        Layer -> bool, True stays.
+    """
+    masks = {name: weight != 0 for name, weight in weights.items()}
+    freed = {}
+    for name, weight in weights.items():
+        freed[name] = removed_count(int(masks[name].sum()), share)
+        smallest = torch.where(masks[name], weight.abs(), torch.inf).flatten().topk(freed[name], largest=False).indices
+        masks[name].view(-1)[smallest] = False
+    # A layer's part is its mean momentum over the weights it has.
+    mean = {n: float(momenta[n].abs()[weights[n] != 0].mean()) if bool((weights[n] != 0).any()) else 0.0 for n in weights}
+    left = sum(freed.values())
+    room = {name: int((~mask).sum()) for name, mask in masks.items()}
+    grown = dict.fromkeys(masks, 0)
+    while left > 0:
+        open_ = {name: mean[name] for name in masks if room[name] > grown[name]}
+        total = sum(open_.values())
+        parts = {name: (value / total if total > 0 else 1.0 / len(open_)) * left for name, value in open_.items()}
+        before = left
+        for name, part in parts.items():
+            more = min(int(part), room[name] - grown[name])
+            grown[name] += more
+            left -= more
+        if left == before:  # less than one for each: to the layers with the largest parts
+            for name in sorted(parts, key=lambda n: -parts[n])[:left]:
+                grown[name] += 1
+                left -= 1
+    for name, mask in masks.items():
+        candidates = torch.where(mask, -1.0, momenta[name].abs()).flatten()
+        mask.view(-1)[candidates.topk(grown[name]).indices] = True
+    return masks
+
+
+def ticket_one_shot(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """Frankle & Carbin 2019, one-shot: train dense, prune by magnitude over all layers, rewind what stays, train."""
+    whole = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
+    shared = Training(training.epochs, training.folder.parent, training.tell)
+    dense = trained(bench, Pruned(copy.deepcopy(bench.net), whole), shared, f"lottery-dense-seed{bench.seed}")
+    masks = weight_masks(_magnitudes(bench, dense), sparsity)
+    return trained(bench, Pruned(bench.masked(masks), masks), training, "finetune")
+
+
+def ticket_iterative(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """Frankle & Carbin 2019, iterative: rounds of an epoch that take a fifth of what is left and rewind; then train.
+
+    Rounds are shared by all sparsities; the last one takes what the sparsity asks for.
+    """
+    masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
+    for number, reached in enumerate(rounds(sparsity)):
+        short = Training(ROUND_EPOCHS, training.folder.parent / f"lottery-seed{bench.seed}", training.tell)
+        state = trained(bench, Pruned(bench.masked(masks), masks), short, f"round-{number}")
+        magnitudes = {name: torch.where(masks[name], w, -1.0) for name, w in _magnitudes(bench, state).items()}
+        masks = weight_masks(magnitudes, reached)
+    return trained(bench, Pruned(bench.masked(masks), masks), training, "finetune")
+
+
+def rounds(sparsity: float) -> Iterator[float]:
+    """Sparsities after each round of iterative magnitude pruning, the last one as asked for."""
+    left = 1.0
+    while left * (1.0 - TICKET_RATE) > 1.0 - sparsity + 1e-9:
+        left *= 1.0 - TICKET_RATE
+        yield 1.0 - left
+    yield sparsity
+
+
+def parameters(masks: Masks) -> dict[str, Tensor]:
+    """Masks by parameter, as training wants them."""
+    return {f"{name}.weight": mask for name, mask in masks.items()}
+
+
+def _magnitudes(bench: Bench, net: fx.GraphModule) -> dict[str, Tensor]:
+    return {name: net.get_parameter(f"{name}.weight").detach().abs() for name in bench.weights}
+
+
+FINE_TUNED: dict[str, Callable[[Bench, float, Training], fx.GraphModule]] = {
+    **{name: fine_tuned(name) for name in ONE_SHOT},
+    "sparse-momentum": sparse_momentum,
+    "lottery-one-shot": ticket_one_shot,
+    "lottery-iterative": ticket_iterative,
+}
