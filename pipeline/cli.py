@@ -107,6 +107,11 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
 @_option("--search", "What sets the thresholds of the layers.", type=click.Choice(settings.SEARCHES))
 @_option("--evaluations", "Distinct candidates the search may evaluate.", "200, for digits 100", type=int, metavar="COUNT")
 @_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
+@_option(
+    "--mask",
+    "In fine-tuning with --pattern weight: fixed, or dynamic, re-chosen after each epoch.",
+    type=click.Choice(settings.MASKS),
+)
 @_option("--seed", "Same inputs and same seed give the same artifact on the same machine.", type=int, metavar="NUMBER")
 @_option("--accelerator", "Where scoring and fine-tuning run.", type=click.Choice(settings.ACCELERATORS))
 @_option("--threads", "Threads of the artifact's runtime when it is measured.", type=int, metavar="COUNT")

@@ -24,6 +24,7 @@ AUGMENTS = ("none", "crop-flip", "shift")
 SCORES = ("hasa", "seed", "magnitude", "random")
 SEARCHES = ("ppo", "uniform", "random", "knapsack")
 REWARDS = ("hard", "soft")
+MASKS = ("fixed", "dynamic")
 PATTERNS = (*(str(p) for p in Pattern), "auto")
 PRECISIONS = tuple(str(p) for p in Precision)
 ACCELERATORS = ("auto", "cpu", "cuda")
@@ -83,6 +84,7 @@ class Config:
     search: str = "ppo"
     evaluations: int = 200  # 100 for digits
     finetune_epochs: int = 15  # 12 for digits
+    mask: str = "fixed"  # in fine-tuning, see `remask`
     seed: int = 0
     accelerator: str = "auto"
     threads: int = 1  # of the artifact's runtime
@@ -314,6 +316,7 @@ _PARSERS: dict[str, Parser] = {
     "search": _choice(*SEARCHES),
     "evaluations": _integer(1),
     "finetune_epochs": _integer(0),
+    "mask": _choice(*MASKS),
     "seed": _integer(0),
     "accelerator": _choice(*ACCELERATORS),
     "threads": _integer(1, 1024),

@@ -22,6 +22,7 @@ from .errors import InputError
 from .evaluate import RewardImages, StitchedEvaluator, knobs_for, plan_for
 from .groups import couple, residual_branches
 from .mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, masks_for, selections
+from .remask import Remask, dynamic
 from .sensitivity import rank_units
 from .store import Stage, atomic_write, file_ref
 from .surgery import check_equivalence, prune
@@ -97,6 +98,10 @@ class Pruning(Protocol):
         """Parameter -> 0 where fine-tuning has to leave a zero."""
         ...
 
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """For `--mask dynamic`: gives the masks anew after each epoch, see `remask.dynamic`."""
+        ...
+
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
         """Share of the dense network's weights that are gone or zero."""
         ...
@@ -117,6 +122,8 @@ def pattern_for(config: Config, targets: list[Target]) -> Pattern:
         if pattern not in target.limits.patterns:
             able = ", ".join(target.limits.patterns)
             raise InputError(f"--pattern {pattern} with --target {target.name}", expected=f"one of {able}")
+    if config.mask == "dynamic" and pattern is not Pattern.WEIGHT:
+        raise InputError(f"--mask dynamic with --pattern {pattern}", expected="--pattern weight", do="leave it out")
     if pattern is not Pattern.CHANNEL and config.latency_budget.ratio is None:
         raise InputError(
             f"--latency-budget with --pattern {pattern}",
@@ -189,6 +196,10 @@ class Channels:
         """None: what is removed is gone."""
         return {}
 
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """None: there are no masks."""
+        return None
+
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
         """Share of the parameters that are gone."""
         before, after = (sum(p.numel() for p in m.parameters()) for m in (dense, student))
@@ -260,6 +271,11 @@ class Masks:
     def masks(self, plan: Plan) -> dict[str, Tensor]:
         """The plan's masks; layers that stand for zero padding keep their zeros too."""
         return {f"{name}.weight": mask for name, mask in (selections(self.net) | self._read(plan)).items()}
+
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """Smallest out, most wanted in; the layers that stand for zero padding keep theirs."""
+        own, fixed = ({f"{name}.weight": mask for name, mask in m.items()} for m in (self._read(plan), selections(self.net)))
+        return dynamic(own, fixed, teacher, images, epochs)
 
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
         """Share of the dense network's parameters that are zero in the student."""

@@ -70,6 +70,7 @@ EPOCHS = 8  # of the embedded network
 SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
 REWARD_IMAGES = 1000
 SCORING_IMAGES = 2000
+REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
 
@@ -269,7 +270,7 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Ch
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
     how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device, autocast=fast_bfloat16(run.device))
-    settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES}
+    settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     if checkpoint is not None:
@@ -287,8 +288,13 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Ch
                 else:
                     bar.advance(1, f"loss {event.loss:.3f}")
 
-            masks = pruning.masks(plan)
-            history = finetune(student, loaded.module, loaded.data, prep, how, folder=stage.folder, masks=masks, progress=tell)
+            masks, remask = pruning.masks(plan), None
+            if config.mask == "dynamic":
+                images = training_inputs(loaded.data, prep, REMASK_IMAGES, config.seed + 4)
+                remask = pruning.remask(plan, loaded.module, images, config.finetune_epochs)
+            history = finetune(
+                student, loaded.module, loaded.data, prep, how, folder=stage.folder, masks=masks, remask=remask, progress=tell
+            )
         sparsity = pruning.sparsity(loaded.module, student)
         checkpoint = Checkpoint(_save(stage, student), history, cost_of(student, shape), sparsity)
         stage.finish(checkpoint)

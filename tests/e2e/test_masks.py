@@ -85,6 +85,31 @@ def test_masks_in_float_keep_the_accuracy_and_are_no_faster(workshop: Workshop, 
     assert report_of(folder)["targets"]["x86"]["artifact"]["sha256"] == target["artifact"]["sha256"]
 
 
+def test_dynamic_masks_move_with_the_training_and_keep_their_number(workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    folder = tmp_path / "run"
+    options = {**OPTIONS, "weights": workshop.weights("padded"), "finetune_epochs": 4, "mask": "dynamic", "evaluations": 4}
+    ended = here(workshop.arguments(folder, **options))
+    assert ended.code == 1, ended.err
+    pruned = report_of(folder)["pruned"]
+    history = [epoch["search_top1"] for epoch in pruned["finetune"]]
+    best = max(i for i, value in enumerate(history, 1) if value == max(history))
+    masks, state = (load_file(folder / pruned[name]["path"]) for name in ("masks", "state"))
+    moved = 0
+    for name, mask in masks.items():
+        present = state[f"{name}.weight"] != 0
+        assert 0.97 * mask.sum() <= present.sum() <= mask.sum()
+        moved += int((present & ~mask.bool()).sum())
+    assert (moved > 0) == (best > 1)  # the weights are those of the best epoch; masks move after each
+    padding = canonical(user_net.padded(), (1, 8, 8)).get_parameter("shortcut_0.weight") != 0
+    assert torch.equal(state["shortcut_0.weight"] != 0, padding)
+
+
+def test_dynamic_masks_without_masks_are_wrong_input(workshop: Workshop, tmp_path: Path, here: Call) -> None:
+    ended = here(workshop.arguments(tmp_path / "run", mask="dynamic"))
+    assert ended.code == 2
+    assert "--mask dynamic with --pattern channel" in ended.complaint
+
+
 def test_a_budget_in_milliseconds_means_nothing_for_a_mask(workshop: Workshop, tmp_path: Path, here: Call) -> None:
     ended = here(workshop.arguments(tmp_path / "run", pattern="2:4", latency_budget="8ms"))
     assert ended.code == 2
