@@ -305,8 +305,10 @@ def test_profile_measures_the_others_against_the_first(
 
 # --- as a process of its own
 
+# what a shell starts in the background ignores Ctrl-C, and so does what that starts: the tests may have been started so
 AS_PROCESS = """
-import os, subprocess, sys, time, types
+import os, signal, subprocess, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from edge_compress import targets
 targets.names = lambda: ("x86",)
 stub = types.ModuleType("edge_compress.pipeline.run")
