@@ -41,6 +41,7 @@ from edge_compress.pipeline.images import training_inputs
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.removal import removal_curvature
 from edge_compress.pipeline.sensitivity import CURVATURE_IMAGES, UnitScores
+from edge_compress.pipeline.steady import Batch, weight_layers
 from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.subject import load_subject
 from edge_compress.pipeline.types import Preprocess
@@ -54,7 +55,7 @@ Values = Mapping[str, Tensor]  # layer or group -> values
 Row = dict[str, object]
 
 
-def by_labels(net: nn.Module, images: list[curvature.Batch], draws: int, seed: int) -> dict[str, Tensor]:
+def by_labels(net: nn.Module, images: list[Batch], draws: int, seed: int) -> dict[str, Tensor]:
     """The Gauss-Newton diagonal from labels drawn from the network instead of random signs: one gradient of all images a draw."""
     torch.manual_seed(seed)
     total: dict[str, Tensor] = {}
@@ -67,10 +68,10 @@ def by_labels(net: nn.Module, images: list[curvature.Batch], draws: int, seed: i
 
 
 def estimators(
-    net: nn.Module, images: list[curvature.Batch], seeds: int, probes: Sequence[int]
+    net: nn.Module, images: list[Batch], seeds: int, probes: Sequence[int]
 ) -> Iterator[tuple[str, float, list[Values]]]:
     """Of every estimator its name, its cost in gradients of all images, and its estimates, one for each seed."""
-    layers, draws = curvature.weight_layers(net), (1, 4, 16)
+    layers, draws = weight_layers(net), (1, 4, 16)
     for count in probes:
         found: list[Values] = [
             curvature.gradient_difference(net, images, count, seed=s) for s in range(seeds if count < 64 else 1)
@@ -99,7 +100,7 @@ def agreement(found: Values, exact: Values) -> tuple[float, float]:
     return statistics.mean(within), float(pooled.statistic)
 
 
-def against(exact: Values, net: nn.Module, images: list[curvature.Batch], seeds: int, probes: Sequence[int]) -> list[Row]:
+def against(exact: Values, net: nn.Module, images: list[Batch], seeds: int, probes: Sequence[int]) -> list[Row]:
     """One row for each estimator; means over seeds."""
     rows: list[Row] = []
     for name, cost, drawn in estimators(net, images, seeds, probes):
@@ -166,7 +167,7 @@ def unit_estimates(net: fx.GraphModule, coupling: Coupling, inputs: Tensor) -> I
     images = batches(inputs[:CURVATURE_IMAGES])
     for draws in (1, 4):
         yield f"v'Gv, {draws} x signs", {g: v.cpu() for g, v in removal_curvature(net, coupling.units, images, draws).items()}
-    weights = {name: layer.weight for name, layer in curvature.weight_layers(net).items()}
+    weights = {name: layer.weight for name, layer in weight_layers(net).items()}
     diagonal = curvature.gauss_newton(net, images)
     members = {
         g: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in u]

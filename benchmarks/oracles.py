@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.curvature import Batch, second_difference, weight_layers
+from edge_compress.pipeline.curvature import second_difference
 from edge_compress.pipeline.groups import Coupling
+from edge_compress.pipeline.steady import Batch, weight_layers
 from edge_compress.pipeline.surgery import masked
 from edge_compress.pipeline.types import Pattern, Plan
 from torch import Tensor, fx, nn

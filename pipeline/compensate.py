@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from .columns import unfold
 from .groups import OUT, Block, Coupling
 from .surgery import cuts, prune, reaches
 from .types import Pattern, Plan
@@ -99,13 +99,8 @@ def columns(inputs: torch.Tensor, layer: nn.Conv2d | nn.Linear, rows: torch.Tens
     """The layer's inputs as a matrix (k, positions), k ordered like `weight.flatten(1)`; `rows` selects output positions."""
     if isinstance(layer, nn.Linear):
         return inputs.T
-    # The layer's own padding, so that "same", reflected and circular borders come out as the layer sees them.
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
-    unfolded = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
-    if rows is not None:
-        unfolded = unfolded[:, :, rows]
-    return unfolded.permute(1, 0, 2).flatten(1)
+    found = unfold(layer, inputs)
+    return (found if rows is None else found[:, :, rows]).permute(1, 0, 2).flatten(1)
 
 
 def stitched_weight(

@@ -5,54 +5,23 @@
     local_hessian         the layer's own Hessian X X^T: of its output error, with every off-diagonal entry
     second_difference     the paper's literal difference, one connection a call: the oracle of the tests
 
-The loss is cross-entropy, the mean over all images given. BatchNorm and dropout are in eval mode. All arithmetic is float32
-(float64 for a float64 module): autocast, TF32 and bfloat16 matrix products are switched off inside, since a difference of
-nearly equal gradients keeps nothing of ten mantissa bits. Modes, flags, gradients and weights are left as they were found.
+The loss is cross-entropy, the mean over all images given, in eval mode and exact float32 (see `steady`).
 Results lie on the module's device. Considered are the weights of Conv2d and Linear layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
+from .columns import parts, positions_of, squared, unfolded
 from .errors import InputError
-
-Batch = tuple[Tensor, Tensor]  # inputs (N, C, H, W), labels (N,)
-Layer = nn.Conv2d | nn.Linear
+from .steady import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
 
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
-CACHED = 1 << 18  # elements of per-image gradients formed at a time on a CPU: they are squared before they leave its cache
-
-
-def weight_layers(module: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers by name, in the module's order.
-
-    Raises:
-        InputError: two layers share a weight, a weight is computed (a parametrization), or there is no such layer.
-    """
-    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
-    owners: dict[int, str] = {}
-    for name, layer in found.items():
-        if layer._parameters.get("weight") is None:
-            what = f"the weight of layer {name!r} is not a parameter of its own"
-            raise InputError(what, expected="a plain weight", do="remove the parametrization (weight norm and the like) first")
-        if id(layer.weight) in owners:
-            what = f"layers {owners[id(layer.weight)]!r} and {name!r} share one weight"
-            raise InputError(what, expected="one weight for each layer", do="give each layer a copy")
-        owners[id(layer.weight)] = name
-    if not found:
-        raise InputError(
-            "the model has nothing to prune", found="no Conv2d and no Linear layer", do="give a convolutional network"
-        )
-    return found
 
 
 def gradient_difference(
@@ -152,11 +121,11 @@ def gauss_newton(
                         raise InputError(
                             f"the input of layer {name!r} is changed in place after use", do="drop inplace=True there"
                         )
-                    total[name] += _squared(name, layer, x, gradient, chunk)
+                    total[name] += squared(name, layer, x, gradient, chunk)
 
                 out.register_hook(add)  # type: ignore[no-untyped-call]
 
-            with _watched(layers, record):
+            with watched(layers, record):
                 logits = checked_logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
             _refuse_unseen(layers, logits, seen)
             for turn in range(rounds):
@@ -198,13 +167,13 @@ def local_hessian(
     columns: dict[str, int] = {}
 
     def record(name: str, layer: Layer, x: Tensor, out: Tensor) -> None:
-        for start, stop in _parts(layer, x, out, chunk):
-            u = unfolded(layer, x[start:stop], _positions(layer, out), name).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
+        for start, stop in parts(layer, x, out, chunk):
+            u = unfolded(layer, x[start:stop], positions_of(layer, out), name).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
             product = (u @ u.transpose(1, 2)).double()
             sums[name] = sums[name].add_(product) if name in sums else product
             columns[name] = columns.get(name, 0) + u.shape[2]
 
-    with steady(module) as place, torch.no_grad(), _watched(chosen, record):
+    with steady(module) as place, torch.no_grad(), watched(chosen, record):
         counted(batches)
         for inputs, _ in batches:
             module(inputs.to(place.device, place.dtype, copy=True))
@@ -240,95 +209,6 @@ def second_difference(
         finally:
             weight[index] = before
     return (values[0] - 2 * values[1] + values[2]) / step**2
-
-
-def unfolded(layer: Layer, inputs: Tensor, positions: int, name: str = "") -> Tensor:
-    """A layer's inputs as columns (n, groups, k, L), so that `weight.view(groups, -1, k) @ columns` are its outputs, less bias.
-
-    Args:
-        layer: the layer.
-        inputs: what its forward got: (n, C, H, W), or (n, ..., C) for Linear.
-        positions: L, the positions of the output it gave.
-        name: of the layer, for the error.
-
-    Raises:
-        InputError: the layer's padding does not give that many positions (a convolution with a forward of its own).
-    """
-    if isinstance(layer, nn.Linear):
-        return inputs.reshape(inputs.shape[0], -1, layer.in_features).transpose(1, 2).unsqueeze(1)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
-    columns = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
-    if columns.shape[2] != positions:
-        what = f"layer {name!r} ({type(layer).__name__}) does not compute what its padding says"
-        raise InputError(what, found=f"{positions} output positions", expected=str(columns.shape[2]), do="use a plain Conv2d")
-    return columns.view(columns.shape[0], layer.groups, -1, positions)
-
-
-def _squared(name: str, layer: Layer, inputs: Tensor, gradient: Tensor, chunk: int) -> Tensor:
-    """Sum over images of the squared gradient with respect to the layer's weight, in the weight's shape."""
-    positions = _positions(layer, gradient)
-    if isinstance(layer, nn.Conv2d) and positions > 1 and not inputs.is_cuda:
-        return _squared_by_groups(name, layer, inputs, gradient, min(chunk, CACHED))
-    total = torch.zeros_like(layer.weight, requires_grad=False).flatten(1)
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    for start, stop in _parts(layer, inputs, gradient, chunk):
-        u = unfolded(layer, inputs[start:stop], positions, name)  # (n, groups, k, L)
-        g = gradient[start:stop]
-        if isinstance(layer, nn.Linear):
-            g = g.reshape(len(g), positions, -1).transpose(1, 2)
-        g = g.reshape(len(g), groups, -1, positions)  # (n, groups, O/groups, L)
-        if positions == 1:  # (g u)^2 = g^2 u^2: one matrix product for all images
-            squares = g.square().permute(1, 2, 0, 3).squeeze(3) @ u.square().permute(1, 0, 2, 3).squeeze(3)
-        else:
-            squares = (g @ u.transpose(2, 3)).square_().sum(0)
-        total += squares.reshape(total.shape)
-    return total.view_as(layer.weight)
-
-
-def _squared_by_groups(name: str, layer: nn.Conv2d, inputs: Tensor, gradient: Tensor, chunk: int) -> Tensor:
-    """The same by the convolution's own backward pass, with every image a group of channels: on a CPU unfolding costs more."""
-    padding, padded = layer.padding, inputs
-    if layer.padding_mode != "zeros" or isinstance(padding, str):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padding, padded = (0, 0), F.pad(inputs, layer._reversed_padding_repeated_twice, mode)
-    _check_positions(name, layer, padded, padding, gradient)
-    total = torch.zeros_like(layer.weight, requires_grad=False)
-    for x, g in zip(*(torch.split(t, max(1, chunk // total.numel())) for t in (padded, gradient)), strict=True):
-        found: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
-            x.reshape(1, -1, *x.shape[2:]),
-            (len(x) * len(total), *total.shape[1:]),
-            g.reshape(1, -1, *g.shape[2:]),
-            layer.stride,
-            padding,
-            layer.dilation,
-            len(x) * layer.groups,
-        )
-        total += found.view(len(x), *total.shape).square_().sum(0)
-    return total
-
-
-def _check_positions(name: str, layer: nn.Conv2d, inputs: Tensor, padding: tuple[int, ...], output: Tensor) -> None:
-    sizes = zip(inputs.shape[2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
-    expected = tuple(
-        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for size, pad, dilation, kernel, stride in sizes
-    )
-    if expected != tuple(output.shape[2:]):
-        what = f"layer {name!r} ({type(layer).__name__}) does not compute what its padding says"
-        raise InputError(what, found=f"output {tuple(output.shape[2:])}", expected=str(expected), do="use a plain Conv2d")
-
-
-def _positions(layer: Layer, output: Tensor) -> int:
-    """Output positions per image, L."""
-    return output[0].numel() // layer.weight.shape[0]
-
-
-def _parts(layer: Layer, inputs: Tensor, output: Tensor, chunk: int) -> Iterator[tuple[int, int]]:
-    """Ranges of images whose unfolded inputs (and per-image gradients) stay under `chunk` elements."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    each = max(_positions(layer, output) * groups * layer.weight[0].numel(), layer.weight.numel())
-    count = max(1, chunk // each)
-    return ((start, start + count) for start in range(0, len(inputs), count))
 
 
 def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, place: Tensor) -> dict[str, Tensor]:
@@ -375,73 +255,5 @@ def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection
             raise InputError(what, expected="a layer that is called", do="use the gradient difference for this model")
 
 
-def checked_logits(output: Any) -> Tensor:
-    """The output of a classifier (N, classes). Raises InputError if it is anything else."""
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise InputError("the model's output is not a classifier's", found=found, expected="logits (N, classes)")
-    return output
-
-
-def counted(batches: Iterable[Batch]) -> int:
-    """Images in all batches. Raises InputError if there are none."""
-    count = sum(len(inputs) for inputs, _ in batches)
-    if count == 0:
-        raise InputError("curvature needs calibration images", found="none", expected="at least one")
-    return count
-
-
 def _key(name: str) -> str:
     return f"{name}.weight" if name else "weight"
-
-
-def finite(curvature: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The argument. Raises InputError if a value is NaN or infinite; the message names the layer."""
-    for name, value in curvature.items():
-        if not bool(value.isfinite().all()):
-            what = f"the curvature of layer {name!r} is not finite"
-            raise InputError(what, found="NaN or infinity", do="check the model's weights and the images")
-    return curvature
-
-
-@contextmanager
-def _watched(layers: Mapping[str, Layer], record: Callable[[str, Layer, Tensor, Tensor], None]) -> Iterator[None]:
-    """Calls `record(name, layer, input, output)` at every call of a layer."""
-
-    def hook(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        record(name, layer, args[0].detach(), output)
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(partial(hook, name)).remove)
-        yield
-
-
-@contextmanager
-def steady(module: nn.Module) -> Iterator[Tensor]:
-    """Eval mode and exact float32 inside; modes and flags put back after. Gives a tensor that stands for device and dtype."""
-    place = next(iter(weight_layers(module).values())).weight.detach()
-    if place.dtype not in (torch.float32, torch.float64):
-        raise InputError("curvature needs full precision", found=str(place.dtype), expected="float32 weights", do="call .float()")
-    modes = [(part, part.training) for part in module.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    # cuDNN's TF32 is on by default; the CPU's bfloat16 products come with torch.set_float32_matmul_precision("medium").
-    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
-    parts: tuple[tuple[Any, str], ...] = ((cudnn, "conv"), (cuda, "matmul"), (mkldnn, "conv"), (mkldnn, "matmul"))
-    backends = [getattr(owner, part) for owner, part in parts]
-    precisions = [(backend, backend.fp32_precision) for backend in backends]
-    try:
-        module.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(True)  # a frozen layer has a curvature too
-        for backend, _ in precisions:
-            backend.fp32_precision = "ieee"
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(place.device.type, enabled=False):
-            yield place
-    finally:
-        for backend, precision in precisions:
-            backend.fp32_precision = precision
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        for part, training in modes:
-            part.training = training

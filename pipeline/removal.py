@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .curvature import Batch, checked_logits, counted, finite, probing_loss, steady
+from .curvature import probing_loss
 from .groups import IN, Unit
+from .steady import Batch, checked_logits, counted, finite, steady
 
 TEMPERATURE = 2.0  # a network sure of its training images says there what matters to the few it is not sure of; 2 ranks best
 Places = dict[str, dict[str, tuple[Tensor, Tensor]]]  # layer -> group -> (input channels read, units they belong to)

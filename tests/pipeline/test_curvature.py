@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline import curvature
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.steady import Batch, weight_layers
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -34,12 +35,12 @@ def network(*, groups: int = 1, smooth: bool = True, seed: int = 0, dtype: torch
     return net.to(dtype).train()  # training mode: the functions must switch to eval themselves
 
 
-def images(count: int, seed: int = 1, size: int = 6) -> curvature.Batch:
+def images(count: int, seed: int = 1, size: int = 6) -> Batch:
     rng = np.random.default_rng(seed)
     return torch.from_numpy(rng.normal(size=(count, 2, size, size))), torch.from_numpy(rng.integers(0, 3, count))
 
 
-def split(batch: curvature.Batch, *sizes: int) -> list[curvature.Batch]:
+def split(batch: Batch, *sizes: int) -> list[Batch]:
     return list(zip(batch[0].split(list(sizes)), batch[1].split(list(sizes)), strict=True))
 
 
@@ -61,12 +62,12 @@ def logits_of_weights(net: nn.Module, inputs: Tensor):
     return logits, torch.cat([now[n].detach().flatten() for n in names])
 
 
-def exact_hessian(net: nn.Module, batch: curvature.Batch) -> Tensor:
+def exact_hessian(net: nn.Module, batch: Batch) -> Tensor:
     logits, now = logits_of_weights(net, batch[0])
     return torch.autograd.functional.hessian(lambda w: F.cross_entropy(logits(w), batch[1]), now)
 
 
-def exact_gauss_newton(net: nn.Module, batch: curvature.Batch) -> np.ndarray:
+def exact_gauss_newton(net: nn.Module, batch: Batch) -> np.ndarray:
     logits, now = logits_of_weights(net, batch[0])
     jacobian = torch.func.jacrev(logits)(now)  # (N, classes, weights)
     p = logits(now).softmax(1).detach()
@@ -74,7 +75,7 @@ def exact_gauss_newton(net: nn.Module, batch: curvature.Batch) -> np.ndarray:
     return torch.einsum("ncw,ncd,ndw->w", jacobian, middle, jacobian).div(len(p)).numpy()
 
 
-def per_image_squares(net: nn.Module, batch: curvature.Batch) -> np.ndarray:
+def per_image_squares(net: nn.Module, batch: Batch) -> np.ndarray:
     total = 0
     for i in range(len(batch[0])):
         logits, now = logits_of_weights(net, batch[0][i : i + 1])
@@ -86,7 +87,7 @@ def test_gradient_difference_is_hutchinsons_estimate_of_the_exact_hessian() -> N
     net, batch = network(), images(6)
     hessian = exact_hessian(net, batch)
     generator = torch.Generator().manual_seed(5)
-    layers = curvature.weight_layers(net)
+    layers = weight_layers(net)
     expected = torch.zeros(len(hessian), dtype=torch.float64)
     for _ in range(3):
         v = torch.cat([torch.randint(0, 2, m.weight.shape, generator=generator).flatten() * 2.0 - 1 for m in layers.values()])
@@ -143,7 +144,7 @@ def test_gauss_newton_ranks_like_the_papers_differences_one_connection_at_a_time
         return F.cross_entropy(module(batch[0]), batch[1])
 
     oracle, exact = [], exact_hessian(net, batch).diagonal().numpy()
-    for name, layer in curvature.weight_layers(net).items():
+    for name, layer in weight_layers(net).items():
         for index in np.ndindex(*layer.weight.shape):
             oracle.append(curvature.second_difference(net, loss, name, index, 1e-4))
     np.testing.assert_allclose(oracle, exact, rtol=1e-3, atol=1e-6)
@@ -329,7 +330,7 @@ class Unused(Twice):
         return self.layer(x)
 
 
-def vectors() -> list[curvature.Batch]:
+def vectors() -> list[Batch]:
     return [(torch.linspace(-1, 1, 12).view(3, 4) ** 2, torch.tensor([0, 1, 2]))]
 
 

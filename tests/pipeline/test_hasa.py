@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline import curvature, hasa, patterns
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.steady import weight_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -179,7 +180,7 @@ def digits_top1_after(scores: tuple[tuple[str, float], ...], sparsity: float, se
         optimiser.zero_grad()
         F.cross_entropy(net(x[chosen]), y[chosen]).backward()
         optimiser.step()
-    weights = {name: layer.weight.detach() for name, layer in curvature.weight_layers(net).items()}
+    weights = {name: layer.weight.detach() for name, layer in weight_layers(net).items()}
     h = curvature.gauss_newton(net, [(x[:1200], y[:1200])], draws=4, seed=seed)
     unit = hasa.lambda_grid("seed", h)[3]
 

@@ -12,11 +12,12 @@ from edge_compress.pipeline import curvature, removal
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.groups import IN, Unit
 from edge_compress.pipeline.removal import removal_curvature
+from edge_compress.pipeline.steady import Batch
 from scipy.stats import spearmanr
 from torch import Tensor, fx, nn
 
 
-def batches(inputs: Tensor, *sizes: int) -> list[curvature.Batch]:
+def batches(inputs: Tensor, *sizes: int) -> list[Batch]:
     return [(x, torch.zeros(len(x), dtype=torch.long)) for x in inputs.split(list(sizes) or len(inputs))]
 
 
