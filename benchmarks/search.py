@@ -21,43 +21,19 @@ import click
 import numpy as np
 import torch
 from edge_compress import targets
-from edge_compress.devices.latency_cache import LatencyCache
-from edge_compress.devices.local import QuickMeter, describe
+from edge_compress.devices.local import describe
 from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.bench import open_bench
 from edge_compress.pipeline.env import SearchSettings
 from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.images import reward_images, training_inputs
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.pruning import Bench, Channels
+from edge_compress.pipeline.pruning import Channels
 from edge_compress.pipeline.search import search
-from edge_compress.pipeline.sensitivity import moments
 from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.subject import load_subject
 from edge_compress.pipeline.types import Candidate, Precision, SearchResult
 
 METHODS = ("ppo", "ppo-cold", "knapsack", "random", "uniform")
-REWARD_IMAGES, SCORING_IMAGES = 1000, 2000
-
-
-def bench_for(config: settings.Config, work: Path) -> tuple[Channels, Bench]:
-    """The way to prune and what candidates are judged with, as in a run of the product."""
-    loaded = load_subject(config)
-    data, prep = loaded.data, loaded.subject.preprocess
-    target, shape = targets.load("x86"), data.info.image_shape
-    way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
-    inputs = training_inputs(data, prep, SCORING_IMAGES, config.seed)
-    prober = target.prober(way.net, shape, Precision.INT8)
-    machine = {k: v for k, v in describe(target.runtime, 1).items() if k in ("cpu", "runtime_version")}
-    return way, Bench(
-        inputs,
-        moments(way.net, inputs),
-        reward_images(data, prep, REWARD_IMAGES, config.seed),
-        prober,
-        QuickMeter(prober.baseline(), target.runtime, 1, seed=config.seed),
-        LatencyCache({"benchmark": "search", "model": loaded.subject.model_sha256, **machine}, work / "latency"),
-        work / "evaluations.jsonl",
-        Precision.INT8,
-    )
 
 
 def row(method: str, seed: int, found: SearchResult) -> dict[str, object]:
@@ -119,9 +95,12 @@ def main(
     if unknown := set(names) - set(METHODS):
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     ui.say("ranking units ...")
-    way, bench = bench_for(config, work)
+    loaded, target = load_subject(config), targets.load("x86")
+    shape = loaded.data.info.image_shape
+    way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
+    memo = work / "evaluations.jsonl"
     rows: list[dict[str, object]] = []
-    with bench.meter:
+    with open_bench(config, loaded, way.net, target, Precision.INT8, memo, latencies=work / "latency") as bench:
         evaluator = way.evaluator(bench)
         ranking = evaluator.rank(None)
         evaluator.follow(ranking)
@@ -140,7 +119,7 @@ def main(
                         bar.advance(1, f"reward {reward:.3f}")
 
                     rows.append(row(name, seed, search(evaluator, how, tell)))
-                seconds = [json.loads(line)["seconds"] for line in bench.memo.read_text(encoding="utf-8").splitlines()]
+                seconds = [json.loads(line)["seconds"] for line in memo.read_text(encoding="utf-8").splitlines()]
                 report = {
                     "command": shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]]),
                     "budget": config.latency_budget.ratio,

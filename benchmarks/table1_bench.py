@@ -16,12 +16,13 @@ from edge_compress.devices.local import QuickMeter, describe
 from edge_compress.pipeline import obs
 from edge_compress.pipeline.accuracy import logits
 from edge_compress.pipeline.batchnorm import reestimate_on
+from edge_compress.pipeline.bench import Bench as Judging
+from edge_compress.pipeline.bench import moments
 from edge_compress.pipeline.compensate import sequential_masked
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import residual_branches
 from edge_compress.pipeline.images import reward_images, training_inputs
 from edge_compress.pipeline.mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, selections
-from edge_compress.pipeline.sensitivity import moments
 from edge_compress.pipeline.subject import Loaded
 from edge_compress.pipeline.types import Pattern, Precision
 from edge_compress.targets.base import Structure
@@ -115,8 +116,8 @@ class Bench:
         memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
         scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})
         with QuickMeter(prober.baseline(), target.runtime, 1, seed=self.seed) as meter:
-            parts = (self.moments, images, prober, meter, self.cache, memo)
-            evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, *parts)
+            judging = Judging(self.inputs, self.moments, images, prober, meter, self.cache, memo)
+            evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, judging)
             evaluator.follow(evaluator.rank(0.0))
         return evaluator
 

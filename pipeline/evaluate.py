@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from ..devices.latency_cache import LatencyCache
-from ..devices.local import QuickMeter
-from ..targets.base import FloatArray, Limits, Prober, Structure
-from .batchnorm import reestimate_on
+from ..targets.base import Limits, Structure
+from .bench import Bench
 from .candidate import CandidateGraph
 from .compensate import stitched_weight
 from .groups import IN, OUT, Coupling
 from .memo import Memo
-from .subject import fast_bfloat16
 from .surgery import cuts, prune
-from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, Precision
+from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before rounding to what the target's kernels like
-RANGE_IMAGES = 100  # the dense network's activation ranges are taken on
 
 
 def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
@@ -87,27 +80,6 @@ def structure_of(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> Structu
     return Structure(widths, tuple(coupling.blocks[name].tail for name in plan.removed_blocks))
 
 
-@dataclass(frozen=True)
-class RewardImages:
-    """Network inputs the evaluator works on."""
-
-    inputs: torch.Tensor  # (n, C, H, W) of the search split, as they are
-    labels: torch.Tensor  # (n,)
-    statistics: torch.Tensor  # (m, C, H, W) of the training split, augmented: BatchNorm is re-estimated on them
-
-    def calibration(self, precision: Precision) -> FloatArray | None:
-        """What the activation ranges of int8 are taken on, (n, C, H, W); None where candidates answer in float."""
-        if precision is not Precision.INT8:
-            return None
-        found: FloatArray = self.statistics[:RANGE_IMAGES].numpy()
-        return found
-
-    def restore(self, net: nn.Module) -> None:
-        """Take the network's BatchNorm statistics anew, in bfloat16 where that is faster."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
-            reestimate_on(net, [self.statistics])
-
-
 class StitchedEvaluator:
     """`env.Evaluator` over a real network and a real device.
 
@@ -121,21 +93,14 @@ class StitchedEvaluator:
         coupling: Coupling,
         knobs: tuple[Knob, ...],
         order: Mapping[str, tuple[int, ...]],
-        moments: Mapping[str, torch.Tensor],
-        images: RewardImages,
-        prober: Prober,
-        meter: QuickMeter,
-        cache: LatencyCache,
-        memo: Path,
-        precision: Precision = Precision.FP32,
+        bench: Bench,
     ) -> None:
-        self.net, self.coupling, self._knobs, self.order = net, coupling, knobs, order
-        self.moments, self.images, self.prober, self.meter, self.cache = moments, images, prober, meter, cache
+        self.net, self.coupling, self._knobs, self.order, self.bench = net, coupling, knobs, order, bench
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-        self.reused = 0
         self._table: dict[tuple[int, int], float] = {}
-        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(precision))
-        self._memo = Memo(memo)
+        images = bench.images
+        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
+        self._memo = Memo(bench.memo)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -152,8 +117,8 @@ class StitchedEvaluator:
         structure = structure_of(self.net, self.coupling, plan)
         net = self.network(plan)
         accuracy, loss = self._score(net, structure)
-        ratio = self.latency_ratio(structure)
-        cost = ModelCost(sum(p.numel() for p in net.parameters()), self.prober.macs(structure))
+        ratio = self.bench.latency_ratio(structure)
+        cost = ModelCost(sum(p.numel() for p in net.parameters()), self.bench.prober.macs(structure))
         return self._memo.add(Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, time.perf_counter() - start))
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
@@ -161,9 +126,8 @@ class StitchedEvaluator:
         return self._score(self.network(plan), structure_of(self.net, self.coupling, plan))
 
     def _score(self, net: fx.GraphModule, structure: Structure) -> tuple[float, float]:
-        outputs = torch.from_numpy(self._graph.answers(net, structure, self.images.inputs.numpy()))
-        accuracy = float((outputs.argmax(1) == self.images.labels).float().mean())
-        return accuracy, float(F.cross_entropy(outputs, self.images.labels))
+        images = self.bench.images
+        return images.judge(self._graph.answers(net, structure, images.inputs.numpy()))
 
     def network(self, plan: Plan) -> fx.GraphModule:
         """The planned network with stitched weights and BatchNorm statistics of its own, eval mode."""
@@ -171,26 +135,17 @@ class StitchedEvaluator:
         weights = {}
         for name, module in self.net.named_modules():
             missing = gone.get((name, IN))
-            if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.moments:
+            if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.bench.moments:
                 weights[name] = self._stitched(name, module, missing)
         small = prune(self.net, self.coupling, plan, weights).eval()
-        self.images.restore(small)
+        self.bench.images.restore(small)
         return small
 
     def _stitched(self, name: str, module: nn.Conv2d | nn.Linear, missing: set[int]) -> torch.Tensor:
         kept = tuple(i for i in range(module.weight.shape[1]) if i not in missing)
         if (name, kept) not in self.solved:
-            self.solved[name, kept] = stitched_weight(module, self.moments[name], torch.tensor(kept))
+            self.solved[name, kept] = stitched_weight(module, self.bench.moments[name], torch.tensor(kept))
         return self.solved[name, kept]
-
-    def latency_ratio(self, structure: Structure) -> float:
-        """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
-        key = structure.key()
-        known = self.cache.get(key)
-        if known is not None:
-            self.reused += 1
-            return known
-        return self.cache.put(key, self.meter.ratio(self.prober.candidate(structure)))
 
     def latency_estimate(self, levels: tuple[int, ...]) -> float:
         """Ratio from the table: the dense structure's plus what each knob alone was measured to change.
@@ -219,5 +174,5 @@ class StitchedEvaluator:
         if (knob, level) not in self._table:
             levels = tuple(level if i == knob else 0 for i in range(len(self.knobs)))
             plan = plan_for(self.knobs, levels, self.order, "")
-            self._table[knob, level] = self.latency_ratio(structure_of(self.net, self.coupling, plan))
+            self._table[knob, level] = self.bench.latency_ratio(structure_of(self.net, self.coupling, plan))
         return self._table[knob, level]

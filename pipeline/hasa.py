@@ -60,6 +60,13 @@ SCORES: dict[str, Rule] = {"hasa": hasa, "seed": seed, "magnitude": magnitude, "
 CURVED = frozenset({"hasa", "seed"})  # scores that need a curvature, and have a lambda to tune
 
 
+def known(name: str) -> str:
+    """The argument. Raises InputError if no score has this name."""
+    if name not in SCORES:
+        raise InputError("--score", found=repr(name), expected=f"one of {', '.join(SCORES)}")
+    return name
+
+
 def score(
     name: str, weights: Mapping[str, Tensor], curvature: Mapping[str, Tensor] | None, lam: float, *, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -78,9 +85,7 @@ def score(
     Raises:
         InputError: no such score, a lambda out of its range, or scores that are not finite.
     """
-    if name not in SCORES:
-        raise InputError("--score", found=repr(name), expected=f"one of {', '.join(SCORES)}")
-    if name in CURVED and curvature is None:
+    if known(name) in CURVED and curvature is None:
         raise ValueError(f"the score {name!r} needs a curvature")
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Tensor] = {}

@@ -14,27 +14,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..devices.latency_cache import LatencyCache
-from ..devices.local import QuickMeter
-from ..targets.base import Prober, Structure
+from ..targets.base import Structure
 from . import hasa
+from .bench import Bench
 from .candidate import CandidateGraph
 from .compensate import solve_masked
 from .curvature import gauss_newton
 from .errors import InputError
-from .evaluate import RewardImages
 from .graph import layer_nodes, shape_of
+from .images import batches
 from .memo import Memo
 from .patterns import two_four_fits, two_four_mask, weight_masks
-from .sensitivity import BATCH, CURVATURE_IMAGES
-from .types import Candidate, Kind, Knob, ModelCost, Pattern, Precision, Sensitivity
+from .sensitivity import CURVATURE_IMAGES
+from .types import Candidate, Kind, Knob, ModelCost, Pattern, Sensitivity
 
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)  # of a layer's connections that may stay, pattern `weight`
 
@@ -135,9 +132,7 @@ class ConnectionScores:
     """
 
     def __init__(self, net: fx.GraphModule, inputs: Callable[[], Tensor], score: str, seed: int) -> None:
-        if score not in hasa.SCORES:
-            raise InputError("--score", found=repr(score), expected=f"one of {', '.join(hasa.SCORES)}")
-        self.name, self._net, self._inputs, self._seed = score, net, inputs, seed
+        self.name, self._net, self._inputs, self._seed = hasa.known(score), net, inputs, seed
         self._curvature: dict[str, Tensor] | None = None
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
@@ -151,9 +146,7 @@ class ConnectionScores:
 
     def _measured(self) -> dict[str, Tensor] | None:
         if self._curvature is None and self.name in hasa.CURVED:
-            parts = torch.split(self._inputs()[:CURVATURE_IMAGES], BATCH)
-            batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in parts]
-            self._curvature = gauss_newton(self._net, batches, seed=self._seed)
+            self._curvature = gauss_newton(self._net, batches(self._inputs()[:CURVATURE_IMAGES]), seed=self._seed)
         return self._curvature
 
 
@@ -167,41 +160,21 @@ class MaskEvaluator:
         pattern: `weight` or `2:4`.
         knobs: what `mask_knobs` found.
         scores: of its connections.
-        moments: layer -> X X^T on the dense network's inputs.
-        images: what candidates answer.
-        prober: gives the dense structure in the artifact's precision.
-        meter: measures its latency, which is every mask's.
-        cache: of such latencies.
-        memo: file of the answers.
-        precision: what candidates answer in.
+        bench: what candidates are judged with; its one latency is that of the dense structure.
     """
 
-    def __init__(
-        self,
-        net: fx.GraphModule,
-        pattern: Pattern,
-        knobs: tuple[Knob, ...],
-        scores: Scores,
-        moments: Mapping[str, Tensor],
-        images: RewardImages,
-        prober: Prober,
-        meter: QuickMeter,
-        cache: LatencyCache,
-        memo: Path,
-        precision: Precision = Precision.FP32,
-    ) -> None:
-        self.net, self.pattern, self._knobs, self.scores, self.moments = net, pattern, knobs, scores, moments
-        self.images, self.prober, self.meter, self.cache = images, prober, meter, cache
-        self.reused = 0
+    def __init__(self, net: fx.GraphModule, pattern: Pattern, knobs: tuple[Knob, ...], scores: Scores, bench: Bench) -> None:
+        self.net, self.pattern, self._knobs, self.scores, self.bench = net, pattern, knobs, scores, bench
         self._structure = Structure({})  # nothing is narrower
         # Zeros are computed like any other number.
-        self._cost = ModelCost(sum(p.numel() for p in net.parameters()), prober.macs(self._structure))
+        self._cost = ModelCost(sum(p.numel() for p in net.parameters()), bench.prober.macs(self._structure))
         self._latency = math.nan
-        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(precision))
+        images = bench.images
+        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
         self._candidate = copy.deepcopy(net).eval()
         self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
-        self._memo = Memo(memo)
+        self._memo = Memo(bench.memo)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -229,10 +202,7 @@ class MaskEvaluator:
     def follow(self, ranking: Sensitivity) -> None:
         """Mask by this ranking from here on. The one latency is measured, or read back."""
         self._use(ranking.lambda_)
-        key = self._structure.key()
-        known = self.cache.get(key)
-        self.reused = int(known is not None)
-        self._latency = known or self.cache.put(key, self.meter.ratio(self.prober.candidate(self._structure)))
+        self._latency = self.bench.latency_ratio(self._structure)
 
     def evaluate(self, levels: Levels) -> Candidate:
         """Accuracy and loss on the reward images; the one latency; the density."""
@@ -256,10 +226,9 @@ class MaskEvaluator:
         with torch.no_grad():
             for i, (knob, level) in enumerate(zip(self.knobs, levels, strict=True)):
                 self._candidate.get_submodule(knob.name).weight.copy_(self._weight(i, level))  # type: ignore[operator]
-        self.images.restore(self._candidate)
-        outputs = torch.from_numpy(self._graph.answers(self._candidate, self._structure, self.images.inputs.numpy()))
-        accuracy = float((outputs.argmax(1) == self.images.labels).float().mean())
-        return accuracy, float(F.cross_entropy(outputs, self.images.labels))
+        images = self.bench.images
+        images.restore(self._candidate)
+        return images.judge(self._graph.answers(self._candidate, self._structure, images.inputs.numpy()))
 
     def _weight(self, index: int, level: int) -> Tensor:
         """A layer's weight at a level: masked, and what stays re-solved against the dense network's inputs."""
@@ -269,6 +238,6 @@ class MaskEvaluator:
             return weight
         if (index, level) not in self._solved:
             mask = layer_mask(self._current[knob.name], self.pattern, knob, level)
-            solved = solve_masked(weight.flatten(1), self.moments[knob.name], mask.flatten(1))
+            solved = solve_masked(weight.flatten(1), self.bench.moments[knob.name], mask.flatten(1))
             self._solved[index, level] = solved.view_as(weight)
         return self._solved[index, level]

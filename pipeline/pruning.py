@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,44 +11,24 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
-from ..devices.latency_cache import LatencyCache
-from ..devices.local import QuickMeter
-from ..targets.base import Limits, Prober, Target
+from ..targets.base import Limits, Target
 from . import compensate
+from .bench import Bench
 from .config import Config
 from .env import Evaluator, Levels
 from .errors import InputError
-from .evaluate import RewardImages, StitchedEvaluator, knobs_for, plan_for
+from .evaluate import StitchedEvaluator, knobs_for, plan_for
 from .groups import couple, residual_branches
 from .mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, masks_for, selections
 from .remask import Remask, dynamic
 from .sensitivity import rank_units
 from .store import Stage, atomic_write, file_ref
 from .surgery import check_equivalence, prune
-from .types import Knob, Pattern, Plan, Precision, Sensitivity
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What candidates are judged with."""
-
-    inputs: Tensor  # training images (n, C, H, W), augmented
-    moments: dict[str, Tensor]  # layer -> X X^T of its inputs, on these images
-    images: RewardImages
-    prober: Prober
-    meter: QuickMeter
-    cache: LatencyCache
-    memo: Path  # file of finished evaluations
-    precision: Precision  # what candidates answer in
+from .types import Knob, Pattern, Plan, Sensitivity
 
 
 class RankedEvaluator(Evaluator, Protocol):
     """An evaluator that knows, or finds out, which units matter most."""
-
-    @property
-    def reused(self) -> int:
-        """Latencies read back from an earlier measurement on the same device."""
-        ...
 
     def rank(self, lambda_: float | None) -> Sensitivity:
         """Which units matter most; None tunes lambda on the search split."""
@@ -212,13 +191,12 @@ class Channels:
 
 class _ChannelEvaluator(StitchedEvaluator):
     def __init__(self, way: Channels, bench: Bench) -> None:
-        parts = (bench.moments, bench.images, bench.prober, bench.meter, bench.cache, bench.memo, bench.precision)
-        super().__init__(way.net, way.coupling, way.knobs, {}, *parts)
-        self._way, self._inputs = way, bench.inputs
+        super().__init__(way.net, way.coupling, way.knobs, {}, bench)
+        self._way = way
 
     def rank(self, lambda_: float | None) -> Sensitivity:
         way = self._way
-        return rank_units(way.net, way.coupling, way.knobs, self, self._inputs, way.score, lambda_, way.seed)
+        return rank_units(way.net, way.coupling, way.knobs, self, self.bench.inputs, way.score, lambda_, way.seed)
 
     def follow(self, ranking: Sensitivity) -> None:
         self.order = ranking.order
@@ -242,8 +220,7 @@ class Masks:
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `mask_evaluate`."""
-        parts = (bench.moments, bench.images, bench.prober, bench.meter, bench.cache, bench.memo, bench.precision)
-        return MaskEvaluator(self.net, self.pattern, self.knobs, self.scores, *parts)
+        return MaskEvaluator(self.net, self.pattern, self.knobs, self.scores, bench)
 
     def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
         """Of each layer the highest-scored connections stay: uint8 masks by layer in `masks.safetensors`."""

@@ -12,7 +12,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,31 +25,27 @@ from torch import nn
 
 from .. import targets as target_modules
 from ..devices import boards
-from ..devices.latency_cache import LatencyCache
-from ..devices.local import LocalDevice, QuickMeter, describe
-from ..devices.timing import TimingSettings
-from ..targets.base import BuildRequest, FloatArray, Target
-from .accuracy import cost_of, top1
+from ..targets.base import Target
+from . import artifacts
+from .accuracy import cost_of
+from .bench import Bench, open_bench
 from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
 from .errors import BuildError, UnavailableError
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
-from .images import affordable, calibration_batches, reward_images, training_inputs
+from .images import affordable, scoring_inputs, training_inputs
 from .models import state_sha256
 from .progress import Progress
-from .pruning import Bench, Pruning, RankedEvaluator, pattern_for, pruning_for
-from .references import References, references_of
+from .pruning import Pruning, RankedEvaluator, pattern_for, pruning_for
+from .references import references_of
 from .report import RunResults, to_html, to_markdown, to_report
 from .search import search
-from .sensitivity import moments
 from .session import Run, read_seconds
 from .store import RunFolder, Stage, atomic_write, file_ref
 from .subject import accelerator, fast_bfloat16, load_subject, weights_file
 from .types import (
-    Accuracy,
-    Artifact,
     Candidate,
     Checkpoint,
     Epoch,
@@ -59,17 +56,13 @@ from .types import (
     SearchResult,
     Sensitivity,
     TargetResult,
-    Timing,
     Verdict,
     to_json,
 )
-from .verify import answers, artifact_logits, compare, judge
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
 EPOCHS = 8  # of the embedded network
 SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
-REWARD_IMAGES = 1000
-SCORING_IMAGES = 2000
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
@@ -99,7 +92,9 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         loaded = run.loaded
         shape = loaded.subject.data.image_shape
         net = canonical(loaded.module, shape)
-        pruning = pruning_for(pattern, net, shape, chosen[0].limits, config, lambda: _scoring_inputs(run), folder.path)
+        pruning = pruning_for(
+            pattern, net, shape, chosen[0].limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path
+        )
         precision = config.precision or chosen[0].limits.precisions[0]
         found, plan, searched = _search(run, subject_key, pruning, chosen[0], precision, board.affinity)
         checkpoint, student, tuned = _finetune(run, searched, pruning, plan)
@@ -108,11 +103,11 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         for target in chosen:
             precision = config.precision or target.limits.precisions[0]
             try:
-                artifact, built = _build(run, tuned, target, student, precision)
+                artifact, built = artifacts.build(run, tuned, target, student, precision)
             except BuildError as error:  # the other targets still get theirs
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
-                results[target.name] = _verify(run, built, target, artifact, references, board.affinity)
+                results[target.name] = artifacts.verified(run, built, target, artifact, references, board.affinity)
         budget = config.latency_budget.ratio if config.latency_budget.ratio is not None else found.best.spent
         run.notes += [*pruning.remarks(chosen[0].runtime), *_on_budget(config, pruning, results, budget)]
         results_of_run = RunResults(
@@ -195,14 +190,11 @@ def _search(
     stage = run.folder.stage("search", "2", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
-        bench_images = reward_images(run.loaded.data, run.loaded.subject.preprocess, REWARD_IMAGES, config.seed)
-        with run.stage("curvature"):
-            inputs = _scoring_inputs(run)
-            grams = moments(pruning.net, inputs)
-        prober = target.prober(pruning.net, run.loaded.subject.data.image_shape, precision)
-        cache = LatencyCache(_context(run, target, precision))
-        with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
-            bench = Bench(inputs, grams, bench_images, prober, meter, cache, stage.folder / "evaluations.jsonl", precision)
+        memo = stage.folder / "evaluations.jsonl"
+        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, affinity=affinity)
+        with ExitStack() as stack:
+            with run.stage("curvature"):
+                bench = stack.enter_context(opening)
             evaluator = pruning.evaluator(bench)
             if ranking is None:
                 with run.stage("sensitivity"):
@@ -210,7 +202,7 @@ def _search(
                 ranking_stage.finish(ranking)
             with run.stage("latency table"):
                 evaluator.follow(ranking)
-            found = _chosen(run, pruning, evaluator, _budget(config, meter))
+            found = replace(_chosen(run, pruning, evaluator, _budget(config, bench)), latency_reused=bench.reused)
         stage.finish(found)
     return found, pruning.plan(found.best.levels, ranking, stage), stage
 
@@ -235,34 +227,15 @@ def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: floa
         limits=pruning.limits,
     )
     with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
-        return replace(search(evaluator, how, tell), latency_reused=evaluator.reused)
+        return search(evaluator, how, tell)
 
 
-def _budget(config: Config, meter: QuickMeter) -> float:
+def _budget(config: Config, bench: Bench) -> float:
     """The budget as a share of the dense network's latency, or of its connections."""
     if config.latency_budget.ratio is not None:
         return config.latency_budget.ratio
     assert config.latency_budget.ms is not None  # Budget holds one of the two
-    return config.latency_budget.ms / meter.dense_ms
-
-
-def _scoring_inputs(run: Run) -> torch.Tensor:
-    """Training images, augmented, that scores and moments are taken on."""
-    return training_inputs(run.loaded.data, run.loaded.subject.preprocess, SCORING_IMAGES, run.config.seed)
-
-
-def _context(run: Run, target: Target, precision: Precision) -> dict[str, str]:
-    """All that a latency depends on besides the structure."""
-    config, subject = run.config, run.loaded.subject
-    return {
-        "device": config.device,
-        "runtime": target.runtime,
-        **{k: v for k, v in describe(target.runtime, config.threads).items() if k in ("cpu", "runtime_version", "governor")},
-        "threads": str(config.threads),
-        "precision": str(precision),
-        "dense": str(subject.cost.macs),
-        "model": subject.model_sha256,
-    }
+    return config.latency_budget.ms / bench.meter.dense_ms
 
 
 def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Checkpoint, nn.Module, Stage]:
@@ -300,86 +273,6 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Ch
         stage.finish(checkpoint)
     _load(run, checkpoint.state, student)
     return checkpoint, student.eval(), stage
-
-
-def _build(run: Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
-    """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
-    config, loaded = run.config, run.loaded
-    settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
-    stage = run.folder.stage(f"build-{target.name}", "1", settings, (before.key,))
-    artifact = stage.result(Artifact)
-    if artifact is not None:
-        return artifact, stage
-    search_split, prep = loaded.data.search, loaded.subject.preprocess
-
-    def score(predict: Callable[[FloatArray], FloatArray]) -> float:
-        return top1(answers(predict, search_split, prep), search_split.labels)
-
-    folder = run.folder.path / "artifacts" / target.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with run.stage(f"build {target.name}"):
-        request = BuildRequest(
-            module=student,
-            dense=loaded.module,
-            image_shape=loaded.subject.data.image_shape,
-            classes=loaded.subject.data.classes,
-            precision=precision,
-            calibration=calibration_batches(loaded.data, prep, 500, config.seed + 2),
-            score=score,
-            folder=folder,
-            threads=config.threads,
-        )
-        artifact = target.build(request)
-    artifact = _under(artifact, folder.relative_to(run.folder.path))
-    stage.finish(artifact)
-    return artifact, stage
-
-
-def _under(artifact: Artifact, folder: Path) -> Artifact:
-    """Paths relative to the run folder instead of the target's."""
-    baseline = artifact.baseline and replace(artifact.baseline, path=(folder / artifact.baseline.path).as_posix())
-    return replace(artifact, file=replace(artifact.file, path=(folder / artifact.file.path).as_posix()), baseline=baseline)
-
-
-def _verify(
-    run: Run,
-    before: Stage,
-    target: Target,
-    artifact: Artifact,
-    references: References,
-    affinity: tuple[int, ...] | None,
-) -> TargetResult:
-    """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
-    config, digest = run.config, artifact.file.sha256
-    judged = run.folder.stage(f"accuracy-{target.name}", "1", {}, (before.key, digest, references.logits.sha256))
-    timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key, digest))
-    accuracy, timing = judged.result(Accuracy), timed.result(Timing)
-    if accuracy is None or timing is None:
-        with run.stage(f"verify {target.name}"):
-            if accuracy is None:
-                accuracy = _accuracy(run, target, artifact, references)
-                judged.finish(accuracy)
-            if timing is None:
-                timing = _timing(run, target, artifact, affinity)
-                timed.finish(timing)
-    masked = run.pattern is not Pattern.CHANNEL
-    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup, masked=masked)
-    return TargetResult("ok", verdict, artifact, accuracy, timing)
-
-
-def _accuracy(run: Run, target: Target, artifact: Artifact, references: References) -> Accuracy:
-    test = run.loaded.data.test
-    found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
-    torch_logits = load_file(run.folder.path / references.logits.path)
-    return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
-
-
-def _timing(run: Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
-    assert artifact.baseline is not None  # every target builds one
-    baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
-    settings = TimingSettings(threads=run.config.threads, affinity=affinity, runtime=target.runtime, seed=run.config.seed)
-    with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
-        return LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
 
 
 def _dense_size(results: dict[str, TargetResult]) -> int:

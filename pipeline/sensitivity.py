@@ -6,23 +6,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import hasa
-from .curvature import gauss_newton, local_hessian
-from .errors import InputError
+from .curvature import gauss_newton
 from .evaluate import StitchedEvaluator, plan_for
 from .groups import IN, OUT, Coupling
+from .images import batches
 from .removal import removal_curvature
 from .types import Knob, Sensitivity
 
 CURVATURE_IMAGES = 1000
 DRAWS = 2  # of the signs for each image, for units: the second costs a backward pass without weight gradients
-MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
-BATCH = 100
-
-
-def moments(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
-    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
-    return local_hessian(net, _batches(inputs[:MOMENT_IMAGES]), layers)
 
 
 class UnitScores:
@@ -40,17 +32,15 @@ class UnitScores:
     """
 
     def __init__(self, net: nn.Module, coupling: Coupling, inputs: Tensor, score: str, seed: int) -> None:
-        if score not in hasa.SCORES:
-            raise InputError("--score", found=repr(score), expected=f"one of {', '.join(hasa.SCORES)}")
-        self.name, self._seed = score, seed
+        self.name, self._seed = hasa.known(score), seed
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         self._members = {
             group: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in units]
             for group, units in coupling.units.items()
         }
-        batches = _batches(inputs[:CURVATURE_IMAGES])
-        self._connections = gauss_newton(net, batches, seed=seed) if score == "seed" else None
-        self._units = removal_curvature(net, coupling.units, batches, DRAWS, seed) if score == "hasa" else None
+        images = batches(inputs[:CURVATURE_IMAGES])
+        self._connections = gauss_newton(net, images, seed=seed) if score == "seed" else None
+        self._units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == "hasa" else None
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Group -> score of each unit (units,), float64 on the CPU."""
@@ -110,7 +100,3 @@ def rank_units(
         return Sensitivity(score, fixed, order(fixed))
     chosen, tried = hasa.tune_lambda(one_shot, scores.grid())
     return Sensitivity(score, chosen, order(chosen), tried)
-
-
-def _batches(inputs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(inputs, BATCH)]

@@ -32,7 +32,7 @@ def fill(model: onnx.ModelProto, values: Mapping[str, Array], weight_steps: int 
     producer = {n.output[0]: n for n in model.graph.node}
     for name, value in values.items():
         if name in slots:
-            _put(slots[name], np.asarray(value))
+            _put(slots[name], value)
     for node in model.graph.node:
         if node.op_type not in (*LAYER_OPS, "BatchNormalization"):
             continue
@@ -42,7 +42,7 @@ def fill(model: onnx.ModelProto, values: Mapping[str, Array], weight_steps: int 
         if weight is None or name not in values:
             continue
         slot, scales = slots[weight.input[0]], slots[weight.input[1]]
-        weights = _padded(np.asarray(values[name]), slot, producer.get(data.input[0]) if data is not None else None, producer)
+        weights = _padded(values[name], slot, producer.get(data.input[0]) if data is not None else None, producer)
         axis = next((a.i for a in weight.attribute if a.name == "axis"), 1) % weights.ndim if scales.dims else None
         largest = np.abs(weights).max(axis=tuple(i for i in range(weights.ndim) if i != axis), keepdims=True)
         scale = np.maximum(largest / weight_steps, np.finfo(np.float32).tiny).astype(np.float32)
@@ -51,7 +51,7 @@ def fill(model: onnx.ModelProto, values: Mapping[str, Array], weight_steps: int 
         if bias is None or data is None:
             continue
         steps = numpy_helper.to_array(slots[data.input[1]]) * scale.reshape(-1).astype(np.float64)
-        exact = np.rint(np.asarray(values[bias.input[0].removesuffix("_quantized")]) / steps)
+        exact = np.rint(values[bias.input[0].removesuffix("_quantized")] / steps)
         _put(slots[bias.input[0]], np.clip(exact, -(2**31), 2**31 - 1).astype(np.int32))
         _put(slots[bias.input[1]], steps.astype(np.float32).reshape(tuple(slots[bias.input[1]].dims)))
 

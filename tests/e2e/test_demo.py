@@ -16,7 +16,7 @@ import user_net
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
-from edge_compress.pipeline import compensate, pruning, run
+from edge_compress.pipeline import artifacts, compensate, pruning, run
 from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Epoch, Timing, from_json
@@ -208,7 +208,7 @@ def again(
                 assert count == 1
                 config.write_text(text)
         if not timed:
-            monkeypatch.setattr(run, "LocalDevice", lambda: _SameTiming(uninterrupted))
+            monkeypatch.setattr(artifacts, "LocalDevice", lambda: _SameTiming(uninterrupted))
         ended = here(workshop.arguments(folder, **changed))
         assert ended.code in (0, 1), ended.err
         return Run(folder, user_net.projected, workshop.weights("projected"))
@@ -279,8 +279,8 @@ def test_an_artifact_left_in_float_is_noticed(again: Callable[..., Run], monkeyp
 
 
 def test_ranges_from_the_wrong_inputs_are_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run.calibration_batches
-    monkeypatch.setattr(run, "calibration_batches", lambda *given: [0.02 * batch for batch in real(*given)])
+    real = artifacts.calibration_batches
+    monkeypatch.setattr(artifacts, "calibration_batches", lambda *given: [0.02 * batch for batch in real(*given)])
     changed = again("build")
     with pytest.raises(AssertionError):
         EFFECTS["calibration"](changed)
@@ -297,7 +297,9 @@ def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], mo
 
 def test_an_accuracy_that_is_not_the_artifacts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        run, "artifact_logits", lambda target, path, split, prep: in_runtime(path.with_name("baseline.onnx"), inputs_of(split))
+        artifacts,
+        "artifact_logits",
+        lambda target, path, split, prep: in_runtime(path.with_name("baseline.onnx"), inputs_of(split)),
     )
     changed = again("accuracy")
     with pytest.raises(AssertionError):

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from cli_runs import Finished, Workshop, report_of, snapshot
-from edge_compress.pipeline import run
+from edge_compress.pipeline import artifacts
 from edge_compress.pipeline.errors import BuildError, DeviceError
+from edge_compress.pipeline.store import Stage
 from edge_compress.pipeline.types import Artifact, Kind, Percentiles, Speedup, Timing
 from edge_compress.targets import x86
 
@@ -79,13 +80,13 @@ def test_an_interval_that_reaches_1_is_no_speedup_whatever_its_median(
             times = Percentiles(1.0, 1.2, 2.0)
             return Timing("local", Kind.MEASURED, times, times, Speedup(1.4, (0.97, 1.9)), 0.01, 5, 150, 1, ("inconclusive",))
 
-    monkeypatch.setattr(run, "LocalDevice", Busy)
-    timed = run.Stage.result
+    monkeypatch.setattr(artifacts, "LocalDevice", Busy)
+    timed = Stage.result
 
     def forget(stage: Any, cls: Any) -> Any:
         return None if cls is Timing else timed(stage, cls)
 
-    monkeypatch.setattr(run.Stage, "result", forget)
+    monkeypatch.setattr(Stage, "result", forget)
     folder, ended = again()
     assert reason_of(folder, ended) == "speedup: not real, its 95 % interval [0.97, 1.90] reaches 1.0"
 
@@ -102,13 +103,13 @@ def test_a_speedup_under_the_one_asked_for_fails_the_run(
 def test_a_latency_that_was_not_measured_on_a_device_passes_no_gate(
     again: Callable[..., tuple[Path, Finished]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = run.Stage.result
+    read = Stage.result
 
     def emulated(stage: Any, cls: Any) -> Any:
         found = read(stage, cls)
         return replace(found, kind=Kind.EMULATED) if isinstance(found, Timing) else found
 
-    monkeypatch.setattr(run.Stage, "result", emulated)
+    monkeypatch.setattr(Stage, "result", emulated)
     folder, ended = again()
     assert reason_of(folder, ended) == "latency: not measured on a device (kind emulated)"
 
@@ -120,8 +121,8 @@ def test_a_build_that_fails_is_reported_and_fails_the_run(
         raise BuildError("the converter refused the layer fc", found="a shape it does not know")
 
     monkeypatch.setattr(x86.X86, "build", refuse)
-    read = run.Stage.result
-    monkeypatch.setattr(run.Stage, "result", lambda stage, cls: None if cls is Artifact else read(stage, cls))
+    read = Stage.result
+    monkeypatch.setattr(Stage, "result", lambda stage, cls: None if cls is Artifact else read(stage, cls))
     folder, ended = again()
     assert ended.code == 1
     target = report_of(folder)["targets"]["x86"]
@@ -151,11 +152,11 @@ def test_a_device_that_fails_is_exit_code_4_and_the_same_command_goes_on(
     folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     (timing,) = (folder / "stages").glob("timing-x86-*")
     shutil.rmtree(timing)
-    monkeypatch.setattr(run, "LocalDevice", Broken)
+    monkeypatch.setattr(artifacts, "LocalDevice", Broken)
     ended = here(workshop.arguments(folder))
     assert ended.code == 4
     assert "SIGILL" in ended.complaint
-    monkeypatch.setattr(run, "LocalDevice", _Fast)
+    monkeypatch.setattr(artifacts, "LocalDevice", _Fast)
     last = here(workshop.arguments(folder))
     assert last.code == 0
     assert last.stages == ["verify x86"]
@@ -165,7 +166,7 @@ def test_too_much_accuracy_lost_fails_the_run(
     workshop: Workshop, tmp_path: Path, here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few connections stay, nothing is trained, no loss is allowed."""
-    monkeypatch.setattr(run, "LocalDevice", _Fast)
+    monkeypatch.setattr(artifacts, "LocalDevice", _Fast)
     options = {"pattern": "weight", "latency_budget": 0.06, "search": "uniform", "evaluations": 2}
     ended = here(workshop.arguments(tmp_path / "run", **options, finetune_epochs=0, max_accuracy_drop=0))
     drop = report_of(tmp_path / "run")["targets"]["x86"]["accuracy"]["drop_pp"]

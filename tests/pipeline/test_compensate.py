@@ -8,10 +8,10 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.batchnorm import reestimate_on
+from edge_compress.pipeline.bench import moments
 from edge_compress.pipeline.compensate import columns, sequential, solve, solve_masked, stitched_weight
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import IN, Coupling, couple
-from edge_compress.pipeline.sensitivity import moments
 from edge_compress.pipeline.surgery import cuts, prune
 from edge_compress.pipeline.types import Pattern, Plan
 from hypothesis import given, settings

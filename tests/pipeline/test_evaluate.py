@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.devices.latency_cache import LatencyCache
-from edge_compress.pipeline import evaluate
 from edge_compress.pipeline.accuracy import cost_of
+from edge_compress.pipeline.bench import Bench, moments
 from edge_compress.pipeline.compensate import stitched_weight
-from edge_compress.pipeline.evaluate import SHARES, RewardImages, StitchedEvaluator, knobs_for, plan_for, structure_of
+from edge_compress.pipeline.evaluate import SHARES, StitchedEvaluator, knobs_for, plan_for, structure_of
 from edge_compress.pipeline.groups import Coupling
-from edge_compress.pipeline.sensitivity import moments
+from edge_compress.pipeline.images import RewardImages
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Group, Kind, Knob, Pattern, Plan, Precision
 from edge_compress.targets.base import Limits, Structure
@@ -150,7 +150,8 @@ def exported() -> StitchedEvaluator:
     """Holds the graph that all evaluators of this file share: exporting takes a second."""
     net, coupling = nets.subject(NAME)
     empty = RewardImages(nets.images(1), torch.zeros(1), nets.images(1))
-    return StitchedEvaluator(net, coupling, (), {}, {}, empty, Prober(), Meter(), None, Path("none"))
+    bench = Bench(empty.inputs, {}, empty, Prober(), Meter(), None, Path("none"))
+    return StitchedEvaluator(net, coupling, (), {}, bench)
 
 
 @pytest.fixture
@@ -162,11 +163,8 @@ def make(exported, images, grams, tmp_path, monkeypatch) -> Make:
     def build(memo: str = "memo.jsonl", cache: str = "cache", prober: object = None) -> tuple[StitchedEvaluator, Meter]:
         meter = Meter()
         stored = LatencyCache({"device": "test"}, tmp_path / cache)
-        order = order_of(coupling)
-        return (
-            StitchedEvaluator(net, coupling, knobs, order, grams, images, prober or Prober(), meter, stored, tmp_path / memo),
-            meter,
-        )
+        bench = Bench(images.inputs, grams, images, prober or Prober(), meter, stored, tmp_path / memo)
+        return StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench), meter
 
     return build
 
@@ -208,8 +206,7 @@ def test_the_real_prober_counts_what_torch_counts():
         assert prober.macs(structure_of(net, coupling, plan)) == cost_of(small, nets.SHAPE).macs
 
 
-def test_stitched_weights_are_those_of_the_kept_inputs_and_statistics_are_taken_again(make, images, grams, monkeypatch):
-    monkeypatch.setattr(evaluate, "fast_bfloat16", lambda _: False)
+def test_stitched_weights_are_those_of_the_kept_inputs_and_statistics_are_taken_again(make, images, grams):
     evaluator, _ = make()
     net, _ = nets.subject(NAME)
     plan = Plan(Pattern.CHANNEL, "", {"layer2.0.conv1": (1, 2, 6)})
@@ -262,7 +259,7 @@ def test_a_structure_is_measured_once_on_a_device(make):
     before = evaluator.evaluate(levels)
     other, other_meter = make(memo="other.jsonl")
     after = other.evaluate(levels)
-    assert (meter.asked, other_meter.asked, other.reused, evaluator.reused) == (1, 0, 1, 0)
+    assert (meter.asked, other_meter.asked, other.bench.reused, evaluator.bench.reused) == (1, 0, 1, 0)
     assert replace(after, seconds=0.0) == replace(before, seconds=0.0)
 
 
@@ -298,7 +295,7 @@ def test_an_estimate_adds_up_what_each_knob_saves(make):
     for i, knob in enumerate(evaluator.knobs):
         for level in range(len(knob.kept)):
             plan = plan_for(evaluator.knobs, single(evaluator, i, level), evaluator.order, "")
-            measured[i, level] = evaluator.latency_ratio(structure_of(*nets.subject(NAME), plan))
+            measured[i, level] = evaluator.bench.latency_ratio(structure_of(*nets.subject(NAME), plan))
             assert evaluator.latency_estimate(single(evaluator, i, level)) == pytest.approx(measured[i, level])
     assert dense == measured[0, 0]
     at = {k.name: i for i, k in enumerate(evaluator.knobs)}

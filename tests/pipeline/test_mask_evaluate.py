@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.latency_cache import LatencyCache
-from edge_compress.pipeline import evaluate, mask_evaluate, plots
+from edge_compress.pipeline import mask_evaluate, plots
 from edge_compress.pipeline.batchnorm import reestimate_on
+from edge_compress.pipeline.bench import Bench, moments
 from edge_compress.pipeline.compensate import sequential_masked, solve_masked
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.env import SearchSettings
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.evaluate import RewardImages
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import residual_branches
+from edge_compress.pipeline.images import RewardImages
 from edge_compress.pipeline.mask_evaluate import (
     ConnectionScores,
     MaskEvaluator,
@@ -37,7 +38,6 @@ from edge_compress.pipeline.mask_evaluate import (
 from edge_compress.pipeline.patterns import is_two_four
 from edge_compress.pipeline.pruning import Masks, pattern_for
 from edge_compress.pipeline.search import search
-from edge_compress.pipeline.sensitivity import moments
 from edge_compress.pipeline.store import RunFolder
 from edge_compress.pipeline.training_state import TrainingState
 from edge_compress.pipeline.types import (
@@ -116,8 +116,9 @@ def evaluator(
 ) -> MaskEvaluator:
     net, device = network(), device or Device()
     cache = LatencyCache({"a": "b"}, folder / "cache")
-    parts = cast(Any, (device, device, cache, folder / "memo.jsonl"))
-    return MaskEvaluator(net, pattern, mask_knobs(net, pattern), scores(score), grams(), images(), *parts)
+    given = images()
+    bench = Bench(given.inputs, grams(), given, device, cast(Any, device), cache, folder / "memo.jsonl")
+    return MaskEvaluator(net, pattern, mask_knobs(net, pattern), scores(score), bench)
 
 
 def ready(folder: Path, pattern: Pattern = Pattern.WEIGHT) -> MaskEvaluator:
@@ -207,7 +208,6 @@ def test_density_is_the_share_of_connections_in_the_masks() -> None:
 def test_a_candidate_answers_as_the_masked_and_solved_network_does(
     pattern: Pattern, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "fast_bfloat16", lambda _: False)
     made = ready(tmp_path, pattern)
     levels = at_level(made.knobs, 2)
     candidate = made.evaluate(levels)
@@ -232,10 +232,10 @@ def test_every_mask_has_the_one_latency_that_was_measured(tmp_path: Path) -> Non
     assert {c.latency_kind for c in found} == {Kind.MEASURED}
     assert len({c.density for c in found}) == 3
     assert device.asked == [Structure({})]  # nothing is narrower
-    assert made.reused == 0
+    assert made.bench.reused == 0
     again = evaluator(tmp_path, device=device)
     again.follow(RANKING)
-    assert (again.reused, len(device.asked)) == (1, 1)
+    assert (again.bench.reused, len(device.asked)) == (1, 1)
 
 
 def test_an_answer_depends_on_nothing_that_was_asked_before(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
-from edge_compress.pipeline import hasa, sensitivity
+from edge_compress.pipeline import bench, hasa, sensitivity
+from edge_compress.pipeline.bench import moments
 from edge_compress.pipeline.compensate import columns
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import knobs_for
 from edge_compress.pipeline.graph import canonical, layer_nodes
 from edge_compress.pipeline.groups import IN, OUT, couple
 from edge_compress.pipeline.removal import removal_curvature
-from edge_compress.pipeline.sensitivity import moments, rank_units
+from edge_compress.pipeline.sensitivity import rank_units
 from edge_compress.pipeline.types import Pattern, Plan, Precision, Sensitivity
 from edge_compress.targets.base import Limits
 
@@ -57,7 +58,7 @@ def test_moments_are_the_mean_products_of_what_each_layer_reads(name):
 def test_moments_take_a_bounded_number_of_images(monkeypatch):
     net, _ = nets.subject("Vgg")
     few = moments(net, nets.images(12, 4))
-    monkeypatch.setattr(sensitivity, "MOMENT_IMAGES", 12)
+    monkeypatch.setattr(bench, "MOMENT_IMAGES", 12)
     many = moments(net, torch.cat([nets.images(12, 4), nets.images(50, 5)]))
     assert all(torch.equal(gram, many[layer]) for layer, gram in few.items())
 

@@ -1,0 +1,103 @@
+"""A target's artifact: built from the pruned network, then judged in its own runtime and timed on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+
+from ..devices.local import LocalDevice
+from ..devices.timing import TimingSettings
+from ..targets.base import BuildRequest, FloatArray, Target
+from .accuracy import top1
+from .images import calibration_batches
+from .references import References
+from .session import Run
+from .store import Stage
+from .types import Accuracy, Artifact, Pattern, Precision, TargetResult, Timing
+from .verify import answers, artifact_logits, compare, judge
+
+CALIBRATION_IMAGES = 500
+
+
+def build(run: Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
+    """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
+    config, loaded = run.config, run.loaded
+    settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
+    stage = run.folder.stage(f"build-{target.name}", "1", settings, (before.key,))
+    artifact = stage.result(Artifact)
+    if artifact is not None:
+        return artifact, stage
+    search_split, prep = loaded.data.search, loaded.subject.preprocess
+
+    def score(predict: Callable[[FloatArray], FloatArray]) -> float:
+        return top1(answers(predict, search_split, prep), search_split.labels)
+
+    folder = run.folder.path / "artifacts" / target.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.stage(f"build {target.name}"):
+        request = BuildRequest(
+            module=student,
+            dense=loaded.module,
+            image_shape=loaded.subject.data.image_shape,
+            classes=loaded.subject.data.classes,
+            precision=precision,
+            calibration=calibration_batches(loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2),
+            score=score,
+            folder=folder,
+            threads=config.threads,
+        )
+        artifact = target.build(request)
+    artifact = _under(artifact, folder.relative_to(run.folder.path))
+    stage.finish(artifact)
+    return artifact, stage
+
+
+def _under(artifact: Artifact, folder: Path) -> Artifact:
+    """Paths relative to the run folder instead of the target's."""
+    baseline = artifact.baseline and replace(artifact.baseline, path=(folder / artifact.baseline.path).as_posix())
+    return replace(artifact, file=replace(artifact.file, path=(folder / artifact.file.path).as_posix()), baseline=baseline)
+
+
+def verified(
+    run: Run,
+    before: Stage,
+    target: Target,
+    artifact: Artifact,
+    references: References,
+    affinity: tuple[int, ...] | None,
+) -> TargetResult:
+    """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
+    config, digest = run.config, artifact.file.sha256
+    judged = run.folder.stage(f"accuracy-{target.name}", "1", {}, (before.key, digest, references.logits.sha256))
+    timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key, digest))
+    accuracy, timing = judged.result(Accuracy), timed.result(Timing)
+    if accuracy is None or timing is None:
+        with run.stage(f"verify {target.name}"):
+            if accuracy is None:
+                accuracy = _accuracy(run, target, artifact, references)
+                judged.finish(accuracy)
+            if timing is None:
+                timing = _timing(run, target, artifact, affinity)
+                timed.finish(timing)
+    masked = run.pattern is not Pattern.CHANNEL
+    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup, masked=masked)
+    return TargetResult("ok", verdict, artifact, accuracy, timing)
+
+
+def _accuracy(run: Run, target: Target, artifact: Artifact, references: References) -> Accuracy:
+    test = run.loaded.data.test
+    found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
+    torch_logits = load_file(run.folder.path / references.logits.path)
+    return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
+
+
+def _timing(run: Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
+    assert artifact.baseline is not None  # every target builds one
+    baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
+    settings = TimingSettings(threads=run.config.threads, affinity=affinity, runtime=target.runtime, seed=run.config.seed)
+    with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
+        return LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
