@@ -1,0 +1,235 @@
+r"""Channel pruning beside Torch-Pruning (`pip install torch-pruning`): the same MACs, the same images, the same epochs.
+
+    python benchmarks/channels.py --model resnet_cifar.py:resnet20 --weights resnet20.pt --data npz:cifar.npz \
+        --work runs/channels20 --out benchmarks/results/channels-resnet20.json
+
+Theirs: global group magnitude in small steps until the MACs are as few as asked for, on the network whose zero-padded shortcuts
+are convolutions (on the other one it misaligns them), then BatchNorm statistics on 2,000 training images. Ours: a search under
+the same MACs as wall, the plan solved layer after layer on the same images, the same statistics. Both are then trained with
+the product's fine-tuning, the dense network as teacher, and built as int8 artifacts; the two are timed against each other and
+against the dense float network, interleaved. Top-1 is of the PyTorch networks on the test split, read twice for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import torch
+from edge_compress import targets
+from edge_compress.devices.local import LocalDevice
+from edge_compress.devices.timing import TimingSettings
+from edge_compress.pipeline import compensate
+from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.accuracy import cost_of, logits, top1
+from edge_compress.pipeline.batchnorm import reestimate_on
+from edge_compress.pipeline.bench import open_bench
+from edge_compress.pipeline.env import Evaluator, Levels, SearchSettings
+from edge_compress.pipeline.evaluate import StitchedEvaluator, plan_for, structure_of
+from edge_compress.pipeline.finetune import FinetuneSettings, Step, finetune
+from edge_compress.pipeline.graph import canonical
+from edge_compress.pipeline.images import calibration_batches, scoring_inputs
+from edge_compress.pipeline.progress import Progress
+from edge_compress.pipeline.pruning import Channels
+from edge_compress.pipeline.search import search
+from edge_compress.pipeline.sensitivity import rank_units
+from edge_compress.pipeline.store import atomic_write
+from edge_compress.pipeline.subject import Loaded, fast_bfloat16, load_subject
+from edge_compress.pipeline.types import Candidate, Epoch, Knob, Precision
+from edge_compress.pipeline.verify import answers
+from edge_compress.targets.base import BuildRequest, Target
+from torch import fx, nn
+
+STEPS = 400  # of Torch-Pruning, each with importances taken anew
+HELP = (__doc__ or "").replace("\n\n    python", "\n\n\b\n    python")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one tool made of the network."""
+
+    tool: str
+    macs: int
+    params: int
+    one_shot_top1: float  # percent, test split, no gradient step
+    top1: float  # after the epochs
+    artifact_top1: float  # int8, in its own runtime
+
+
+class ByMacs(Evaluator):
+    """A channel evaluator whose budget is on MACs: exact, and free to ask for.
+
+    `Candidate.density` carries the share of the dense network's MACs.
+    """
+
+    def __init__(self, inner: StitchedEvaluator, dense_macs: int) -> None:
+        self._inner, self._dense = inner, dense_macs
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The inner evaluator's."""
+        return self._inner.knobs
+
+    def evaluate(self, levels: Levels) -> Candidate:
+        """The inner evaluator's answer with the share of MACs."""
+        return replace(self._inner.evaluate(levels), density=self.latency_estimate(levels))
+
+    def latency_estimate(self, levels: Levels) -> float:
+        """Share of the dense network's MACs."""
+        inner = self._inner
+        structure = structure_of(inner.net, inner.coupling, plan_for(inner.knobs, levels, inner.order, ""))
+        return inner.bench.prober.macs(structure) / self._dense
+
+
+def torch_pruning(net: fx.GraphModule, shape: tuple[int, int, int], macs: int, last: str) -> fx.GraphModule:
+    """Torch-Pruning's global group magnitude, at most this many MACs. `last` is the classifier, which keeps its outputs."""
+    import torch_pruning as tp
+
+    small = copy.deepcopy(net)
+    for parameter in small.parameters():
+        parameter.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = tp.pruner.BasePruner(
+            small,
+            torch.zeros(1, *shape),
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            pruning_ratio=1.0,
+            iterative_steps=STEPS,
+            ignored_layers=[small.get_submodule(last)],
+        )
+        while cost_of(small, shape).macs > macs:
+            pruner.step()
+    return small.eval()
+
+
+def ours(
+    config: settings.Config, loaded: Loaded, way: Channels, target: Target, macs: int, evaluations: int, work: Path, ui: Progress
+) -> tuple[fx.GraphModule, dict[str, object]]:
+    """The plan with the best one-shot accuracy under a wall of MACs, solved layer after layer; and what was decided."""
+    dense = cost_of(way.net, way.image_shape).macs
+    memo = work / "evaluations.jsonl"
+    with open_bench(config, loaded, way.net, target, Precision.INT8, memo, latencies=work / "latency") as bench:
+        evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, bench)
+        ranking = rank_units(way.net, way.coupling, way.knobs, evaluator, bench.inputs, way.score, None, way.seed)
+        evaluator.order = ranking.order
+        how = SearchSettings("ppo", evaluations, macs / dense, seed=config.seed, limits="density")
+        with ui.bar("search", evaluations) as bar:
+
+            def tell(candidate: Candidate, reward: float) -> None:
+                bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.spent:.2f} of the MACs")
+
+            found = search(ByMacs(evaluator, dense), how, tell)
+        allowed = [c for c in found.tried if c.cost.macs <= macs]
+        best = max(allowed, key=lambda c: c.accuracy)
+        plan = plan_for(way.knobs, best.levels, ranking.order, way.score)
+        facts = {"lambda": ranking.lambda_, "kept": {k.name: k.kept[v] for k, v in zip(way.knobs, best.levels, strict=True)}}
+        return compensate.sequential(way.net, way.coupling, plan, bench.inputs), facts
+
+
+def trained(net: fx.GraphModule, loaded: Loaded, how: FinetuneSettings, folder: Path, ui: Progress) -> fx.GraphModule:
+    """The network after the product's fine-tuning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student, data = copy.deepcopy(net), loaded.data
+    with ui.bar(f"training {folder.name}", how.epochs * -(-len(data.train) // how.batch)) as bar:
+
+        def tell(event: Step | Epoch) -> None:
+            if isinstance(event, Step):
+                bar.advance(1, f"loss {event.loss:.3f}")
+
+        finetune(student, loaded.module, data, loaded.subject.preprocess, how, folder=folder, progress=tell)
+    return student
+
+
+def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed: int) -> tuple[Path, Path]:
+    """The int8 artifact and the dense float baseline."""
+    data, prep = loaded.data, loaded.subject.preprocess
+    folder.mkdir(parents=True, exist_ok=True)
+    request = BuildRequest(
+        module=module,
+        dense=loaded.module,
+        image_shape=data.info.image_shape,
+        classes=data.info.classes,
+        precision=Precision.INT8,
+        calibration=calibration_batches(data, prep, 500, seed + 2),
+        score=lambda predict: top1(answers(predict, data.search, prep), data.search.labels),
+        folder=folder,
+    )
+    artifact = target.build(request)
+    assert artifact.baseline is not None  # every target builds one
+    return folder / artifact.file.path, folder / artifact.baseline.path
+
+
+def speedups(theirs: Path, mine: Path, dense: Path, seed: int) -> Iterator[tuple[str, dict[str, object]]]:
+    """How much faster the second of each pair is."""
+    for name, (slow, fast) in {
+        "edge-compress over torch-pruning": (theirs, mine),
+        "torch-pruning over dense float": (dense, theirs),
+        "edge-compress over dense float": (dense, mine),
+    }.items():
+        timing = LocalDevice().measure(slow, fast, TimingSettings(seed=seed))
+        yield name, {"kind": str(timing.kind), "quality": list(timing.quality), **asdict(timing.speedup)}
+
+
+@click.command(help=HELP)
+@click.option("--model", default="digits-resnet", show_default=True, help="As in edge-compress.")
+@click.option("--weights", default=None, help="As in edge-compress.")
+@click.option("--data", default="digits", show_default=True, help="As in edge-compress.")
+@click.option("--fewer", default=2.09, show_default=True, help="How many times fewer MACs.")
+@click.option("--epochs", default=2, show_default=True, help="Of training, for both.")
+@click.option("--evaluations", default=200, show_default=True, help="Of our search.")
+@click.option("--seed", default=0, show_default=True, help="Of images, search and training.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of kept answers, checkpoints and artifacts.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON to write.")
+def main(
+    model: str, weights: str | None, data: str, fewer: float, epochs: int, evaluations: int, seed: int, work: Path, out: Path
+) -> None:
+    """Run both tools."""
+    config = settings.load(None, {"targets": ("x86",), "model": model, "weights": weights, "data": data, "seed": seed})
+    torch.manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    ui, loaded, target = Progress(), load_subject(config), targets.load("x86")
+    shape, prep, test = loaded.data.info.image_shape, loaded.subject.preprocess, loaded.data.test
+    way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, seed)
+    macs = int(cost_of(way.net, shape).macs / fewer)
+    last = [name for name, module in way.net.named_modules() if isinstance(module, nn.Linear)][-1]
+    ui.say("torch-pruning ...")
+    theirs = torch_pruning(way.net, shape, macs, last)
+    mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
+    inputs = scoring_inputs(loaded, seed)
+    rows, files, dense = [], {}, work
+    how = FinetuneSettings(epochs, seed, autocast=fast_bfloat16("cpu"))
+    for tool, net in (("torch-pruning", theirs), ("edge-compress", mine)):
+        reestimate_on(net, torch.split(inputs, 250))
+        before = top1(logits(net, test, prep), test.labels)
+        student = trained(net, loaded, how, work / tool, ui)
+        after = top1(logits(student, test, prep), test.labels)
+        files[tool], dense = built(loaded, target, student, work / tool / "artifact", seed)
+        with target.runner(files[tool]) as predict:
+            artifact = top1(answers(predict, test, prep), test.labels)
+        cost = cost_of(student, shape)
+        rows.append(Row(tool, cost.macs, cost.params, before, after, artifact))
+        ui.say(f"{tool}: {cost.macs / 1e6:.1f} M MACs, {before:.2f} % one-shot, {after:.2f} % trained, {artifact:.2f} % int8")
+    report = {
+        "command": shlex.join(["python", "benchmarks/channels.py", *sys.argv[1:]]),
+        "dense": {"top1": top1(logits(loaded.module, test, prep), test.labels), "macs": cost_of(loaded.module, shape).macs},
+        "epochs": epochs,
+        "samples": len(test),
+        "rows": [asdict(row) for row in rows],
+        "plan": facts,
+        "speedup": dict(speedups(files["torch-pruning"], files["edge-compress"], dense, seed)),
+    }
+    atomic_write(out, json.dumps(report, indent=1) + "\n")
+    ui.say(json.dumps(report["speedup"]))
+
+
+if __name__ == "__main__":
+    main()
