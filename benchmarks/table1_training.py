@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from edge_compress.pipeline.finetune import FinetuneSettings, Remask, Step, batches, finetune
 from edge_compress.pipeline.mask_evaluate import selections
 from edge_compress.pipeline.patterns import removed_count, weight_masks
+from edge_compress.pipeline.subject import fast_bfloat16
 from edge_compress.pipeline.types import Epoch
 from table1_bench import Bench, Masks, Pruned
 from table1_methods import ONE_SHOT
@@ -50,7 +51,7 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
         if isinstance(event, Step):
             training.tell(event.fraction, f"loss {event.loss:.3f}")
 
-    settings = FinetuneSettings(training.epochs, bench.seed)
+    settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16("cpu"))
     finetune(student, bench.net, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
     bench.restore(student)
     return student
