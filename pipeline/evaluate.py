@@ -8,6 +8,7 @@ the dense ONNX graph cut to shape. It answers in ONNX Runtime in the artifact's 
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 
@@ -24,6 +25,8 @@ from .surgery import cuts, prune
 from .types import Candidate, Kind, Knob, ModelCost, Pattern, Plan
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before rounding to what the target's kernels like
+
+Change = tuple[str, int, tuple[str, ...]]  # see `StitchedEvaluator._change`
 
 
 def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
@@ -163,16 +166,38 @@ class StitchedEvaluator:
         return max(dense - saved, 0.05 * dense)
 
     def fill_table(self) -> int:
-        """Measure every entry of the table; returns how many there are."""
+        """Measure every entry of the table; returns how many there are.
+
+        What one knob of many saves can be less than the noise of a measurement, and a search would pick the knobs that were
+        lucky. Entries that change layers of the same shapes in the same way must save the same: they get their median.
+        """
         self._entry(-1, 0)
+        alike: dict[Change, list[tuple[int, int]]] = {}
         for i, knob in enumerate(self.knobs):
             for level in range(1, len(knob.kept)):
                 self._entry(i, level)
+                alike.setdefault(self._change(i, level), []).append((i, level))
+        for entries in alike.values():
+            middle = statistics.median(self._table[entry] for entry in entries)
+            self._table.update(dict.fromkeys(entries, middle))
         return len(self._table)
 
     def _entry(self, knob: int, level: int) -> float:
         if (knob, level) not in self._table:
-            levels = tuple(level if i == knob else 0 for i in range(len(self.knobs)))
-            plan = plan_for(self.knobs, levels, self.order, "")
-            self._table[knob, level] = self.bench.latency_ratio(structure_of(self.net, self.coupling, plan))
+            self._table[knob, level] = self.bench.latency_ratio(self._alone(knob, level))
         return self._table[knob, level]
+
+    def _alone(self, knob: int, level: int) -> Structure:
+        levels = tuple(level if i == knob else 0 for i in range(len(self.knobs)))
+        return structure_of(self.net, self.coupling, plan_for(self.knobs, levels, self.order, ""))
+
+    def _change(self, knob: int, level: int) -> Change:
+        """What a knob alone changes, without names: its kind, the MACs that are left, the layers' shapes before and after."""
+        before, after = self._alone(-1, 0).widths, self._alone(knob, level)
+        layers = []
+        for name, width in before.items():
+            if after.widths.get(name) != width:
+                module = self.net.get_submodule(name)
+                kernel = (module.kernel_size, module.stride, module.groups) if isinstance(module, nn.Conv2d) else ()
+                layers.append(f"{kernel} {width} {after.widths.get(name)}")
+        return self.knobs[knob].kind, self.bench.prober.macs(after), tuple(sorted(layers))

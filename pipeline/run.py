@@ -187,7 +187,7 @@ def _search(
     ranking = ranking_stage.result(Sensitivity)
     settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
-    stage = run.folder.stage("search", "2", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "3", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"

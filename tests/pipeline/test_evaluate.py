@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from edge_compress.pipeline.accuracy import cost_of
 from edge_compress.pipeline.bench import Bench, moments
 from edge_compress.pipeline.compensate import stitched_weight
 from edge_compress.pipeline.evaluate import SHARES, StitchedEvaluator, knobs_for, plan_for, structure_of
-from edge_compress.pipeline.groups import Coupling
+from edge_compress.pipeline.graph import canonical
+from edge_compress.pipeline.groups import Coupling, couple
 from edge_compress.pipeline.images import RewardImages
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Group, Kind, Knob, Pattern, Plan, Precision
@@ -286,6 +288,41 @@ def test_the_table_is_measured_once_and_estimates_are_free_then(make):
         evaluator.latency_estimate(some_levels(evaluator, seed))
     assert evaluator.fill_table() == entries
     assert meter.asked == asked
+
+
+class NoisyMeter(Meter):
+    """Off by up to a tenth, by what has nothing to do with the time: the layers' names."""
+
+    def ratio(self, model: bytes, pairs: int = 40) -> float:
+        noise = random.Random(model).uniform(0.9, 1.1)
+        return super().ratio(model) * noise
+
+
+def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_path, monkeypatch):
+    """Of four equal blocks none looks better than the others because its measurement was lucky."""
+    monkeypatch.setattr("edge_compress.pipeline.evaluate.CandidateGraph", lambda *_: None)
+    deep = nets.OptionA()
+    deep.layer2.extend(nets.PaddedBlock(8, 8, 1) for _ in range(2))
+    net = canonical(nets.drawn(lambda: deep), nets.SHAPE)
+    coupling = couple(net)
+    knobs = knobs_for(coupling, limits(2))
+
+    def table(meter: Meter, name: str) -> dict[tuple[int, int], float]:
+        bench = Bench(images.inputs, grams, images, Prober(), meter, LatencyCache({"device": name}, tmp_path), tmp_path / name)
+        evaluator = StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench)
+        evaluator.fill_table()
+        entries = [(i, level) for i, k in enumerate(knobs) for level in range(1, len(k.kept))]
+        return {entry: evaluator.latency_estimate(single(evaluator, *entry)) for entry in entries}
+
+    noisy = table(NoisyMeter(), "noisy")
+    blocks = [i for i, k in enumerate(knobs) if k.name.startswith("block:layer2.") and not k.name.endswith("2.0.conv2")]
+    assert len(blocks) == 3
+    assert len({noisy[i, 1] for i in blocks}) == 1
+    stream = next(i for i, k in enumerate(knobs) if k.kind == "stream")
+    assert noisy[stream, 1] not in {noisy[i, 1] for i in blocks}
+    for (i, level), ratio in table(Meter(), "exact").items():  # what is pooled is equal but for the noise
+        plan = plan_for(knobs, tuple(level if k == i else 0 for k in range(len(knobs))), order_of(coupling), "")
+        assert ratio == pytest.approx(Meter().ratio(Prober().candidate(structure_of(net, coupling, plan))))
 
 
 def test_an_estimate_adds_up_what_each_knob_saves(make):
