@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import logging
@@ -21,6 +22,7 @@ from ..pipeline.errors import BuildError
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
+SCOPES = "pkg.torch.onnx.name_scopes"  # what the exporter notes at a node: where in the module tree it comes from
 OPSET = 18  # the exporter's own; a later one would go through its version converter for nothing
 
 
@@ -57,6 +59,7 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
         raise
     except Exception as error:  # the exporter raises many types, all of them about the user's module
         raise BuildError("the model cannot be exported to ONNX", found=_reason(error), do="replace this operation") from error
+    _separate_layers(model)
     _strip(model)
     _free_reshapes(model)
     _pool_means(model)
@@ -96,6 +99,24 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
 def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, new)
+
+
+def _separate_layers(model: onnx.ModelProto) -> None:
+    """Every layer gets initializers of its own: the exporter's optimizer makes one of small tensors that are equal."""
+    graph = model.graph
+    initializers = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
+        path = ast.literal_eval(scopes)[-2:-1] if scopes else []  # modules from the outside in, then the node
+        for at, name in enumerate(node.input):
+            owner, _, part = name.rpartition(".")
+            if name in initializers and path and owner and path[0] != owner and part in ("weight", "bias"):
+                own = f"{path[0]}.{part}"
+                if own not in initializers:
+                    initializers[own] = graph.initializer.add()
+                    initializers[own].CopyFrom(initializers[name])
+                    initializers[own].name = own
+                node.input[at] = own
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 import torch
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.targets.base import Structure
 from edge_compress.targets.onnx_export import export_float
+from edge_compress.targets.onnx_graph import cut
 from torch import nn
 
 SHAPE = (3, 12, 12)
@@ -125,3 +127,15 @@ def test_what_cannot_be_exported_is_one_line_and_no_warning_setting_stays_change
     assert "\n" not in str(caught.value)
     assert "cannot be exported" in str(caught.value)
     assert warnings.filters == filters
+
+
+def test_layers_with_equal_weights_keep_weights_of_their_own():
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    second.load_state_dict(first.state_dict())
+    net = nn.Sequential(nn.Sequential(first, nn.ReLU()), second, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = export_float(net, (4, 6, 6))
+    wanted = [["0.0.weight", "0.0.bias"], ["1.weight", "1.bias"]]
+    assert [list(node.input[1:]) for node in model.graph.node if node.op_type == "Conv"] == wanted
+    narrow = cut(model, Structure({"0.0": (4, 2), "1": (2, 4)}))
+    session = onnxruntime.InferenceSession(narrow.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input": np.zeros((1, 4, 6, 6), np.float32)})[0].shape == (1, 4)
