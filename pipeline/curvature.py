@@ -72,7 +72,14 @@ def gradient_difference(
 
 
 def gauss_newton(
-    module: nn.Module, batches: Sequence[Batch], draws: int = 1, seed: int = 0, *, empirical: bool = False, chunk: int = CHUNK
+    module: nn.Module,
+    batches: Sequence[Batch],
+    draws: int = 1,
+    seed: int = 0,
+    *,
+    empirical: bool = False,
+    chunk: int = CHUNK,
+    skip: int = 0,
 ) -> dict[str, Tensor]:
     """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient of a `probing_loss`.
 
@@ -87,6 +94,8 @@ def gauss_newton(
         seed: of the signs.
         empirical: take the true labels, once (the empirical Fisher: cheaper to rank by, but not a curvature).
         chunk: elements of unfolded inputs held at a time. Bounds memory; the result does not depend on it.
+        skip: images before these whose signs are drawn first: a share of the images gets the signs it has among all of them.
+            With one draw only.
 
     Returns:
         Layer name -> curvature of the weight's shape, >= 0. A layer the forward pass does not use gets zeros.
@@ -97,6 +106,8 @@ def gauss_newton(
     """
     if draws < 1 or chunk < 1:
         raise ValueError(f"draws {draws} and chunk {chunk} must be positive")
+    if skip < 0 or (skip and draws > 1):
+        raise ValueError(f"skip {skip} with {draws} draws: signs are drawn batch by batch, so only one draw can be skipped in")
     layers = weight_layers(module)
     generator = torch.Generator().manual_seed(seed)
     rounds = 1 if empirical else draws
@@ -128,6 +139,9 @@ def gauss_newton(
             with watched(layers, record):
                 logits = checked_logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
             _refuse_unseen(layers, logits, seen)
+            if skip:
+                torch.randint(0, 2, (skip, logits.shape[1]), generator=generator)
+                skip = 0
             for turn in range(rounds):
                 if empirical:
                     loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")

@@ -81,6 +81,10 @@ class Split:
         """The first `n` images; the order of train and search is a seeded shuffle, so this is a fair sample."""
         return replace(self, indices=self.indices[: max(n, 0)])
 
+    def part(self, positions: range) -> Split:
+        """The images at a stretch of positions."""
+        return replace(self, indices=self.indices[positions.start : positions.stop])
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:

@@ -1,6 +1,7 @@
 """Training of the pruned network: Adam, distillation from the dense one, masks fixed or re-chosen, checkpoints.
 
-Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count).
+Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count, as many
+processes).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .accuracy import borrowed, logits, top1
+from .distributed import ALONE, World
 from .errors import BuildError
+from .memory_layout import fastest_layout
 from .preprocess import augmented
 from .training_state import CheckpointFile, Masks, TrainingState, digest_of
 from .types import Epoch, Preprocess, to_json
@@ -82,6 +85,7 @@ def finetune(
     masks: Masks | None = None,
     remask: Remask | None = None,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> tuple[Epoch, ...]:
     """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
 
@@ -89,6 +93,10 @@ def finetune(
     section 2); teacher and student see the same augmented images. Equal epochs: the later one wins. The student is in eval
     mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments, the
     student as it was at the start, goes on from there. A checkpoint of anything else is not used.
+
+    Several processes call it alike and end with the same weights: each works on its part of every batch and of the search split,
+    gradients and accuracy are means over all images, rank 0 writes the checkpoint and all read it. For BatchNorm see
+    `World.parallel`.
 
     Args:
         student: the pruned network.
@@ -102,34 +110,44 @@ def finetune(
             anew (the paper's "dynamic"); a weight that comes back starts at 0, without moments. It must depend on its
             arguments alone, and remove as much each time: the best epoch's weights carry that epoch's mask.
         progress: told of each step and each epoch of this call.
+        world: the processes that train together; `settings.batch` is shared out over them.
 
     Returns:
         The epochs, also those of an earlier call that was interrupted.
 
     Raises:
-        BuildError: the loss is not finite any more.
+        BuildError: the loss is not finite any more, or the processes differ in what they train, start from or have made.
+        InputError: batches too small to be shared out.
     """
-    digest = _digest(student, teacher, data, prep, settings, masks, remask is not None)
+    digest = _digest(student, teacher, data, prep, settings, masks, remask is not None, world)
+    world.agree("training", digest)
     search = data.search.head(settings.search_images)
+    search = search.part(world.share(len(search)))
     networks = [student] if teacher is None else [student, teacher]
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(borrowed(network, settings.device))
-        layout = stack.enter_context(_fastest_layout(networks, data.info.image_shape, settings.device))
+        layout = stack.enter_context(fastest_layout(networks, data.info.image_shape, settings.device))
         state = TrainingState(student, masks or {}, settings.weight_decay)
         file = CheckpointFile(folder / CHECKPOINT, digest)
         file.load(state)
+        world.agree("checkpoint", json.dumps([to_json(state.history), state.best_top1]))
+        forward = world.parallel(student)
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
             start = time.perf_counter()
-            loss = _run_epoch(state, teacher, data.train, prep, settings, epoch, layout, progress)
-            accuracy = top1(logits(student, search, prep, device=settings.device), search.labels)
+            loss = _run_epoch(state, forward, teacher, data.train, prep, settings, epoch, layout, progress, world)
+            world.average_buffers(student)
+            own = top1(logits(student, search, prep, device=settings.device), search.labels)
+            accuracy = world.mean_of(own, len(search))
             state.keep_if_best(accuracy)
             if remask is not None and epoch < settings.epochs:
                 student.eval()
                 state.set_masks(remask(epoch, student))
             done = Epoch(epoch, loss, accuracy, time.perf_counter() - start)
             state.history = (*state.history, done)
-            file.store(state)
+            world.agree("weights or masks", state.tensors())
+            if world.first:
+                file.store(state)
             if progress is not None:
                 progress(done)
         state.finish()
@@ -163,16 +181,20 @@ def distillation_loss(student: Tensor, teacher: Tensor | None, labels: Tensor, s
     return (1.0 - weight) * hard + weight * temperature**2 * soft
 
 
-def batches(split: Split, prep: Preprocess, settings: FinetuneSettings, epoch: int) -> Iterator[Batch]:
+def batches(split: Split, prep: Preprocess, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[Batch]:
     """Every image of `split` once, shuffled and augmented by (seed, epoch), in batches of nearly one size.
 
-    Nearly one, so that no BatchNorm layer sees a left-over batch of a few images.
+    Nearly one, so that no BatchNorm layer sees a left-over batch of a few images. Of each batch this rank's part of the world:
+    the parts of all ranks are the batch that one process would see.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(settings, epoch))
     order = torch.randperm(len(split), generator=generator).numpy()
     labels = split.labels
     for positions in np.array_split(order, -(-len(order) // settings.batch)):
-        yield augmented(split.read(positions), prep, generator), torch.from_numpy(labels[positions])
+        part = world.share(len(positions), least=2)  # BatchNorm takes a variance over them
+        own = positions[part.start : part.stop]
+        images = augmented(split.read(own), prep, generator, whole=len(positions), first=part.start)
+        yield images, torch.from_numpy(labels[own])
 
 
 def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
@@ -186,6 +208,7 @@ def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
 
 def _run_epoch(
     state: TrainingState,
+    forward: nn.Module,
     teacher: nn.Module | None,
     train: Split,
     prep: Preprocess,
@@ -193,17 +216,21 @@ def _run_epoch(
     epoch: int,
     layout: torch.memory_format,
     progress: Progress | None,
+    world: World,
 ) -> float:
     """One pass over the training images; its mean loss."""
     device, count = torch.device(settings.device), -(-len(train) // settings.batch)
-    made = batches(train, prep, settings, epoch)
+    made = batches(train, prep, settings, epoch, world)
     steps, losses = count * settings.epochs, []
     state.student.train()
-    with _own_randomness(device, _epoch_seed(settings, epoch)):
+    with _own_randomness(device, _epoch_seed(settings, epoch, world.rank)):
         # on the CPU a second thread would only take turns with the first
         for step, (images, labels) in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
-            loss = _loss(state.student, teacher, images.to(device, memory_format=layout), labels.to(device), settings)
-            value = loss.item()
+            loss = _loss(forward, teacher, images.to(device, memory_format=layout), labels.to(device), settings)
+            value = world.mean_of(loss.item(), len(labels))
+            if world.size > 1:  # gradients are averaged over ranks, wanted over images
+                whole = len(train) // count + ((step % count) < len(train) % count)
+                loss = loss * (len(labels) * world.size / whole)
             if not math.isfinite(value):
                 where = f"a loss of {value} in step {step + 1} of {steps}"
                 raise BuildError("fine-tuning diverged", found=where, do="lower the learning rate")
@@ -225,39 +252,6 @@ def _loss(student: nn.Module, teacher: nn.Module | None, images: Tensor, labels:
 
 
 @contextmanager
-def _fastest_layout(
-    networks: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str
-) -> Iterator[torch.memory_format]:
-    """Images and convolutions' weights in channels-last order, where the networks can work so; eval mode, and back afterwards.
-
-    Training a ResNet-20 with a teacher ran 1.25 times as many images a second so (x86 CPU, fp32).
-    """
-    layout = torch.channels_last
-    example = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
-    try:
-        for network in networks:
-            _lay_out(network.eval(), layout)
-        try:
-            with torch.inference_mode():
-                for network in networks:
-                    network(example)
-        except RuntimeError:  # `view` in a network's own code may suit one order only
-            layout = torch.contiguous_format
-            for network in networks:
-                _lay_out(network, layout)
-        yield layout
-    finally:
-        for network in networks:
-            _lay_out(network, torch.contiguous_format)
-
-
-def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
-
-
-@contextmanager
 def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Dropout draws from `seed`, kernels repeat their sums in one order, and the process's random state is left as it was."""
     cuda = device.type == "cuda"
@@ -272,8 +266,10 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _epoch_seed(settings: FinetuneSettings, epoch: int) -> int:
-    return int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1, np.uint64)[0])
+def _epoch_seed(settings: FinetuneSettings, epoch: int, rank: int = 0) -> int:
+    """Of an epoch's order and variation; with another rank's number, of its dropout."""
+    entropy = (settings.seed, epoch, rank) if rank else (settings.seed, epoch)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def _digest(
@@ -284,6 +280,7 @@ def _digest(
     settings: FinetuneSettings,
     masks: Masks | None,
     dynamic: bool,
+    world: World,
 ) -> str:
     """SHA-256 of all that the training depends on."""
     record = {
@@ -296,5 +293,6 @@ def _digest(
         "preprocess": to_json(prep),
         "masks": digest_of(masks or {}),
         "dynamic": dynamic,
+        **({"processes": world.size} if world.size > 1 else {}),  # BatchNorm's statistics depend on it
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,7 @@ from .bench import Bench
 from .candidate import CandidateGraph
 from .compensate import solve_masked
 from .curvature import gauss_newton
+from .distributed import ALONE, World
 from .errors import InputError
 from .graph import layer_nodes, shape_of
 from .images import batches
@@ -128,11 +129,12 @@ class ConnectionScores:
         net: canonical dense network, eval mode.
         inputs: gives training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
-        seed: of the labels the curvature is sampled with, and of the score `random`.
+        seed: of the signs the curvature is sampled with, and of the score `random`.
+        world: whose ranks share the images out; all of them get the curvature over all images.
     """
 
-    def __init__(self, net: fx.GraphModule, inputs: Callable[[], Tensor], score: str, seed: int) -> None:
-        self.name, self._net, self._inputs, self._seed = hasa.known(score), net, inputs, seed
+    def __init__(self, net: fx.GraphModule, inputs: Callable[[], Tensor], score: str, seed: int, world: World = ALONE) -> None:
+        self.name, self._net, self._inputs, self._seed, self._world = hasa.known(score), net, inputs, seed, world
         self._curvature: dict[str, Tensor] | None = None
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
@@ -146,7 +148,10 @@ class ConnectionScores:
 
     def _measured(self) -> dict[str, Tensor] | None:
         if self._curvature is None and self.name in hasa.CURVED:
-            self._curvature = gauss_newton(self._net, batches(self._inputs()[:CURVATURE_IMAGES]), seed=self._seed)
+            images = self._inputs()[:CURVATURE_IMAGES]
+            part = self._world.share(len(images))
+            own = gauss_newton(self._net, batches(images[part.start : part.stop]), seed=self._seed, skip=part.start)
+            self._curvature = self._world.mean(own, len(part))
         return self._curvature
 
 

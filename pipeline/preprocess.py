@@ -29,11 +29,20 @@ def to_input(images: UInt8Array, prep: Preprocess) -> torch.Tensor:
     return _normalised(_tensor(images), prep)
 
 
-def augmented(images: UInt8Array, prep: Preprocess, generator: torch.Generator) -> torch.Tensor:
+def augmented(
+    images: UInt8Array, prep: Preprocess, generator: torch.Generator, *, whole: int | None = None, first: int = 0
+) -> torch.Tensor:
     """Network inputs like `to_input`'s, each image varied by `prep.augment`; draws come from `generator` (on the CPU) alone.
 
     "crop-flip" and "shift" pad each side with H // 8 black pixels (0 before normalisation) and crop at a random place;
     "crop-flip" then mirrors every second image at random (the CIFAR recipe, He et al. 2015, section 4.2).
+
+    Args:
+        images: uint8 pixels (n, H, W, C).
+        prep: mean, std and augmentation.
+        generator: draws for the whole batch.
+        whole: images in the batch that these are a part of, if not all; they are varied as in the whole batch.
+        first: where in that batch they begin.
 
     Raises:
         InputError: an unknown augmentation, or mean or std do not fit the channels.
@@ -43,12 +52,12 @@ def augmented(images: UInt8Array, prep: Preprocess, generator: torch.Generator) 
     if prep.augment == "none":
         return _normalised(pixels, prep)
     n, height, width, _ = pixels.shape
-    pad = height // 8
-    top = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
-    left = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
+    pad, count, part = height // 8, n if whole is None else whole, slice(first, first + n)
+    top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)[part]
+    left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)[part]
     columns = torch.arange(width).expand(n, width)
     if prep.augment == "crop-flip":
-        mirrored = torch.randint(0, 2, (n, 1), generator=generator).bool()
+        mirrored = torch.randint(0, 2, (count, 1), generator=generator)[part].bool()
         columns = torch.where(mirrored, width - 1 - columns, columns)
     rows = torch.arange(height) + top  # (N, H)
     padded = torch.nn.functional.pad(pixels, (0, 0, pad, pad, pad, pad))

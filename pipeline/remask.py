@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import ALONE, World
+
 SHARE = 0.3  # of a layer's kept connections, exchanged after the first epoch
 
 Remask = Callable[[int, nn.Module], dict[str, Tensor]]
@@ -44,6 +46,7 @@ def dynamic(
     images: Tensor,
     epochs: int,
     share: float = SHARE,
+    world: World = ALONE,
 ) -> Remask:
     """For `finetune.finetune`: masks after each epoch.
 
@@ -57,20 +60,24 @@ def dynamic(
         images: (n, C, H, W) training images the gradient is taken on.
         epochs: of the training.
         share: exchanged after the first epoch.
+        world: whose ranks share the images out; all of them get the gradient over all images, and so the same masks.
     """
     counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    part = world.share(len(images))
 
     def remask(epoch: int, student: nn.Module) -> dict[str, Tensor]:
         parameters = {name: student.get_parameter(name) for name in masks}
-        inputs = images.to(next(student.parameters()).device)
+        inputs = images[part.start : part.stop].to(next(student.parameters()).device)
         with torch.no_grad():
             wanted = teacher(inputs).softmax(1)
         loss = F.kl_div(student(inputs).log_softmax(1), wanted, reduction="batchmean")
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        own = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = world.mean(dict(zip(parameters, own, strict=True)), len(part))
         now = share * (1.0 + math.cos(math.pi * epoch / max(epochs, 1))) / 2.0
         found = {}
-        for (name, weight), gradient in zip(parameters.items(), gradients, strict=True):
-            found[name] = drop_and_grow(weight, _as_many(weight, gradient, counts[name]), gradient, now)
+        for name, weight in parameters.items():
+            mask = _as_many(weight, gradients[name], counts[name])
+            found[name] = drop_and_grow(weight, mask, gradients[name], now)
         return found | dict(fixed)
 
     return remask
