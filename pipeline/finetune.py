@@ -1,7 +1,7 @@
 """Training of the pruned network: Adam, distillation from the dense one, masks fixed or re-chosen, checkpoints.
 
-Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count, as many
-processes).
+Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count, one or
+two processes; more add their gradients in an order that DistributedDataParallel settles anew in the first steps of a call).
 """
 
 from __future__ import annotations
