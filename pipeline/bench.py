@@ -35,6 +35,7 @@ class Bench:
     memo: Path  # file of finished evaluations
     precision: Precision = Precision.FP32  # what candidates answer in
     reused: int = 0  # latencies read back from an earlier measurement on the same device
+    measured: int = 0  # latencies measured in this run
 
     def latency_ratio(self, structure: Structure) -> float:
         """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
@@ -43,6 +44,7 @@ class Bench:
         if known is not None:
             self.reused += 1
             return known
+        self.measured += 1
         return self.cache.put(key, self.meter.ratio(self.prober.candidate(structure)))
 
 

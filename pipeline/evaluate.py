@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from statistics import median
 
 import torch
 from torch import fx, nn
@@ -65,6 +66,16 @@ def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[st
         elif count < knob.size:
             kept[knob.name] = tuple(sorted(order[knob.name][:count]))
     return Plan(Pattern.CHANNEL, score, kept, tuple(blocks), thresholds)
+
+
+def table_error(estimate: Callable[[tuple[int, ...]], float], tried: tuple[Candidate, ...]) -> float | None:
+    """Median relative error of latencies read from the table against the measured ones.
+
+    Over candidates that more than one knob makes: the others are in the table. None when there are none.
+    """
+    mixed = [c for c in tried if sum(map(bool, c.levels)) > 1 and c.latency_kind is Kind.MEASURED]
+    errors = [abs(estimate(c.levels) / c.latency_ratio - 1.0) for c in mixed]
+    return float(median(errors)) if errors else None
 
 
 def structure_of(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> Structure:

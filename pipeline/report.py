@@ -126,6 +126,8 @@ def _search_json(search: SearchResult) -> Json:
         "evaluations": search.evaluations,
         "seconds": search.seconds,
         "latency_reused": search.latency_reused,
+        "latency_measured": search.latency_measured,
+        "table_error": search.table_error,
         "notes": list(search.notes),
         "best": _candidate_json(search.best),
         "best_index": chosen,

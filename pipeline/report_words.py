@@ -217,6 +217,7 @@ def environment(report: Json) -> tuple[Table, ...]:
         budget,
         ("Pruned", removed),
         ("Search", f"{search['method']}, {search['evaluations']:,} candidates in {seconds(search['seconds'])}"),
+        *latencies(search),
         ("Seed", str(report["seed"])),
         ("Run", f"{moment(report['started'])} to {moment(report['finished'])}"),
         *(("Note", note) for note in [*search["notes"], *report["notes"]]),
@@ -229,6 +230,19 @@ def environment(report: Json) -> tuple[Table, ...]:
         Table("Versions", ("Package", "version"), packages),
     )
     return tuple(t for t in tables if t.rows)
+
+
+def latencies(search: Json) -> tuple[tuple[str, str], ...]:
+    """How many latencies the search had from the device, and how good the table is that it estimates others from."""
+    fresh, error = search.get("latency_measured") or 0, search.get("table_error")
+    reused = search.get("latency_reused") or 0
+    if not fresh + reused:
+        return ()
+    rows = [("Latencies", f"{fresh:,} measured for the search, {reused:,} measured by an earlier run on this device")]
+    if error is not None:
+        text = f"median error {100 * error:.1f} % against the measured candidates that several knobs make"
+        rows.append(("Latency table (estimated)", text))
+    return tuple(rows)
 
 
 def kept_table(report: Json) -> Table:

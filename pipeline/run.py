@@ -33,6 +33,7 @@ from .config import Config
 from .digits import train_digits
 from .env import SearchSettings
 from .errors import BuildError, UnavailableError
+from .evaluate import table_error
 from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
 from .images import affordable, scoring_inputs, training_inputs
@@ -202,7 +203,9 @@ def _search(
                 ranking_stage.finish(ranking)
             with run.stage("latency table"):
                 evaluator.follow(ranking)
-            found = replace(_chosen(run, pruning, evaluator, _budget(config, bench)), latency_reused=bench.reused)
+            found = _chosen(run, pruning, evaluator, _budget(config, bench))
+            error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
+            found = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
         stage.finish(found)
     return found, pruning.plan(found.best.levels, ranking, stage), stage
 

@@ -173,6 +173,8 @@ class SearchResult:
     evaluations: int  # distinct candidates evaluated
     seconds: float
     latency_reused: int = 0  # latencies read back from an earlier measurement on the same device
+    latency_measured: int = 0  # latencies measured on the device in this run: the table's and the candidates'
+    table_error: float | None = None  # median relative error of the table's estimates against the measured candidates
     notes: tuple[str, ...] = ()
 
 
