@@ -52,6 +52,22 @@ def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int =
         BuildError: an activation is NaN or infinite, or there are no inputs.
     """
     names, clipped, run = _instrument(model, threads)
+    seen = count(names, run, inputs, bins=bins)
+    return seen | {before: seen[after] for before, after in clipped.items()}
+
+
+def count(names: Sequence[str], run: Run, inputs: Sequence[FloatArray], *, bins: int = BINS) -> dict[str, Histogram]:
+    """Counts of activations, whatever runtime they come from; it is run twice over the inputs.
+
+    Args:
+        names: of the activations.
+        run: gives all of them, in this order, for one input after another.
+        inputs: arrays (n, C, H, W).
+        bins: bins of each histogram.
+
+    Raises:
+        BuildError: an activation is NaN or infinite, or there are no inputs.
+    """
     lowest = np.full(len(names), np.inf)
     highest = np.full(len(names), -np.inf)
     for values in run(inputs):
@@ -71,8 +87,7 @@ def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int =
         for i, value in enumerate(values):
             at = ((value.ravel() - np.float32(lowest[i])) * np.float32(bins / span[i])).astype(np.int32)
             counts[i] += np.bincount(np.clip(at, 0, bins - 1, out=at), minlength=bins)
-    seen = {n: Histogram(float(lowest[i]), float(highest[i]), counts[i]) for i, n in enumerate(names)}
-    return seen | {before: seen[after] for before, after in clipped.items()}
+    return {n: Histogram(float(lowest[i]), float(highest[i]), counts[i]) for i, n in enumerate(names)}
 
 
 def min_max(seen: Histogram) -> Range:

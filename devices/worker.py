@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,37 @@ def _onnxruntime(path: str, threads: int, seed: int) -> Loaded:
     return Loaded(run, onnxruntime.__version__)
 
 
+def _litert(path: str, threads: int, seed: int) -> Loaded:
+    try:
+        version = metadata.version("ai-edge-litert")
+        from ai_edge_litert.interpreter import Interpreter
+    except (ImportError, metadata.PackageNotFoundError) as error:
+        raise Refusal("runtime", f"ai-edge-litert: {error}") from error
+    if not path:
+        return Loaded(lambda: None, version)
+    try:
+        interpreter = Interpreter(model_path=path, num_threads=threads)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise Refusal("load", f"{Path(path).name}: {error}") from error
+    for n, detail in enumerate(interpreter.get_input_details()):
+        kind = _TENSOR_TYPES.get(np.dtype(detail["dtype"]).name, str(detail["dtype"]))
+        shape = [int(size) for size in detail["shape"]]
+        interpreter.set_tensor(detail["index"], _random_input(detail["name"], kind, shape, seed + n))
+
+    def run() -> None:
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            raise Refusal("run", f"{Path(path).name}: {error}") from error
+
+    return Loaded(run, version)
+
+
+_TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)", "int8": "tensor(int8)"}
+
 # runtime name -> loader(path, threads, seed); an empty path asks for the version only
-RUNTIMES: dict[str, Callable[[str, int, int], Loaded]] = {"onnxruntime": _onnxruntime}
+RUNTIMES: dict[str, Callable[[str, int, int], Loaded]] = {"onnxruntime": _onnxruntime, "litert": _litert}
 
 
 def _random_input(name: str, kind: str, shape: list[Any], seed: int) -> np.ndarray[Any, Any]:
