@@ -14,12 +14,12 @@ from edge_compress.devices.latency_cache import LatencyCache
 from edge_compress.pipeline.accuracy import cost_of
 from edge_compress.pipeline.bench import Bench, moments
 from edge_compress.pipeline.compensate import stitched_weight
-from edge_compress.pipeline.evaluate import SHARES, StitchedEvaluator, knobs_for, plan_for, structure_of
+from edge_compress.pipeline.evaluate import SHARES, StitchedEvaluator, knobs_for, plan_for, structure_of, table_error
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import Coupling, couple
 from edge_compress.pipeline.images import RewardImages
 from edge_compress.pipeline.surgery import prune
-from edge_compress.pipeline.types import Group, Kind, Knob, Pattern, Plan, Precision
+from edge_compress.pipeline.types import Candidate, Group, Kind, Knob, ModelCost, Pattern, Plan, Precision
 from edge_compress.targets.base import Limits, Structure
 from edge_compress.targets.x86 import OnnxProber
 from hypothesis import given, settings
@@ -360,3 +360,20 @@ def test_an_estimate_stays_positive_and_falls_with_every_level(make):
         steps = [evaluator.latency_estimate(single(evaluator, i, level)) for level in range(len(knob.kept))]
         assert steps == sorted(steps, reverse=True)
         assert steps[0] > steps[-1]
+
+
+def test_the_tables_error_is_taken_over_measured_candidates_that_several_knobs_make():
+    def made(levels, ratio, kind=Kind.MEASURED):
+        return Candidate(levels, 0.5, 1.0, ratio, kind, ModelCost(1, 1))
+
+    tried = (
+        made((0, 0, 0), 0.1),  # the dense network and one knob alone are in the table
+        made((0, 2, 0), 0.1),
+        made((1, 1, 0), 0.5),
+        made((1, 0, 2), 0.8),
+        made((1, 1, 1), 0.1, Kind.ESTIMATED),
+        made((2, 1, 1), 0.4),
+    )
+    estimates = {(1, 1, 0): 0.6, (1, 0, 2): 0.8, (2, 1, 1): 0.2}
+    assert table_error(lambda levels: estimates.get(levels, 9.0), tried) == pytest.approx(0.2)
+    assert table_error(lambda levels: 1.0, tried[:2]) is None

@@ -504,3 +504,13 @@ def test_a_run_without_fine_tuning_or_knobs_has_a_page_without_those_plots() -> 
     assert 'id="figure-finetune"' not in html
     assert 'id="figure-kept"' not in html
     assert to_markdown(to_report(bare))
+
+
+def test_the_page_says_how_many_latencies_were_measured_and_how_good_the_table_is() -> None:
+    results = fake_results()
+    counted = dataclasses.replace(results.search, latency_measured=140, latency_reused=60, table_error=0.0312)
+    text = to_markdown(to_report(dataclasses.replace(results, search=counted)))
+    assert "140 measured for the search, 60 measured by an earlier run on this device" in text
+    assert "(estimated) | median error 3.1 % against the measured candidates" in text
+    none = dataclasses.replace(results.search, latency_measured=0, latency_reused=0, table_error=None)
+    assert "| Latenc" not in to_markdown(to_report(dataclasses.replace(results, search=none)))
