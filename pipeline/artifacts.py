@@ -27,6 +27,7 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
     """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
     config, loaded = run.config, run.loaded
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
+    settings |= {"float_io": True} if config.float_io else {}
     stage = run.folder.stage(f"build-{target.name}", "1", settings, (before.key,))
     artifact = stage.result(Artifact)
     if artifact is not None:
@@ -49,6 +50,9 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
             score=score,
             folder=folder,
             threads=config.threads,
+            mean=prep.mean,
+            std=prep.std,
+            float_io=config.float_io,
         )
         artifact = target.build(request)
     artifact = _under(artifact, folder.relative_to(run.folder.path))

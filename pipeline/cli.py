@@ -76,6 +76,7 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     type=click.Choice(settings.PATTERNS),
 )
 @_option("--precision", "Number format of the artifact.", "the target's best", type=click.Choice(settings.PRECISIONS))
+@_option("--float-io", "Float input and output of an int8 .tflite, whose own are int8.", "off", is_flag=True, flag_value=True)
 @_option(
     "--latency-budget",
     "What latency may be: a share of the dense float model's (0.5), or milliseconds (8ms).",
@@ -193,7 +194,8 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     from . import profiling, progress
 
     board = boards.load(device)
-    timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=board.runtime, sessions=sessions)
+    runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
+    timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
     click.echo("\n".join(profiling.table(profiling.profile(models, timing, progress.Progress()))))
     return 0
 

@@ -73,6 +73,7 @@ class Config:
     device: str = "local"
     pattern: Pattern | None = None  # None: "auto", what buys latency on the target
     precision: Precision | None = None  # None: the target's best
+    float_io: bool = False  # an int8 .tflite with float input and output
     latency_budget: Budget = Budget(ratio=0.5)
     max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
     min_speedup: float = 1.0  # for the lower end of the 95 % interval
@@ -305,6 +306,7 @@ _PARSERS: dict[str, Parser] = {
     "device": _device,
     "pattern": _pattern,
     "precision": _precision,
+    "float_io": _bool,
     "latency_budget": _budget,
     "max_accuracy_drop": _number(0.0, 100.0),
     "min_speedup": _number(0.0),

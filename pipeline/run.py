@@ -127,7 +127,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
             command=_command(),
-            packages={name: metadata.version(name) for name in PACKAGES},
+            packages=_versions(chosen),
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stage_seconds=run.seconds,
@@ -135,6 +135,12 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         )
         _write(folder.path, plan, results_of_run)
     return 0 if all(r.verdict.passed for r in results.values()) else 1
+
+
+def _versions(chosen: list[Target]) -> dict[str, str]:
+    """Versions of the packages that had a part in the run; a target may name its own."""
+    own = [name for target in chosen for name in getattr(target, "packages", ())]
+    return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
 
 
 def _on_budget(config: Config, pruning: Pruning, results: dict[str, TargetResult], budget: float) -> Iterator[str]:

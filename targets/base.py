@@ -58,6 +58,9 @@ class BuildRequest:
     folder: Path  # files go here
     threads: int = 1
     max_drop_pp: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
+    mean: tuple[float, ...] = ()  # per channel, of pixels on [0, 1]: network input = (pixel / 255 - mean) / std
+    std: tuple[float, ...] = ()  # a target may put this into the artifact; both empty: inputs stay as they are
+    float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default
 
 
 class Runner(Protocol):

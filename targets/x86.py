@@ -74,14 +74,14 @@ class X86:
             _label(model, request.classes)
         return Artifact(
             target=self.name,
-            file=_write(request.folder, "model.onnx", network.SerializeToString(deterministic=True)),
+            file=write_whole(request.folder, "model.onnx", network.SerializeToString(deterministic=True)),
             format="onnx",
             precision=request.precision,
             input_name=network.graph.input[0].name,
             input_shape=(1, *request.image_shape),
             notes=(*notes, "input: float32 pixels, already scaled and normalised; output: logits"),
             options=options,
-            baseline=_write(request.folder, "baseline.onnx", baseline.SerializeToString(deterministic=True)),
+            baseline=write_whole(request.folder, "baseline.onnx", baseline.SerializeToString(deterministic=True)),
             choices=choices,
         )
 
@@ -286,7 +286,7 @@ def _label(model: onnx.ModelProto, classes: tuple[str, ...]) -> None:
     model.metadata_props.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in notes.items())
 
 
-def _write(folder: Path, name: str, data: bytes) -> FileRef:
+def write_whole(folder: Path, name: str, data: bytes) -> FileRef:
     """Write a file whole or not at all."""
     handle, scratch = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
     try:

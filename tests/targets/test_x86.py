@@ -155,5 +155,5 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(x86.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        x86._write(tmp_path, "model.onnx", b"new")
+        x86.write_whole(tmp_path, "model.onnx", b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

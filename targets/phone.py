@@ -1,0 +1,183 @@
+"""LiteRT on phones and boards: one .tflite file, int8, half precision or float, NHWC, batch 1.
+
+The file takes pixels 0..255 (int8: the pixel minus 128) and normalises them itself; labels and standard metadata are inside. What
+is measured on this machine is this machine's LiteRT, not a phone's.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..pipeline.errors import BuildError, UnavailableError
+from ..pipeline.types import Artifact, Pattern, Precision
+from .base import BuildRequest, Limits, Runner
+from .x86 import SAME_PP, write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .tflite_metadata import Record
+    from .tflite_prober import TfliteProber
+
+EXTRA = {"litert_torch": "litert-torch", "ai_edge_quantizer": "ai-edge-quantizer", "ai_edge_litert": "ai-edge-litert"}
+CONVERTER = "litert_converter"  # comes with litert-torch where it has a wheel
+CONVERTS_ON = (("Linux", "x86_64"), ("Darwin", "arm64"))
+
+
+class Phone:
+    """The target, see `targets.base.Target`."""
+
+    name = "phone"
+    runtime = "litert"
+    packages = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")  # whose versions the report names
+    limits = Limits(
+        channel_multiple=8,
+        precisions=(Precision.INT8, Precision.FP32, Precision.FP16),
+        patterns=(Pattern.CHANNEL, Pattern.WEIGHT, Pattern.TWO_FOUR),  # the last two are stored zeros: they buy no time
+    )
+
+    def missing(self) -> str | None:
+        """Why artifacts cannot be built here; None when they can."""
+        here = (platform.system(), platform.machine())
+        if here not in CONVERTS_ON and find_spec(CONVERTER) is None:
+            return (
+                f"litert-converter has no wheel for {' '.join(here)}: convert on Linux x86_64 or macOS arm64, run the file here"
+            )
+        absent = [package for module, package in {**EXTRA, CONVERTER: "litert-converter"}.items() if find_spec(module) is None]
+        return f"packages are missing ({', '.join(absent)}): pip install 'edge-compress[phone]'" if absent else None
+
+    def build(self, request: BuildRequest) -> Artifact:
+        """Write `model.tflite` and `baseline.tflite` into the request's folder.
+
+        Raises:
+            UnavailableError: a package is missing.
+            BuildError: the network cannot be converted, quantized or run.
+        """
+        self._require()
+        if request.precision not in self.limits.precisions:
+            raise BuildError(
+                "the phone target cannot build this precision", found=request.precision, expected="int8, fp16 or fp32"
+            )
+        from .tflite_convert import convert
+        from .tflite_int8 import halve
+        from .tflite_metadata import Record, with_labels
+        from .tflite_run import facts_of
+
+        record = Record(request.mean, request.std, request.classes)
+        request.folder.mkdir(parents=True, exist_ok=True)
+        baseline, _ = convert(request.dense, request.image_shape, request.mean, request.std)
+        network, _ = convert(request.module, request.image_shape, request.mean, request.std)
+        notes: tuple[str, ...] = ()
+        options: dict[str, str] = {}
+        choices: tuple[str, ...] = ()
+        if request.precision is Precision.INT8:
+            network, notes, options, choices = _choose_int8(network, request, record)
+        elif request.precision is Precision.FP16:
+            network = halve(network)
+            notes = (
+                "fp16: weights are stored in half precision; without half-precision arithmetic they are unpacked when loaded",
+            )
+        files = [with_labels(annotated(data, request.image_shape, record), request.classes) for data in (network, baseline)]
+        facts = facts_of(files[0], request.threads)
+        return Artifact(
+            target=self.name,
+            file=write_whole(request.folder, "model.tflite", files[0]),
+            format="tflite",
+            precision=request.precision,
+            input_name="image",
+            input_shape=(1, *request.image_shape),
+            notes=(
+                *notes,
+                _takes(request),
+                facts.pop("note"),
+                "its latency is that of the machine it was measured on, not a phone's",
+            ),
+            options={**options, **facts},
+            baseline=write_whole(request.folder, "baseline.tflite", files[1]),
+            choices=choices,
+        )
+
+    @contextmanager
+    def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
+        """The artifact in LiteRT on the CPU; takes any number of inputs.
+
+        Raises:
+            UnavailableError: ai-edge-litert is missing.
+            BuildError: the file cannot be loaded, or LiteRT runs it without XNNPACK.
+        """
+        if find_spec("ai_edge_litert") is None:
+            raise UnavailableError("ai-edge-litert is not installed", do="pip install 'edge-compress[phone]'")
+        from .tflite_run import predictor
+
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise BuildError(f"{Path(path).name} cannot be read", found=error.strerror or str(error)) from error
+        yield predictor(data, threads, name=Path(path).name)
+
+    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> TfliteProber:
+        """Latency models of candidates, see `targets.base.Prober`.
+
+        Raises:
+            UnavailableError: a package is missing.
+            BuildError: the network cannot be converted or quantized.
+        """
+        self._require()
+        from .tflite_prober import TfliteProber
+
+        return TfliteProber(module, image_shape, precision)
+
+    def _require(self) -> None:
+        reason = self.missing()
+        if reason:
+            raise UnavailableError("the phone target cannot build here", found=reason)
+
+
+def _choose_int8(
+    network: bytes, request: BuildRequest, record: Record
+) -> tuple[bytes, tuple[str, ...], dict[str, str], tuple[str, ...]]:
+    """The int8 network of the ranges that cost least on the search split; notes; options; what was tried."""
+    from ..calibration.ranges import METHODS, ranges
+    from .tflite_convert import INPUT_NAME
+    from .tflite_int8 import collect, quantize
+    from .tflite_run import pixels, predictor
+
+    float_top1 = request.score(predictor(network, request.threads, record=record))
+    seen = collect(network, [pixels(block, record) for block in request.calibration], threads=request.threads)
+    made, top1 = {}, {}
+    for method in METHODS:
+        found = ranges(seen, method)
+        if record.mean:
+            found[INPUT_NAME] = (0.0, 255.0)  # steps of one pixel, exactly
+        made[method] = quantize(network, found, float_io=request.float_io)
+        top1[method] = request.score(predictor(made[method], request.threads, record=record))
+    best = next(method for method in METHODS if top1[method] >= max(top1.values()) - SAME_PP)
+    drop = float_top1 - top1[best]
+    notes = [f"int8: {best} ranges, chosen on the search split ({top1[best]:.2f} % against {float_top1:.2f} % in float)"]
+    if drop > request.max_drop_pp:
+        notes.append(f"int8 costs {drop:.2f} points on the search split, more than the {request.max_drop_pp:.2f} aimed at")
+    options = {"ranges": best, "activation_type": "int8", "float_io": str(request.float_io).lower()}
+    choices = (f"float: {float_top1:.2f} %", *(f"{method} ranges: {value:.2f} %" for method, value in top1.items()))
+    return made[best], tuple(notes), options, choices
+
+
+def annotated(data: bytes, image_shape: tuple[int, int, int], record: Record) -> bytes:
+    """The file with the standard metadata and our own record in it."""
+    from .tflite_metadata import OWN, STANDARD, put, standard
+
+    return put(data, {STANDARD: standard(image_shape, record), OWN: record.to_bytes()})
+
+
+def _takes(request: BuildRequest) -> str:
+    pixels = "pixels 0..255, normalised by the first operator (a 1x1 depthwise convolution)" if request.mean else "network inputs"
+    if request.precision is Precision.INT8 and not request.float_io:
+        return f"input: int8 NHWC, {pixels}{'; int8 is the pixel minus 128' if request.mean else ''}; output: int8 logits"
+    return f"input: float32 NHWC, {pixels}; output: float32 logits"
+
+
+TARGET = Phone()

@@ -1,0 +1,323 @@
+"""The phone target: what can be said without its packages, and with them what the files are and what cutting them gives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPE, make_tiny
+from edge_compress.calibration.ranges import ranges
+from edge_compress.devices import worker
+from edge_compress.devices.local import QuickMeter, describe
+from edge_compress.pipeline.errors import BuildError, UnavailableError
+from edge_compress.pipeline.evaluate import structure_of
+from edge_compress.pipeline.graph import canonical
+from edge_compress.pipeline.groups import couple
+from edge_compress.pipeline.surgery import prune
+from edge_compress.pipeline.types import Pattern, Plan, Precision
+from edge_compress.targets import phone, tflite_cut, tflite_file, tflite_layers, tflite_prober
+from edge_compress.targets.base import BuildRequest, Structure
+from edge_compress.targets.tflite_run import pixels as pixels_of
+from edge_compress.targets.tflite_run import predictor
+from torch import nn
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+lacking = phone.TARGET.missing()
+converts = pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(3).integers(0, 256, (24, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def inputs(pixels):
+    mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    return ((pixels / 255 - mean) / std).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def net():
+    """The canonical network with distinct weights: what the prober converts."""
+    return tflite_prober.distinct(canonical(make_tiny(), SHAPE))
+
+
+@pytest.fixture(scope="module")
+def prober(net):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tflite_prober, "distinct", lambda module: module)
+    with patch.context():
+        made = phone.TARGET.prober(net, SHAPE, Precision.INT8)
+    patch.undo()
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phone")
+    expected = make_tiny()(torch.from_numpy(inputs)).argmax(1).numpy()
+
+    def score(predict):
+        return 100.0 * float((predict(inputs).argmax(1) == expected).mean())
+
+    request = BuildRequest(
+        module=make_tiny(),
+        dense=make_tiny(),
+        image_shape=SHAPE,
+        classes=tuple("abcde"),
+        precision=Precision.INT8,
+        calibration=[inputs[:12]],
+        score=score,
+        folder=folder,
+        mean=MEAN,
+        std=STD,
+    )
+    return folder, phone.TARGET.build(request), request
+
+
+def shapes(model):
+    """Operator, shapes of its inputs and of its output, for every operator in order."""
+    graph = tflite_file.graph_of(model)
+
+    def shape(i):
+        return tuple(int(n) for n in graph.tensors[i].shape)
+
+    return [
+        (tflite_file.op_name(model, op), tuple(shape(i) for i in op.inputs if i >= 0), shape(op.outputs[0]))
+        for op in graph.operators
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- without the packages
+
+
+def test_missing_packages_and_machines_without_a_converter_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(phone, "find_spec", lambda name: None if name == "ai_edge_quantizer" else object())
+    assert phone.TARGET.missing() == "packages are missing (ai-edge-quantizer): pip install 'edge-compress[phone]'"
+    with pytest.raises(UnavailableError, match="ai-edge-quantizer"):
+        phone.TARGET.prober(nn.Identity(), SHAPE, Precision.INT8)
+    monkeypatch.setattr(phone, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="ai-edge-litert is not installed"), phone.TARGET.runner(tmp_path / "x.tflite"):
+        pass
+    monkeypatch.setattr(phone.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(phone.platform, "machine", lambda: "aarch64")
+    assert "no wheel for Linux aarch64" in phone.TARGET.missing()
+
+
+def test_a_worker_without_the_runtime_says_so(monkeypatch):
+    def absent(name):
+        raise worker.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(worker.metadata, "version", absent)
+    with pytest.raises(worker.Refusal) as caught:
+        worker.RUNTIMES["litert"]("", 1, 0)
+    assert caught.value.kind == "runtime"
+
+
+def test_what_is_no_tflite_file_is_refused():
+    with pytest.raises(BuildError, match=r"no \.tflite file"):
+        tflite_file.graph_of(tflite_file.read(b"\x00\x00\x00\x00PK34"))
+
+
+# ------------------------------------------------------------------------------------------------------ cutting the file
+
+
+@converts
+def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pixels):
+    """Only the first channels stay and one block goes: LiteRT on the cut file against torch on the pruned network."""
+    coupling = couple(net)
+    kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
+    for plan in (
+        Plan(Pattern.CHANNEL, "", kept),
+        Plan(Pattern.CHANNEL, "", {}, ("block:c.conv2",)),
+        Plan(Pattern.CHANNEL, "", kept, ("block:a.conv2", "block:d.conv2")),
+    ):
+        structure = structure_of(net, coupling, plan)
+        data = tflite_file.write(tflite_cut.cut(tflite_file.read(prober.baseline()), prober._names, structure))
+        with torch.no_grad():
+            expected = prune(net, coupling, plan).eval()(torch.from_numpy((pixels / 255 - 0.5) / 0.5)).numpy()
+        found = predictor(data)(pixels)
+        assert np.ptp(expected) > 0.1
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+        assert len(data) < len(prober.baseline())
+
+
+@converts
+def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
+    from edge_compress.targets.tflite_convert import convert
+    from edge_compress.targets.tflite_int8 import collect, quantize
+
+    coupling = couple(net)
+    kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
+    plan = Plan(Pattern.CHANNEL, "", kept, ("block:c.conv2",))
+    structure = structure_of(net, coupling, plan)
+    converted, _ = convert(prune(net, coupling, plan), SHAPE, (0.5,) * 3, (0.5,) * 3)
+    assert shapes(tflite_cut.cut(tflite_file.read(prober.baseline()), prober._names, structure)) == shapes(
+        tflite_file.read(converted)
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE[1:], 3)).astype(np.float32)
+    whole = tflite_file.read(quantize(converted, ranges(collect(converted, [images]), "min-max")))
+    small = tflite_file.read(prober.candidate(structure))
+    assert shapes(small) == shapes(whole)
+    kinds = [[t.type for t in tflite_file.graph_of(m).tensors] for m in (small, whole)]
+    assert Counter(kinds[0]) == Counter(kinds[1])
+    assert predictor(prober.candidate(structure))(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
+
+
+@converts
+def test_cutting_leaves_the_dense_network_as_it_was_and_counts_what_is_left(prober):
+    before = prober.candidate(Structure({}))
+    narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
+    assert len(prober.candidate(narrow)) < len(before)
+    assert prober.candidate(Structure({})) == before
+    full = 144 * 9 * (3 * 8 + 2 * 64) + 36 * (9 * (8 * 16 + 16 * 16) + 8 * 16 + 9 * 16 + 4 * 9 * 256) + 16 * 5
+    assert prober.macs(Structure({})) == full
+    assert prober.macs(narrow) == full - 144 * 9 * 64 - 36 * 2 * 9 * 256
+
+
+@converts
+def test_a_structure_that_does_not_fit_is_refused(prober):
+    with pytest.raises(BuildError, match="layer nowhere is not"):
+        prober.candidate(Structure({"nowhere": (1, 1)}))
+    with pytest.raises(BuildError, match=r"a\.conv2"):
+        prober.candidate(Structure({"a.conv1": (8, 4)}))  # its reader still wants eight
+    with pytest.raises(BuildError, match="cannot be removed"):
+        prober.candidate(Structure({}, ("head",)))
+
+
+@converts
+def test_candidates_are_measured_in_litert(prober):
+    assert describe("litert")["runtime_version"][0].isdigit()
+    with QuickMeter(prober.baseline(), "litert") as meter:
+        assert meter.dense_ms > 0
+        assert 0 < meter.ratio(prober.candidate(Structure({})), pairs=12) < 20
+        with pytest.raises(BuildError, match="candidate of the search"):
+            meter.ratio(b"not a network")
+
+
+# ------------------------------------------------------------------------------------------------------------ artifacts
+
+
+@converts
+def test_the_artifact_takes_pixels_and_both_files_compute_the_network(built, inputs):
+    folder, artifact, request = built
+    with torch.no_grad():
+        expected = request.module(torch.from_numpy(inputs)).numpy()
+    with phone.TARGET.runner(folder / "baseline.tflite") as dense, phone.TARGET.runner(folder / "model.tflite") as model:
+        assert np.abs(dense(inputs) - expected).max() < 1e-4 * np.abs(expected).max()
+        assert np.corrcoef(model(inputs).ravel(), expected.ravel())[0, 1] > 0.99
+        assert model(inputs[:0]).shape == (0, 5)
+    assert artifact.file.size_bytes < artifact.baseline.size_bytes
+    assert artifact.options["transposes"] == "0"
+    assert int(artifact.options["delegates"]) >= 1
+    assert len(artifact.choices) == 5  # float and every way to take ranges
+    assert sorted(path.name for path in folder.iterdir()) == ["baseline.tflite", "model.tflite"]
+
+
+@converts
+def test_int8_input_is_the_pixel_minus_128_without_knowing_anything_of_us(built, pixels, inputs):
+    from ai_edge_litert.interpreter import Interpreter
+
+    folder, _, _ = built
+    interpreter = Interpreter(model_path=str(folder / "model.tflite"))
+    interpreter.allocate_tensors()
+    (image,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (image["name"], tuple(image["shape"]), image["dtype"]) == ("image", (1, 12, 12, 3), np.int8)
+    assert image["quantization"] == (1.0, -128)
+    assert logits["dtype"] is np.int8
+    interpreter.set_tensor(image["index"], (pixels[:1].transpose(0, 2, 3, 1) - 128).astype(np.int8))
+    interpreter.invoke()
+    with phone.TARGET.runner(folder / "model.tflite") as run:
+        answers = run(inputs[:1])
+    scale, zero = logits["quantization"]
+    assert np.allclose((interpreter.get_tensor(logits["index"]).astype(np.float32) - zero) * scale, answers)
+
+
+@converts
+def test_weights_are_int8_per_channel_and_aligned_and_names_are_short(built):
+    folder, _, _ = built
+    data = (folder / "model.tflite").read_bytes()
+    model = tflite_file.read(data)
+    graph = tflite_file.graph_of(model)
+    found = 0
+    for op in graph.operators:
+        if tflite_file.op_name(model, op) in tflite_layers.LAYER_OPS:
+            weight = graph.tensors[op.inputs[1]]
+            assert tflite_file.constant(model, weight).dtype == np.int8
+            axis = weight.quantization.quantizedDimension
+            assert len(weight.quantization.scale) == weight.shape[axis]
+            found += 1
+    assert found == 13
+    start = np.frombuffer(data, np.uint8).ctypes.data
+    places = [buffer.data.ctypes.data - start for buffer in model.buffers if isinstance(buffer.data, np.ndarray)]
+    assert len(places) > 26
+    assert all(0 < at < len(data) and at % tflite_file.ALIGNMENT == 0 for at in places)
+    assert max(len(tensor.name) for tensor in graph.tensors) <= 8
+
+
+@converts
+def test_labels_metadata_and_record_are_inside(built):
+    from edge_compress.targets import tflite_metadata as metadata
+
+    folder, _, _ = built
+    data = (folder / "model.tflite").read_bytes()
+    assert metadata.labels_of(data) == tuple("abcde")
+    assert metadata.entry(data, "TFLITE_METADATA")[4:8] == b"M001"
+    assert json.loads(metadata.entry(data, "EDGE_COMPRESS"))["mean"] == list(MEAN)
+    assert metadata.entry(data, "nothing") is None
+
+
+@converts
+def test_input_and_output_are_float_when_asked_for_and_half_precision_halves_the_file(built, inputs):
+    from edge_compress.targets.tflite_int8 import collect, halve, quantize
+    from edge_compress.targets.tflite_metadata import Record
+
+    folder, _, request = built
+    record = Record(MEAN, STD, ())
+    dense = (folder / "baseline.tflite").read_bytes()
+    found = ranges(collect(dense, [pixels_of(inputs, record)]), "min-max")
+    data = quantize(dense, found, float_io=True)
+    counts = tflite_file.op_counts(data)
+    assert (counts["QUANTIZE"], counts["DEQUANTIZE"]) == (1, 1)
+    half = halve(dense)
+    assert 0.4 < len(half) / len(dense) < 0.7
+    with torch.no_grad():
+        expected = request.module(torch.from_numpy(inputs)).numpy()
+    for file, close in ((data, 0.99), (half, 0.99999)):
+        assert np.corrcoef(predictor(file, record=record)(inputs).ravel(), expected.ravel())[0, 1] > close
+
+
+@converts
+def test_files_that_cannot_be_loaded_are_named(tmp_path):
+    path = tmp_path / "net.tflite"
+    for content in (b"not a network", b"\x00\x00\x00\x00TFL3" + bytes(8)):
+        path.write_bytes(content)
+        with pytest.raises(BuildError, match=r"net\.tflite"), phone.TARGET.runner(path):
+            pass
+    with pytest.raises(BuildError, match=r"gone\.tflite cannot be read"), phone.TARGET.runner(tmp_path / "gone.tflite"):
+        pass
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return x.kthvalue(2, dim=1).values
+
+
+class Holder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.stage = nn.Sequential(nn.ReLU(), Odd())
+
+    def forward(self, x):
+        return self.stage(self.conv(x)).mean(dim=2)
+
+
+@converts
+def test_an_operator_that_does_not_convert_is_named_with_its_module(monkeypatch):
+    with pytest.raises(BuildError, match=r"aten\.kthvalue\S* in .*stage\.1.*replace this operation"):
+        phone.TARGET.prober(canonical(Holder(), SHAPE), SHAPE, Precision.INT8)
