@@ -1,20 +1,29 @@
 """Boards: one TOML file each, shipped in this folder or the user's own. The file's name is the board's name.
 
-Keys: `targets` (a list: what can be built for it), `transport` (how it is reached), and where wanted `runtime` (the
-worker's name for what runs there), `threads`, `affinity` (a list: the cpus to measure on) and `notes`.
+Keys: `targets` (a list: what can be built for it), `transport` (how it is reached), and where wanted
+
+    address     for ssh a host of ~/.ssh/config, HOST or USER@HOST; for adb the serial number. A shipped template has none.
+    runtime     what runs artifacts there        threads, affinity    of the measurement; affinity is a list of cpus
+    memory_mib  of the board                     precisions           a list: what its arithmetic is fast in
+    power_mode  the mode it must be in while it is measured; without it any mode will do, and which it was is recorded
+    python      the interpreter there            folder               where files are kept there, below the home folder
+    emulated    true for a machine whose times mean nothing: they are never called measured
+    notes       for people                       source               where these facts come from
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..pipeline.errors import InputError, UnavailableError
 
-TRANSPORTS = ("local",)
+TRANSPORTS = ("local", "ssh", "adb")
+PRECISIONS = ("fp32", "fp16", "int8")
 T = TypeVar("T")
 
 _HERE = Path(__file__).parent
@@ -30,8 +39,16 @@ class Board:
     runtime: str = "onnxruntime"
     threads: int = 1
     affinity: tuple[int, ...] | None = None
+    address: str = ""  # ssh: a host; adb: a serial number; empty in a template
+    memory_mib: int = 0  # 0: not known
+    precisions: tuple[str, ...] = ()
+    power_mode: str = ""  # the one it must be in; empty: any, and recorded
+    python: str = "python3"
+    folder: str = ""  # empty: the transport's own choice
+    emulated: bool = False
     notes: str = ""
-    source: str = ""  # the file it was read from
+    source: str = ""  # of these facts
+    file: str = ""  # it was read from
 
 
 def user_folder() -> Path:
@@ -45,12 +62,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_files()))
 
 
-def load(name_or_path: str | Path) -> Board:
+def load(name_or_path: str | Path, transports: tuple[str, ...] = TRANSPORTS) -> Board:
     """A board by name, or by the path of its TOML file.
+
+    Args:
+        name_or_path: of the board.
+        transports: those the caller can measure over.
 
     Raises:
         InputError: no such board or file; a file that is no TOML; an unknown or missing key; a value of the wrong type.
-        UnavailableError: the board is reached in a way this version cannot.
+        UnavailableError: the board is reached in a way the caller cannot use.
     """
     text = str(name_or_path)
     if text.endswith(".toml") or os.sep in text:
@@ -65,11 +86,11 @@ def load(name_or_path: str | Path) -> Board:
             )
         path = files[text]
     board = _parse(path)
-    if board.transport not in TRANSPORTS:
+    if board.transport not in transports:
         raise UnavailableError(
             f"board {board.name}: transport {board.transport!r}",
-            found="no way to reach it in this version",
-            expected=" or ".join(TRANSPORTS),
+            found="no way to use it here in this version",
+            expected=" or ".join(transports),
             do=f"see {path}",
         )
     return board
@@ -87,16 +108,24 @@ def _parse(path: Path) -> Board:
         raise InputError(f"board file {path}", found=f"no TOML: {error}") from error
     except OSError as error:
         raise InputError(f"board file {path}", found=error.strerror or str(error), expected="a readable file") from error
-    known = ("targets", "transport", "runtime", "threads", "affinity", "notes")
     for key in table:
-        if key not in known:
-            raise InputError(f"board file {path}: unknown key {key!r}", expected=f"one of {', '.join(known)}")
+        if key not in _KEYS:
+            raise InputError(f"board file {path}: unknown key {key!r}", expected=f"one of {', '.join(_KEYS)}")
     affinity = _list(path, table, "affinity", int) if "affinity" in table else None
     threads = _value(path, table, "threads", int, 1)
     if threads < 1 or (affinity is not None and (not affinity or min(affinity) < 0)):
         raise InputError(
             f"board file {path}: threads, affinity", found=f"{threads}, {affinity}", expected="threads >= 1, cpus >= 0"
         )
+    precisions = _list(path, table, "precisions", str) if "precisions" in table else ()
+    if not set(precisions) <= set(PRECISIONS):
+        raise InputError(f"board file {path}: precisions", found=str(list(precisions)), expected=f"of {', '.join(PRECISIONS)}")
+    words = {key: _value(path, table, key, str, "") for key in _WORDS}
+    for key, pattern in _WORDS.items():
+        if words[key] and not re.fullmatch(pattern, words[key]):
+            raise InputError(
+                f"board file {path}: {key}", found=repr(words[key]), expected="letters, digits and . _ - as in a name"
+            )
     return Board(
         name=path.stem,
         targets=_list(path, table, "targets", str),
@@ -104,8 +133,16 @@ def _parse(path: Path) -> Board:
         runtime=_value(path, table, "runtime", str, "onnxruntime"),
         threads=threads,
         affinity=affinity,
+        memory_mib=_value(path, table, "memory_mib", int, 0),
+        precisions=precisions,
+        power_mode=_value(path, table, "power_mode", str, ""),
+        emulated=_value(path, table, "emulated", bool, False),
         notes=_value(path, table, "notes", str, ""),
-        source=str(path),
+        source=_value(path, table, "source", str, ""),
+        file=str(path),
+        address=words["address"],
+        python=words["python"] or "python3",
+        folder=words["folder"],
     )
 
 
@@ -123,4 +160,11 @@ def _list(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> tuple[T
     return tuple(value)
 
 
-_NAMES: dict[type, str] = {str: "a text", int: "a whole number"}
+_NAMES: dict[type, str] = {str: "a text", int: "a whole number", bool: "true or false"}
+_KEYS = tuple(f.name for f in fields(Board) if f.name not in ("name", "file"))
+# they become arguments of ssh, adb and the board's shell: nothing that any of these could take for an option or a command
+_WORDS = {
+    "address": r"(?!-)([\w.-]+@)?(?!-)[\w.:-]+",
+    "python": r"[\w./][\w./-]*",
+    "folder": r"[\w./][\w./-]*",
+}

@@ -78,7 +78,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         EdgeCompressError: see `errors`.
     """
     started = datetime.now(UTC)
-    board = boards.load(config.device)
+    board = boards.load(config.device, transports=("local",))  # the search measures here
     chosen = [target_modules.load(name) for name in config.targets]
     for target in chosen:
         reason = target.missing()

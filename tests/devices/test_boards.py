@@ -25,13 +25,13 @@ def test_local_is_this_machine_with_one_thread():
     board = boards.load("local")
     assert (board.transport, board.runtime, board.threads, board.affinity) == ("local", "onnxruntime", 1, None)
     assert "x86" in board.targets
-    assert board.source.endswith("local.toml")
+    assert board.file.endswith("local.toml")
 
 
 def test_own_boards_are_found_and_win_over_shipped_ones(own_folder):
     (own_folder / "bench.toml").write_text(GOOD + "threads = 2\naffinity = [0, 1]\n")
     (own_folder / "local.toml").write_text(GOOD + "threads = 4\n")
-    assert boards.names() == ("bench", "local")
+    assert {"bench", "local"} < set(boards.names())
     assert boards.load("bench").affinity == (0, 1)
     assert boards.load("local").threads == 4
 
@@ -40,7 +40,7 @@ def test_board_by_path(tmp_path):
     path = tmp_path / "my-board.toml"
     path.write_text(GOOD)
     assert boards.load(path).name == "my-board"
-    assert boards.load(str(path)).source == str(path)
+    assert boards.load(str(path)).file == str(path)
 
 
 def test_unknown_board_names_those_that_are_known():
@@ -64,6 +64,14 @@ def test_missing_file_is_named(tmp_path):
         (GOOD + "threads = 0\n", "threads"),
         (GOOD + "affinity = []\n", "affinity"),
         (GOOD + 'affinity = ["0"]\n', "affinity"),
+        (GOOD + 'precisions = ["int3"]\n', "precisions"),
+        (GOOD + 'memory_mib = "8"\n', "memory_mib"),
+        (GOOD + "emulated = 1\n", "emulated"),
+        (GOOD + 'address = "-oProxyCommand=touch x"\n', "address"),
+        (GOOD + 'address = "a; touch x"\n', "address"),
+        (GOOD + 'address = "me@-oProxyCommand"\n', "address"),
+        (GOOD + 'python = "python3 -c"\n', "python"),
+        (GOOD + 'folder = "$(touch x)"\n', "folder"),
         ("targets = [", "TOML"),
     ],
 )
@@ -74,6 +82,37 @@ def test_wrong_file_is_named_with_the_key(own_folder, text, named):
 
 
 def test_board_that_cannot_be_reached_is_not_measured_somewhere_else(own_folder):
-    (own_folder / "phone.toml").write_text('targets = ["phone"]\ntransport = "adb"\n')
-    with pytest.raises(UnavailableError, match=r"phone.*adb"):
-        boards.load("phone")
+    (own_folder / "far.toml").write_text('targets = ["phone"]\ntransport = "pigeon"\n')
+    with pytest.raises(UnavailableError, match=r"far.*pigeon"):
+        boards.load("far")
+    with pytest.raises(UnavailableError, match=r"raspberry-pi-4.*ssh.*local"):
+        boards.load("raspberry-pi-4", transports=("local",))
+
+
+def test_templates_say_what_is_known_and_leave_the_address_to_the_user():
+    shipped = {name: boards.load(name) for name in boards.names()}
+    expected = {
+        "local",
+        "jetson-orin-nano",
+        "jetson-agx-orin",
+        "jetson-thor",
+        "raspberry-pi-4",
+        "raspberry-pi-5",
+        "android-phone",
+    }
+    assert set(shipped) == expected
+    for board in shipped.values():
+        assert board.source
+        assert board.notes
+        assert board.address == ""
+    assert shipped["jetson-orin-nano"].memory_mib == 8192
+    assert shipped["android-phone"].transport == "adb"
+
+
+@pytest.mark.parametrize("address", ["pi@raspberrypi.local", "orin", "10.0.0.2", "10.99.0.2:5555", "R58M123ABC"])
+def test_addresses_of_hosts_and_phones_are_read(own_folder, address):
+    (own_folder / "mine.toml").write_text(
+        f'targets = ["x86"]\ntransport = "ssh"\naddress = "{address}"\nfolder = "/data/local/x"\n'
+    )
+    board = boards.load("mine")
+    assert (board.address, board.folder, board.python) == (address, "/data/local/x", "python3")
