@@ -20,10 +20,12 @@ from typing import IO, Any, Self
 import numpy as np
 
 from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from ..pipeline.types import Timing
+from ..pipeline.types import Kind, Timing
 from .timing import Samples, Session, TimingSettings, build_timing
 
 Progress = Callable[[int, int], None]  # sessions done, sessions in all
+# (baseline, candidates, settings, progress) -> one Session for each fresh process
+Take = Callable[[Path, Sequence[Path], TimingSettings, Progress | None], tuple[Session, ...]]
 QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
 
 
@@ -167,7 +169,8 @@ def _request(models: Sequence[Path], settings: TimingSettings, seed: int) -> dic
     }
 
 
-def _session(answer: dict[str, Any]) -> Session:
+def session_of(answer: Mapping[str, Any]) -> Session:
+    """The samples in an answer of worker.py to `measure`."""
     first, *others = [
         Samples(np.array(m["wall_ns"], dtype=np.float64), np.array(m["cpu_ns"], dtype=np.float64), int(m["k"]))
         for m in answer["models"]
@@ -202,10 +205,29 @@ def sessions(
     for number in range(settings.sessions):
         with contextlib.closing(WorkerProcess()) as worker:
             request = _request(models, settings, settings.seed + number)
-            done.append(_session(worker.ask(request, settings.deadline_s(len(models)), what)))
+            done.append(session_of(worker.ask(request, settings.deadline_s(len(models)), what)))
         if progress is not None:
             progress(number + 1, settings.sessions)
     return tuple(done)
+
+
+def measure_with(
+    take: Take, name: str, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None, kind: Kind
+) -> Timing:
+    """The figures of some sessions and of a control, the baseline against itself, however the sessions are taken.
+
+    `take` gives the sessions, `name` is the device's, `kind` what the times are; the rest is `LocalDevice.measure`'s.
+    """
+    total = settings.sessions + 1
+
+    def step(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    measured = take(baseline, [candidate], settings, step)
+    seed = settings.seed + settings.sessions
+    control = take(baseline, [baseline], replace(settings, sessions=1, seed=seed), lambda *_: step(total, total))
+    return build_timing(name, measured, control[0], settings, kind=kind)
 
 
 class LocalDevice:
@@ -226,16 +248,13 @@ class LocalDevice:
         Raises:
             InputError, DeviceError, BuildError, UnavailableError: see `sessions`.
         """
-        total = settings.sessions + 1
+        return measure_with(sessions, self.name, baseline, candidate, settings, progress, Kind.MEASURED)
 
-        def step(done: int, _: int) -> None:
-            if progress is not None:
-                progress(done, total)
-
-        measured = sessions(baseline, [candidate], settings, step)
-        seed = settings.seed + settings.sessions
-        control = sessions(baseline, [baseline], replace(settings, sessions=1, seed=seed), lambda *_: step(total, total))
-        return build_timing(self.name, measured, control[0], settings)
+    def sessions(
+        self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
+    ) -> tuple[Session, ...]:
+        """See the function of this name."""
+        return sessions(baseline, candidates, settings, progress)
 
 
 class QuickMeter:
@@ -310,4 +329,4 @@ class QuickMeter:
                 self._worker.close()
             self._worker = WorkerProcess()
         answer = self._worker.ask(_request(models, settings, settings.seed), self._deadline_s, "a candidate of the search")
-        return _session(answer)
+        return session_of(answer)
