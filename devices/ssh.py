@@ -90,6 +90,10 @@ class SshTransport(CommandTransport):
         """See `Transport.pull`."""
         self._copy([*self._scp(), f"{self._host}:{remote}", str(target)], deadline_s, f"fetching {remote}")
 
+    def connected(self) -> bool:
+        """Whether the shared connection stands. It is what notices a dead link, and it says so to nobody: its socket goes."""
+        return any(self._sockets.iterdir())
+
     def _scp(self) -> list[str]:
         return ["scp", "-q", *self._options, "--"]
 

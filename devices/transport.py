@@ -101,6 +101,10 @@ class CommandTransport:
     def close(self) -> None:
         """See `Transport.close`."""
 
+    def connected(self) -> bool:
+        """Whether the link itself is known to be down (False); asked when a stream has ended without a word."""
+        return True
+
     def explain(self, message: str, faults: Iterable[Fault] = ()) -> DeviceError | None:
         """The error a message of the program, or of the board's shell, stands for; None when it says nothing known."""
         for fault in (*faults, *self.faults, *BOARD_FAULTS):
@@ -215,6 +219,13 @@ class Stream:
         known = self._transport.explain(message)
         if known is not None:
             return known
+        if code in self._transport.lost and not self._transport.connected():
+            return DeviceError(
+                f"board {self._transport.name}: {what}",
+                found="the link went down",
+                expected="a connection that lasts",
+                do="see its power and network, then run the same command again",
+            )
         told = [how and f"the answer broke off {how}", last_line(message)]
         return AgentEnded(self._transport.name, what, code, ": ".join(t for t in told if t))
 
