@@ -196,7 +196,7 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     board = boards.load(device)
     runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
-    click.echo("\n".join(profiling.table(profiling.profile(models, timing, progress.Progress()))))
+    click.echo("\n".join(profiling.table(profiling.profile(models, board, timing, progress.Progress()))))
     return 0
 
 
@@ -208,14 +208,21 @@ def devices(context: click.Context) -> int:
 
     if context.invoked_subcommand is None:
         for board in map(boards.load, boards.names()):
-            click.echo(f"{board.name}: {', '.join(board.targets)}; by {board.transport}. {board.notes}".rstrip())
+            facts = [f"by {board.transport}", board.runtime, f"{board.threads} thread{'s' if board.threads > 1 else ''}"]
+            if board.memory_mib:
+                facts.append(f"{board.memory_mib / 1024:g} GB")
+            if board.precisions:
+                facts.append(" ".join(board.precisions))
+            if board.transport != "local" and not board.address:
+                facts.append("a template: it has no address")
+            click.echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
     return 0
 
 
 @devices.command()
 @click.argument("name")
 def check(name: str) -> int:
-    """Say what is missing to build for a device and to measure on it.
+    """Ask a device what it is: runtime, memory, disk, heat, clocks, noise floor; and say what is missing on it.
 
     \b
     Example:
@@ -225,9 +232,10 @@ def check(name: str) -> int:
     from . import profiling
 
     board = boards.load(name)
-    lacking = profiling.missing(board)
-    if lacking:
-        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(lacking))
+    found = profiling.check(board)
+    click.echo("\n".join(found.lines))
+    if found.lacking:
+        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(found.lacking))
     click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")
     return 0
 

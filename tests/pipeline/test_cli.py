@@ -273,10 +273,18 @@ def test_devices_lists_this_machine_and_a_device_that_lacks_something_is_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["devices"]) == 0
-    assert capsys.readouterr().out.startswith("local: x86")
+    listed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("local: x86; by local, onnxruntime, 1 thread.") for line in listed)
+    assert any(line.startswith("jetson-orin-nano: jetson; by ssh, tensorrt") and "8 GB" in line for line in listed)
+    assert main(["devices", "check", "raspberry-pi-5"]) == 2
+    assert "a template without an address" in one_line(capsys)
     monkeypatch.setattr(targets, "names", lambda: ())
     assert main(["devices", "check", "local"]) == 3
-    assert "x86: there is no such target" in one_line(capsys)
+    out, err = capsys.readouterr()
+    assert "x86: there is no such target" in err
+    assert "noise floor" not in out  # nothing is measured on a device that is not ready
+    for fact in ("reachable", "runtime", "disk", "heat", "clocks"):
+        assert fact in out
 
 
 def test_profile_measures_the_others_against_the_first(
