@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class SshTransport(CommandTransport):
         super().__init__(name, folder)
         self._host = host
         self._sockets = Path(tempfile.mkdtemp(prefix="ec-"))  # short: a socket's path holds 104 characters
+        weakref.finalize(self, shutil.rmtree, self._sockets, ignore_errors=True)  # of one that is never closed
         options = [*OPTIONS, f"ControlPath={self._sockets}/%C"]
         self._options = [*(("-F", str(config)) if config else ()), *(part for o in options for part in ("-o", o))]
 
