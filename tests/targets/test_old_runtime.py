@@ -7,11 +7,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import SHAPE, make_tiny
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
 
+SHAPE = (3, 12, 12)
 PYTHON = os.environ.get("EDGE_COMPRESS_TFLITE_RUNTIME", "")
 lacking = phone.TARGET.missing()
 pytestmark = [
@@ -39,15 +39,14 @@ np.save(sys.argv[3], np.stack(answers).astype(np.float32))
 """
 
 
-def test_int8_and_float_files_give_the_same_answers_in_tflite_runtime(tmp_path):
+def test_int8_and_float_files_give_the_same_answers_in_tflite_runtime(tiny, tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     pixels = np.random.default_rng(3).integers(0, 256, (16, *SHAPE)).astype(np.float32)
     centre, spread = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
     inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
-    net = make_tiny()
     artifact = phone.TARGET.build(
         BuildRequest(
-            net, net, SHAPE, tuple("abcde"), Precision.INT8, [inputs], lambda predict: 100.0, tmp_path, mean=mean, std=std
+            tiny, tiny, SHAPE, tuple("abcde"), Precision.INT8, [inputs], lambda predict: 100.0, tmp_path, mean=mean, std=std
         )
     )
     np.save(tmp_path / "pixels.npy", pixels.transpose(0, 2, 3, 1))

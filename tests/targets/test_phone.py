@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, make_tiny
 from edge_compress.calibration.ranges import ranges
 from edge_compress.devices import worker
 from edge_compress.devices.local import QuickMeter, describe
@@ -24,6 +23,7 @@ from edge_compress.targets.tflite_run import pixels as pixels_of
 from edge_compress.targets.tflite_run import predictor
 from torch import nn
 
+SHAPE = (3, 12, 12)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 lacking = phone.TARGET.missing()
 converts = pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")
@@ -41,9 +41,9 @@ def inputs(pixels):
 
 
 @pytest.fixture(scope="module")
-def net():
+def net(tiny):
     """The canonical network with distinct weights: what the prober converts."""
-    return tflite_prober.distinct(canonical(make_tiny(), SHAPE))
+    return tflite_prober.distinct(canonical(tiny, SHAPE))
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,17 @@ def prober(net):
 
 
 @pytest.fixture(scope="module")
-def built(inputs, tmp_path_factory):
+def built(tiny, inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone")
-    expected = make_tiny()(torch.from_numpy(inputs)).argmax(1).numpy()
+    with torch.no_grad():
+        expected = tiny(torch.from_numpy(inputs)).argmax(1).numpy()
 
     def score(predict):
         return 100.0 * float((predict(inputs).argmax(1) == expected).mean())
 
     request = BuildRequest(
-        module=make_tiny(),
-        dense=make_tiny(),
+        module=tiny,
+        dense=tiny,
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=Precision.INT8,
