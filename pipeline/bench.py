@@ -73,10 +73,10 @@ def open_bench(
         latencies: folder of measured latencies; None: the user's.
     """
     data, prep = loaded.data, loaded.subject.preprocess
+    prober = target.prober(net, data.info.image_shape, precision)  # first: what cannot be converted is said at once
     inputs = scoring_inputs(loaded, config.seed)
     grams = moments(net, inputs)
     images = reward_images(data, prep, REWARD_IMAGES, config.seed)
-    prober = target.prober(net, data.info.image_shape, precision)
     cache = LatencyCache(_context(config, loaded, target, precision), latencies)
     with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
         yield Bench(inputs, grams, images, prober, meter, cache, memo, precision)
