@@ -61,3 +61,11 @@ class BuildError(EdgeCompressError):
 
 class VerifyError(EdgeCompressError):
     """An artifact is not what its record says it is."""
+
+
+def deepest_cause(error: BaseException) -> str:
+    """What lies under an error, in one line: converters and exporters wrap what the user needs in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

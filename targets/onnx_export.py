@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..pipeline.errors import BuildError
+from ..pipeline.errors import BuildError, deepest_cause
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -58,7 +58,9 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
     except BuildError:
         raise
     except Exception as error:  # the exporter raises many types, all of them about the user's module
-        raise BuildError("the model cannot be exported to ONNX", found=_reason(error), do="replace this operation") from error
+        raise BuildError(
+            "the model cannot be exported to ONNX", found=deepest_cause(error), do="replace this operation"
+        ) from error
     _separate_layers(model)
     _strip(model)
     _free_reshapes(model)
@@ -166,15 +168,6 @@ def _pool_means(model: onnx.ModelProto) -> None:
     unused = [i for i in graph.initializer if i.name not in used]
     for initializer in unused:
         graph.initializer.remove(initializer)
-
-
-def _reason(error: BaseException) -> str:
-    """The deepest cause in one line: the exporter wraps what the user needs in a page of advice."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:300]}" if lines else type(cause).__name__
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..pipeline.errors import BuildError
+from ..pipeline.errors import BuildError, deepest_cause
 from .onnx_export import fold_batchnorm
 from .tflite_cut import RELUS
 from .tflite_file import compact, constant, graph_of, op_name, read, write
@@ -87,7 +87,7 @@ def convert(
     except Exception as error:  # the converter raises many types, all of them about the user's module
         raise BuildError(
             "the model cannot be converted to .tflite",
-            found=culprit(module, image_shape, str(error)) or _reason(error),
+            found=culprit(module, image_shape, str(error)) or deepest_cause(error),
             do="replace this operation",
         ) from error
     return tidy(data), weights
@@ -168,15 +168,6 @@ def culprit(module: nn.Module, image_shape: tuple[int, int, int], message: str) 
                     path = next((str(path) for path, _ in reversed(stack) if path), "")
                     return f"{match[1]} in {path or 'the forward of ' + type(module).__name__}"
     return match[1]
-
-
-def _reason(error: BaseException) -> str:
-    """The deepest cause in one line."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:300]}" if lines else type(cause).__name__
 
 
 @contextlib.contextmanager
