@@ -107,12 +107,14 @@ def _separate_layers(model: onnx.ModelProto) -> None:
     """Every layer gets initializers of its own: the exporter's optimizer makes one of small tensors that are equal."""
     graph = model.graph
     initializers = {i.name: i for i in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
         path = ast.literal_eval(scopes)[-2:-1] if scopes else []  # modules from the outside in, then the node
         for at, name in enumerate(node.input):
             owner, _, part = name.rpartition(".")
-            if name in initializers and path and owner and path[0] != owner and part in ("weight", "bias"):
+            shared = name in initializers and uses[name] > 1  # an operator into which another one was folded may stand elsewhere
+            if shared and path and owner and path[0] != owner and part in ("weight", "bias"):
                 own = f"{path[0]}.{part}"
                 if own not in initializers:
                     initializers[own] = graph.initializer.add()

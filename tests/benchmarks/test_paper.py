@@ -96,6 +96,7 @@ def finished(place: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the processes of torchrun are found in /proc")
+@pytest.mark.slow
 def test_two_processes_go_on_after_one_was_killed(
     finished: tuple[dict[str, Any], list[dict[str, Any]], str], place: Path
 ) -> None:
@@ -121,6 +122,7 @@ def _call(*given: str) -> Result:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="see above")
+@pytest.mark.slow
 def test_another_number_of_processes_is_another_run(
     finished: tuple[dict[str, Any], list[dict[str, Any]], str], place: Path
 ) -> None:
