@@ -25,6 +25,7 @@ from edge_compress.pipeline.finetune import (
     finetune,
     learning_rate,
 )
+from edge_compress.pipeline.memory_layout import fastest_layout
 from edge_compress.pipeline.types import Epoch, Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -459,3 +460,15 @@ def test_the_loss_is_hintons() -> None:
     torch.testing.assert_close(distillation_loss(student, teacher, labels, how), 0.3 * hard + 0.7 * 9 * soft)
     torch.testing.assert_close(distillation_loss(student, None, labels, how), hard)
     assert float(distillation_loss(teacher, teacher, labels, replace(how, distill_weight=1.0))) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_narrow_strided_projection_is_trained_in_the_order_that_does_not_crash():
+    """PyTorch's channels-last backward pass of such a layer corrupts memory on CPUs: a crash some hundred steps later."""
+    narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1, stride=2))
+    wide = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1, stride=2), nn.Conv2d(16, 8, 1))
+    for networks, expected in (((narrow,), torch.contiguous_format), ((wide,), torch.channels_last)):
+        with fastest_layout(networks, (3, 8, 8), "cpu") as layout:
+            assert layout is expected
+            assert all(network[1].weight.is_contiguous(memory_format=expected) for network in networks)
+    with fastest_layout((wide, narrow), (3, 8, 8), "cpu") as layout:
+        assert layout is torch.contiguous_format
