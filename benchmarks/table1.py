@@ -8,6 +8,7 @@ images, varied as in training, and BatchNorm statistics taken on them. Fine-tune
 equally long for all. What is tuned is tuned on the search split; the test split is read once for each row.
 
 FILE.json gets every row as soon as it is done, and the same command goes on where it stopped; beside it are FILE.md and FILE.svg.
+Two processes with other --seeds may fill one file at the same time, one thread each (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.progress import Bar, Progress
 from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.subject import Loaded, load_subject
+from filelock import FileLock
 from safetensors.torch import load_file, save
 from table1_bench import Bench, Masks
 from table1_methods import ONE_SHOT
@@ -61,25 +63,33 @@ class Cell:
 
 
 class Table:
-    """The JSON file: rows are added one by one, each written at once.
+    """The JSON file: rows are added one by one, each written at once; other processes may add rows of theirs.
 
     Raises:
         InputError: the file holds another table.
     """
 
     def __init__(self, path: Path, command: str, settings: dict[str, Any]) -> None:
-        self.path = path
+        self.path, self.command = path, command
         self.content: dict[str, Any] = {"command": command, "settings": settings, "dense": {}, "rows": []}
-        if path.is_file():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-                same = known["settings"] == settings
-                self.content = {**known, "command": command}
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"--out {path}", found="no table of this benchmark", do="name another file") from error
-            if not same:
-                do = "name another file, or repeat that command"
-                raise InputError(f"--out {path}", found=f"rows of another command: {known['command']}", do=do)
+        self.folder = path.with_suffix(".work")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "table.lock")
+        self._read()
+
+    def _read(self) -> None:
+        """What is in the file by now."""
+        if not self.path.is_file():
+            return
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            same = known["settings"] == self.content["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--out {self.path}", found="no table of this benchmark", do="name another file") from error
+        if not same:
+            do = "name another file, or repeat that command"
+            raise InputError(f"--out {self.path}", found=f"rows of another command: {known['command']}", do=do)
+        self.content = {**known, "command": self.command}
 
     def has(self, cell: Cell) -> bool:
         """Whether the row is there."""
@@ -89,18 +99,25 @@ class Table:
         """Keep a finished row."""
         names = ("method", "regime", "sparsity", "seed")
         row = dict(zip(names, _key(cell), strict=True)) | values
-        if cell.method == DENSE:
-            self.content["dense"] = {"top1": values["top1"], "macs": values["macs"]}
-        order = {name: i for i, name in enumerate(METHODS)}
-        rows = [*self.content["rows"], row]
-        self.content["rows"] = sorted(
-            rows, key=lambda r: (r["regime"] != REGIMES[0], order[r["method"]], r["sparsity"], r["seed"])
-        )
-        self.write()
+        with self._lock:
+            self._read()
+            if cell.method == DENSE:
+                self.content["dense"] = {"top1": values["top1"], "macs": values["macs"]}
+            order = {name: i for i, name in enumerate(METHODS)}
+            rows = [*self.content["rows"], row]
+            self.content["rows"] = sorted(
+                rows, key=lambda r: (r["regime"] != REGIMES[0], order[r["method"]], r["sparsity"], r["seed"])
+            )
+            self.write()
+
+    def finish(self) -> None:
+        """Write once more: the command that asked for all of this stands in the file, and its words are today's."""
+        with self._lock:
+            self._read()
+            self.write()
 
     def write(self) -> None:
         """JSON, Markdown and plot, each whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, json.dumps(self.content, indent=1) + "\n")
         atomic_write(self.path.with_suffix(".md"), table1_report.to_markdown(self.content))
         atomic_write(self.path.with_suffix(".svg"), table1_report.to_svg(self.content))
@@ -142,7 +159,7 @@ def measured(bench: Bench, net: nn.Module, masks: Masks) -> Row:
     left = {name: int((net.get_parameter(f"{name}.weight") != 0).sum()) for name in sizes}
     test = bench.data.test
     return {
-        "top1": top1(logits(net, test, bench.prep), test.labels),
+        "top1": top1(logits(net, test, bench.prep, layout=bench.layout), test.labels),
         "macs": macs,  # zeros are computed like any other number: nothing is saved in this runtime
         "macs_nonzero": macs_nonzero(net, bench.shape),
         "latency_ratio": bench.latency_ratio,
@@ -223,10 +240,8 @@ def main(out: Path, quick: bool, epochs: int, evaluations: int, **given: Any) ->
         sparsities, seeds = _numbers(given["sparsity"]), tuple(int(s) for s in _numbers(given["seeds"]))
         table = Table(out, shlex.join(["python", *map(_relative, sys.argv)]), settings)
         missing = [cell for cell in cells(methods, regimes, sparsities, seeds) if not table.has(cell)]
-        folder = out.with_suffix(".work")
-        folder.mkdir(parents=True, exist_ok=True)
-        _fill_all(table, missing, subject, folder, ui)
-        table.write()
+        _fill_all(table, missing, subject, table.folder, ui)
+        table.finish()
     except EdgeCompressError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table1_report.to_markdown(table.content))

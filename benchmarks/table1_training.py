@@ -52,7 +52,7 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
             training.tell(event.fraction, f"loss {event.loss:.3f}")
 
     settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16("cpu"))
-    finetune(student, bench.net, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
+    finetune(student, bench.teacher, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
     bench.restore(student)
     return student
 

@@ -19,10 +19,27 @@ if TYPE_CHECKING:
     from .data import Split
 
 
-def logits(module: nn.Module, split: Split, prep: Preprocess, *, device: str = "cpu", batch: int = 250) -> NDArray[np.float32]:
+def logits(
+    module: nn.Module,
+    split: Split,
+    prep: Preprocess,
+    *,
+    device: str = "cpu",
+    batch: int = 100,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> NDArray[np.float32]:
     """Outputs (N, classes) of every image of `split`, un-augmented and in order, in eval mode.
 
     The module comes back on the device and in the modes (train or eval, of each submodule) it was in.
+
+    Args:
+        module: gives logits (N, classes).
+        split: not empty.
+        prep: mean and std.
+        device: where it is computed.
+        batch: images at a time; on a CPU about a hundred small ones stay in its cache.
+        layout: how images lie in memory; channels-last is the faster order on a CPU, where the module can take it
+            (`memory_layout.layout_for`).
 
     Raises:
         ValueError: the split is empty.
@@ -34,7 +51,8 @@ def logits(module: nn.Module, split: Split, prep: Preprocess, *, device: str = "
         module.eval()
         for first in range(0, len(split), batch):
             images = split.read(np.arange(first, min(first + batch, len(split))))
-            outputs.append(module(to_input(images, prep).to(device)).float().cpu().numpy())
+            inputs = to_input(images, prep).to(device, memory_format=layout)
+            outputs.append(module(inputs).float().cpu().numpy())
     return np.concatenate(outputs)
 
 

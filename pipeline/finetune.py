@@ -37,7 +37,7 @@ Remask = Callable[[int, nn.Module], Masks]
 Batch = tuple[Tensor, Tensor]  # inputs (n, C, H, W), labels (n,)
 
 CHECKPOINT = "finetune.safetensors"
-VERSION = 1  # of what a checkpoint holds and of the arithmetic that made it
+VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def finetune(
             start = time.perf_counter()
             loss = _run_epoch(state, forward, teacher, data.train, prep, settings, epoch, layout, progress, world)
             world.average_buffers(student)
-            own = top1(logits(student, search, prep, device=settings.device), search.labels)
+            own = top1(logits(student, search, prep, device=settings.device, layout=layout), search.labels)
             accuracy = world.mean_of(own, len(search))
             state.keep_if_best(accuracy)
             if remask is not None and epoch < settings.epochs:

@@ -15,6 +15,7 @@ from edge_compress.pipeline.types import Knob
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import table1
+import table1_bench
 import table1_methods
 import table1_report
 import table1_training
@@ -80,6 +81,31 @@ def test_another_command_does_not_mix_its_rows_in(tmp_path, counted):
     assert result.exit_code == 1
     assert "rows of another command" in result.output
     assert out.read_bytes() == before
+
+
+def test_processes_that_fill_one_table_keep_each_others_rows(tmp_path):
+    settings = {"epochs": 5}
+    one, other = (table1.Table(tmp_path / "table.json", "c", settings) for _ in range(2))
+    values = {k: v for k, v in row("", 0.0, 0, 90.0).items() if k not in ("method", "regime", "sparsity", "seed")}
+    one.add(table1.Cell("magnitude", "one-shot", 50.0, 0), values)
+    other.add(table1.Cell("magnitude", "one-shot", 50.0, 1), values)
+    one.add(table1.Cell("magnitude", "one-shot", 50.0, 2), values)
+    assert [r["seed"] for r in json.loads((tmp_path / "table.json").read_text())["rows"]] == [0, 1, 2]
+
+
+def test_a_teacher_answers_once_for_the_same_images_and_never_for_others():
+    asked = []
+    net = torch.nn.Flatten()
+    net.register_forward_hook(lambda *_: asked.append(1))
+    teacher = table1_bench.Remembering(net)
+    images, others = torch.rand(2, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(teacher(images), images.flatten(1))
+    assert torch.equal(teacher(images.contiguous(memory_format=torch.channels_last)), images.flatten(1))
+    assert len(asked) == 1
+    assert torch.equal(teacher(others), others.flatten(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher(images)
+    assert len(asked) == 3
 
 
 def test_no_path_of_this_machine_is_kept(tmp_path, counted, monkeypatch):
