@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pipeline.errors import DeviceError
-from .transport import CommandTransport, Completed, Fault, Stream, last_line, quoted
+from .transport import BoardError, CommandTransport, Completed, Fault, Stream, last_line, quoted
 
 FEATURES_DEADLINE_S = 20.0
 ADB_FOLDER = "/data/local/tmp/edge-compress"
@@ -89,11 +88,11 @@ class AdbTransport(CommandTransport):
         done = self._local([self.program, "-s", self._serial, "features"], FEATURES_DEADLINE_S, "asking for features")
         features = done.stdout.decode(errors="replace").split()
         if done.code != 0:
-            raise self.explain(done.stderr) or DeviceError(
+            raise self.explain(done.stderr) or BoardError(
                 f"board {self.name}", found=last_line(done.stderr) or f"exit code {done.code}", expected="its features"
             )
         if "shell_v2" not in features:
-            raise DeviceError(
+            raise BoardError(
                 f"board {self.name}",
                 found="no shell_v2 among its features",
                 expected="Android 7 or newer",

@@ -7,11 +7,16 @@ it (SIGILL, SIGSEGV, the kernel when memory runs out) becomes an answer.
     hello  {folder}                                    -> what the board is: see `describe_board`
     has    {sha256}                                    -> {has}
     put    {sha256, size, offset} + bytes              -> {done}; a file is there when its digest is right
-    load   {sha256, runtime, threads, affinity}        -> {handle, version, inputs: [{name, kind, shape}]}
+    drop   {sha256}                                    -> {}; the file is gone
+    runtime {runtime}                                  -> {package, version} of what can be imported there
+    load   {sha256, runtime, threads, affinity}        -> {handle, package, version, inputs: [{name, kind, shape}]}
     run    {handle, tensors: [{name, dtype, shape}]} + bytes, little endian -> {tensors} + bytes; the inputs stay in place
     warm   {handles, floor_ns, seconds, window}        -> {k: inferences in a sample, of each, seconds}
-    pairs  {handles, k, rounds, seconds, seed}         -> {wall_ns, cpu_ns: a list for each, seconds, temperatures_c, ...}
-    unload {handle}, ping {}, quit {}
+    pairs  {handles, k, rounds, seconds, seed}         -> {wall_ns, cpu_ns, peak_rss_bytes: one for each, seconds, ...}
+    memory {handle}                                    -> {peak_rss_bytes}
+    layers {handle, runs}                              -> {layers: [[name, kind, ns]]} by the runtime's own profiler
+    unload {handle, spare}                             -> {}; spare: its process stays, for the next model of its runtime
+    ping {}, quit {}
     anything that cannot be done -> {"ok": false, "kind", "error": "one line"}, kind one of "request", "runtime", "load",
     "run", "memory", "disk", "died" (the model's process), "deadline" (it took longer than the request's deadline_s)
 
@@ -25,7 +30,10 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import gc
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -38,13 +46,15 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 MAGIC = b"\0edge-compress agent 1\n"  # before the first frame: what a login shell prints comes earlier and is skipped
 WRONG_FILE, BUSY = 91, 92  # exit codes
-RUNTIMES = ("onnxruntime",)
+# runtime -> the packages it may come in; the first that loads the model and runs it is taken
+RUNTIMES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime")}
 _HEAD = struct.Struct(">II")
 _MOST = 1 << 30  # bytes of a header or a payload
 _WARM = 0.05  # two consecutive windows differ by less: warm
@@ -164,6 +174,7 @@ class Model:
         assert self.process.stdout is not None
         self.channel = Channel(self.process.stdout.fileno(), self.process.stdin.fileno())
         self.host = host
+        self.kind: Any = None  # which requests it can be used for again
 
     def ask(self, header: dict[str, Any], payload: bytes = b"", deadline: float | None = None) -> tuple[dict[str, Any], bytes]:
         """What the process answers.
@@ -215,6 +226,7 @@ class Agent:
     def __init__(self, channel: Channel, folder: Path) -> None:
         self.channel, self.folder = channel, folder
         self.models: dict[int, Model] = {}
+        self.spares: dict[Any, Model] = {}  # processes without a model
         self.count = 0
         self.verified: set[str] = set()
 
@@ -238,7 +250,7 @@ class Agent:
         except (Gone, Late, OSError):
             return False  # nobody is left to tell
         finally:
-            for model in self.models.values():
+            for model in [*self.models.values(), *self.spares.values()]:
                 model.close()
 
     def _answer(self, request: dict[str, Any], payload: bytes, deadline: float) -> tuple[dict[str, Any], bytes]:
@@ -251,16 +263,27 @@ class Agent:
             return {"has": self._has(request["sha256"])}, b""
         if op == "put":
             return self._put(request, payload), b""
+        if op == "drop":
+            self.verified.discard(request["sha256"])
+            with contextlib.suppress(OSError):
+                self._path(request["sha256"]).unlink()
+            return {}, b""
+        if op == "runtime":
+            model, answer = self._first_that_works(request, deadline)
+            model.close()
+            return answer, b""
         if op == "load":
             return self._load(request, deadline), b""
-        if op == "run":
+        if op in ("run", "layers"):
             return self._model(request["handle"]).ask(request, payload, deadline)
+        if op == "memory":
+            return {"peak_rss_bytes": peak_rss(self._model(request["handle"]).process.pid)}, b""
         if op == "warm":
             return self._warm(request, deadline), b""
         if op == "pairs":
             return self._pairs(request, deadline), b""
         if op == "unload":
-            self.models.pop(request["handle"], self._model(request["handle"])).close()
+            self._unload(request, deadline)
             return {}, b""
         raise Refusal("request", f"no such request: {op}")
 
@@ -300,19 +323,48 @@ class Agent:
         return {"done": True}
 
     def _load(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
-        if request["runtime"] not in RUNTIMES:
-            raise Refusal("runtime", "{}: this agent runs {}".format(request["runtime"], ", ".join(RUNTIMES)))
         if not self._has(request["sha256"]):
             raise Refusal("request", "no such file was put: {}".format(request["sha256"]))
-        model = Model(self.channel)
-        try:
-            answer, _ = model.ask(dict(request, path=str(self._path(request["sha256"]))), b"", deadline)
-        except BaseException:
-            model.close()
-            raise
+        model, answer = self._first_that_works(dict(request, path=str(self._path(request["sha256"]))), deadline)
         self.count += 1
         self.models[self.count] = model
         return dict(answer, handle=self.count, pid=model.process.pid)
+
+    def _first_that_works(self, request: dict[str, Any], deadline: float) -> tuple[Model, dict[str, Any]]:
+        """A process in which one of the runtime's packages did what is asked: a package can import and still not work."""
+        refusals = []
+        for package in RUNTIMES.get(request["runtime"], ()):
+            kind = (package, str(request.get("affinity")))
+            model = self.spares.pop(kind, None)
+            if model is None or model.process.poll() is not None:
+                model = Model(self.channel)
+            try:
+                answer, _ = model.ask(dict(request, package=package), b"", deadline)
+            except Refusal as refusal:
+                model.close()
+                if refusal.kind in ("request", "deadline"):
+                    raise
+                refusals.append(refusal)
+            except BaseException:
+                model.close()
+                raise
+            else:
+                model.kind = kind
+                return model, dict(answer, package=package)
+        if not refusals:
+            raise Refusal("runtime", "{}: this agent runs {}".format(request["runtime"], ", ".join(RUNTIMES)))
+        told = [refusal for refusal in refusals if refusal.kind != "runtime"]
+        raise told[0] if told else Refusal("runtime", "; ".join(map(str, refusals)))
+
+    def _unload(self, request: dict[str, Any], deadline: float) -> None:
+        model = self._model(request["handle"])
+        del self.models[request["handle"]]
+        if request.get("spare") and model.kind not in self.spares:
+            with contextlib.suppress(Refusal):
+                model.ask({"op": "forget", "package": model.kind[0]}, b"", deadline)
+                self.spares[model.kind] = model
+                return
+        model.close()
 
     def _model(self, handle: int) -> Model:
         model = self.models.get(handle)
@@ -378,7 +430,7 @@ class Agent:
             "seconds": seconds,
             "temperatures_c": [t for t, _ in readings],
             "frequencies_mhz": [f for _, f in readings],
-            "peak_rss_bytes": sum(peaks),
+            "peak_rss_bytes": peaks,
         }
 
 
@@ -420,6 +472,15 @@ def describe_board(folder: Path) -> dict[str, Any]:
 
 def describe_machine() -> dict[str, str]:
     """What decides latency and can be read without rights: cpu, governor, load."""
+    return dict(
+        _fixed(),
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
+        load_average=f"{os.getloadavg()[0]:.2f}",
+    )
+
+
+@functools.lru_cache(maxsize=None)  # noqa: UP033 - reading /proc/cpuinfo takes long with many cpus; 3.8 has no `cache`
+def _fixed() -> dict[str, str]:
     info = _read("/proc/cpuinfo").splitlines()
     names = [line.split(":", 1)[1].strip() for line in info if line.startswith(("model name", "Model", "CPU part"))]
     return {
@@ -428,8 +489,6 @@ def describe_machine() -> dict[str, str]:
         "machine": platform.machine(),
         "board": _read("/proc/device-tree/model").strip("\0 \n"),
         "python": platform.python_version(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
-        "load_average": f"{os.getloadavg()[0]:.2f}",
     }
 
 
@@ -496,49 +555,139 @@ def _read(path: str | Path) -> str:
 class _OnnxRuntime:
     """ONNX Runtime on the cpu; numpy comes with it."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        try:
-            import numpy
-            import onnxruntime
-        except ImportError as error:
-            raise Refusal("runtime", f"onnxruntime: {error}") from error
+    def __init__(self, package: str) -> None:
+        import numpy
+        import onnxruntime
+
+        self.numpy, self.runtime, self.version = numpy, onnxruntime, str(onnxruntime.__version__)
         onnxruntime.set_default_logger_severity(3)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        self.feeds: dict[str, Any] = {}
+
+    def load(self, path: str, threads: int) -> None:
+        self.path, self.threads, self.feeds = path, threads, {}
+        self.session = self._session(self._options())
+
+    def _options(self) -> Any:
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def _session(self, options: Any) -> Any:
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return self.runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base but this one
             raise Refusal(_memory_or("load", error), str(error)) from error
-        self.numpy, self.version = numpy, str(onnxruntime.__version__)
-        self.feeds: dict[str, Any] = {}
 
     def inputs(self) -> list[dict[str, Any]]:
         return [{"name": i.name, "kind": i.type, "shape": list(i.shape)} for i in self.session.get_inputs()]
 
-    def feed(self, tensors: list[dict[str, Any]], payload: bytes) -> None:
-        """Put inputs in place, copied out of raw bytes whose number must be that of the shapes."""
-        sizes = [self.numpy.dtype(t["dtype"]).itemsize * math.prod(t["shape"]) for t in tensors]
-        if sum(sizes) != len(payload):
-            raise Refusal("request", f"input tensors of {sum(sizes)} bytes, {len(payload)} came")
-        start = 0
-        for tensor, size in zip(tensors, sizes):  # noqa: B905 - strict is newer than 3.8
-            flat = self.numpy.frombuffer(payload[start : start + size], dtype=tensor["dtype"])
-            self.feeds[tensor["name"]] = flat.reshape(tensor["shape"])
-            start += size
+    def feed(self, arrays: dict[str, Any]) -> None:
+        self.feeds = arrays
 
-    def infer(self) -> list[Any]:
+    def infer(self) -> Any:
         try:
-            return list(self.session.run(None, self.feeds))
+            return self.session.run(None, self.feeds)
         except Exception as error:
             raise Refusal(_memory_or("run", error), str(error)) from error
 
-    def outputs(self) -> tuple[list[dict[str, Any]], bytes]:
-        arrays = [self.numpy.ascontiguousarray(a) for a in self.infer()]
-        names = [o.name for o in self.session.get_outputs()]
-        heads = [{"name": names[n], "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in enumerate(arrays)]
-        return heads, b"".join(a.tobytes() for a in arrays)
+    def outputs(self) -> dict[str, Any]:
+        return dict(zip([o.name for o in self.session.get_outputs()], self.infer()))  # noqa: B905 - strict is newer than 3.8
+
+    def layers(self, runs: int) -> list[list[Any]]:
+        """By its profiler, in a session of its own; the first inference is left out."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.enable_profiling, options.profile_file_prefix = True, folder + "/profile"
+            session = self._session(options)
+            for _ in range(runs + 1):
+                session.run(None, self.feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        found: dict[Any, list[float]] = {}  # several operators can have one name
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                about = event["args"]
+                key = (event["name"][: -len("_kernel_time")], about.get("op_name", ""), about.get("node_index"))
+                found.setdefault(key, []).append(event["dur"] * 1000.0)
+        return [[name, kind, _middle(times[1:] or times)] for (name, kind, _), times in found.items()]
+
+
+class _LiteRt:
+    """LiteRT, or TensorFlow Lite as it was called before, with XNNPACK on the cpu."""
+
+    def __init__(self, package: str) -> None:
+        import numpy
+
+        self.numpy = numpy
+        self.interpreter_class = importlib.import_module(package + ".interpreter").Interpreter
+        self.version = runtime_versions().get(package.replace("_", "-")) or str(
+            getattr(importlib.import_module(package), "__version__", "unknown")
+        )
+
+    def load(self, path: str, threads: int) -> None:
+        try:
+            self.interpreter = self.interpreter_class(model_path=path, num_threads=threads)
+            self.interpreter.allocate_tensors()
+            self.entries = self.interpreter.get_input_details()
+            for entry in self.entries:
+                self.interpreter.set_tensor(entry["index"], self.numpy.zeros(entry["shape"], entry["dtype"]))
+            self.outputs()
+        except Exception as error:  # another numpy than it was built for is not a RuntimeError
+            raise Refusal(_memory_or("load", error), str(error)) from error
+
+    def inputs(self) -> list[dict[str, Any]]:
+        names = {"float32": "float", "float64": "double"}
+        kinds = [self.numpy.dtype(e["dtype"]).name for e in self.entries]
+        return [
+            {"name": e["name"], "kind": f"tensor({names.get(kind, kind)})", "shape": [int(n) for n in e["shape"]]}
+            for e, kind in zip(self.entries, kinds)  # noqa: B905
+        ]
+
+    def feed(self, arrays: dict[str, Any]) -> None:
+        try:
+            for entry in self.entries:
+                self.interpreter.set_tensor(entry["index"], arrays[entry["name"]])
+        except (KeyError, ValueError) as error:
+            raise Refusal("request", f"inputs: {error}") from error
+
+    def infer(self) -> None:
+        try:
+            self.interpreter.invoke()
+        except Exception as error:
+            raise Refusal(_memory_or("run", error), str(error)) from error
+
+    def outputs(self) -> dict[str, Any]:
+        self.infer()
+        return {o["name"]: self.interpreter.get_tensor(o["index"]) for o in self.interpreter.get_output_details()}
+
+    def layers(self, runs: int) -> list[list[Any]]:
+        raise Refusal("runtime", "litert: its Python interface has no profiler")
+
+
+def _middle(times: list[float]) -> float:
+    """Mean of the middle half: the profiler counts whole microseconds, and some runs are interrupted."""
+    ordered, quarter = sorted(times), len(times) // 4
+    return statistics.mean(ordered[quarter : len(times) - quarter])
+
+
+def _unpacked(tensors: list[dict[str, Any]], payload: bytes, numpy: Any) -> dict[str, Any]:
+    """Arrays out of raw bytes, whose number must be that of the shapes."""
+    sizes = [numpy.dtype(t["dtype"]).itemsize * math.prod(t["shape"]) for t in tensors]
+    if sum(sizes) != len(payload):
+        raise Refusal("request", f"input tensors of {sum(sizes)} bytes, {len(payload)} came")
+    arrays, start = {}, 0
+    for tensor, size in zip(tensors, sizes):  # noqa: B905 - strict is newer than 3.8
+        flat = numpy.frombuffer(payload[start : start + size], dtype=tensor["dtype"])
+        arrays[tensor["name"]] = flat.reshape(tensor["shape"])
+        start += size
+    return arrays
+
+
+def _packed(arrays: dict[str, Any], numpy: Any) -> tuple[list[dict[str, Any]], bytes]:
+    whole = {name: numpy.ascontiguousarray(a) for name, a in arrays.items()}
+    heads = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in whole.items()]
+    return heads, b"".join(a.tobytes() for a in whole.values())
 
 
 def _memory_or(kind: str, error: Exception) -> str:
@@ -551,25 +700,31 @@ def _model_main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive the agent
     channel = _own_channel()
-    model: _OnnxRuntime | None = None
+    gc.disable()  # it would run in the middle of a sample
+    model: Any = None  # the runtime, and in it the model
     while True:
         try:
             request, payload = channel.receive()
         except Gone:
             return
+        answer: dict[str, Any] = {}
         data = b""
         try:
-            if request["op"] == "load":
-                if request.get("affinity"):
-                    _pin(request["affinity"])
-                model = _OnnxRuntime(request["path"], request["threads"])
-                answer: dict[str, Any] = {"version": model.version, "inputs": model.inputs()}
-            elif model is None:
-                raise Refusal("request", "no model is loaded")
+            if request["op"] in ("runtime", "load"):
+                model = model or _runtime(request["runtime"], request["package"])
+                answer = {"version": model.version}
+                if request["op"] == "load":
+                    if request.get("affinity"):
+                        pin(request["affinity"])
+                    model.load(request["path"], request["threads"])
+                    answer["inputs"] = model.inputs()
+            elif request["op"] == "forget":
+                model = type(model)(request["package"])
             elif request["op"] == "run":
-                model.feed(request["tensors"], payload)
-                tensors, data = model.outputs()
-                answer = {"tensors": tensors}
+                model.feed(_unpacked(request["tensors"], payload, model.numpy))
+                answer["tensors"], data = _packed(model.outputs(), model.numpy)
+            elif request["op"] == "layers":
+                answer["layers"] = model.layers(request["runs"])
             else:
                 answer = dict(_timed(model, request["k"]))
             channel.send(dict(answer, ok=True), data)
@@ -577,7 +732,14 @@ def _model_main() -> None:
             channel.send({"ok": False, "kind": refusal.kind, "error": str(refusal)})
 
 
-def _timed(model: _OnnxRuntime, k: int) -> dict[str, float]:
+def _runtime(runtime: str, package: str) -> Any:
+    try:
+        return {"onnxruntime": _OnnxRuntime, "litert": _LiteRt}[runtime](package)
+    except Exception as error:  # a wheel for another machine fails in its own ways
+        raise Refusal("runtime", f"{package}: {error}") from error
+
+
+def _timed(model: Any, k: int) -> dict[str, float]:
     infer = model.infer
     cpu, wall = time.process_time_ns(), time.perf_counter_ns()
     for _ in range(k):
@@ -586,11 +748,12 @@ def _timed(model: _OnnxRuntime, k: int) -> dict[str, float]:
     return {"wall_ns": wall / k, "cpu_ns": (time.process_time_ns() - cpu) / k}
 
 
-def _pin(cpus: list[int]) -> None:
+def pin(cpus: list[int]) -> None:
+    """Run on these cpus only."""
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
-        raise Refusal("request", f"affinity {cpus}: {error.strerror}; the board has {os.cpu_count()} cpus") from error
+        raise Refusal("request", f"affinity {cpus}: {error.strerror}; there are {os.cpu_count()}") from error
 
 
 def _own_channel() -> Channel:
@@ -619,6 +782,10 @@ def main(arguments: list[str]) -> int:
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
+    for left in folder.glob("*.part"):  # of agents that were killed
+        if len(left.stem) == 64:
+            with contextlib.suppress(OSError):
+                left.unlink()
     channel = _own_channel()
     os.write(channel.sink, MAGIC)
     told = Agent(channel, folder).serve(float(options["idle"]))

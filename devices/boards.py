@@ -2,6 +2,7 @@
 
 Keys: `targets` (a list: what can be built for it), `transport` (how it is reached), and where wanted
 
+    class       boards alike, of which any will do: `--device class:NAME`
     address     for ssh a host of ~/.ssh/config, HOST or USER@HOST; for adb the serial number. A shipped template has none.
     runtime     what runs artifacts there        threads, affinity    of the measurement; affinity is a list of cpus
     memory_mib  of the board                     precisions           a list: what its arithmetic is fast in
@@ -39,6 +40,7 @@ class Board:
     runtime: str = "onnxruntime"
     threads: int = 1
     affinity: tuple[int, ...] | None = None
+    class_: str = ""  # of boards alike; the key is `class`
     address: str = ""  # ssh: a host; adb: a serial number; empty in a template
     memory_mib: int = 0  # 0: not known
     precisions: tuple[str, ...] = ()
@@ -62,16 +64,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_files()))
 
 
-def load(name_or_path: str | Path, transports: tuple[str, ...] = TRANSPORTS) -> Board:
+def load(name_or_path: str | Path) -> Board:
     """A board by name, or by the path of its TOML file.
-
-    Args:
-        name_or_path: of the board.
-        transports: those the caller can measure over.
 
     Raises:
         InputError: no such board or file; a file that is no TOML; an unknown or missing key; a value of the wrong type.
-        UnavailableError: the board is reached in a way the caller cannot use.
+        UnavailableError: the board is reached in a way that is not known here.
     """
     text = str(name_or_path)
     if text.endswith(".toml") or os.sep in text:
@@ -86,14 +84,33 @@ def load(name_or_path: str | Path, transports: tuple[str, ...] = TRANSPORTS) -> 
             )
         path = files[text]
     board = _parse(path)
-    if board.transport not in transports:
+    if board.transport not in TRANSPORTS:
         raise UnavailableError(
             f"board {board.name}: transport {board.transport!r}",
             found="no way to use it here in this version",
-            expected=" or ".join(transports),
+            expected=" or ".join(TRANSPORTS),
             do=f"see {path}",
         )
     return board
+
+
+def of_class(name: str) -> tuple[Board, ...]:
+    """The boards of a class that have an address, in order of their names; two files with one address are one board.
+
+    Raises:
+        InputError: there is none, or a board's file is wrong.
+    """
+    known = [board for board in map(load, names()) if board.class_]
+    found = {(b.transport, b.address): b for b in reversed(known) if b.class_ == name and b.address}
+    if not found:
+        classes = sorted({board.class_ for board in known if board.address})
+        raise InputError(
+            f"device class {name!r}",
+            found="no board of it with an address",
+            expected=f"one of {', '.join(classes)}" if classes else f'`class = "{name}"` in the files of some boards',
+            do=f"their files lie in {user_folder()}",
+        )
+    return tuple(sorted(found.values(), key=lambda board: board.name))
 
 
 def _files() -> dict[str, Path]:
@@ -140,6 +157,7 @@ def _parse(path: Path) -> Board:
         notes=_value(path, table, "notes", str, ""),
         source=_value(path, table, "source", str, ""),
         file=str(path),
+        class_=words["class"],
         address=words["address"],
         python=words["python"] or "python3",
         folder=words["folder"],
@@ -161,9 +179,10 @@ def _list(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> tuple[T
 
 
 _NAMES: dict[type, str] = {str: "a text", int: "a whole number", bool: "true or false"}
-_KEYS = tuple(f.name for f in fields(Board) if f.name not in ("name", "file"))
+_KEYS = tuple(f.name.rstrip("_") for f in fields(Board) if f.name not in ("name", "file"))
 # they become arguments of ssh, adb and the board's shell: nothing that any of these could take for an option or a command
 _WORDS = {
+    "class": r"\w[\w.-]*",
     "address": r"(?!-)([\w.-]+@)?(?!-)[\w.:-]+",
     "python": r"[\w./][\w./-]*",
     "folder": r"[\w./][\w./-]*",

@@ -4,41 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..pipeline.errors import UnavailableError
+from ..pipeline.errors import EdgeCompressError, UnavailableError
 from . import agent, stats
+from .access import open_board
 from .boards import Board
-from .local import LocalDevice
-from .remote import RemoteDevice, open_device
 from .timing import Session, TimingSettings
 
 # A/A: short sessions, but fresh processes all the same
 _SESSIONS, _PAIRS, _SECONDS = 3, 60, 3.0
-_PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "litert": ("ai-edge-litert", "tflite-runtime")}
 
 
-def describe(board: Board) -> dict[str, Any]:
-    """What the board says of itself; see `agent.describe_board`.
+@dataclass(frozen=True)
+class Found:
+    """What a board says of itself."""
+
+    facts: dict[str, Any]  # see `agent.describe_board`
+    runtime: str | None  # version of the board's runtime, which was started there; None: it cannot be
+    why_not: str = ""
+
+
+def describe(board: Board) -> Found:
+    """Ask a board what it is, and start its runtime.
 
     Raises:
         DeviceError: it cannot be reached, is busy, or has no Python.
         InputError: a template without an address.
     """
-    if board.transport == "local":
-        return agent.describe_board(Path.home())
-    with contextlib.closing(open_device(board)) as device, device.connect() as session:
-        return session.hello()
-
-
-def runtime_version(board: Board, found: dict[str, Any]) -> str | None:
-    """Version of the board's runtime as it is installed there, None where it is not."""
-    versions: dict[str, str] = found["runtimes"]
-    return next((versions[p] for p in _PACKAGES.get(board.runtime, (board.runtime,)) if p in versions), None)
+    with contextlib.closing(open_board(board)) as device, device.connect() as session:
+        facts = session.hello()
+        if board.runtime not in agent.RUNTIMES:
+            version = facts["runtimes"].get(board.runtime)
+            return Found(facts, version, "" if version else f"runtime {board.runtime} is not installed on it")
+        try:
+            return Found(facts, " ".join(session.runtime(board.runtime)))
+        except EdgeCompressError as error:  # an import can also kill its process
+            return Found(facts, None, f"runtime {board.runtime} cannot be started on it ({error.found or error})")
 
 
 def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session, ...]]:
@@ -48,8 +54,8 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session
         UnavailableError: the runtime is not there, or the board is emulated.
         DeviceError: see `RemoteDevice.sessions`.
     """
-    if board.transport != "local" and board.runtime not in agent.RUNTIMES:
-        raise UnavailableError(f"runtime {board.runtime}", found="not one the agent measures with in this version")
+    if board.runtime != "onnxruntime":
+        raise UnavailableError(f"runtime {board.runtime}", found="no network for it to measure the noise floor with")
     settings = TimingSettings(
         threads=board.threads,
         affinity=board.affinity,
@@ -59,7 +65,7 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session
         max_seconds=_SECONDS,
         warmup_seconds=1.0,
     )
-    with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder, open_any(board) as device:
+    with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder, contextlib.closing(open_board(board)) as device:
         model = Path(folder) / "probe.onnx"
         model.write_bytes(_network())
         sessions = device.sessions(model, [model], settings)
@@ -67,9 +73,9 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session
     return abs(median - 1.0), (low, high), sessions
 
 
-def lines(board: Board, found: dict[str, Any]) -> tuple[str, ...]:
+def lines(board: Board, seen: Found) -> tuple[str, ...]:
     """What was found, one thing a line; what cannot be read is said."""
-    gib = 1 << 30
+    gib, found = 1 << 30, seen.facts
     machine, heat, clocks = found["machine"], found["temperatures_c"], found["clocks_mhz"]
     where = f" at {board.address}" if board.address else ""
     installed = ", ".join(f"{n} {v}" for n, v in found["runtimes"].items()) or "none"
@@ -77,7 +83,7 @@ def lines(board: Board, found: dict[str, Any]) -> tuple[str, ...]:
         "reachable": f"yes, by {board.transport}{where}",
         "machine": f"{machine['board'] or machine['cpu']}, {machine['machine']}, {machine['cpus']} cpus",
         "python": machine["python"],
-        "runtime": f"{board.runtime} {runtime_version(board, found) or 'is not installed'} (installed: {installed})",
+        "runtime": f"{seen.runtime or f'{board.runtime} does not start'} (installed: {installed})",
         "memory": f"{found['memory_available_bytes'] / gib:.1f} of {found['memory_total_bytes'] / gib:.1f} GiB available",
         "disk": f"{found['disk_free_bytes'] / gib:.1f} GiB free",
         "heat": ", ".join(f"{name} {degrees:.0f} C" for name, degrees in heat.items()) or "cannot be read",
@@ -96,16 +102,6 @@ def noise_line(floor: float, interval: tuple[float, float], sessions: tuple[Sess
     pairs = sum(len(s.baseline.wall_ns) for s in sessions)
     text = f"a network against itself differs by {floor:.1%} ({interval[0]:.3f} to {interval[1]:.3f}, {pairs} pairs)"
     return f"{'noise floor':11} {text}"
-
-
-@contextlib.contextmanager
-def open_any(board: Board) -> Iterator[LocalDevice | RemoteDevice]:
-    """The device a board's file describes, this machine included; closed at the end."""
-    if board.transport == "local":
-        yield LocalDevice(board.name)
-        return
-    with contextlib.closing(open_device(board)) as device:
-        yield device
 
 
 def _network() -> bytes:

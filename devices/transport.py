@@ -29,6 +29,14 @@ class Completed:
     stderr: str
 
 
+class BoardError(DeviceError):
+    """The board or the way to it failed, whatever was asked of it: another board may do, this one may be set aside."""
+
+
+class BusyError(DeviceError):
+    """Somebody else measures on the board."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What a message of ssh or adb means."""
@@ -37,6 +45,7 @@ class Fault:
     found: str
     expected: str
     do: str
+    error: type[DeviceError] = BoardError
 
 
 class Transport(Protocol):
@@ -109,13 +118,13 @@ class CommandTransport:
         """The error a message of the program, or of the board's shell, stands for; None when it says nothing known."""
         for fault in (*faults, *self.faults, *BOARD_FAULTS):
             if re.search(fault.pattern, message):
-                return DeviceError(f"board {self.name}", found=fault.found, expected=fault.expected, do=fault.do)
+                return fault.error(f"board {self.name}", found=fault.found, expected=fault.expected, do=fault.do)
         return None
 
     def _copy(self, command: Sequence[str], deadline_s: float, what: str) -> None:
         done = self._local(command, deadline_s, what)
         if done.code != 0:
-            raise self.explain(done.stderr) or DeviceError(
+            raise self.explain(done.stderr) or BoardError(
                 f"board {self.name}: {what}", found=last_line(done.stderr) or f"exit code {done.code}", expected="a copy"
             )
 
@@ -220,7 +229,7 @@ class Stream:
         if known is not None:
             return known
         if code in self._transport.lost and not self._transport.connected():
-            return DeviceError(
+            return BoardError(
                 f"board {self._transport.name}: {what}",
                 found="the link went down",
                 expected="a connection that lasts",
@@ -230,7 +239,7 @@ class Stream:
         return AgentEnded(self._transport.name, what, code, ": ".join(t for t in told if t))
 
 
-class AgentEnded(DeviceError):
+class AgentEnded(BoardError):
     """The agent ended and the link did not say why."""
 
     def __init__(self, board: str, what: str, code: int | None, told: str) -> None:
@@ -248,6 +257,7 @@ BOARD_FAULTS = (
         "it is busy: another process measures on it",
         "a board of one's own",
         "wait until that has ended",
+        BusyError,
     ),
     Fault(
         r"(python\S*: (inaccessible or )?(command )?not found|python\S*: No such file|not found: \S*python)",
@@ -284,7 +294,7 @@ def start(command: Sequence[str], *, stdin: int, stdout: int | IO[bytes], stderr
 
 def late(board: str, what: str, deadline_s: float) -> DeviceError:
     """The error for a deadline that passed."""
-    return DeviceError(
+    return BoardError(
         f"board {board}: {what}",
         found=f"no answer after {deadline_s:.0f} s",
         expected="an answer",

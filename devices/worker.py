@@ -1,7 +1,8 @@
 """The process that runs models and takes their times: `python -m edge_compress.devices.worker`.
 
-One JSON object a line on stdin, one answer a line on stdout. It imports the standard library, numpy and the runtime,
-nothing else, so that a fresh one starts in a fraction of a second and no other library's threads disturb it.
+One JSON object a line on stdin, one answer a line on stdout. It imports the standard library, numpy, the runtime and
+what it shares with agent.py, nothing else, so that a fresh one starts in a fraction of a second and no other library's
+threads disturb it.
 
     {"op": "describe", "runtime": "onnxruntime", "threads": 1}
         -> {"ok": true, "machine": {"cpu": ..., "governor": ..., "runtime_version": ..., ...}}
@@ -16,12 +17,10 @@ models' samples last about the same. In every round each model gives one sample,
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import math
 import os
-import platform
 import signal
 import sys
 import time
@@ -33,18 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from .agent import Refusal, describe_machine, peak_rss, pin, sensors
 from .stats import half_width
 
 _WARM = 0.05  # two consecutive windows differ by less: warm
 _CLOCK_STEPS = 200  # a sample lasts at least this many steps of the clock
-
-
-class Refusal(Exception):
-    """A request that cannot be done; `kind` tells the parent whose fault it is."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        self.kind = kind
-        super().__init__(" ".join(text.split())[:1000])
 
 
 @dataclass
@@ -74,7 +66,7 @@ def _onnxruntime(path: str, threads: int, seed: int) -> Loaded:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but this one
         raise Refusal("load", f"{Path(path).name}: {error}") from error
-    feeds = {i.name: _random_input(i.name, i.type, i.shape, seed + n) for n, i in enumerate(session.get_inputs())}
+    feeds = {i.name: random_input(i.name, i.type, i.shape, seed + n) for n, i in enumerate(session.get_inputs())}
 
     def run() -> None:
         try:
@@ -101,7 +93,7 @@ def _litert(path: str, threads: int, seed: int) -> Loaded:
     for n, detail in enumerate(interpreter.get_input_details()):
         kind = _TENSOR_TYPES.get(np.dtype(detail["dtype"]).name, str(detail["dtype"]))
         shape = [int(size) for size in detail["shape"]]
-        interpreter.set_tensor(detail["index"], _random_input(detail["name"], kind, shape, seed + n))
+        interpreter.set_tensor(detail["index"], random_input(detail["name"], kind, shape, seed + n))
 
     def run() -> None:
         try:
@@ -118,7 +110,7 @@ _TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint
 RUNTIMES: dict[str, Callable[[str, int, int], Loaded]] = {"onnxruntime": _onnxruntime, "litert": _litert}
 
 
-def _random_input(name: str, kind: str, shape: list[Any], seed: int) -> np.ndarray[Any, Any]:
+def random_input(name: str, kind: str, shape: list[Any], seed: int) -> np.ndarray[Any, Any]:
     """Seeded values of the input's own type and shape; a free first dimension (the batch) is 1."""
     sizes = [1 if n == 0 and not isinstance(s, int) else s for n, s in enumerate(shape)]
     if not all(isinstance(s, int) and s > 0 for s in sizes):
@@ -151,7 +143,7 @@ class Worker:
                 version = loader("", 1, 0).version
                 return {"ok": True, "machine": describe_machine() | {"runtime_version": version}}
             if request.get("affinity"):
-                _pin(request["affinity"])
+                pin(request["affinity"])
             return {"ok": True, **self._measure(self._load(loader, request), request)}
         except Refusal as refusal:
             return {"ok": False, "kind": refusal.kind, "error": str(refusal)}
@@ -172,16 +164,16 @@ class Worker:
         gc.disable()
         try:
             warm_s = _warm_up(models, floor_ns, request["warmup_seconds"], request["warmup_window"])
-            stop, sensors = self._rounds(models, request)
+            stop, readings = self._rounds(models, request)
         finally:
             gc.enable()
         return {
             "models": [{"wall_ns": m.wall, "cpu_ns": m.cpu, "k": m.k} for m in models],
             "stop": stop,
             "warmup_s": warm_s,
-            "temperatures_c": [t for t, _ in sensors],
-            "frequencies_mhz": [f for _, f in sensors],
-            "peak_rss_bytes": _peak_rss(),
+            "temperatures_c": [t for t, _ in readings],
+            "frequencies_mhz": [f for _, f in readings],
+            "peak_rss_bytes": peak_rss(os.getpid()),
             "machine": describe_machine() | {"runtime_version": models[0].version},
         }
 
@@ -189,7 +181,7 @@ class Worker:
         """Rounds in shuffled order until the interval is narrow enough or a limit is reached."""
         rng = np.random.default_rng(request["seed"])
         started = looked = time.monotonic()
-        sensors = [_sensors()]
+        readings = [sensors()]
         done, check = 0, request["min_pairs"]
         while True:
             for i in rng.permutation(len(models)):
@@ -199,18 +191,18 @@ class Worker:
             done += 1
             now = time.monotonic()
             if done >= request["max_pairs"]:
-                return "pairs", sensors
+                return "pairs", readings
             if now - started > request["max_seconds"]:
-                return "time", sensors
+                return "time", readings
             if os.getppid() != self.parent:  # nobody is left to read the answer
                 sys.exit(1)
             if now - looked > 1.0:
                 looked = now
-                sensors.append(_sensors())
+                readings.append(sensors())
             if done >= check:
                 check = done + max(5, done // 4)
                 if _widest(models, request["block"]) < request["half_width"]:
-                    return "converged", sensors
+                    return "converged", readings
 
 
 def _widest(models: list[Loaded], block: int) -> float:
@@ -265,56 +257,6 @@ def _warm_up(models: list[Loaded], floor_ns: float, seconds: float, window: int)
 def _settled(times: list[float], window: int) -> bool:
     before, after = np.median(times[-2 * window : -window]), np.median(times[-window:])
     return bool(abs(after / before - 1.0) < _WARM)
-
-
-def _pin(cpus: list[int]) -> None:
-    try:
-        os.sched_setaffinity(0, cpus)
-    except OSError as error:
-        raise Refusal("request", f"affinity {cpus}: {error.strerror}; this machine has {os.cpu_count()} cpus") from error
-
-
-def describe_machine() -> dict[str, str]:
-    """What decides latency here and can be read without rights: cpu, governor, load."""
-    return _fixed() | {
-        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or "unknown",
-        "load_average": f"{os.getloadavg()[0]:.2f}",
-    }
-
-
-@functools.cache  # reading /proc/cpuinfo takes long on machines with many cpus
-def _fixed() -> dict[str, str]:
-    info = _read(Path("/proc/cpuinfo")).splitlines()
-    names = [line.split(":", 1)[1].strip() for line in info if line.startswith(("model name", "Model", "CPU part"))]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cpus": str(os.cpu_count()),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }
-
-
-def _sensors() -> tuple[list[float], list[float]]:
-    """Temperatures in degrees Celsius and frequencies in MHz; empty where the machine shows none."""
-    zones = [_read(p) for p in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))]
-    cpus = sorted(os.sched_getaffinity(0))[:8]  # asking a cpu wakes it
-    clocks = [_read(Path(f"/sys/devices/system/cpu/cpu{n}/cpufreq/scaling_cur_freq")) for n in cpus]
-    return [int(z) / 1000 for z in zones if z.strip()], [int(c) / 1000 for c in clocks if c.strip()]
-
-
-def _peak_rss() -> int:
-    """Peak resident memory in bytes. Not getrusage: its figure takes over the parent's across exec."""
-    for line in _read(Path("/proc/self/status")).splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no such sensor on this machine
-        return ""
 
 
 def main() -> None:

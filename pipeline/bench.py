@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, fx, nn
 
+from ..devices.device import Device, Meter
 from ..devices.latency_cache import LatencyCache
-from ..devices.local import QuickMeter, describe
+from ..devices.local import LocalDevice
 from ..targets.base import Prober, Structure, Target
 from .config import Config
 from .curvature import local_hessian
@@ -19,6 +20,7 @@ from .subject import Loaded
 from .types import Precision
 
 REWARD_IMAGES = 1000
+AHEAD = 16  # candidates measured at once
 MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
 
 
@@ -30,22 +32,42 @@ class Bench:
     moments: dict[str, Tensor]  # layer -> X X^T of its inputs, on these images
     images: RewardImages
     prober: Prober
-    meter: QuickMeter
+    meter: Meter
     cache: LatencyCache
     memo: Path  # file of finished evaluations
     precision: Precision = Precision.FP32  # what candidates answer in
+    sized: bool = False  # whether the artifact's size is limited: candidates then say theirs
     reused: int = 0  # latencies read back from an earlier measurement on the same device
     measured: int = 0  # latencies measured in this run
+    fresh: set[str] = field(default_factory=set)  # keys of the structures they were of
+
+    def size_bytes(self, structure: Structure) -> int:
+        """Of a structure's file in the artifact's precision, without labels and metadata."""
+        return len(self.prober.candidate(structure))
 
     def latency_ratio(self, structure: Structure) -> float:
         """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
         key = structure.key()
         known = self.cache.get(key)
         if known is not None:
-            self.reused += 1
+            self.reused += key not in self.fresh
             return known
+        return self._keep(key, self.meter.ratio(self.prober.candidate(structure)))
+
+    def measure_ahead(self, structures: Sequence[Structure]) -> None:
+        """Measure those that are not known, several at once where there are several boards."""
+        wanted = {s.key(): s for s in structures}
+        new = {key: s for key, s in wanted.items() if self.cache.get(key) is None}
+        keys = list(new)
+        for start in range(0, len(keys), AHEAD):  # what is done is kept when a board fails
+            some = keys[start : start + AHEAD]
+            for key, ratio in zip(some, self.meter.ratios([self.prober.candidate(new[k]) for k in some]), strict=True):
+                self._keep(key, ratio)
+
+    def _keep(self, key: str, ratio: float) -> float:
         self.measured += 1
-        return self.cache.put(key, self.meter.ratio(self.prober.candidate(structure)))
+        self.fresh.add(key)
+        return self.cache.put(key, ratio)
 
 
 @contextmanager
@@ -57,7 +79,7 @@ def open_bench(
     precision: Precision,
     memo: Path,
     *,
-    affinity: tuple[int, ...] | None = None,
+    device: Device | None = None,
     latencies: Path | None = None,
 ) -> Iterator[Bench]:
     """A bench whose device measures until the context ends.
@@ -69,17 +91,19 @@ def open_bench(
         target: that the search is for.
         precision: of its artifact.
         memo: file of finished evaluations.
-        affinity: processors the device measures on; None: any.
+        device: that latencies are measured on; None: this machine.
         latencies: folder of measured latencies; None: the user's.
     """
+    device = LocalDevice() if device is None else device
     data, prep = loaded.data, loaded.subject.preprocess
-    prober = target.prober(net, data.info.image_shape, precision)  # first: what cannot be converted is said at once
+    context = _context(config, loaded, target, precision, device)  # first: a device that does not answer is said at once
+    prober = target.prober(net, data.info.image_shape, precision)  # then what cannot be converted
     inputs = scoring_inputs(loaded, config.seed)
     grams = moments(net, inputs)
     images = reward_images(data, prep, REWARD_IMAGES, config.seed)
-    cache = LatencyCache(_context(config, loaded, target, precision), latencies)
-    with QuickMeter(prober.baseline(), target.runtime, config.threads, affinity=affinity, seed=config.seed) as meter:
-        yield Bench(inputs, grams, images, prober, meter, cache, memo, precision)
+    cache = LatencyCache(context, latencies)
+    with closing(device.meter(prober.baseline(), target.runtime, config.threads, config.seed)) as meter:
+        yield Bench(inputs, grams, images, prober, meter, cache, memo, precision, config.max_size is not None)
 
 
 def moments(net: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
@@ -88,13 +112,12 @@ def moments(net: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     return local_hessian(net, batches(inputs[:MOMENT_IMAGES]), layers)
 
 
-def _context(config: Config, loaded: Loaded, target: Target, precision: Precision) -> dict[str, str]:
+def _context(config: Config, loaded: Loaded, target: Target, precision: Precision, device: Device) -> dict[str, str]:
     """All that a latency depends on besides the structure."""
-    machine = describe(target.runtime, config.threads)
     return {
         "device": config.device,
         "runtime": target.runtime,
-        **{k: v for k, v in machine.items() if k in ("cpu", "runtime_version", "governor")},
+        **device.facts(target.runtime, config.threads),
         "threads": str(config.threads),
         "precision": str(precision),
         "dense": str(loaded.subject.cost.macs),

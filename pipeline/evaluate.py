@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from statistics import median
 
 import torch
@@ -20,6 +21,7 @@ from ..targets.base import Limits, Structure
 from .bench import Bench
 from .candidate import CandidateGraph
 from .compensate import stitched_weight
+from .file_size import FileSize
 from .groups import IN, OUT, Coupling
 from .memo import Memo
 from .surgery import cuts, prune
@@ -112,6 +114,7 @@ class StitchedEvaluator:
         self.net, self.coupling, self._knobs, self.order, self.bench = net, coupling, knobs, order, bench
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self._table: dict[tuple[int, int], float] = {}
+        self._sizes: dict[tuple[int, ...], float] = {}
         images = bench.images
         self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
         self._memo = Memo(bench.memo)
@@ -133,7 +136,9 @@ class StitchedEvaluator:
         accuracy, loss = self._score(net, structure)
         ratio = self.bench.latency_ratio(structure)
         cost = ModelCost(sum(p.numel() for p in net.parameters()), self.bench.prober.macs(structure))
-        return self._memo.add(Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, time.perf_counter() - start))
+        size = self.bench.size_bytes(structure) if self.bench.sized else None
+        seconds = time.perf_counter() - start
+        return self._memo.add(Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, seconds, size_bytes=size))
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""
@@ -176,21 +181,38 @@ class StitchedEvaluator:
                 saved += dense - self._entry(i, level)
         return max(dense - saved, 0.05 * dense)
 
+    def size_estimate(self, levels: tuple[int, ...]) -> float:
+        """Bytes of the setting's file without labels and metadata, see `file_size`."""
+        if levels not in self._sizes:
+            plan = plan_for(self.knobs, levels, self.order, "")
+            self._sizes[levels] = self._file_size(structure_of(self.net, self.coupling, plan))
+        return self._sizes[levels]
+
+    @cached_property
+    def _file_size(self) -> FileSize:
+        deepest = tuple(0 if k.kind == "block" else len(k.kept) - 1 for k in self.knobs)
+        blocks = tuple(int(k.kind == "block") for k in self.knobs)
+        plans = [plan_for(self.knobs, levels, self.order, "") for levels in (deepest, blocks)]
+        structures = [structure_of(self.net, self.coupling, plan) for plan in plans]
+        alone = [self._alone(i, len(k.kept) - 1) for i, k in enumerate(self.knobs)]
+        return FileSize(self.net, self.bench.size_bytes, [self._alone(-1, 0), *alone, *structures])
+
     def fill_table(self) -> int:
         """Measure every entry of the table; returns how many there are.
 
         What one knob of many saves can be less than the noise of a measurement, and a search would pick the knobs that were
         lucky. Entries that change layers of the same shapes in the same way must save the same: they get their median.
         """
+        entries = [(i, level) for i, knob in enumerate(self.knobs) for level in range(1, len(knob.kept))]
+        self.bench.measure_ahead([self._alone(*entry) for entry in [(-1, 0), *entries]])
         self._entry(-1, 0)
         alike: dict[Change, list[tuple[int, int]]] = {}
-        for i, knob in enumerate(self.knobs):
-            for level in range(1, len(knob.kept)):
-                self._entry(i, level)
-                alike.setdefault(self._change(i, level), []).append((i, level))
-        for entries in alike.values():
-            middle = statistics.median(self._table[entry] for entry in entries)
-            self._table.update(dict.fromkeys(entries, middle))
+        for i, level in entries:
+            self._entry(i, level)
+            alike.setdefault(self._change(i, level), []).append((i, level))
+        for same in alike.values():
+            middle = statistics.median(self._table[entry] for entry in same)
+            self._table.update(dict.fromkeys(same, middle))
         return len(self._table)
 
     def _entry(self, knob: int, level: int) -> float:

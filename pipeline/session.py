@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..devices.device import Device
 from .config import Config
 from .progress import Progress
 from .store import RunFolder, atomic_write
@@ -26,6 +27,7 @@ class Run:
     loaded: Loaded
     device: str  # torch's name of where to compute
     pattern: Pattern  # what is removed
+    board: Device  # where artifacts are measured
     seconds: dict[str, float]  # of each stage, when it last ran to its end; kept in the folder, for runs that go on
     notes: list[str] = field(default_factory=list)
 

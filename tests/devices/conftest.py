@@ -70,3 +70,9 @@ def standin(tmp_path, monkeypatch) -> StandIn:
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     return StandIn(home)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Locks and failures of boards are this test's own."""
+    monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "cache"))

@@ -33,7 +33,7 @@ def test_local_noise_floor_is_measured_in_fresh_processes():
 def test_facts_of_a_board_are_its_own(bench, standin):
     board = bench()
     found = health.describe(board)
-    assert health.runtime_version(board, found) == onnxruntime.__version__
+    assert found.runtime == f"onnxruntime {onnxruntime.__version__}"
     text = "\n".join(health.lines(board, found))
     assert "yes, by ssh at board" in text
     assert f"onnxruntime {onnxruntime.__version__}" in text
@@ -53,8 +53,10 @@ def test_a_board_that_is_down_or_cannot_measure_says_so(bench, standin):
 
 
 def test_what_cannot_be_read_is_said(bench, standin):
-    found = health.describe(bench()) | {"temperatures_c": {}, "clocks_mhz": {"cpu0": [600.0, 600.0, 1800.0]}, "runtimes": {}}
+    facts = health.describe(bench()).facts
+    facts |= {"temperatures_c": {}, "clocks_mhz": {"cpu0": [600.0, 600.0, 1800.0]}, "runtimes": {}}
+    found = health.Found(facts, None)
     text = "\n".join(health.lines(bench(), found))
     assert "heat        cannot be read" in text
     assert "cpu0 600 of 1800 MHz" in text
-    assert "onnxruntime is not installed" in text
+    assert "onnxruntime does not start (installed: none)" in text

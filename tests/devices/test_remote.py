@@ -13,9 +13,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from edge_compress.devices import agent as agent_file
+from edge_compress.devices.access import open_board
+from edge_compress.devices.agent_session import overhead_ms
 from edge_compress.devices.boards import Board
-from edge_compress.devices.remote import RemoteDevice, open_device, overhead_ms, unpacked
+from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.ssh import SshTransport
+from edge_compress.devices.tensors import unpacked
 from edge_compress.devices.timing import TimingSettings
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError, UnavailableError
 from edge_compress.pipeline.types import Kind
@@ -230,7 +233,7 @@ def test_a_second_agent_on_the_board_is_told_it_is_busy(device):
 
 
 def test_the_agent_ends_itself_when_nothing_is_asked_of_it(device, monkeypatch):
-    monkeypatch.setattr("edge_compress.devices.remote._IDLE_S", 1)
+    monkeypatch.setattr("edge_compress.devices.agent_session.IDLE_S", 1)
     with device.connect() as agent:
         agent.stream.process.wait(20)
         assert agent.stream.process.returncode == 0
@@ -268,6 +271,6 @@ def test_a_full_disk_is_said(device, models, monkeypatch):
 
 def test_a_template_has_no_address_and_says_what_to_do():
     with pytest.raises(InputError, match="address"):
-        open_device(replace(BOARD, address=""))
+        open_board(replace(BOARD, address=""))
     for transport in ("ssh", "adb"):
-        open_device(replace(BOARD, transport=transport)).close()
+        open_board(replace(BOARD, transport=transport)).close()

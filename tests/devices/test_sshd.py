@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edge_compress.devices.agent_session import overhead_ms
 from edge_compress.devices.boards import Board
-from edge_compress.devices.remote import RemoteDevice, overhead_ms
+from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.ssh import SshTransport
 from edge_compress.devices.timing import TimingSettings
 from edge_compress.pipeline.errors import DeviceError

@@ -16,6 +16,7 @@ import pytest
 from edge_compress.devices import local
 from edge_compress.devices.local import LocalDevice, QuickMeter, WorkerProcess, describe, sessions
 from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.worker_process import request_of
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError
 from edge_compress.pipeline.types import Kind
 from onnx import TensorProto, helper, numpy_helper
@@ -141,7 +142,7 @@ def test_process_is_pinned_where_it_was_told_to(models):
     cpu = min(os.sched_getaffinity(0))
     with closing(WorkerProcess()) as worker:
         settings = TimingSettings(affinity=(cpu,), min_pairs=3, max_pairs=3)
-        worker.ask(local._request([models["small"]], settings, 0), 60, "small")
+        worker.ask(request_of([models["small"]], settings, 0), 60, "small")
         assert os.sched_getaffinity(worker.process.pid) == {cpu}
 
 
@@ -176,7 +177,7 @@ def test_worker_that_hangs_is_stopped_at_the_deadline(models):
         kill_later(worker.process, signal.SIGSTOP, 0.5).join()
         started = time.monotonic()
         with pytest.raises(DeviceError, match="no answer after 1 s"):
-            worker.ask(local._request([models["small"]], QUICK, 0), 1.0, "small")
+            worker.ask(request_of([models["small"]], QUICK, 0), 1.0, "small")
         assert time.monotonic() - started < 10
         assert worker.process.returncode == -signal.SIGKILL
 
@@ -202,7 +203,7 @@ def test_worker_does_not_outlive_its_parent(models):
         "time.sleep(1.5)\n"
         "os._exit(0)\n"
     )
-    request = json.dumps(local._request([models["small"]], ENDLESS, 0))
+    request = json.dumps(request_of([models["small"]], ENDLESS, 0))
     done = subprocess.run([sys.executable, "-P", "-c", script, request], capture_output=True, timeout=60, check=True)
     pid = int(done.stdout)
     deadline = time.monotonic() + 15
@@ -227,7 +228,7 @@ def test_prints_of_native_libraries_stay_out_of_the_answers():
         "worker.RUNTIMES['loud'] = loud\n"
         "worker.main()\n"
     )
-    request = local._request([Path("m")], TimingSettings(runtime="loud", min_pairs=2, max_pairs=2, warmup_seconds=0), 0)
+    request = request_of([Path("m")], TimingSettings(runtime="loud", min_pairs=2, max_pairs=2, warmup_seconds=0), 0)
     done = subprocess.run(
         [sys.executable, "-P", "-c", script], input=json.dumps(request).encode(), capture_output=True, timeout=60, check=True
     )

@@ -208,7 +208,7 @@ def again(
                 assert count == 1
                 config.write_text(text)
         if not timed:
-            monkeypatch.setattr(artifacts, "LocalDevice", lambda: _SameTiming(uninterrupted))
+            monkeypatch.setattr(LocalDevice, "measure", _SameTiming(uninterrupted).measure)
         ended = here(workshop.arguments(folder, **changed))
         assert ended.code in (0, 1), ended.err
         return Run(folder, user_net.projected, workshop.weights("projected"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli_runs import Finished, Workshop, report_of, snapshot
-from edge_compress.pipeline import artifacts
+from edge_compress.devices.local import LocalDevice
 from edge_compress.pipeline.errors import BuildError, DeviceError
 from edge_compress.pipeline.store import Stage
 from edge_compress.pipeline.types import Artifact, Kind, Percentiles, Speedup, Timing
@@ -80,7 +80,7 @@ def test_an_interval_that_reaches_1_is_no_speedup_whatever_its_median(
             times = Percentiles(1.0, 1.2, 2.0)
             return Timing("local", Kind.MEASURED, times, times, Speedup(1.4, (0.97, 1.9)), 0.01, 5, 150, 1, ("inconclusive",))
 
-    monkeypatch.setattr(artifacts, "LocalDevice", Busy)
+    monkeypatch.setattr(LocalDevice, "measure", Busy.measure)
     timed = Stage.result
 
     def forget(stage: Any, cls: Any) -> Any:
@@ -152,11 +152,11 @@ def test_a_device_that_fails_is_exit_code_4_and_the_same_command_goes_on(
     folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     (timing,) = (folder / "stages").glob("timing-x86-*")
     shutil.rmtree(timing)
-    monkeypatch.setattr(artifacts, "LocalDevice", Broken)
+    monkeypatch.setattr(LocalDevice, "measure", Broken.measure)
     ended = here(workshop.arguments(folder))
     assert ended.code == 4
     assert "SIGILL" in ended.complaint
-    monkeypatch.setattr(artifacts, "LocalDevice", _Fast)
+    monkeypatch.setattr(LocalDevice, "measure", _Fast.measure)
     last = here(workshop.arguments(folder))
     assert last.code == 0
     assert last.stages == ["verify x86"]
@@ -166,7 +166,7 @@ def test_too_much_accuracy_lost_fails_the_run(
     workshop: Workshop, tmp_path: Path, here: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few connections stay, nothing is trained, no loss is allowed."""
-    monkeypatch.setattr(artifacts, "LocalDevice", _Fast)
+    monkeypatch.setattr(LocalDevice, "measure", _Fast.measure)
     options = {"pattern": "weight", "latency_budget": 0.06, "search": "uniform", "evaluations": 2}
     ended = here(workshop.arguments(tmp_path / "run", **options, finetune_epochs=0, max_accuracy_drop=0))
     drop = report_of(tmp_path / "run")["targets"]["x86"]["accuracy"]["drop_pp"]

@@ -131,6 +131,9 @@ class Meter:
         self.asked += 1
         return sum(0.02 + i * o / 4000 for i, o in json.loads(model)["widths"].values())
 
+    def ratios(self, models: list[bytes]) -> list[float]:
+        return [self.ratio(model) for model in models]
+
 
 NAME = "OptionA"
 Make = Callable[..., tuple[StitchedEvaluator, Meter]]

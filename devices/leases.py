@@ -1,0 +1,86 @@
+"""Whose a board is: one file for each, locked (fcntl) while a process of this machine has it; and how often it failed.
+
+Files lie in $EDGE_COMPRESS_CACHE/boards, else in edge-compress/boards of $XDG_CACHE_HOME or ~/.cache. A board is known by
+its transport and address, so that two board files with one address are one board. Users of other machines are kept
+away by the agent's own lock on the board.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..pipeline.errors import InputError
+from .boards import Board
+from .latency_cache import cache_folder
+from .transport import BusyError
+
+SET_ASIDE = 3  # failures in a row after which a pool leaves a board alone
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A board that is this process's until it is released."""
+
+    lock: FileLock
+
+    def release(self) -> None:
+        """Give the board back; safe to call twice."""
+        self.lock.release(force=True)
+
+
+def lease(board: Board) -> Lease:
+    """Take a board, at once or not at all.
+
+    Raises:
+        BusyError: another process of this machine, or another measurement of this one, has it.
+        InputError: the folder of the locks cannot be written.
+    """
+    path = _file(board, ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0, thread_local=False)
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"board {board.name}",
+            found="it is busy: another process of this machine measures on it",
+            expected="a board of one's own",
+            do="wait until that has ended",
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"folder {path.parent}", found=error.strerror or str(error), do="set EDGE_COMPRESS_CACHE to another folder"
+        ) from error
+    return Lease(lock)
+
+
+def failures(board: Board) -> tuple[int, str]:
+    """(times in a row that it failed in a pool, what it failed with last)."""
+    try:
+        data = json.loads(_file(board, ".json").read_bytes())
+        return int(data["failures"]), str(data["last"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ""
+
+
+def note_failure(board: Board, error: Exception) -> None:
+    """Count a failure. The caller has the board's lease."""
+    record = {"board": board.name, "failures": failures(board)[0] + 1, "last": str(error)}
+    path = _file(board, ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def forgive(board: Board) -> None:
+    """Count from zero again: the board has worked, or `devices check` found it well."""
+    _file(board, ".json").unlink(missing_ok=True)
+
+
+def _file(board: Board, suffix: str) -> Path:
+    name = re.sub(r"[^\w.@-]", "_", f"{board.transport}-{board.address}")
+    return cache_folder().parent / "boards" / f"{name}{suffix}"
