@@ -41,7 +41,7 @@ from edge_compress.pipeline.pruning import Channels
 from edge_compress.pipeline.search import search
 from edge_compress.pipeline.sensitivity import rank_units
 from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, load_subject
+from edge_compress.pipeline.subject import Loaded, fast_bfloat16, load_subject
 from edge_compress.pipeline.types import Candidate, Epoch, Knob, Precision
 from edge_compress.pipeline.verify import answers
 from edge_compress.targets.base import BuildRequest, Target
@@ -206,7 +206,7 @@ def main(
     mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
     inputs = scoring_inputs(loaded, seed)
     rows, files, dense = [], {}, work
-    how = FinetuneSettings(epochs, seed)  # in float32: bfloat16 training of layers with 3 or 61 channels crashed inside PyTorch
+    how = FinetuneSettings(epochs, seed, autocast=fast_bfloat16("cpu"))
     for tool, net in (("torch-pruning", theirs), ("edge-compress", mine)):
         reestimate_on(net, torch.split(inputs, 250))
         before = top1(logits(net, test, prep), test.labels)

@@ -8,8 +8,7 @@ Four parts, each written into the same file when it is done and left as it is by
     hessian   a network of a few hundred weights on scikit-learn's digits, float64: every estimator beside the second difference
               of the loss, one connection at a time
     fisher    the embedded digits network: the same beside the exact Gauss-Newton diagonal, from the gradients of every class
-    channels  the given model: scores of channels beside the loss with each channel alone removed, on training images varied as
-              in training; in float, without compensation and without new BatchNorm statistics
+    channels  the given model: scores of channels beside the loss with each channel alone removed (see curvature_channels)
     cost      the given model: processor time of each whole-model estimate beside plain gradients (forward and backward) of the
               same images, interleaved; and peak memory beside a training step's, each in a fresh process
 
@@ -30,23 +29,22 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
-from curvature_cost import Work, batches, gradients, memory, of_connections, of_differences, of_units, ratio, times, training_step
+from curvature_channels import agreement, channels_part
+from curvature_cost import Work, gradients, memory, of_connections, of_differences, of_units, ratio, times, training_step
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline import curvature, hasa
+from edge_compress.pipeline import curvature
 from edge_compress.pipeline.data import DataSet, load_data
 from edge_compress.pipeline.digits import AUGMENT, EPOCHS, MEAN, STD, digits_resnet, train_digits
 from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import IN, OUT, Coupling, couple
+from edge_compress.pipeline.groups import couple
 from edge_compress.pipeline.images import training_inputs
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.removal import removal_curvature
-from edge_compress.pipeline.sensitivity import CURVATURE_IMAGES, UnitScores
+from edge_compress.pipeline.sensitivity import CURVATURE_IMAGES
 from edge_compress.pipeline.steady import Batch, weight_layers
 from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.subject import load_subject
 from edge_compress.pipeline.types import Preprocess
-from oracles import CHUNK, exact_gauss_newton, leave_one_out, second_differences
-from scipy.stats import spearmanr
+from oracles import exact_gauss_newton, second_differences
 from torch import Tensor, fx, nn
 
 PARTS = ("hessian", "fisher", "channels", "cost")
@@ -91,13 +89,6 @@ def estimators(
     local = curvature.local_hessian(net, images)
     yield "layer-local Hessian", 1 / 3, [{n: curvature.local_diagonal(h, layers[n].weight) for n, h in local.items()}]
     yield "magnitude", 0.0, [{n: layer.weight.detach().abs() for n, layer in layers.items()}]
-
-
-def agreement(found: Values, exact: Values) -> tuple[float, float]:
-    """Spearman's coefficient within layers or groups (their mean) and pooled."""
-    within = [float(spearmanr(found[n].flatten(), exact[n].flatten()).statistic) for n in exact]
-    pooled = spearmanr(*(torch.cat([values[n].double().flatten() for n in exact]) for values in (found, exact)))
-    return statistics.mean(within), float(pooled.statistic)
 
 
 def against(exact: Values, net: nn.Module, images: list[Batch], seeds: int, probes: Sequence[int]) -> list[Row]:
@@ -154,54 +145,6 @@ def fisher_part(quick: bool, ui: Progress) -> dict[str, object]:
         "images": count,
         "weights": weights,
         "rows": against(exact, net, images, 1 if quick else 3, (1,) if quick else (1, 4, 16, 64)),
-    }
-
-
-def unit_estimates(net: fx.GraphModule, coupling: Coupling, inputs: Tensor) -> Iterator[tuple[str, Values]]:
-    """Scores of all units by name: the product's at every lambda, and what they were chosen among."""
-    ours = UnitScores(net, coupling, inputs, "hasa", 0)
-    yield from ((f"hasa, lambda {lam}", ours.at(lam)) for lam in ours.grid())
-    published = UnitScores(net, coupling, inputs, "seed", 0)
-    yield from ((f"seed, lambda {lam:.3g}", published.at(lam)) for lam in published.grid()[2:4])
-    yield from ((name, UnitScores(net, coupling, inputs, name, 0).at(0.0)) for name in ("magnitude", "random"))
-    images = batches(inputs[:CURVATURE_IMAGES])
-    for draws in (1, 4):
-        yield f"v'Gv, {draws} x signs", {g: v.cpu() for g, v in removal_curvature(net, coupling.units, images, draws).items()}
-    weights = {name: layer.weight for name, layer in weight_layers(net).items()}
-    diagonal = curvature.gauss_newton(net, images)
-    members = {
-        g: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in u]
-        for g, u in coupling.units.items()
-    }
-    for lam in (0.5, 1.0):
-        scores = hasa.score("hasa", weights, diagonal, lam)
-        yield f"sum over connections, lambda {lam}", {g: hasa.unit_scores(scores, m) for g, m in members.items()}
-
-
-def channels_part(net: fx.GraphModule, inputs: Tensor, labels: Tensor, images: int, ui: Progress) -> dict[str, object]:
-    """Scores beside the loss with each unit removed alone, on the first `images` of the inputs."""
-    coupling = couple(net)
-    kinds = {group.name: group.kind for group in coupling.groups}
-    chunks = -(-images // CHUNK)
-    with ui.bar("leave-one-channel-out", chunks * sum(map(len, coupling.units.values()))) as bar:
-        dense, without = leave_one_out(net, coupling, inputs[:images], labels[:images], bar.advance)
-    increase = {group: losses.mean(1) - dense.mean() for group, losses in without.items()}
-    halves = ({g: losses[:, first::2].mean(1) for g, losses in without.items()} for first in (0, 1))
-    rows: list[Row] = []
-    for name, found in unit_estimates(net, coupling, inputs):
-        row: Row = {"score": name}
-        for kind in ("inner", "stream"):
-            chosen = {g: v for g, v in increase.items() if kinds[g] == kind}
-            row[kind] = agreement(found, chosen)[0] if chosen else None
-        row["within"], row["pooled"] = agreement(found, increase)
-        rows.append(row)
-    within, pooled = agreement(*halves)
-    return {
-        "images": images,
-        "dense_loss": float(dense.mean()),
-        "units": {g: [round(float(v), 6) for v in values] for g, values in increase.items()},
-        "oracle_half_against_half": {"within": within, "pooled": pooled},
-        "rows": rows,
     }
 
 
@@ -274,7 +217,7 @@ def main(model: str, weights: str | None, data: str, parts: str, images: int, qu
         count = 20 if quick else max(images, CURVATURE_IMAGES)
         inputs = training_inputs(loaded.data, loaded.subject.preprocess, count, 0)
         labels = torch.from_numpy(loaded.data.train.labels[: len(inputs)].copy())
-        work["channels"] = lambda: channels_part(net, inputs, labels, min(images, len(inputs)), ui)
+        work["channels"] = lambda: channels_part(net, inputs[:images], labels[:images], out.with_suffix(".work"), ui)
         work["cost"] = lambda: cost_part(net, inputs[: 10 if quick else 300], quick, ui)
     for part in chosen:
         ui.say(f"{part} ...")

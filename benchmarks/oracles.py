@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.curvature import second_difference
 from edge_compress.pipeline.groups import Coupling
-from edge_compress.pipeline.steady import Batch, weight_layers
+from edge_compress.pipeline.removal import places_of, read_apart
+from edge_compress.pipeline.steady import Batch, steady, weight_layers
 from edge_compress.pipeline.surgery import masked
 from edge_compress.pipeline.types import Pattern, Plan
 from torch import Tensor, fx, nn
@@ -115,3 +116,34 @@ def leave_one_out(
                     tell()
                 without[name].append(torch.stack(losses))
     return torch.cat(dense), {name: torch.cat(parts, 1) for name, parts in without.items()}
+
+
+def logit_changes(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, batch: int = 100) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits, and to first order by how much each falls when a unit goes: one backward pass for each class.
+
+    Args:
+        net: canonical network, eval mode.
+        coupling: its groups.
+        inputs: (n, C, H, W).
+        batch: images in one forward pass.
+
+    Returns:
+        Logits (n, classes), and group -> (n, units, classes); float64.
+    """
+    logits: list[Tensor] = []
+    falls: dict[str, list[Tensor]] = {group: [] for group in coupling.units}
+    with steady(net) as place:
+        places = places_of(coupling.units, place.device)
+        for x in inputs.split(batch):
+            leaf, along = x.clone().requires_grad_(), dict[str, Tensor]()
+            with read_apart(net, places, along):
+                found = net(leaf.clone())
+            by_class: list[dict[str, Tensor]] = []
+            for c in range(found.shape[1]):
+                along.update({group: place.new_zeros(len(x), len(units)) for group, units in coupling.units.items()})
+                torch.autograd.grad(found[:, c].sum(), leaf, retain_graph=True)
+                by_class.append(dict(along))
+            logits.append(found.detach().double())
+            for group, parts in falls.items():
+                parts.append(torch.stack([values[group] for values in by_class], 2).double())
+    return torch.cat(logits), {group: torch.cat(parts) for group, parts in falls.items()}

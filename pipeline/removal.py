@@ -52,13 +52,13 @@ def removal_curvature(
         raise ValueError(f"draws {draws} must be positive")
     generator = torch.Generator().manual_seed(seed)
     with steady(net) as place:
-        places = _places(units, place.device)
+        places = places_of(units, place.device)
         total = {name: torch.zeros(len(of), dtype=torch.float64, device=place.device) for name, of in units.items()}
         images = counted(batches)
         for inputs, _ in batches:
             along: dict[str, Tensor] = {}  # group -> (N, units): each image's derivative along each unit's v
             leaf = inputs.detach().to(place.device, place.dtype).requires_grad_()
-            with _read(net, places, along):
+            with read_apart(net, places, along):
                 logits = checked_logits(net(leaf.clone()))
             for turn in range(draws):
                 along.update({name: place.new_zeros(len(inputs), len(of)) for name, of in units.items()})
@@ -68,7 +68,8 @@ def removal_curvature(
     return finite({name: value / (images * draws) for name, value in total.items()})
 
 
-def _places(units: Mapping[str, Sequence[Unit]], device: torch.device) -> Places:
+def places_of(units: Mapping[str, Sequence[Unit]], device: torch.device) -> Places:
+    """Where each unit is read: by which layers, in which of their input channels."""
     pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for group, of in units.items():
         for number, unit in enumerate(of):
@@ -83,10 +84,11 @@ def _places(units: Mapping[str, Sequence[Unit]], device: torch.device) -> Places
 
 
 @contextmanager
-def _read(net: nn.Module, places: Places, along: Mapping[str, Tensor]) -> Iterator[None]:
+def read_apart(net: nn.Module, places: Places, along: Mapping[str, Tensor]) -> Iterator[None]:
     """While a forward pass runs here, every layer reads its input through a view of its own.
 
-    The gradient of the view is what this layer alone adds to the gradient of the tensor, and is formed by any backward pass.
+    The gradient of the view is what this layer alone adds to the gradient of the tensor, and is formed by any backward pass. Each
+    such pass adds to `along`, group -> (N, units), every image's derivative of what it started from along each unit's v.
     """
 
     def hook(layer: str, module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
