@@ -1,6 +1,6 @@
 # What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint type check docs clean
+.PHONY: help env demo test test-slow browser lint type check docs clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,6 +30,11 @@ test: env  ## the fast tests, minutes
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+browser:  ## what the tests of the HTML pages need beside Chromium and Node, into build/browser
+	mkdir -p build/browser
+	cp tests/browser/package.json build/browser
+	npm install --prefix build/browser --no-package-lock --no-audit --no-fund
 
 lint: env  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
-from ..devices.local import LocalDevice
 from ..devices.timing import TimingSettings
 from ..targets.base import BuildRequest, FloatArray, Target
+from . import golden
 from .accuracy import top1
 from .images import calibration_batches
 from .references import References
+from .on_device import on_device
 from .session import Run
-from .store import Stage
-from .types import Accuracy, Artifact, Pattern, Precision, TargetResult, Timing
+from .store import Stage, atomic_write, file_ref
+from .types import Accuracy, Artifact, FileRef, Pattern, Precision, TargetResult, Timing
 from .verify import answers, artifact_logits, compare, judge
 
 CALIBRATION_IMAGES = 500
@@ -72,20 +74,20 @@ def verified(
     target: Target,
     artifact: Artifact,
     references: References,
-    affinity: tuple[int, ...] | None,
 ) -> TargetResult:
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
     config, digest = run.config, artifact.file.sha256
     judged = run.folder.stage(f"accuracy-{target.name}", "1", {}, (before.key, digest, references.logits.sha256))
     timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": config.threads}, (before.key, digest))
-    accuracy, timing = judged.result(Accuracy), timed.result(Timing)
-    if accuracy is None or timing is None:
+    kept = run.folder.stage(f"golden-{target.name}", "1", {"images": golden.IMAGES}, (before.key, digest))
+    accuracy, timing, answers_kept = judged.result(Accuracy), timed.result(Timing), kept.result(FileRef)
+    if accuracy is None or timing is None or answers_kept is None:
         with run.stage(f"verify {target.name}"):
             if accuracy is None:
                 accuracy = _accuracy(run, target, artifact, references)
                 judged.finish(accuracy)
             if timing is None:
-                timing = _timing(run, target, artifact, affinity)
+                timing = _timing(run, target, artifact)
                 timed.finish(timing)
     masked = run.pattern is not Pattern.CHANNEL
     verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup, masked=masked)
@@ -96,12 +98,27 @@ def _accuracy(run: Run, target: Target, artifact: Artifact, references: Referenc
     test = run.loaded.data.test
     found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
     torch_logits = load_file(run.folder.path / references.logits.path)
+            if answers_kept is None:
+                answers_kept = _golden(run, target, artifact)
+                kept.finish(answers_kept)
     return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
 
 
-def _timing(run: Run, target: Target, artifact: Artifact, affinity: tuple[int, ...] | None) -> Timing:
+def _timing(run: Run, target: Target, artifact: Artifact) -> Timing:
     assert artifact.baseline is not None  # every target builds one
     baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
-    settings = TimingSettings(threads=run.config.threads, affinity=affinity, runtime=target.runtime, seed=run.config.seed)
+    settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed)
     with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
-        return LocalDevice().measure(baseline, path, settings, lambda done, total: bar.advance())
+        return run.board.measure(baseline, path, settings, lambda done, total: bar.advance())
+
+
+def _golden(run: Run, target: Target, artifact: Artifact) -> FileRef:
+    """Some test images with the artifact's answers, beside it."""
+    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
+    picked = np.unique(np.linspace(0, len(test) - 1, golden.IMAGES).astype(np.int64))
+    path = run.folder.path / artifact.file.path
+    with target.runner(path) as predict:
+        answered = golden.record(predict, test.read(picked), test.labels[picked], prep.mean, prep.std, golden.where(target))
+    file = path.with_name("golden.safetensors")
+    atomic_write(file, golden.to_bytes(answered))
+    return file_ref(file, run.folder.path)

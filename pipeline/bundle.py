@@ -176,7 +176,7 @@ def _manifest(name: str, files: Mapping[str, bytes]) -> Manifest:
             raise ValueError(f"schema {manifest.schema}, where this version reads {SCHEMA}")
     except KeyError as error:
         raise VerifyError(f"{name} is no bundle", found=f"no {error}", expected=MANIFEST) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise VerifyError(f"{name}: {MANIFEST} is no manifest", found=str(error)) from error
     return manifest
 

@@ -17,7 +17,8 @@ import click
 
 from .. import targets
 from . import config as settings
-from .errors import EdgeCompressError, InputError, UnavailableError, VerifyError
+from .cli_release import release, report, verify
+from .errors import EdgeCompressError, UnavailableError
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -68,7 +69,9 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     type=click.Choice(settings.AUGMENTS),
 )
 @_option("--image-size", "Height and width images are scaled to.", "the model's own, else the data's", type=int, metavar="PIXELS")
-@_option("--device", "Where latency is measured: a name from `edge-compress devices`, or a TOML file.", metavar="NAME")
+@_option(
+    "--device", "Where latency is measured: a name from `edge-compress devices`, a TOML file, or class:NAME.", metavar="NAME"
+)
 @_option(
     "--pattern",
     "What is removed: channels and blocks, single weights, or two of four.",
@@ -147,7 +150,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
       edge-compress --config edge-compress.toml --seed 1
           options from a file, one of them overridden
       edge-compress verify runs/resnet20
-          is every file what the report says it is?
+          is every file what the report says it is, and does the artifact still answer the same?
 
     \b
     Exit codes:
@@ -176,27 +179,44 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
 @cli.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--device", metavar="NAME", default="local", show_default=True, help="A name from `edge-compress devices`, or a TOML file."
+    "--device",
+    metavar="NAME",
+    default="local",
+    show_default=True,
+    help="A name from `edge-compress devices`, a TOML file, or class:NAME for any free board of a class.",
 )
 @click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads of the runtime.  [default: the device's]")
 @click.option(
     "--sessions", type=click.IntRange(1), metavar="COUNT", default=5, show_default=True, help="Fresh processes to measure in."
 )
-def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions: int) -> int:
-    """Measure the latency of artifacts on a device. The first is the baseline, the others are measured in turn with it.
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write profile.json and profile.html there.")
+def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions: int, out: Path | None) -> int:
+    """Measure artifacts on a device: latency, memory, time by layer.
+
+    The first is the baseline; the others are measured in turn with it.
 
     \b
     Example:
-      edge-compress profile dense.onnx pruned.onnx --device local
+      edge-compress profile dense.onnx pruned.onnx --device local --out profiles/pruned
     """  # noqa: D301
-    from ..devices import boards
+    from ..devices.access import named
     from ..devices.timing import TimingSettings
     from . import profiling, progress
 
-    board = boards.load(device)
+    board = named(device)[0]
     runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
-    click.echo("\n".join(profiling.table(profiling.profile(models, board, timing, progress.Progress()))))
+    result = profiling.profile(models, device, timing, progress.Progress())
+    click.echo("\n".join(profiling.table(result)))
+    if out is not None:
+        from .profile_page import to_html
+        from .store import atomic_write
+        from .types import to_json
+
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(out / "profile.json", json.dumps(to_json(result), indent=1) + "\n")
+        atomic_write(out / "profile.html", to_html(result))
+        click.echo(f"profile: {out / 'profile.html'}")
     return 0
 
 
@@ -216,6 +236,8 @@ def devices(context: click.Context) -> int:
             if board.transport != "local" and not board.address:
                 facts.append("a template: it has no address")
             click.echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
+            if board.class_:
+                facts.append(f"class {board.class_}")
     return 0
 
 
@@ -229,10 +251,10 @@ def check(name: str) -> int:
       edge-compress devices check local
     """  # noqa: D301
     from ..devices import boards
-    from . import profiling
+    from . import board_check
 
     board = boards.load(name)
-    found = profiling.check(board)
+    found = board_check.check(board)
     click.echo("\n".join(found.lines))
     if found.lacking:
         raise UnavailableError(f"device {board.name} is not ready", found="; ".join(found.lacking))
@@ -240,45 +262,8 @@ def check(name: str) -> int:
     return 0
 
 
-@cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
-def verify(path: Path) -> int:
-    """Check an artifact or a run folder against its record: digests of all files that report.json names.
-
-    \b
-    Example:
-      edge-compress verify runs/demo
-    """  # noqa: D301
-    from .verify import verify_path
-
-    findings = verify_path(path)
-    if findings:
-        raise VerifyError(f"{path} is not what its record says", found="; ".join(findings))
-    click.echo(f"{path}: every file is what its record says")
-    return 0
-
-
-@cli.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-def report(folder: Path) -> int:
-    """Write report.md and report.html of a run again, from its report.json.
-
-    \b
-    Example:
-      edge-compress report runs/demo
-    """  # noqa: D301
-    from .report import to_html, to_markdown
-    from .store import atomic_write
-
-    source = folder / "report.json"
-    try:
-        record = json.loads(source.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source} cannot be read", found=str(error), expected="the report of a finished run") from error
-    for name, render in (("report.md", to_markdown), ("report.html", to_html)):
-        atomic_write(folder / name, render(record))
-        click.echo(str(folder / name))
-    return 0
+for command in (verify, release, report):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -140,6 +140,11 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
 
     file = out or Path("comparison.html")
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, comparison([(run.name or str(run), found) for run, found in zip(runs, reports, strict=True)]))
+    atomic_write(
+        file,
+        comparison(
+            [(run.stem if run.suffix == ".json" else run.resolve().name, found) for run, found in zip(runs, reports, strict=True)]
+        ),
+    )
     click.echo(str(file))
     return 0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from .markdown import md, md_table
 from .report_figures import figures
 from .report_words import (
     Json,
-    Table,
     comparison,
     conversion,
     environment,
@@ -64,6 +64,7 @@ class RunResults:
     finished: str
     stage_seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    licenses: dict[str, str] = field(default_factory=dict)  # package -> what it says of its licence, "" where nothing
 
 
 def to_report(results: RunResults) -> Json:
@@ -76,7 +77,7 @@ def to_report(results: RunResults) -> Json:
     report: Json = _finite(
         {
             "schema": 1,
-            "tool": {"version": version, "packages": dict(results.packages)},
+            "tool": {"version": version, "packages": dict(results.packages), "licenses": dict(results.licenses)},
             "model": {"name": subject.model, "sha256": subject.model_sha256},
             "data": to_json(subject.data),
             "preprocess": to_json(subject.preprocess),
@@ -169,6 +170,8 @@ def _target_json(target: TargetResult) -> Json:
         "artifact": artifact,
         "accuracy": _numbers_json(Accuracy, target.accuracy, ()),
         "latency": _numbers_json(Timing, target.latency, ("device",)),
+        "golden": to_json(target.golden),
+        "on_device": to_json(target.on_device),
         "verdict": to_json(target.verdict),
     }
 
@@ -211,31 +214,17 @@ def to_html(report: Json) -> str:
 
 def to_markdown(report: Json) -> str:
     """`report.md`: the verdict, the tables and the command, from `report.json` alone."""
-    lines = [f"# {_md(verdict_line(report))}", "", _md(f"{report['model']['name']} on {report['data']['name']}"), ""]
+    lines = [f"# {md(verdict_line(report))}", "", md(f"{report['model']['name']} on {report['data']['name']}"), ""]
     for name in report["targets"]:
         head = headline(report, name)
-        lines += [f"## {_md(name)}: {head.state}", "", _md(head.sentence), ""]
-        lines += [f"- {_md(reason)}" for reason in head.reasons] + [f"- {tip}" for tip in head.advice]
+        lines += [f"## {md(name)}: {head.state}", "", md(head.sentence), ""]
+        lines += [f"- {md(reason)}" for reason in head.reasons] + [f"- {tip}" for tip in head.advice]
         lines += [""] if head.reasons or head.advice else []
         for table in (comparison(report, name), how_measured(report, name), conversion(report, name)):
-            lines += _md_table(table) if table else []
-    lines += ["## What was removed", "", *_md_table(kept_table(report)), *_md_table(finetune_table(report))]
+            lines += md_table(table) if table else []
+    lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
     lines += ["## The run", ""]
     for table in environment(report):
-        lines += _md_table(table)
+        lines += md_table(table)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", report["command"])), default=0))
     return "\n".join([*lines, "The command:", "", f"{fence}sh", report["command"], fence, ""])
-
-
-def _md_table(table: Table) -> list[str]:
-    if not table.rows:
-        return []
-    rule = ["---"] + ["--:" if table.numeric else "---"] * (len(table.head) - 1)
-    rows = [table.head, rule, *table.rows]
-    return [f"**{_md(table.caption)}**", "", *("| " + " | ".join(c if r is rule else _md(c) for c in r) + " |" for r in rows), ""]
-
-
-def _md(text: str) -> str:
-    """Text as Markdown shows it: nothing in it is markup, a table cell or a new line."""
-    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", flat)

@@ -176,6 +176,11 @@ def how_measured(report: Json, name: str) -> Table | None:
             rows += [("Protocol", protocol), ("Sessions", f"{latency['sessions']} processes, {latency['pairs']} pairs")]
             rows += [(f"Quality: {flag}", _QUALITY.get(flag, flag)) for flag in latency["quality"]] or [("Quality", "quiet")]
         rows += [(k, tag(v, kind) if _NUMBER.fullmatch(v) else v) for k, v in sorted(latency["environment"].items())]
+    seen = report["targets"][name].get("on_device")
+    if seen is not None:
+        same, there, here = (fixed(v) for v in (100 * seen["agreement"], seen["top1"], seen["here_top1"]))
+        text = f"{same} % of {seen['samples']} test images get the class they get here; top-1 of these {there} %, here {here} %"
+        rows.append((f"Answers on {seen['device']}", tag(text, seen["kind"])))
     if accuracy["kind"] != Kind.NONE:
         rows.append(("Accuracy", f"{accuracy['samples']:,} test images in the artifact's own runtime ({accuracy['kind']})"))
     return Table(f"{name}: how it was measured", ("", "value"), tuple(rows), numeric=False) if rows else None

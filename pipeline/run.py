@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .. import targets as target_modules
-from ..devices import boards
+from ..devices.access import open_named
+from ..devices.device import Device
 from ..targets.base import Target
 from . import artifacts
 from .accuracy import cost_of
@@ -38,6 +39,7 @@ from .finetune import FinetuneSettings, Step, finetune
 from .graph import canonical
 from .images import affordable, scoring_inputs, training_inputs
 from .models import state_sha256
+from .packages import license_of
 from .progress import Progress
 from .pruning import Pruning, RankedEvaluator, pattern_for, pruning_for
 from .references import references_of
@@ -78,7 +80,11 @@ def run_pipeline(config: Config, ui: Progress) -> int:
         EdgeCompressError: see `errors`.
     """
     started = datetime.now(UTC)
-    board = boards.load(config.device, transports=("local",))  # the search measures here
+    with closing(open_named(config.device)) as board:
+        return _run(config, ui, board, started)
+
+
+def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     chosen = [target_modules.load(name) for name in config.targets]
     for target in chosen:
         reason = target.missing()
@@ -88,7 +94,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
     _deterministic(config)
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
-        run = Run(config, ui, folder, loaded, accelerator(config), pattern, read_seconds(folder))
+        run = Run(config, ui, folder, loaded, accelerator(config), pattern, board, read_seconds(folder))
         subject_key = _prepare_subject(run)
         loaded = run.loaded
         shape = loaded.subject.data.image_shape
@@ -97,7 +103,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             pattern, net, shape, chosen[0].limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path
         )
         precision = config.precision or chosen[0].limits.precisions[0]
-        found, plan, searched = _search(run, subject_key, pruning, chosen[0], precision, board.affinity)
+        found, plan, searched = _search(run, subject_key, pruning, chosen[0], precision)
         checkpoint, student, tuned = _finetune(run, searched, pruning, plan)
         references = references_of(run, tuned, checkpoint, student)
         results = {}
@@ -108,7 +114,7 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             except BuildError as error:  # the other targets still get theirs
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
-                results[target.name] = artifacts.verified(run, built, target, artifact, references, board.affinity)
+                results[target.name] = artifacts.verified(run, built, target, artifact, references)
         budget = config.latency_budget.ratio if config.latency_budget.ratio is not None else found.best.spent
         run.notes += [*pruning.remarks(chosen[0].runtime), *_on_budget(config, pruning, results, budget)]
         results_of_run = RunResults(
@@ -127,11 +133,12 @@ def run_pipeline(config: Config, ui: Progress) -> int:
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
             command=_command(),
-            packages=_versions(chosen),
+            packages=(packages := _versions(chosen)),
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             stage_seconds=run.seconds,
             notes=tuple(run.notes),
+            licenses={name: license_of(name) for name in packages},
         )
         _write(folder.path, plan, results_of_run)
     return 0 if all(r.verdict.passed for r in results.values()) else 1
@@ -184,7 +191,7 @@ def _prepare_subject(run: Run) -> str:
 
 
 def _search(
-    run: Run, subject_key: str, pruning: Pruning, target: Target, precision: Precision, affinity: tuple[int, ...] | None
+    run: Run, subject_key: str, pruning: Pruning, target: Target, precision: Precision
 ) -> tuple[SearchResult, Plan, Stage]:
     """Rank what can go, then set every knob: the plan with the best one-shot accuracy within the budget."""
     config = run.config
@@ -198,7 +205,7 @@ def _search(
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
-        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, affinity=affinity)
+        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, device=run.board)
         with ExitStack() as stack:
             with run.stage("curvature"):
                 bench = stack.enter_context(opening)

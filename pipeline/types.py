@@ -42,6 +42,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    DYNAMIC = "dynamic"  # int8 weights; activations are float and quantized as they come
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,20 @@ class Timing:
 
 
 @dataclass(frozen=True)
+@dataclass(frozen=True)
+class OnDevice:
+    """An artifact's answers on the device it is for, beside those of the same file on this machine."""
+
+    device: str
+    kind: Kind  # "measured", or "emulated" where the device is one: its outputs count all the same
+    runtime: str  # version on the device
+    samples: int  # test images
+    agreement: float  # share of them on which both name the same class
+    top1: float  # percent, on the device
+    here_top1: float  # percent, on this machine, the same images
+    largest_difference: float  # of a logit, as a share of the range of this machine's logits
+
+
 class Verdict:
     """Whether the gates were passed, and if not, which and why."""
 
@@ -293,6 +308,8 @@ class TargetResult:
     accuracy: Accuracy | None = None
     latency: Timing | None = None
 
+    golden: FileRef | None = None  # a few test images with the artifact's answers, see `golden`
+    on_device: OnDevice | None = None  # None: the device is this machine
 
 def to_json(value: Any) -> Any:
     """A JSON-serialisable copy of a dataclass tree of this module."""
