@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FloatArray = NDArray[np.float32]
+
+SAME_PP = 0.02  # recipes that score this close on the search split are the same: the simpler one is taken
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class BuildRequest:
     mean: tuple[float, ...] = ()  # per channel, of pixels on [0, 1]: network input = (pixel / 255 - mean) / std
     std: tuple[float, ...] = ()  # a target may put this into the artifact; both empty: inputs stay as they are
     float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default
+    pattern: Pattern = Pattern.CHANNEL  # how the network was pruned
+    rewritten: nn.Module | None = None  # `dense` in another form, where the search knows one: the faster of them is the baseline
 
 
 class Runner(Protocol):
@@ -68,6 +72,19 @@ class Runner(Protocol):
 
     def __call__(self, inputs: FloatArray) -> FloatArray:
         """Logits (n, classes) of network inputs (n, C, H, W)."""
+        ...
+
+
+# One inference somewhere else: tensors by name in, tensors by name out.
+Infer = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A target whose artifacts another machine can run for this one: here images become tensors, and tensors logits."""
+
+    def runner_through(self, path: Path, infer: Infer) -> AbstractContextManager[Runner]:
+        """As `Target.runner`, with every inference made by `infer`, one image each."""
         ...
 
 
@@ -87,8 +104,21 @@ class Prober(Protocol):
         ...
 
 
+@runtime_checkable
+class Estimator(Protocol):
+    """A prober that can say how a structure's latency would change where no device is there to be asked."""
+
+    def estimate(self, structure: Structure) -> float:
+        """Latency of this structure as a share of the dense one's in the same precision. An estimate, never a measurement."""
+        ...
+
+
 class Target(Protocol):
-    """One runtime."""
+    """One runtime.
+
+    A target may also have `packages`, whose versions the report names; and `needs_device`, True where its artifact is finished on
+    the device it is for, with `simulation`, the kind of what `runner` answers without that device.
+    """
 
     name: str
     limits: Limits

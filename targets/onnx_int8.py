@@ -60,7 +60,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
     add_infer_metadata(shaped)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in known.items()}
     try:
-        with _quiet():
+        with quiet():
             quantizer = QDQQuantizer(
                 shaped,
                 per_channel=True,
@@ -102,7 +102,7 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The quantizer reports each step to the root logger."""
     root = logging.getLogger()
     level = root.level

@@ -21,17 +21,15 @@ import numpy as np
 
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.types import Artifact, FileRef, Pattern, Precision
-from .base import BuildRequest, FloatArray, Limits, Runner, Structure
+from .base import BuildRequest, FloatArray, Infer, Limits, Runner, Structure
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from ..calibration.ranges import Histogram, Range
-    from .onnx_int8 import Recipe
+    from .onnx_graph import Layer
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
-SAME_PP = 0.02  # recipes this close are the same: the simpler one is taken
 _BLOCK = 64  # images a call, where the file allows more than one
 
 
@@ -97,6 +95,20 @@ class X86:
             raise UnavailableError("onnxruntime is not installed", do="pip install onnxruntime")
         yield predictor(str(path), threads)
 
+    @contextmanager
+    def runner_through(self, path: Path, infer: Infer) -> Iterator[Runner]:
+        """The artifact on another machine, see `targets.base.Elsewhere`."""
+        import onnx
+
+        graph = onnx.load(path).graph
+        entry, logits = graph.input[0].name, graph.output[0].name
+
+        def predict(inputs: FloatArray) -> FloatArray:
+            single = (np.ascontiguousarray(inputs[at : at + 1], dtype=np.float32) for at in range(len(inputs)))
+            return np.concatenate([infer({entry: image})[logits] for image in single])
+
+        yield predict
+
     def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> OnnxProber:
         """Latency models of candidates, see `targets.base.Prober`.
 
@@ -130,8 +142,8 @@ class OnnxProber:
             images = rng.standard_normal((4, *image_shape), dtype=np.float32)  # what the ranges are does not change the time
             recipe = Recipe("min-max", 8)
             self._model = quantize(self._float, ranges(collect(self._float, [images]), recipe.ranges), recipe)
-        self._layers = layers(self._float)
-        self._positions = _output_positions(self._float)
+        self.layers = layers(self._float)
+        self.positions = _output_positions(self._float)
         self._alive: dict[tuple[str, ...], frozenset[str]] = {}
 
     def baseline(self) -> bytes:
@@ -146,18 +158,27 @@ class OnnxProber:
 
     def macs(self, structure: Structure) -> int:
         """Multiply-accumulates of this structure's convolutions and linear layers, batch 1."""
+        total = 0
+        for name in self.alive(structure):
+            layer = self.layers[name]
+            inputs, outputs = structure.widths.get(name, (layer.inputs, layer.outputs))
+            total += self.positions[name] * layer.kernel * outputs * self.fan_in(layer, inputs)
+        return total
+
+    def alive(self, structure: Structure) -> frozenset[str]:
+        """The layers that are left when the removed branches are gone."""
         from .onnx_graph import cut, layers
 
         removed = tuple(sorted(structure.removed))
         if removed not in self._alive:
             self._alive[removed] = frozenset(layers(cut(self._float, Structure({}, removed))))
-        total = 0
-        for name, layer in self._layers.items():
-            if name in self._alive[removed]:
-                inputs, outputs = structure.widths.get(name, (layer.inputs, layer.outputs))
-                depthwise = layer.groups > 1 and layer.groups == layer.inputs
-                total += self._positions[name] * layer.kernel * outputs * (1 if depthwise else inputs // layer.groups)
-        return total
+        return self._alive[removed]
+
+    @staticmethod
+    def fan_in(layer: Layer, inputs: int) -> int:
+        """Input channels that one output of a layer sees when `inputs` are kept."""
+        depthwise = layer.groups > 1 and layer.groups == layer.inputs
+        return 1 if depthwise else inputs // layer.groups
 
 
 def predictor(model: str | bytes, threads: int = 1) -> Runner:
@@ -200,11 +221,12 @@ def _choose_int8(
     Weight bits are settled with min-max ranges, then the other ways to take ranges are tried with those bits. If int8 costs more
     than allowed, the first and the last layer are tried in float.
     """
-    from ..calibration.ranges import METHODS, collect
-    from .onnx_int8 import Recipe, ends, has_vnni
+    from ..calibration.ranges import METHODS
+    from .onnx_int8 import Recipe, ends, has_vnni, quantize
+    from .onnx_trials import Trials
 
     float_top1 = request.score(predictor(network.SerializeToString(), request.threads))
-    trials = _Trials(network, collect(network, request.calibration, threads=request.threads), request)
+    trials = Trials(network, request, quantize, predictor)
     for bits in (8, 7):
         trials.score(Recipe("min-max", bits))
     bits = trials.best().weight_bits
@@ -236,30 +258,6 @@ def _choose_int8(
     }
     choices = (f"float: {float_top1:.2f} %", *(f"{recipe}: {top1:.2f} %" for recipe, top1 in trials.top1.items()))
     return trials.model(best), tuple(notes), options, choices
-
-
-class _Trials:
-    """Recipes scored on the search split, in the order they were tried: simpler before more involved."""
-
-    def __init__(self, network: onnx.ModelProto, histograms: dict[str, Histogram], request: BuildRequest) -> None:
-        self.network, self.histograms, self.request = network, histograms, request
-        self.top1: dict[Recipe, float] = {}
-        self._ranges: dict[str, dict[str, Range]] = {}
-
-    def model(self, recipe: Recipe) -> onnx.ModelProto:
-        from ..calibration.ranges import ranges
-        from .onnx_int8 import quantize
-
-        if recipe.ranges not in self._ranges:
-            self._ranges[recipe.ranges] = ranges(self.histograms, recipe.ranges)
-        return quantize(self.network, self._ranges[recipe.ranges], recipe)
-
-    def score(self, recipe: Recipe) -> None:
-        self.top1[recipe] = self.request.score(predictor(self.model(recipe).SerializeToString(), self.request.threads))
-
-    def best(self) -> Recipe:
-        """The first of those that are as good as the best."""
-        return next(recipe for recipe, top1 in self.top1.items() if top1 >= max(self.top1.values()) - SAME_PP)
 
 
 def _output_positions(model: onnx.ModelProto) -> dict[str, int]:

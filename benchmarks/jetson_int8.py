@@ -1,0 +1,125 @@
+r"""The Jetson target's int8 files without a Jetson: accuracy in ONNX Runtime, our linter, NVIDIA's parser.
+
+    python benchmarks/jetson_int8.py --model resnet_cifar.py:resnet20 --weights resnet20.pt --data npz:cifar.npz \
+        --out benchmarks/results/jetson-int8.json
+
+The model is built as `--target jetson` builds it, dense, ranges chosen on the search split. Its answers to the test split are
+computed twice: with every Q/DQ pair where it stands (`simulated`, what the target reports), and as ONNX Runtime runs the file
+when it is left to itself (`ort_default`; where that means int8 kernels, they saturate without VNNI). Neither is TensorRT. Two
+networks of torchvision with random weights are only linted, parsed and built. No latency comes from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.accuracy import top1
+from edge_compress.pipeline.artifacts import CALIBRATION_IMAGES
+from edge_compress.pipeline.images import calibration_batches
+from edge_compress.pipeline.store import atomic_write, sha256_file
+from edge_compress.pipeline.subject import load_subject
+from edge_compress.pipeline.types import Precision, to_json
+from edge_compress.pipeline.verify import answers, compare
+from edge_compress.targets import jetson, tensorrt_check
+from edge_compress.targets.base import BuildRequest
+from edge_compress.targets.onnx_int8 import has_vnni
+from edge_compress.targets.qdq_lint import lint
+from edge_compress.targets.x86 import predictor
+
+OTHERS = ("resnet50", "mobilenet_v2")
+
+
+def verdicts(path: Path) -> dict[str, Any]:
+    """What the linter and, where it is installed, NVIDIA's parser and builder say of a file."""
+    data = path.read_bytes()
+    model = onnx.load_model_from_string(data)
+    kinds = [node.op_type for node in model.graph.node]
+    lacking = tensorrt_check.missing()
+    return {
+        "sha256": sha256_file(path),
+        "size_bytes": len(data),
+        "opset": model.opset_import[0].version,
+        "qdq_pairs": kinds.count("QuantizeLinear"),
+        "linter": [str(finding) for finding in lint(model)],
+        "parser": {"kind": "none", "reason": lacking} if lacking else to_json(tensorrt_check.check(data)),
+    }
+
+
+def request(module: Any, shape: tuple[int, int, int], images: list[Any], score: Any, folder: Path) -> BuildRequest:
+    """What the target is asked to build."""
+    return BuildRequest(module, module, shape, tuple(map(str, range(10))), Precision.INT8, images, score, folder)
+
+
+def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Accuracy of the user's model in float and in int8, and the verdicts."""
+    flags = {"targets": "jetson", "model": given.model, "weights": str(given.weights), "data": given.data}
+    loaded = load_subject(settings.load(None, flags))
+    data, prep = loaded.data, loaded.subject.preprocess
+    images = calibration_batches(data, prep, CALIBRATION_IMAGES, 2)
+
+    def score(predict: Any) -> float:
+        return top1(answers(predict, data.search, prep), data.search.labels)
+
+    artifact = jetson.TARGET.build(request(loaded.module, data.info.image_shape, images, score, folder))
+    assert artifact.baseline is not None
+    model, baseline = folder / artifact.file.path, folder / artifact.baseline.path
+    logits = {
+        "float": answers(jetson.simulate(baseline.read_bytes()), data.test, prep),
+        "simulated": answers(jetson.simulate(model.read_bytes()), data.test, prep),
+        "ort_default": answers(predictor(str(model)), data.test, prep),
+    }
+    names = {key: Path(getattr(given, key)).name for key in ("model", "data")}  # no folder of this machine
+    found: dict[str, Any] = names | {"samples": len(data.test), "choices": artifact.choices}
+    found["float_top1"] = top1(logits["float"], data.test.labels)
+    for name in ("simulated", "ort_default"):
+        accuracy = compare(logits[name], logits["float"], logits["float"], data.test.labels)
+        found[name] = {
+            "top1": accuracy.top1,
+            "drop_pp": accuracy.drop_pp,
+            "drop_ci95_pp": accuracy.drop_ci95_pp,
+            "agreement": accuracy.agreement,
+        }
+    return found | {"options": artifact.options} | verdicts(model)
+
+
+def other(name: str, folder: Path) -> dict[str, Any]:
+    """A network of torchvision with random weights, on random images: whether TensorRT would take its file."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    module = torchvision.models.get_model(name).eval()
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((4, 3, 224, 224), dtype=np.float32)]
+    jetson.TARGET.build(request(module, (3, 224, 224), images, lambda predict: float(len(predict(images[0][:1]))), folder))
+    return {"model": f"torchvision:{name}", "weights": "random"} | verdicts(folder / "model.onnx")
+
+
+def main() -> None:
+    """Build, judge and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    rows = []
+    for make in (lambda folder: subject(given, folder), *(lambda folder, name=name: other(name, folder) for name in OTHERS)):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(make(Path(folder)))
+        print(json.dumps(rows[-1], indent=1))
+    machine = {"vnni": has_vnni(), **{name: metadata.version(name) for name in ("onnxruntime", "onnx", "torch")}}
+    about = {"kind": "estimated", "runtime": "ONNX Runtime on the CPU, not TensorRT", "latency": None}
+    atomic_write(given.out, json.dumps({"about": about, "machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
