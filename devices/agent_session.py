@@ -149,19 +149,32 @@ class AgentSession:
         return RemoteModel(self, name, answer)
 
     def _send_agent(self, source: Path, remote: str) -> None:
-        for argv in (["mkdir", "-p", self.transport.folder], None, ["mv", f"{remote}.part", remote]):
-            if argv is None:
-                self.transport.push(source, f"{remote}.part", _SEND_S)
-                continue
-            done = self.transport.run(argv, _SHORT_S)
-            if done.code != 0:
+        folder = self.transport.folder
+        self._do(["mkdir", "-p", folder])
+        try:
+            self.transport.push(source, f"{remote}.part", _SEND_S)
+        except BoardError as error:
+            free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp gives no reason
+            if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * source.stat().st_size:
                 raise BoardError(
-                    f"board {self.name}: {argv[0]} in {self.transport.folder}",
-                    found=" ".join(done.stderr.split())[:300] or f"exit code {done.code}",
-                    expected="a folder that can be written",
-                    do="set `folder` in the board's file",
-                )
+                    f"board {self.name}: {folder}",
+                    found=f"its disk is full, {int(free[0])} KiB free",
+                    expected="space for the agent and the model files",
+                    do="remove files there, or set `folder` in the board's file",
+                ) from error
+            raise
+        self._do(["mv", f"{remote}.part", remote])
         self.agent_sent = True
+
+    def _do(self, argv: list[str]) -> None:
+        done = self.transport.run(argv, _SHORT_S)
+        if done.code != 0:
+            raise BoardError(
+                f"board {self.name}: {argv[0]} in {self.transport.folder}",
+                found=" ".join(done.stderr.split())[:300] or f"exit code {done.code}",
+                expected="a folder that can be written",
+                do="set `folder` in the board's file",
+            )
 
 
 class RemoteModel:

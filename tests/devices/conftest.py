@@ -6,8 +6,10 @@ It is no board: what is measured through it says something of the transport and 
 import json
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import peers
 import pytest
 
 STANDIN = """#!{python}
@@ -76,3 +78,17 @@ def standin(tmp_path, monkeypatch) -> StandIn:
 def own_cache(tmp_path, monkeypatch):
     """Locks and failures of boards are this test's own."""
     monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[peers.Sshd]:
+    """A real sshd on a loopback port."""
+    with peers.loopback(tmp_path_factory.mktemp("sshd")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory) -> Iterator[tuple[peers.Sshd, peers.Island]]:
+    """A real sshd in a network namespace, with mounts of its own."""
+    with peers.island_sshd(tmp_path_factory.mktemp("far")) as found:
+        yield found
