@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -290,6 +291,7 @@ def test_devices_lists_this_machine_and_a_device_that_lacks_something_is_3(
 def test_profile_measures_the_others_against_the_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from edge_compress.devices.local import LocalDevice
     from edge_compress.devices.timing import TimingSettings
     from edge_compress.pipeline import profiling
 
@@ -301,14 +303,31 @@ def test_profile_measures_the_others_against_the_first(
         dense, artifact = Percentiles(4.0, 5.0, 6.0), Percentiles(2.0, 2.5, 3.0)
         return Timing("local", Kind.MEASURED, dense, artifact, ratio, 0.012, 5, 100, settings.threads, ("noisy",))
 
-    monkeypatch.setattr(profiling.LocalDevice, "measure", measure)
-    assert main(["profile", "a.onnx", "b.onnx", "c.onnx", "--threads", "2"]) == 0
+    def looked_into(agent: object, row: profiling.Row, path: Path, settings: object) -> tuple[profiling.Row, str]:
+        layers = () if path.name == "c.onnx" else (profiling.LayerTime("conv1", "Conv", 0.5),)
+        return dataclasses.replace(row, peak_rss_bytes=64_000_000, layers=layers), "no times by layer of c" if not layers else ""
+
+    monkeypatch.setattr(LocalDevice, "measure", measure)
+    monkeypatch.setattr(LocalDevice, "connect", lambda device: contextlib.nullcontext(types.SimpleNamespace(name="local")))
+    monkeypatch.setattr(profiling, "_looked_into", looked_into)
+    assert main(["profile", "a.onnx", "b.onnx", "c.onnx", "--threads", "2", "--out", "shown/here"]) == 0
     assert measured == [("a.onnx", "b.onnx", 2), ("a.onnx", "c.onnx", 2)]
-    _, a, b, c, floor = capsys.readouterr().out.splitlines()
-    assert a.split() == ["a.onnx", "4.000", "5.000", "6.000"]
-    assert b.split() == ["b.onnx", "2.000", "2.500", "3.000", "1.50x", "1.25", "to", "3.50", "(noisy)"]
-    assert c.split()[4] == "3.00x"
+    _, a, b, c, _, head, conv, _, floor, note, page = capsys.readouterr().out.splitlines()
+    assert a.split() == ["a.onnx", "4.000", "5.000", "6.000", "64.0"]
+    assert b.split() == ["b.onnx", "2.000", "2.500", "3.000", "64.0", "1.50x", "1.25", "to", "3.50", "(noisy)"]
+    assert c.split()[5] == "3.00x"
+    assert head.split()[-3:] == ["a.onnx", "b.onnx", "c.onnx"]
+    assert conv.split() == ["conv1", "0.5000", "0.5000", "-"]
     assert "1.2%" in floor
+    assert note == "no times by layer of c"
+    assert page == "profile: shown/here/profile.html"
+    record = json.loads(Path("shown/here/profile.json").read_text())
+    assert record["kind"] == "measured"
+    assert [row["name"] for row in record["rows"]] == ["a.onnx", "b.onnx", "c.onnx"]
+    assert record["rows"][1]["against"]["speedup"]["median"] == 1.5
+    html = Path("shown/here/profile.html").read_text()
+    assert "1.50× (1.25 to 3.50), noisy" in html
+    assert "<svg" in html
 
 
 # --- as a process of its own
