@@ -621,9 +621,8 @@ class _LiteRt:
 
         self.numpy = numpy
         self.interpreter_class = importlib.import_module(package + ".interpreter").Interpreter
-        self.version = runtime_versions().get(package.replace("_", "-")) or str(
-            getattr(importlib.import_module(package), "__version__", "unknown")
-        )
+        known = runtime_versions().get(package.replace("_", "-"), "unknown")
+        self.version = str(getattr(importlib.import_module(package), "__version__", known))
 
     def load(self, path: str, threads: int) -> None:
         try:
