@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from .search import Tally
 
 LEARNING_RATE = 5e-3
+WARM_LEARNING_RATE = 5e-4  # with ten times as much the mean had left a good start for rewards of a fifth of it in 60 episodes
 ROLLOUT = (8, 32)  # least and most episodes between two updates
+WARM_ROLLOUT = 16  # at least, near a good start, where one knob's change is most of what an episode tells
 UPDATES = 25  # as many as this when the rollouts' limits leave them
-WARM_SHARE = 0.7  # of the evaluations, spent by the knapsack before a warm start
+WARM_SHARE = 0.5  # of the evaluations, spent by the knapsack before a warm start
 COLD_LOG_STD = -1.0
-WARM_LOG_STD = -2.0  # a good start is worth staying near: about one knob in ten changes its level
+WARM_LOG_STD = -3.0  # a good start is worth staying near; a rollout that finds nothing new there widens it
 COLD_START = 0.5  # of the uniform plan's thresholds: a little under the wall, which then puts most samples on the budget
 STALE_ROLLOUTS = 50  # rollouts in a row without a new setting, after which there is none to be found
 
@@ -130,16 +132,16 @@ class _Watch(BaseCallback):
 def run(tally: Tally, rng: np.random.Generator) -> None:
     """Spend the tally's evaluations.
 
-    Warm: the first 70 % go to the knapsack, and the policy starts at its best plan. Cold: it starts at half of the
+    Warm: the first half goes to the knapsack, and the policy starts at its best plan. Cold: it starts at half of the
     thresholds with which the uniform plan meets the wall, which costs nothing to know.
 
     Raises:
         SpentError: all evaluations are spent.
     """
-    settings = tally.settings
-    if settings.warm_start:
+    settings, warm = tally.settings, tally.settings.warm_start
+    if warm:
         knapsack.run(tally, round(WARM_SHARE * settings.evaluations), rng)
-    rollout = min(max(settings.evaluations // UPDATES, ROLLOUT[0]), ROLLOUT[1])
+    rollout = min(max(settings.evaluations // UPDATES, WARM_ROLLOUT if warm else ROLLOUT[0]), ROLLOUT[1])
     aside = _Aside()
     env = PruningEnv(_Outside(tally, aside), settings, tally.wall)
     with aside.policy():
@@ -149,13 +151,13 @@ def run(tally: Tally, rng: np.random.Generator) -> None:
             n_steps=rollout,
             batch_size=rollout,
             n_epochs=10,
-            learning_rate=LEARNING_RATE,
+            learning_rate=WARM_LEARNING_RATE if warm else LEARNING_RATE,
             gamma=0.0,
-            policy_kwargs={"net_arch": [32], "log_std_init": WARM_LOG_STD if settings.warm_start else COLD_LOG_STD},
+            policy_kwargs={"net_arch": [32], "log_std_init": WARM_LOG_STD if warm else COLD_LOG_STD},
             seed=settings.seed,
             device="cpu",
         )
-        if settings.warm_start and tally.tried:
+        if warm and tally.tried:
             mean = env.action(tally.leader.levels)
         else:
             mean = (2.0 * COLD_START * tally.wall.clip(np.zeros(len(tally.knobs))) - 1.0).astype(np.float32)
