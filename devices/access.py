@@ -13,6 +13,7 @@ from .local import LocalDevice
 from .pool import Pool
 from .remote import RemoteDevice
 from .ssh import SSH_FOLDER, SshTransport
+from .tensorrt_device import TensorRtDevice
 
 CLASS = "class:"
 
@@ -67,5 +68,6 @@ def open_remote(board: Board) -> RemoteDevice:
             do=f"copy {board.file} to your own folder of devices under another name and add it",
         )
     if board.transport == "ssh":
-        return RemoteDevice(board, SshTransport(board.name, board.address, board.folder or SSH_FOLDER))
+        transport = SshTransport(board.name, board.address, board.folder or SSH_FOLDER)
+        return (TensorRtDevice if board.runtime == "tensorrt" else RemoteDevice)(board, transport)
     return RemoteDevice(board, AdbTransport(board.name, board.address, board.folder or ADB_FOLDER))
