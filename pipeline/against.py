@@ -81,7 +81,7 @@ def _gates(name: str, before: Json, now: Json) -> Row:
 
 
 def _accuracy(name: str, before: Json, now: Json) -> Row:
-    texts = [DASH if a["kind"] == Kind.NONE else tag(f"{fixed(a['top1'])} %", a["kind"]) for a in (before, now)]
+    shown, shown_now = (DASH if a["kind"] == Kind.NONE else tag(f"{fixed(a['top1'])} %", a["kind"]) for a in (before, now))
     worse = remark = ""
     if before["kind"] == Kind.NONE:
         remark = "none was stored"
@@ -92,11 +92,11 @@ def _accuracy(name: str, before: Json, now: Json) -> Row:
         fell = before["top1"] - now["top1"]
         if fell > allowed + 1e-9:
             worse = f"accuracy: top-1 fell by {fixed(fell)} points, {fixed(allowed)} are within the stored interval"
-    return Row(name, "top-1", *texts, worse, remark)
+    return Row(name, "top-1", shown, shown_now, worse, remark)
 
 
 def _speedup(name: str, before: Json, now: Json) -> Row:
-    texts = [_interval(latency) for latency in (before, now)]
+    shown, shown_now = _interval(before), _interval(now)
     worse = remark = ""
     if before["kind"] == Kind.NONE:
         remark = "none was stored"
@@ -106,9 +106,9 @@ def _speedup(name: str, before: Json, now: Json) -> Row:
         other = differing(before, now)
         remark = f"another {' and '.join(other)}" if other else ""
         if now["speedup"]["ci95"][1] < before["speedup"]["ci95"][0]:
-            worse = f"speedup: its whole interval {texts[1]} lies below the stored {texts[0]}"
+            worse = f"speedup: its whole interval {shown_now} lies below the stored {shown}"
             worse += f" ({remark})" if remark else ""
-    return Row(name, "speedup (95 % interval)", *texts, worse, remark)
+    return Row(name, "speedup (95 % interval)", shown, shown_now, worse, remark)
 
 
 def _interval(latency: Json) -> str:

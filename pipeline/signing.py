@@ -97,7 +97,11 @@ def _signature(bundle: Path) -> Any:
 
     file = bundle.with_name(bundle.name + SUFFIX)
     try:
-        return minisign.Signature.from_file(file)
+        data = file.read_bytes()
+        signature = minisign.Signature.from_bytes(data)
+        if bytes(signature) != data.removesuffix(b"\n"):  # base64 has spare bits, and the parser is lenient
+            raise ValueError("not written as minisign writes it")
+        return signature
     except FileNotFoundError as error:
         raise VerifyError(f"{bundle.name} is not signed", expected=f"{file.name} beside it") from error
     except (OSError, ValueError, minisign.Error) as error:

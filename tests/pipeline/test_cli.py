@@ -148,7 +148,7 @@ def test_what_is_not_given_on_the_command_line_is_left_to_the_file(pipeline: Cal
     assert given == [config]
 
 
-@pytest.mark.parametrize("command", ["", "verify", "report", "profile", "devices", "devices check"])
+@pytest.mark.parametrize("command", ["", "verify", "release", "report", "profile", "devices", "devices check"])
 def test_every_help_teaches_by_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert f"edge-compress {command}".strip() in capsys.readouterr().out.partition("\n")[2] or command == "devices"
@@ -176,6 +176,12 @@ def test_no_target_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None
         "profile --device nowhere a.onnx",
         "profile absent.onnx",
         "report .",
+        "report . .",
+        "release .",
+        "release",
+        "release absent.json --out dist",
+        "verify absent",
+        "verify absent.tar.gz",
         "devices check nowhere",
     ],
 )
@@ -247,16 +253,15 @@ def test_the_summary_says_verdict_artifact_and_report_and_the_exit_code_is_the_p
     assert page.endswith("run/report.html")
 
 
-def test_verify_gives_its_findings_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stub = types.ModuleType("edge_compress.pipeline.verify")
-    findings = ["model.onnx has changed", "plan.json is missing"]
-    stub.verify_path = lambda path: findings if path == Path("bad") else []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    assert main(["verify", "bad"]) == 1
+def test_verify_gives_its_findings_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"path": "a.onnx", "sha256": "00" * 32, "size_bytes": 1}
+    target = {"artifact": entry | {"baseline": entry | {"path": "b.onnx"}}}
+    Path("report.json").write_text(json.dumps({"targets": {"x86": target}}))
+    Path("b.onnx").write_text("ab")
+    assert main(["verify", "."]) == 1
     line = one_line(capsys)
-    assert all(finding in line for finding in findings)
-    assert main(["verify", "good"]) == 0
-    assert "good" in capsys.readouterr().out
+    assert "x86: a.onnx is missing" in line
+    assert "x86: b.onnx has 2 bytes, not 1" in line
 
 
 def test_report_writes_both_documents_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,10 +269,13 @@ def test_report_writes_both_documents_again(monkeypatch: pytest.MonkeyPatch, cap
     stub.to_markdown = lambda report: f"# {report['seed']}"  # type: ignore[attr-defined]
     stub.to_html = lambda report: f"<h1>{report['seed']}</h1>"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    Path("report.json").write_text('{"seed": 7}')
+    keys = ("schema", "model", "data", "dense", "pruned", "gates", "tool")
+    Path("report.json").write_text(json.dumps({"seed": 7, "targets": {}} | dict.fromkeys(keys)))
     assert main(["report", "."]) == 0
     assert (Path("report.md").read_text(), Path("report.html").read_text()) == ("# 7", "<h1>7</h1>")
     assert capsys.readouterr().out.splitlines() == ["report.md", "report.html"]
+    assert main(["report", ".", "--out", "page.html"]) == 2
+    assert "expected several" in one_line(capsys)
 
 
 def test_devices_lists_this_machine_and_a_device_that_lacks_something_is_3(
