@@ -94,6 +94,9 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     metavar="RATIO",
 )
 @_option(
+    "--max-size", "Budget and gate: what the artifact's file may take, such as 98496, 500kB or 1.5MB.", "any", metavar="SIZE"
+)
+@_option(
     "--reward",
     "What the search maximises: hard, accuracy with the budget as a wall; soft, alpha * accuracy - beta * latency.",
     type=click.Choice(settings.REWARDS),
@@ -233,11 +236,11 @@ def devices(context: click.Context) -> int:
                 facts.append(f"{board.memory_mib / 1024:g} GB")
             if board.precisions:
                 facts.append(" ".join(board.precisions))
+            if board.class_:
+                facts.append(f"class {board.class_}")
             if board.transport != "local" and not board.address:
                 facts.append("a template: it has no address")
             click.echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
-            if board.class_:
-                facts.append(f"class {board.class_}")
     return 0
 
 

@@ -77,6 +77,7 @@ class Config:
     latency_budget: Budget = Budget(ratio=0.5)
     max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
     min_speedup: float = 1.0  # for the lower end of the 95 % interval
+    max_size: int | None = None  # bytes of the artifact's file; None: any
     reward: str = "hard"  # see `env.reward`
     alpha: float = 1.0
     beta: float = 1.0
@@ -279,6 +280,20 @@ def _budget(value: Any, _: Path) -> Budget:
     return Budget.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
 
 
+def _size(value: Any, _: Path) -> int:
+    """Bytes, or a number of kB or MB (powers of ten)."""
+    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    units = {"MB": 10**6, "kB": 10**3, "": 1}
+    unit = next(unit for unit in units if text.endswith(unit))
+    try:
+        count = float(text.removesuffix(unit))
+    except ValueError:
+        count = math.nan
+    if not (math.isfinite(count) and count * units[unit] >= 1):
+        raise ValueError("bytes such as 98496, or 500kB, or 1.5MB")
+    return int(count * units[unit])
+
+
 def _bool(value: Any, _: Path) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false")
@@ -310,6 +325,7 @@ _PARSERS: dict[str, Parser] = {
     "latency_budget": _budget,
     "max_accuracy_drop": _number(0.0, 100.0),
     "min_speedup": _number(0.0),
+    "max_size": _size,
     "reward": _choice(*REWARDS),
     "alpha": _number(0.0),
     "beta": _number(0.0),

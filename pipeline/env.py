@@ -5,7 +5,8 @@ A setting is one level per knob. Policies speak in thresholds: per knob the shar
 
 The budget is on latency where pruning buys latency: where channels and blocks go. The zeros of a mask buy none, so there it is
 on density, the share of connections that stay (`Candidate.spent` is the one or the other). "Latency" and "fast" below are said
-of the first case; nothing else differs in the second.
+of the first case; nothing else differs in the second. Where the artifact's size is limited too, a setting has to fit both: its
+size, as a share of what is allowed, counts as if that share of the budget were spent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -28,8 +29,13 @@ Levels = tuple[int, ...]
 
 METHODS = ("ppo", "uniform", "random", "knapsack")
 MODES = ("hard", "soft")
-UNITS = {"latency": ("of the dense float latency", "fastest"), "density": ("of the connections", "sparsest")}  # of a budget
+UNITS = {  # of a budget: what it is counted in, what is called of which there can be no less, and its option
+    "latency": ("of the dense float latency", "fastest", "--latency-budget"),
+    "density": ("of the connections", "sparsest", "--latency-budget"),
+    "size": ("bytes", "smallest", "--max-size"),
+}
 TOLERANCE = 0.02  # measured latency may exceed the budget by this share: under it lies the noise of one measurement
+SIZE_ROOM = 0.02  # of a size limit that candidates leave free: labels and metadata come on top
 PENALTY = 5.0  # what a latency over budget costs, in units of accuracy per unit of excess relative to the budget
 SHAPING = 0.1  # weight of the loss in the training signal
 LOSS_CAP = 4.0  # a loss beyond it (or not finite) tells no more
@@ -54,6 +60,15 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """An evaluator that knows how large artifacts become."""
+
+    def size_estimate(self, levels: Levels) -> float:
+        """Bytes of a setting's artifact without labels and metadata. Free."""
+        ...
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """How to search.
@@ -71,6 +86,7 @@ class SearchSettings:
     seed: int = 0
     warm_start: bool = True  # ppo: the first part of the evaluations goes to the knapsack, whose plan is the first policy
     limits: str = "latency"  # what the budget is on: a key of UNITS
+    max_size_bytes: int | None = None  # hard mode: of the artifact; the evaluator has to be `Sized`
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -84,16 +100,29 @@ class SearchSettings:
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise InputError(f"{self.limits} budget", found=str(self.budget), expected="a share of the dense model's above 0")
 
+    @property
+    def room_bytes(self) -> float | None:
+        """What a candidate's file may take; None: as much as it likes."""
+        return None if self.max_size_bytes is None else (1.0 - SIZE_ROOM) * self.max_size_bytes
+
+
+def excess(candidate: Candidate, settings: SearchSettings) -> float:
+    """By which share a candidate is over what is allowed, the tolerance taken off; 0 or less: it is within."""
+    over = candidate.spent / settings.budget - 1.0 - TOLERANCE
+    if settings.room_bytes is None or candidate.size_bytes is None:
+        return over
+    return max(over, candidate.size_bytes / settings.room_bytes - 1.0)
+
 
 def reward(candidate: Candidate, settings: SearchSettings) -> float:
     """The reported reward.
 
-    hard: `accuracy - 5 * max(0, spent / budget - 1.02)`; inside the budget it is the accuracy.
+    hard: `accuracy - 5 * max(0, spent / budget - 1.02)`; inside the budget it is the accuracy. A size limit counts alike.
     soft: `alpha * accuracy - beta * spent` (AMP-HASA's reward; where it can be, with measured latency in the place of sparsity).
     """
     if settings.mode == "soft":
         return settings.alpha * candidate.accuracy - settings.beta * candidate.spent
-    return candidate.accuracy - PENALTY * max(0.0, candidate.spent / settings.budget - 1.0 - TOLERANCE)
+    return candidate.accuracy - PENALTY * max(0.0, excess(candidate, settings))
 
 
 def signal(candidate: Candidate, settings: SearchSettings) -> float:
@@ -166,12 +195,13 @@ class Wall:
         self.fastest = canonical(knobs, far, self._inside)
         ratio = estimate(self.fastest)
         if settings.mode == "hard" and not ratio <= settings.budget:
-            unit, least = UNITS[settings.limits]
+            unit, least, option = UNITS[settings.limits]
+            found, reachable = (f"{n:,.0f}" if unit == "bytes" else f"{n:.3f}" for n in (settings.budget, ratio))
             raise InputError(
                 f"the {settings.limits} budget cannot be reached by pruning",
-                found=f"{settings.budget:.3f} {unit}",
-                expected=f"at least {ratio:.3f}, the {least} reachable",
-                do="raise --latency-budget",
+                found=f"{found} {unit}",
+                expected=f"at least {reachable}, the {least} reachable",
+                do=f"raise {option}",
             )
 
     def _find_fastest(self) -> Levels:

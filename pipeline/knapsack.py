@@ -7,7 +7,7 @@ corrected by every whole model that was measured; plans are drawn from what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -300,13 +300,21 @@ def profile(tally: Tally, evaluations: int) -> LossModel:
 
 def swap(tally: Tally, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator) -> Levels:
     """A neighbour: one or two knobs keep more, and others less until the predicted latency is within `limit`."""
-    knobs, out = tally.knobs, list(levels)
+    out = list(levels)
     pruned = [i for i, j in enumerate(out) if j > 0]
     for i in rng.permutation(pruned)[: rng.integers(1, 3)]:
         out[i] -= 1
     freed = {i for i, j in enumerate(levels) if out[i] < j}
-    saving = tally.latency.rows()
+    return tighten(tally, tuple(out), loss, limit, rng, freed)
+
+
+def tighten(
+    tally: Tally, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator, freed: Collection[int] = ()
+) -> Levels:
+    """Knob after knob one level further, the cheapest of a few for what they save, until the prediction is within `limit`."""
+    knobs, out = tally.knobs, list(levels)
     while tally.latency_estimate(tuple(out)) > limit:
+        saving, _ = tally.savings(float(tally.size_counts(tuple(out))))
         open_ = [i for i, k in enumerate(knobs) if out[i] + 1 < len(k.kept) and i not in freed]
         if not open_:
             break
@@ -335,7 +343,10 @@ def run(tally: Tally, until: int, rng: np.random.Generator) -> None:
         if turn % 3 == 2:
             levels: Levels | None = swap(tally, tally.leader.levels, loss, limit, rng)
         else:
-            levels = solve(knobs, loss, tally.latency.rows(), tally.latency.dense - limit)
+            saving, dense = tally.savings(float(rng.uniform()) if tally.sized else 0.0)
+            levels = solve(knobs, loss, saving, dense - limit)
+            if levels is not None and tally.sized:  # what one knob saves in size, another cannot save again
+                levels = tighten(tally, levels, loss, limit, rng)
         turn += 1
         if levels is None:
             levels = tally.wall.fastest

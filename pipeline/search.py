@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from . import knapsack
-from .env import METHODS, TOLERANCE, Evaluator, Levels, SearchSettings, Wall, canonical, dependents, reward, signal
+from .env import METHODS, Evaluator, Levels, SearchSettings, Sized, Wall, canonical, dependents, excess, reward, signal
 from .knapsack import PATIENCE, LatencyModel, Rows
 from .types import Candidate, Knob, SearchResult
 
@@ -46,18 +47,21 @@ class Tally:
         hints: see there.
 
     Raises:
-        InputError: hard mode, and the budget cannot be reached (see `Wall`).
+        InputError: hard mode, and the budget or the size limit cannot be reached (see `Wall`).
     """
 
     def __init__(
         self, evaluator: Evaluator, settings: SearchSettings, progress: Progress | None = None, hints: Hints | None = None
     ) -> None:
         self.settings, self.hints = settings, hints or Hints()
+        self._evaluator, self._progress = evaluator, progress
         self.tried: list[Candidate] = []
         self.rewards: list[float] = []
         self.latency = LatencyModel(evaluator.knobs, evaluator.latency_estimate, settings)
-        self.wall = Wall(evaluator.knobs, self.latency, settings)
-        self._evaluator, self._progress = evaluator, progress
+        self._room = settings.room_bytes if settings.mode == "hard" else None
+        if self._room is not None:  # whether it can be kept at all
+            Wall(evaluator.knobs, self._size, replace(settings, budget=self._room, limits="size"))
+        self.wall = Wall(evaluator.knobs, self.latency_estimate, settings)
         self._inside = dependents(evaluator.knobs)
         self._memo: dict[Levels, Candidate] = {}
 
@@ -80,9 +84,46 @@ class Tally:
         """Whether this setting was evaluated before."""
         return canonical(self.knobs, levels, self._inside) in self._memo
 
+    @property
+    def sized(self) -> bool:
+        """Whether the artifact's size is limited too."""
+        return self._room is not None
+
     def latency_estimate(self, levels: Levels) -> float:
-        """Latency ratio by the corrected table."""
-        return self.latency(levels)
+        """Latency ratio by the corrected table; or, where it is more, the share of the budget that the size stands for."""
+        latency = self.latency(levels)
+        return latency if self._room is None else max(latency, self._size_share(levels))
+
+    def size_counts(self, levels: Levels) -> bool:
+        """Whether a setting is nearer to the size limit than to the budget."""
+        return self._room is not None and self._size_share(levels) > self.latency(levels)
+
+    def savings(self, part: float) -> tuple[Rows, float]:
+        """What each level of each knob alone saves of the budget, and what the dense network spends of it.
+
+        `part` of it is counted by size, the rest by latency: a setting within both limits is within every such mixture.
+        """
+        rows, dense = self.latency.rows(), self.latency.dense
+        if part == 0.0:
+            return rows, dense
+        mixed = tuple((1.0 - part) * row + part * size for row, size in zip(rows, self._size_rows, strict=True))
+        return mixed, (1.0 - part) * dense + part * self._size_share((0,) * len(self.knobs))
+
+    @cached_property
+    def _size_rows(self) -> Rows:
+        none = (0,) * len(self.knobs)
+        whole = self._size_share(none)
+        alone = [[(*none[:i], j, *none[i + 1 :]) for j in range(len(k.kept))] for i, k in enumerate(self.knobs)]
+        return tuple(np.array([whole - self._size_share(levels) for levels in row]) for row in alone)
+
+    def _size_share(self, levels: Levels) -> float:
+        assert self._room is not None  # asked for where there is a limit
+        return self.settings.budget * self._size(levels) / self._room
+
+    def _size(self, levels: Levels) -> float:
+        if not isinstance(self._evaluator, Sized):
+            raise TypeError("a size limit needs an evaluator that knows sizes")
+        return self._evaluator.size_estimate(levels)
 
     def evaluate(self, levels: Levels) -> Candidate:
         """The candidate of these levels.
@@ -109,19 +150,20 @@ class Tally:
 def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[Candidate, tuple[str, ...]]:
     """The best candidate, and a note when it is over budget.
 
-    hard: within 1.02 times the budget the highest accuracy, then the faster (or sparser), then the lower loss; with none within
-    budget the fastest. soft: the highest reward, then the same.
+    hard: within 1.02 times the budget, and the size limit, the highest accuracy, then the faster (or sparser), then the lower
+    loss; with none within them the nearest to them. soft: the highest reward, then the same.
     """
     if settings.mode == "soft":
         return min(tried, key=lambda c: (-reward(c, settings), c.spent, c.loss)), ()
-    within = [c for c in tried if c.spent <= settings.budget * (1.0 + TOLERANCE)]
+    within = [c for c in tried if excess(c, settings) <= 0.0]
     if within:
         return min(within, key=lambda c: (-c.accuracy, c.spent, c.loss)), ()
-    nearest = min(tried, key=lambda c: (c.spent, -c.accuracy, c.loss))
-    note = (
-        f"no candidate was within the {settings.limits} budget of {settings.budget:.3f}; "
-        f"the nearest, {nearest.spent:.3f}, was taken"
-    )
+    nearest = min(tried, key=lambda c: (excess(c, settings), -c.accuracy, c.loss))
+    limit, reached = f"the {settings.limits} budget of {settings.budget:.3f}", f"{nearest.spent:.3f}"
+    if settings.max_size_bytes is not None and nearest.size_bytes is not None:
+        limit += f" and {settings.max_size_bytes:,} bytes"
+        reached += f" and {nearest.size_bytes:,} bytes"
+    note = f"no candidate was within {limit}; the nearest, {reached}, was taken"
     return nearest, (note,)
 
 

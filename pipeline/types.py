@@ -156,6 +156,7 @@ class Candidate:
     cost: ModelCost
     seconds: float = 0.0  # what the evaluation took; 0 when it was read back
     density: float | None = None  # masks: share of the prunable layers' connections that stay; None where channels go
+    size_bytes: int | None = None  # of its file, in the artifact's format and precision; known where a size is limited
 
     @property
     def spent(self) -> float:
@@ -277,7 +278,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class OnDevice:
     """An artifact's answers on the device it is for, beside those of the same file on this machine."""
 
@@ -291,6 +291,7 @@ class OnDevice:
     largest_difference: float  # of a logit, as a share of the range of this machine's logits
 
 
+@dataclass(frozen=True)
 class Verdict:
     """Whether the gates were passed, and if not, which and why."""
 
@@ -307,9 +308,9 @@ class TargetResult:
     artifact: Artifact | None = None
     accuracy: Accuracy | None = None
     latency: Timing | None = None
-
     golden: FileRef | None = None  # a few test images with the artifact's answers, see `golden`
     on_device: OnDevice | None = None  # None: the device is this machine
+
 
 def to_json(value: Any) -> Any:
     """A JSON-serialisable copy of a dataclass tree of this module."""

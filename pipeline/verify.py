@@ -57,15 +57,40 @@ def compare(
     )
 
 
-def judge(accuracy: Accuracy, latency: Timing, *, max_drop_pp: float, min_speedup: float, masked: bool = False) -> Verdict:
+def judge(
+    accuracy: Accuracy,
+    latency: Timing,
+    *,
+    max_drop_pp: float,
+    min_speedup: float,
+    masked: bool = False,
+    seen: OnDevice | None = None,
+    size_bytes: int = 0,
+    max_size_bytes: int | None = None,
+) -> Verdict:
     """The gates. A speedup is real only when its whole interval lies above 1, whatever `min_speedup` allows.
 
-    `masked`: connections were masked, which changes what is said of a missing speedup.
+    Args:
+        accuracy: of the artifact on this machine.
+        latency: on its device.
+        max_drop_pp: points of top-1 that may be lost.
+        min_speedup: what the lower end of the interval must reach.
+        masked: connections were masked, which changes what is said of a missing speedup.
+        seen: the artifact's answers on its device, where that is another machine.
+        size_bytes: of the artifact's file.
+        max_size_bytes: what it may take; None: any.
     """
     why = "; zeros are stored densely by this runtime and buy no latency" if masked else ""
     reasons = []
     if not accuracy.drop_pp <= max_drop_pp:
         reasons.append(f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points, at most {max_drop_pp:g} allowed")
+    if seen is not None and seen.agreement < SAME_CLASSES:
+        reasons.append(
+            f"device: on {seen.device} the artifact names another class than here for {100 * (1 - seen.agreement):.1f} % of"
+            f" {seen.samples} test images, at most {100 * (1 - SAME_CLASSES):g} % allowed"
+        )
+    if max_size_bytes is not None and size_bytes > max_size_bytes:
+        reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {max_size_bytes:,} allowed")
     if latency.kind is not Kind.MEASURED:
         reasons.append(f"latency: not measured on a device (kind {latency.kind})")
     else:
@@ -75,38 +100,3 @@ def judge(accuracy: Accuracy, latency: Timing, *, max_drop_pp: float, min_speedu
         elif not low >= min_speedup:
             reasons.append(f"speedup: lower end {low:.2f} of the 95 % interval is under --min-speedup {min_speedup:g}{why}")
     return Verdict(not reasons, tuple(reasons))
-
-
-def verify_path(path: Path) -> list[str]:
-    """What does not hold in a run folder: every file its report names, by size and digest. Empty when all is well.
-
-    Args:
-        path: a run folder, or one artifact file inside one.
-
-    Raises:
-        InputError: there is no report to check against.
-    """
-    folder = next((p for p in (path, *path.parents) if (p / "report.json").is_file()), None)
-    if folder is None or not path.exists():
-        raise InputError(f"nothing to verify at {path}", expected="a run folder, or an artifact inside one")
-    try:
-        report = json.loads((folder / "report.json").read_bytes())
-        artifacts = {name: t["artifact"] for name, t in report["targets"].items() if t["artifact"] is not None}
-        refs = {n: FileRef(str(a["path"]), str(a["sha256"]), int(a["size_bytes"])) for n, a in artifacts.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / 'report.json'} is no report", found=str(error), do="run again") from error
-    findings, seen = [], False
-    for name, ref in refs.items():
-        file = folder / ref.path
-        if path.is_file() and path.resolve() != file.resolve():
-            continue
-        seen = True
-        if not file.is_file():
-            findings.append(f"{name}: {ref.path} is missing")
-        elif file.stat().st_size != ref.size_bytes:
-            findings.append(f"{name}: {ref.path} has {file.stat().st_size} bytes, not {ref.size_bytes}")
-        elif sha256_file(file) != ref.sha256:
-            findings.append(f"{name}: {ref.path} has another SHA-256 than the report says")
-    if path.is_file() and not seen and path.name not in ("report.json", "report.html", "report.md"):
-        findings.append(f"{path.name} is not named in the report")
-    return findings

@@ -1,4 +1,4 @@
-"""LiteRT on phones and boards: one .tflite file, int8, half precision or float, NHWC, batch 1.
+"""LiteRT on phones and boards: one .tflite file, int8, int8 weights, half precision or float, NHWC, batch 1.
 
 The file takes pixels 0..255 (int8: the pixel minus 128) and normalises them itself; labels and standard metadata are inside. What
 is measured on this machine is this machine's LiteRT, not a phone's.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Limits, Runner
-from .x86 import SAME_PP, write_whole
+from .base import SAME_PP, BuildRequest, Infer, Limits, Runner
+from .x86 import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXTRA = {"litert_torch": "litert-torch", "ai_edge_quantizer": "ai-edge-quantizer", "ai_edge_litert": "ai-edge-litert"}
 CONVERTER = "litert_converter"  # comes with litert-torch where it has a wheel
 CONVERTS_ON = (("Linux", "x86_64"), ("Darwin", "arm64"))
+CLEARLY_FASTER = 0.97  # of the other's time
 
 
 class Phone:
@@ -37,8 +38,8 @@ class Phone:
     packages = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")  # whose versions the report names
     limits = Limits(
         channel_multiple=8,
-        precisions=(Precision.INT8, Precision.FP32, Precision.FP16),
-        patterns=(Pattern.CHANNEL, Pattern.WEIGHT, Pattern.TWO_FOUR),  # the last two are stored zeros: they buy no time
+        precisions=(Precision.INT8, Precision.FP32, Precision.FP16, Precision.DYNAMIC),
+        patterns=(Pattern.CHANNEL, Pattern.WEIGHT, Pattern.TWO_FOUR),  # the last two are zeros, which most networks only store
     )
 
     def missing(self) -> str | None:
@@ -60,17 +61,17 @@ class Phone:
         """
         self._require()
         if request.precision not in self.limits.precisions:
-            raise BuildError(
-                "the phone target cannot build this precision", found=request.precision, expected="int8, fp16 or fp32"
-            )
+            able = ", ".join(self.limits.precisions)
+            raise BuildError("the phone target cannot build this precision", found=request.precision, expected=f"one of {able}")
         from .tflite_convert import convert
-        from .tflite_int8 import halve
+        from .tflite_int8 import halve, with_int8_weights
         from .tflite_metadata import Record, with_labels
         from .tflite_run import facts_of
+        from .tflite_sparse import half_zero
 
         record = Record(request.mean, request.std, request.classes)
         request.folder.mkdir(parents=True, exist_ok=True)
-        baseline, _ = convert(request.dense, request.image_shape, request.mean, request.std)
+        baseline, of_baseline = _baseline(request)
         network, _ = convert(request.module, request.image_shape, request.mean, request.std)
         notes: tuple[str, ...] = ()
         options: dict[str, str] = {}
@@ -82,6 +83,11 @@ class Phone:
             notes = (
                 "fp16: weights are stored in half precision; without half-precision arithmetic they are unpacked when loaded",
             )
+        elif request.precision is Precision.DYNAMIC:
+            network = with_int8_weights(network)
+            notes = ("dynamic: weights are int8, activations float and quantized image by image; nothing was calibrated",)
+        elif half_zero(network):
+            network, notes, options = _sparse_if_faster(network, request)
         files = [with_labels(annotated(data, request.image_shape, record), request.classes) for data in (network, baseline)]
         facts = facts_of(files[0], request.threads)
         return Artifact(
@@ -93,6 +99,7 @@ class Phone:
             input_shape=(1, *request.image_shape),
             notes=(
                 *notes,
+                *of_baseline,
                 _takes(request),
                 facts.pop("note"),
                 "its latency is that of the machine it was measured on, not a phone's",
@@ -120,6 +127,13 @@ class Phone:
             raise BuildError(f"{Path(path).name} cannot be read", found=error.strerror or str(error)) from error
         yield predictor(data, threads, name=Path(path).name)
 
+    @contextmanager
+    def runner_through(self, path: Path, infer: Infer) -> Iterator[Runner]:
+        """The artifact on another machine, see `targets.base.Elsewhere`; its file is read by LiteRT here."""
+        from .tflite_run import predictor
+
+        yield predictor(Path(path).read_bytes(), name=Path(path).name, infer=infer)
+
     def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> TfliteProber:
         """Latency models of candidates, see `targets.base.Prober`.
 
@@ -136,6 +150,42 @@ class Phone:
         reason = self.missing()
         if reason:
             raise UnavailableError("the phone target cannot build here", found=reason)
+
+
+def _baseline(request: BuildRequest) -> tuple[bytes, tuple[str, ...]]:
+    """The dense float network, in the faster of the two forms there may be; and what was measured.
+
+    A zero-padded shortcut becomes a slice and a padding, which cost more than the 1x1 convolution that does the same. A speedup
+    over the slower form would be a gift of the conversion.
+    """
+    from .tflite_convert import convert
+    from .tflite_run import quickest
+
+    own, _ = convert(request.dense, request.image_shape, request.mean, request.std)
+    if request.rewritten is None:
+        return own, ()
+    other, _ = convert(request.rewritten, request.image_shape, request.mean, request.std)
+    own_ms, other_ms = quickest([own, other], request.threads)
+    padded = own_ms < other_ms
+    measured = f"padding {own_ms:.3f} ms, convolutions {other_ms:.3f} ms"
+    note = f"dense baseline: shortcuts as {'padding' if padded else 'convolutions'}, the faster form here ({measured})"
+    return (own if padded else other), (note,)
+
+
+def _sparse_if_faster(network: bytes, request: BuildRequest) -> tuple[bytes, tuple[str, ...], dict[str, str]]:
+    """The network with its zeros encoded where that is faster here, else as it was; why; and the same for machines."""
+    from .tflite_run import quickest
+    from .tflite_sparse import encode, why_dense
+
+    reason = why_dense(network)
+    if reason:
+        return network, (f"zeros are stored: XNNPACK would compute them, because {reason}",), {"sparse": "no"}
+    encoded = encode(network)
+    dense_ms, sparse_ms = quickest([network, encoded], request.threads)
+    measured = f"sparse weights take {sparse_ms / dense_ms:.2f} of the time of dense ones here"
+    if sparse_ms > CLEARLY_FASTER * dense_ms:
+        return network, (f"zeros are stored: {measured} (XNNPACK skips zeros on Arm, not on x86 with AVX)",), {"sparse": "no"}
+    return encoded, (f"zeros are skipped: {measured}",), {"sparse": "yes"}
 
 
 def _choose_int8(

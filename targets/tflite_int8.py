@@ -1,8 +1,9 @@
-"""A float .tflite network quantized: int8 activations and weights (per channel), or weights kept in half precision."""
+"""A float .tflite network quantized: int8 activations and weights (per channel), int8 weights alone, or half precision ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
         from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
         from ai_edge_quantizer.utils import qsv_utils
 
-        try:
+        with _refusal_named():
             work = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
             if float_io:
                 for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
@@ -80,10 +81,21 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
                 ones = (1,) * shapes[name]
                 values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
             result = work.quantize(values, enable_progress_report=False).quantized_model
-        except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-            raise BuildError(
-                "ai-edge-quantizer refused the network", found=str(error)[:500], do="try --precision fp32"
-            ) from error
+    return write(read(bytes(result)))
+
+
+def with_int8_weights(data: bytes) -> bytes:
+    """The network with int8 weights, per channel; activations stay float and are quantized as they come, image by image.
+
+    Raises:
+        BuildError: the quantizer refused the network.
+    """
+    with quiet():
+        from ai_edge_quantizer import quantizer, recipe
+
+        with _refusal_named():
+            work = quantizer.Quantizer(bytearray(data), recipe.dynamic_wi8_afp32())
+            result = work.quantize(enable_progress_report=False).quantized_model
     return write(read(bytes(result)))
 
 
@@ -96,7 +108,7 @@ def halve(data: bytes) -> bytes:
     with quiet():
         from ai_edge_quantizer import qtyping, quantizer, recipe
 
-        try:
+        with _refusal_named():
             work = quantizer.Quantizer(bytearray(data))
             work.update_quantization_recipe(
                 ".*",
@@ -109,11 +121,15 @@ def halve(data: bytes) -> bytes:
                 recipe.AlgorithmName.FLOAT_CASTING,
             )
             result = work.quantize(enable_progress_report=False).quantized_model
-        except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-            raise BuildError(
-                "ai-edge-quantizer refused the network", found=str(error)[:500], do="try --precision fp32"
-            ) from error
     return write(read(bytes(result)))
+
+
+@contextmanager
+def _refusal_named() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+        raise BuildError("ai-edge-quantizer refused the network", found=str(error)[:500], do="try --precision fp32") from error
 
 
 def _activations(data: bytes) -> dict[str, int]:

@@ -14,7 +14,7 @@ from .base import Structure
 from .tflite_convert import convert
 from .tflite_cut import cut, remaining
 from .tflite_file import read, write
-from .tflite_int8 import collect, quantize
+from .tflite_int8 import collect, quantize, with_int8_weights
 from .tflite_layers import layer_names, layers
 
 
@@ -37,6 +37,8 @@ class TfliteProber:
             images = np.random.default_rng(0).integers(0, 256, (4, height, width, channels)).astype(np.float32)
             found = ranges(collect(self._float, [images]), "min-max")  # what the ranges are does not change the time
             self._model = read(quantize(self._float, found))
+        elif precision is Precision.DYNAMIC:
+            self._model = read(with_int8_weights(self._float))
 
     def baseline(self) -> bytes:
         """The dense float model."""

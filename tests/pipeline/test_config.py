@@ -260,3 +260,15 @@ def test_a_written_configuration_reads_back_the_same(tmp_path: Path, config: Con
     text = to_toml(config)
     assert load(written(tmp_path, text), {}) == config
     assert all(not (isinstance(v, float) and math.isnan(v)) for v in tomllib.loads(text).values())
+
+
+@pytest.mark.parametrize(("text", "bytes_"), [("98496", 98_496), ("500kB", 500_000), ("1.5MB", 1_500_000), (" 2 MB ", 2_000_000)])
+def test_a_size_is_bytes_or_has_a_unit(text: str, bytes_: int) -> None:
+    assert load(None, {**FLAGS, "max_size": text}).max_size == bytes_
+    assert load(None, {**FLAGS, "max_size": bytes_}).max_size == bytes_
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "half", "1GB", "nan", "kB", "0.4", "1e999"])
+def test_a_size_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--max-size.*98496, or 500kB"):
+        load(None, {**FLAGS, "max_size": text})

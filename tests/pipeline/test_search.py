@@ -170,9 +170,9 @@ def test_warm_ppo_reaches_the_knapsack_and_the_knapsack_beats_the_baselines():
 
 def test_warm_start_begins_with_the_knapsack_and_then_leaves_it():
     warm = levels_of(search(ResNet20(), settings("ppo", 60)))
-    knapsack = levels_of(search(ResNet20(), settings("knapsack", 42)))  # 70 % of 60
-    assert warm[:42] == knapsack
-    assert warm[42:] != levels_of(search(ResNet20(), settings("knapsack", 60)))[42:]
+    knapsack = levels_of(search(ResNet20(), settings("knapsack", 30)))  # half of 60
+    assert warm[:30] == knapsack
+    assert warm[30:] != levels_of(search(ResNet20(), settings("knapsack", 60)))[30:]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -289,3 +289,59 @@ def test_unreachable_budget_is_refused_before_anything_is_evaluated(way):
 def test_search_without_ppo_does_not_import_torch():
     code = "import sys; import edge_compress.pipeline.search; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Weighed(ResNet20):
+    """Sizes of products of widths; measured files are a little larger than the estimate."""
+
+    def size_estimate(self, levels):
+        total = 2_000.0
+        for s, width in enumerate((16, 32, 64)):
+            stream = self.kept(levels, f"layer{s}.0.conv2")
+            for b in range(3):
+                if self.kept(levels, f"block:layer{s}.{b}.conv2"):
+                    total += 18 * width * width * stream * self.kept(levels, f"layer{s}.{b}.conv1") + 400
+        return total
+
+    def evaluate(self, levels):
+        return replace(super().evaluate(levels), size_bytes=round(1.01 * self.size_estimate(levels)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_size_limit_holds_beside_the_budget_and_is_searched_for(way):
+    dense = Weighed().size_estimate((0,) * len(Weighed.knobs))
+    asked = settings(way, 70, budget=0.5, max_size_bytes=round(0.4 * dense))
+    result = search(Weighed(), asked)
+    assert result.best.size_bytes <= 0.98 * 0.4 * dense  # labels and metadata come on top
+    assert result.best.latency_ratio <= 0.5 * 1.02
+    fitting = [c.size_bytes <= 0.98 * 0.4 * dense for c in result.tried]
+    blind = search(Weighed(), replace(asked, max_size_bytes=None))
+    assert sum(fitting) > 2 * sum(c.size_bytes <= 0.98 * 0.4 * dense for c in blind.tried)
+    rewards = dict(zip(levels_of(result), result.rewards, strict=True))
+    over = next((c for c, fits in zip(result.tried, fitting, strict=True) if not fits and c.latency_ratio < 0.5), None)
+    assert over is None or rewards[over.levels] < over.accuracy
+
+
+def test_a_size_limit_costs_less_than_a_budget_that_is_lowered_until_the_size_fits():
+    """Most of the size lies in the last stage, where little of the time is: what helps the one does not help the other."""
+    limit = round(0.4 * Weighed().size_estimate((0,) * len(Weighed.knobs)))
+    result = search(Weighed(noise=0.0), settings("knapsack", 80, budget=0.6, max_size_bytes=limit))
+    lowered = [search(Weighed(noise=0.0), settings("knapsack", 80, budget=budget)) for budget in (0.3, 0.25)]
+    within = [c.accuracy for r in lowered for c in r.tried if c.size_bytes <= 0.98 * limit]
+    assert result.best.accuracy > max(within) + 0.03
+
+
+def test_a_size_that_cannot_be_reached_is_refused_before_anything_is_evaluated():
+    evaluator = Weighed()
+    with pytest.raises(InputError, match=r"size budget.*found 2,940 bytes.*at least [\d,]+, the smallest.*--max-size"):
+        search(evaluator, settings(max_size_bytes=3_000))
+    assert evaluator.asked == []
+
+
+def test_a_size_limit_nobody_keeps_is_said_with_what_was_reached():
+    made = Candidate((0,), 0.5, 1.0, 0.5, Kind.MEASURED, ModelCost(0, 0), size_bytes=2_000)
+    nearer = replace(made, levels=(1,), size_bytes=1_500)
+    best, notes = choose((made, nearer), settings(budget=0.6, max_size_bytes=1_000))
+    assert best is nearer
+    assert "1,000 bytes" in notes[0]
+    assert "1,500 bytes" in notes[0]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_compress.pipeline.data import ArraySource, Split
-from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.preprocess import to_input
 from edge_compress.pipeline.types import Accuracy, Kind, Percentiles, Preprocess, Speedup, Timing
-from edge_compress.pipeline.verify import answers, artifact_logits, compare, judge, verify_path
+from edge_compress.pipeline.verify import answers, artifact_logits, compare, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,74 +177,9 @@ def test_every_image_of_the_split_is_answered_in_order():
     assert target.batches == [5, 5, 5, 2]
 
 
-# ------------------------------------------------------------------------------------------------ a run on disk
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    targets = {}
-    for name, data in (("x86", b"one artifact"), ("phone", b"another one")):
-        path = folder / "artifacts" / name / "model.bin"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(data)
-        ref = {"path": f"artifacts/{name}/model.bin", "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-        targets[name] = {"artifact": ref}
-    targets["jetson"] = {"artifact": None}
-    (folder / "report.json").write_text(json.dumps({"targets": targets}))
-    return folder
-
-
-def test_a_run_as_it_was_written_holds(run):
-    assert verify_path(run) == []
-    assert verify_path(run / "artifacts" / "x86" / "model.bin") == []
-    assert verify_path(run / "report.json") == []
-    assert verify_path(run / "artifacts") == []
-
-
-def test_a_missing_artifact_is_found(run):
-    (run / "artifacts/x86/model.bin").unlink()
-    assert verify_path(run) == ["x86: artifacts/x86/model.bin is missing"]
-
-
-@pytest.mark.parametrize(
-    ("data", "words"), [(b"one artifacT", "another SHA-256"), (b"one artifact.", "13 bytes, not 12"), (b"", "0 bytes")]
-)
-def test_a_changed_artifact_is_found(run, data, words):
-    file = run / "artifacts/x86/model.bin"
-    file.write_bytes(data)
-    for path in (run, file):
-        findings = verify_path(path)
-        assert len(findings) == 1
-        assert findings[0].startswith("x86: artifacts/x86/model.bin")
-        assert words in findings[0]
-    assert verify_path(run / "artifacts/phone/model.bin") == []  # asked about the other one alone
-
-
-def test_every_damage_is_listed(run):
-    (run / "artifacts/x86/model.bin").unlink()
-    (run / "artifacts/phone/model.bin").write_bytes(b"")
-    assert len(verify_path(run)) == 2
-
-
-def test_a_file_the_report_does_not_know_is_foreign(run):
-    foreign = run / "artifacts" / "x86" / "other.bin"
-    foreign.write_bytes(b"one artifact")
-    assert verify_path(foreign) == ["other.bin is not named in the report"]
-
-
-def test_where_there_is_no_report_there_is_nothing_to_verify(run, tmp_path):
-    for path in (tmp_path, tmp_path / "nowhere", run / "artifacts" / "x86" / "gone.bin"):
-        with pytest.raises(InputError, match="nothing to verify at"):
-            verify_path(path)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"targets": {"x86": {}}}', '{"targets": 3}', '{"targets": {"x86": {"artifact": 3}}}', "null"]
-)
-def test_a_report_that_is_none_is_wrong_input(run, text):
-    (run / "report.json").write_text(text)
-    with pytest.raises(InputError, match="is no report") as caught:
-        verify_path(run)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
+def test_a_file_over_its_size_fails_and_one_at_it_passes():
+    gates = {"max_drop_pp": 1.0, "min_speedup": 1.0, "max_size_bytes": 98_496}
+    verdict = judge(GOOD, FAST, **gates, size_bytes=98_497)
+    assert not verdict.passed
+    assert verdict.reasons == ("size: the file takes 98,497 bytes, at most 98,496 allowed",)
+    assert judge(GOOD, FAST, **gates, size_bytes=98_496).passed

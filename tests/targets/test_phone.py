@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from edge_compress.calibration.ranges import ranges
 from edge_compress.devices import worker
 from edge_compress.devices.local import QuickMeter, describe
@@ -17,7 +19,7 @@ from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import couple
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Pattern, Plan, Precision
-from edge_compress.targets import phone, tflite_cut, tflite_file, tflite_layers, tflite_prober
+from edge_compress.targets import phone, tflite_cut, tflite_file, tflite_layers, tflite_prober, tflite_run
 from edge_compress.targets.base import BuildRequest, Structure
 from edge_compress.targets.tflite_run import pixels as pixels_of
 from edge_compress.targets.tflite_run import predictor
@@ -301,6 +303,86 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
             pass
     with pytest.raises(BuildError, match=r"gone\.tflite cannot be read"), phone.TARGET.runner(tmp_path / "gone.tflite"):
         pass
+
+
+class Padded(nn.Module):
+    """A residual block whose shortcut is subsampled and padded with zero channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.body = nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (self.body(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@converts
+def test_the_dense_baseline_is_the_faster_form_of_zero_padded_shortcuts(monkeypatch, inputs, tmp_path):
+    """Beside the slower one every artifact would look faster than it is."""
+    torch.manual_seed(0)
+    net = Padded().eval()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(inputs)).numpy()
+    operators = {}
+    for times, form in (([1.0, 2.0], "padding"), ([2.0, 1.0], "convolutions")):
+        monkeypatch.setattr(tflite_run, "quickest", lambda files, threads, times=times: times)
+        request = BuildRequest(
+            net,
+            net,
+            SHAPE,
+            tuple("abcde"),
+            Precision.FP32,
+            [],
+            lambda predict: 0.0,
+            tmp_path / form,
+            rewritten=canonical(net, SHAPE),
+        )
+        artifact = phone.TARGET.build(request)
+        assert any(f"shortcuts as {form}, the faster" in note for note in artifact.notes)
+        with phone.TARGET.runner(tmp_path / form / "baseline.tflite") as dense:
+            assert np.abs(dense(inputs) - expected).max() < 1e-4 * np.abs(expected).max()
+        operators[form] = tflite_file.op_counts((tmp_path / form / "baseline.tflite").read_bytes())
+    assert operators["convolutions"]["CONV_2D"] == operators["padding"]["CONV_2D"] + 1
+    assert operators["padding"]["PAD"] > operators["convolutions"]["PAD"]
+
+
+@converts
+def test_the_quicker_of_two_files_is_told(built):
+    from edge_compress.targets.tflite_convert import convert
+
+    folder, _, _ = built
+    dense = (folder / "baseline.tflite").read_bytes()
+    layers = (nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    big, _ = convert(nn.Sequential(*layers), (3, 32, 32))
+    small_ms, big_ms = tflite_run.quickest([dense, big])
+    assert 0 < small_ms < big_ms
+
+
+@converts
+def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, net, prober):
+    folder, _, request = built
+    dynamic = phone.TARGET.build(replace(request, precision=Precision.DYNAMIC, folder=folder / "dynamic"))
+    data = (folder / "dynamic" / "model.tflite").read_bytes()
+    model = tflite_file.read(data)
+    graph = tflite_file.graph_of(model)
+    layers = [op for op in graph.operators if tflite_file.op_name(model, op) in ("CONV_2D", "FULLY_CONNECTED")]
+    assert {tflite_file.constant(model, graph.tensors[op.inputs[1]]).dtype for op in layers} == {np.dtype(np.int8)}
+    assert {graph.tensors[i].type for op in layers for i in (op.inputs[0], op.outputs[0])} == {0}  # float32
+    assert (tflite_file.op_counts(data)["QUANTIZE"], tflite_file.op_counts(data)["DEQUANTIZE"]) == (0, 0)
+    assert dynamic.file.size_bytes < 0.6 * dynamic.baseline.size_bytes
+    assert any("nothing was calibrated" in note for note in dynamic.notes)
+    with torch.no_grad():
+        expected = request.module(torch.from_numpy(inputs)).numpy()
+    with phone.TARGET.runner(folder / "dynamic" / "model.tflite") as run:
+        assert np.corrcoef(run(inputs).ravel(), expected.ravel())[0, 1] > 0.99
+    small = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
+    made = tflite_prober.TfliteProber(net, SHAPE, Precision.DYNAMIC)
+    assert predictor(made.candidate(small))(inputs[:1]).shape == (1, 5)
+    assert len(made.candidate(small)) < len(made.candidate(Structure({}))) < len(made.baseline())
 
 
 class Odd(nn.Module):
