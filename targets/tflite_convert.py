@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 import re
-import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from ..pipeline.errors import BuildError, deepest_cause
 from .onnx_export import fold_batchnorm
 from .tflite_cut import RELUS
 from .tflite_file import compact, constant, graph_of, op_name, read, write
+from .tflite_quiet import quiet
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -168,24 +165,3 @@ def culprit(module: nn.Module, image_shape: tuple[int, int, int], message: str) 
                     path = next((str(path) for path, _ in reversed(stack) if path), "")
                     return f"{match[1]} in {path or 'the forward of ' + type(module).__name__}"
     return match[1]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The converter and what lies under it report to both streams, past Python; none of that is for the user."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(sink, number)
-        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(nothing):
-                yield
-    finally:
-        for number, old in zip((1, 2), kept, strict=True):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(sink)

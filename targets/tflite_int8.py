@@ -11,8 +11,9 @@ import numpy as np
 from ..calibration.ranges import Histogram, Range, count
 from ..pipeline.errors import BuildError
 from .base import FloatArray
-from .tflite_convert import INPUT_NAME, quiet
+from .tflite_convert import INPUT_NAME
 from .tflite_file import constant, graph_of, read, write
+from .tflite_quiet import quiet
 
 
 def collect(data: bytes, inputs: Sequence[FloatArray], *, threads: int = 1) -> dict[str, Histogram]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..pipeline.errors import BuildError
 from .base import FloatArray, Infer, Runner
-from .tflite_convert import quiet
 from .tflite_file import graph_of, op_counts, read
 from .tflite_metadata import OWN, Record, entry
+from .tflite_quiet import quiet
 
 DELEGATE = "DELEGATE"  # the operator that stands for all that XNNPACK took over
 
