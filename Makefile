@@ -1,6 +1,6 @@
 # What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow browser lint type check docs clean
+.PHONY: help env demo test test-slow test-devices browser lint type check docs clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,6 +30,10 @@ test: env  ## the fast tests, minutes
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-devices: env  ## real peers: sshd, adbd, an Arm user space; what is missing is said
+	$(BIN)/python tests/devices/make_roots.py
+	$(BIN)/python -m pytest -m devices
 
 browser:  ## what the tests of the HTML pages need beside Chromium and Node, into build/browser
 	mkdir -p build/browser

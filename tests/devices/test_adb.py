@@ -85,6 +85,7 @@ def test_a_phone_that_is_not_there_is_said(phone):
         transport.run(["true"], 20)
 
 
+@pytest.mark.slow
 def test_the_cable_is_pulled_out_in_mid_request_and_the_deadline_holds(phone, device, tmp_path, monkeypatch):
     """adb itself would wait for ever."""
     monkeypatch.setattr("edge_compress.devices.transport.LINK_SLACK_S", 3.0)

@@ -78,6 +78,7 @@ def still_works(board, model: Path) -> None:
     assert board.measure(model, model, QUICK).pairs >= 5
 
 
+@pytest.mark.slow  # keepalive takes its time
 def test_the_link_goes_down_in_mid_measurement(far, board, model):
     server, place = far
     with board.connect() as agent:  # the agent and the model are there: what follows is the measurement itself
