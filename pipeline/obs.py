@@ -13,16 +13,19 @@ first order those of different layers, one currency.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .accuracy import borrowed
-from .compensate import DAMPING, Choose
+from .compensate import DAMPING, Choose, sequential_masked
+from .groups import residual_branches
 
 ROUND = 0.15  # share of an output's remaining connections that goes before its inverse is taken anew
 LAST = 0.01  # of an output's connections; the rest goes in one round
+DEAREST = 2e12  # outputs x inputs^3 of a layer whose connections are chosen so, a minute or two; dearer ones keep their masks
+CURVATURE_IMAGES = 1000  # `output_curvature` is taken on
 
 
 def removal_costs(gram: Tensor, target: Tensor, *, damping: float = DAMPING, share: float = ROUND) -> Tensor:
@@ -130,6 +133,33 @@ def chooser(curvature: Mapping[str, Tensor], share: float = ROUND) -> Choose:
         return highest(costs, int(mask.count_nonzero()))
 
     return choose
+
+
+def chosen_masks(
+    net: fx.GraphModule, masks: Mapping[str, Tensor], images: Tensor, *, fixed: Collection[str] = (), seed: int = 0
+) -> dict[str, Tensor]:
+    """As many connections of each layer as its mask has: those dearest to remove, given what the pruned network feeds the layer.
+
+    Layers whose inverses would take too long (`DEAREST`) keep their masks.
+
+    Args:
+        net: canonical dense network, eval mode.
+        masks: layer -> True where a connection stays, in the weight's shape.
+        images: training images (n, C, H, W), augmented.
+        fixed: layers that stay as they are.
+        seed: of `output_curvature`.
+    """
+    surgeon, found = chooser(output_curvature(net, images[:CURVATURE_IMAGES], seed=seed)), dict(masks)
+
+    def choose(name: str, mask: Tensor, gram: Tensor, target: Tensor) -> Tensor:
+        if bool(mask.all()) or len(mask) * float(len(gram)) ** 3 > DEAREST:
+            return mask
+        chosen = surgeon(name, mask, gram, target)
+        found[name] = chosen.view(masks[name].shape)
+        return chosen
+
+    sequential_masked(net, residual_branches(net), masks, images, fixed=fixed, choose=choose)
+    return found
 
 
 def highest(costs: Tensor, count: int) -> Tensor:

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from ..targets.base import Limits, Target
-from . import compensate
+from . import compensate, obs
 from .bench import Bench
 from .config import Config
 from .env import Evaluator, Levels
 from .errors import InputError
 from .evaluate import StitchedEvaluator, knobs_for, plan_for
 from .groups import couple, residual_branches
+from .images import affordable
 from .mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, masks_for, selections
 from .remask import Remask, dynamic
 from .sensitivity import rank_units
@@ -94,15 +95,25 @@ def pattern_for(config: Config, targets: list[Target]) -> Pattern:
     """The pattern asked for, or for "auto" what buys latency on the first target.
 
     Raises:
-        InputError: a target cannot use it, or the budget is in milliseconds where it is on density.
+        InputError: a target cannot use it, or the precision asked for; or for masks the size is limited, which they do not
+            change, or the budget is in milliseconds, where it is on density.
     """
     pattern = config.pattern or targets[0].limits.patterns[0]
     for target in targets:
         if pattern not in target.limits.patterns:
             able = ", ".join(target.limits.patterns)
             raise InputError(f"--pattern {pattern} with --target {target.name}", expected=f"one of {able}")
+        if config.precision is not None and config.precision not in target.limits.precisions:
+            able = ", ".join(target.limits.precisions)
+            raise InputError(f"--precision {config.precision} with --target {target.name}", expected=f"one of {able}")
     if config.mask == "dynamic" and pattern is not Pattern.WEIGHT:
         raise InputError(f"--mask dynamic with --pattern {pattern}", expected="--pattern weight", do="leave it out")
+    if pattern is not Pattern.CHANNEL and config.max_size is not None:
+        raise InputError(
+            f"--max-size with --pattern {pattern}",
+            expected="--pattern channel: the zeros of a mask are stored",
+            do="leave one of them out",
+        )
     if pattern is not Pattern.CHANNEL and config.latency_budget.ratio is None:
         raise InputError(
             f"--latency-budget with --pattern {pattern}",
@@ -137,7 +148,7 @@ def pruning_for(
     """
     if pattern is Pattern.CHANNEL:
         return Channels(net, image_shape, limits, config.score, config.seed)
-    return Masks(net, pattern, ConnectionScores(net, inputs, config.score, config.seed), root)
+    return Masks(net, pattern, ConnectionScores(net, inputs, config.score, config.seed), root, inputs)
 
 
 class Channels:
@@ -214,8 +225,10 @@ class Masks:
 
     limits = "density"
 
-    def __init__(self, net: fx.GraphModule, pattern: Pattern, scores: ConnectionScores, root: Path) -> None:
-        self.net, self.pattern, self.scores, self.root = net, pattern, scores, root
+    def __init__(
+        self, net: fx.GraphModule, pattern: Pattern, scores: ConnectionScores, root: Path, inputs: Callable[[], Tensor]
+    ) -> None:
+        self.net, self.pattern, self.scores, self.root, self._inputs = net, pattern, scores, root, inputs
         self.knobs = mask_knobs(net, pattern)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
@@ -223,11 +236,19 @@ class Masks:
         return MaskEvaluator(self.net, self.pattern, self.knobs, self.scores, bench)
 
     def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
-        """Of each layer the highest-scored connections stay: uint8 masks by layer in `masks.safetensors`."""
-        stage = before.run.stage("masks", "1", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
+        """Which connections of each layer stay: uint8 masks by layer in `masks.safetensors`.
+
+        With the pattern `weight` and the score `hasa` it is those dearest to remove one after another (`obs.chosen_masks`), else
+        the highest-scored ones.
+        """
+        stage = before.run.stage("masks", "2", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
         plan = stage.result(Plan)
         if plan is None:
             masks = masks_for(self.pattern, self.knobs, levels, self.scores.at(ranking.lambda_))
+            if self.pattern is Pattern.WEIGHT and self.scores.name == "hasa":
+                images = self._inputs()
+                images = images[: affordable(self.net, len(images))]
+                masks = obs.chosen_masks(self.net, masks, images, fixed=selections(self.net))
             path = stage.folder / "masks.safetensors"
             atomic_write(path, save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
             removed = {k.name: 1.0 - k.kept[level] / k.size for k, level in zip(self.knobs, levels, strict=True)}
@@ -261,7 +282,13 @@ class Masks:
         return sum(int((p == 0).sum()) for p in found) / sum(p.numel() for p in found)
 
     def remarks(self, runtime: str) -> tuple[str, ...]:
-        """That zeros buy no latency."""
+        """That zeros buy no latency, or on TensorRT that two of four may."""
+        if runtime == "tensorrt" and self.pattern is Pattern.TWO_FOUR:
+            return (
+                "TensorRT has kernels for two of four; whether they are faster a board decides, kernel by kernel and for the"
+                " whole network. The search did not count on it: every candidate has the latency of the dense structure, and the"
+                " budget was on density.",
+            )
         return (
             f"{runtime} stores the zeros of a mask densely, so they buy no latency: every candidate has the latency of the dense"
             " structure, measured once, and a speedup comes from the artifact's precision alone. The budget was on density.",

@@ -323,6 +323,14 @@ def test_auto_is_what_buys_latency_and_masks_take_no_milliseconds() -> None:
         pattern_of(pattern=Pattern.TWO_FOUR)
 
 
+def test_what_the_target_cannot_do_is_said_before_anything_is_computed() -> None:
+    assert pattern_of(precision=Precision.INT8, max_size=1000) is Pattern.CHANNEL
+    with pytest.raises(InputError, match=r"--precision fp16 with --target x86.*one of int8"):
+        pattern_of(precision=Precision.FP16)
+    with pytest.raises(InputError, match=r"--max-size with --pattern weight.*zeros of a mask are stored"):
+        pattern_of(pattern=Pattern.WEIGHT, max_size=1000)
+
+
 # ---------------------------------------------------------------------------------------------- plan and network
 
 
@@ -334,7 +342,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def planned(folder: RunFolder, pattern: Pattern, level: int = 2) -> tuple[Masks, Plan]:
-    way = Masks(network(), pattern, scores(), folder.path)
+    way = Masks(network(), pattern, scores(), folder.path, lambda: nets.digits()[0][:400])
     return way, way.plan(at_level(way.knobs, level), RANKING, folder.stage("search", "1", {}))
 
 
@@ -355,13 +363,29 @@ def test_a_plan_names_a_file_with_the_masks_of_every_layer(pattern: Pattern, run
 
 def test_other_levels_and_another_lambda_have_other_masks(run_folder: RunFolder) -> None:
     way, plan = planned(run_folder, Pattern.WEIGHT)
-    before = run_folder.stage("search", "1", {})
-    other = way.plan(at_level(way.knobs, 3), RANKING, before)
-    again = way.plan(at_level(way.knobs, 2), replace(RANKING, lambda_=0.0), before)
+    other = way.plan(at_level(way.knobs, 3), RANKING, run_folder.stage("search", "1", {}))
     assert plan.masks is not None
     assert other.masks is not None
+    assert plan.masks.sha256 != other.masks.sha256
+    fours, ranked = planned(run_folder, Pattern.TWO_FOUR, 1)
+    again = fours.plan(at_level(fours.knobs, 1), replace(RANKING, lambda_=0.0), run_folder.stage("search", "1", {}))
+    assert ranked.masks is not None
     assert again.masks is not None
-    assert len({plan.masks.sha256, other.masks.sha256, again.masks.sha256}) == 3
+    assert ranked.masks.sha256 != again.masks.sha256
+
+
+def test_connections_chosen_by_what_removal_costs_lose_less_than_those_the_score_alone_would_take(run_folder: RunFolder) -> None:
+    way, plan = planned(run_folder, Pattern.WEIGHT, 3)
+    scored = masks_for(Pattern.WEIGHT, way.knobs, at_level(way.knobs, 3), scores().at(RANKING.lambda_))
+    chosen = {name.removesuffix(".weight"): mask.bool() for name, mask in way.masks(plan).items()}
+    assert all(int(chosen[name].sum()) == int(mask.sum()) for name, mask in scored.items())
+    inputs, fixed = nets.digits()[0], selections(network())
+    losses = []
+    for masks in (scored, {name: chosen[name] for name in scored}):
+        net = sequential_masked(network(), residual_branches(network()), masks, inputs[:400], fixed=fixed)
+        with torch.no_grad():
+            losses.append(float((net(inputs[1200:]) - network()(inputs[1200:])).square().mean()))
+    assert losses[1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("pattern", [Pattern.WEIGHT, Pattern.TWO_FOUR])

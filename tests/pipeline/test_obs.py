@@ -106,3 +106,17 @@ def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magni
         with torch.no_grad():
             lost.append(float((found(images) - net(images)).square().mean()))
     assert lost[1] < 0.9 * lost[0]
+
+
+def test_a_layer_too_dear_to_choose_from_keeps_its_mask(monkeypatch):
+    net = canonical(nets.OptionA(widths=(8, 16, 24)), nets.SHAPE)
+    images = torch.randn(50, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in n]
+    weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
+    masks = weight_masks({n: w.abs() for n, w in weights.items()}, dict.fromkeys(names, 0.5))
+    dearest = max(names, key=lambda n: len(weights[n]) * weights[n][0].numel() ** 3)
+    monkeypatch.setattr(obs, "DEAREST", len(weights[dearest]) * float(weights[dearest][0].numel()) ** 3 - 1)
+    found = obs.chosen_masks(net, masks, images, fixed=("shortcut_0", "shortcut_1"))
+    assert torch.equal(found[dearest], masks[dearest])
+    assert sum(not torch.equal(found[n], masks[n]) for n in names) > len(names) // 2
+    assert all(int(found[n].sum()) == int(masks[n].sum()) for n in names)
