@@ -41,7 +41,7 @@ def verify(path: Path, data: str | None, device: str | None, against: Path | Non
     Examples:
       edge-compress verify dist/resnet20-x86-1a2b3c4d.tar.gz
       edge-compress verify runs/resnet20 --data npz:cifar10.npz --device local
-      edge-compress verify runs/resnet20 --against baseline.json >> summary.md
+      edge-compress verify runs/resnet20 --against baseline.json
     """  # noqa: D301
     from . import audit, progress
     from .against import compare, to_markdown
@@ -102,7 +102,11 @@ def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tup
     sign = (
         None if key is None else signing.signer(key, lambda: str(click.prompt(f"password of {key}", hide_input=True, err=True)))
     )
-    for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign):
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign, say=say):
         click.echo(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}")
         click.echo(f"  SHA-256 {bundle.sha256}")
     return 0

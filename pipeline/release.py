@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -43,6 +43,7 @@ def release(
     allow_failed: bool = False,
     licenses: Sequence[Path] = (),
     sign: Sign | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Released, ...]:
     """Bundle every target of some runs into a folder. Nothing is written unless all of them may be shipped.
 
@@ -52,6 +53,7 @@ def release(
         allow_failed: bundle artifacts that did not pass their gates too, marked as such.
         licenses: files that go into each bundle's LICENSES/ beside the tool's own: the model's, the data's.
         sign: makes a signature, see `signing.signer`.
+        say: told, in one line, of a target that was not built where the run was and so is left out.
 
     Raises:
         InputError: a folder that holds no finished run.
@@ -67,7 +69,7 @@ def release(
             raise InputError(f"{run} is no run folder", found="a file" if run.exists() else "nothing there")
         with open_record(run) as record:
             report = full_report(run)
-            for target in _shippable(record, allow_failed):
+            for target in _shippable(record, allow_failed, say):
                 archive = _archive(record, report, target, texts)
                 archives[f"{archive.folder}{bundle.SUFFIX}"] = pack(archive)
                 passed[f"{archive.folder}{bundle.SUFFIX}"] = report["targets"][target]["verdict"]["passed"]
@@ -75,7 +77,7 @@ def release(
     return tuple(_write(out, name, data, passed[name], sign) for name, data in archives.items())
 
 
-def _shippable(record: Record, allow_failed: bool) -> list[str]:
+def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -> list[str]:
     """The targets of a run that have an artifact to ship.
 
     Raises:
@@ -84,18 +86,18 @@ def _shippable(record: Record, allow_failed: bool) -> list[str]:
     """
     if wrong := digest_findings(record)[0]:
         raise VerifyError(f"{record.name} is not what its record says", found="; ".join(wrong), do="run again")
-    failed = [
-        f"{name}: {'; '.join(target['verdict']['reasons']) or target['status']}"
-        for name, target in record.report["targets"].items()
-        if not target["verdict"]["passed"]
-    ]
+    why = {n: f"{n}: {'; '.join(t['verdict']['reasons']) or t['status']}" for n, t in record.report["targets"].items()}
+    absent = [n for n, t in record.report["targets"].items() if t["status"] == "not_built" and t["artifact"] is None]
+    failed = [why[n] for n, t in record.report["targets"].items() if not t["verdict"]["passed"] and n not in absent]
     if failed and not allow_failed:
         raise VerifyError(
             f"{record.name} did not pass", found=". ".join(failed), do="--allow-failed bundles it all the same, marked as failed"
         )
     names = [name for name in record.targets if record.artifact(name) is not None]
     if not names:
-        raise VerifyError(f"{record.name} has no artifact", found=". ".join(failed) or "no target")
+        raise VerifyError(f"{record.name} has no artifact", found=". ".join(why.values()) or "no target")
+    for name in absent:
+        say(f"{record.name}: left out, there is no artifact: {why[name]}")
     for name in names:
         if record.report["targets"][name].get("golden") is None:
             raise InputError(

@@ -51,3 +51,13 @@ def test_the_file_alone_answers_raw_pixels_as_the_report_says(folder: Path) -> N
         interpreter.invoke()
         right += int(interpreter.get_tensor(logits["index"]).argmax() == label)
     assert 100.0 * right / len(test) == pytest.approx(report["accuracy"]["top1"])
+
+
+def test_its_bundle_verifies_in_litert(folder: Path, workshop: Workshop, tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedx", reason="the bill of materials needs the extra [release]")
+    assert workshop.run(["release", str(folder), "--out", str(tmp_path)]).code == 0
+    (path,) = tmp_path.glob("*.tar.gz")
+    finished = workshop.run(["verify", str(path), "--data", "digits"])
+    assert finished.code == 0, finished.err
+    assert "golden images in litert" in finished.out
+    assert "identical logits" in finished.out

@@ -264,6 +264,33 @@ def test_one_run_that_may_not_be_shipped_holds_back_all(made: Path, run: Path, t
     assert not (tmp_path / "dist").exists()
 
 
+def test_a_target_that_was_not_built_is_left_out_and_said(
+    run: Path, tmp_path: Path, ended: Callable[..., tuple[int, str, str]]
+) -> None:
+    report = json.loads((run / "report.json").read_text())
+    absent = {
+        "artifact": None,
+        "golden": None,
+        "status": "not_built",
+        "verdict": {"passed": False, "reasons": ["no TensorRT here"]},
+    }
+    report["targets"]["jetson"] = report["targets"]["x86"] | absent
+    (run / "report.json").write_text(json.dumps(report))
+    code, _, err = ended("release", run, "--out", tmp_path / "dist")
+    assert code == 0
+    assert "left out, there is no artifact: jetson: no TensorRT here" in err
+    assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
+    report["targets"]["jetson"]["status"] = "failed"
+    (run / "report.json").write_text(json.dumps(report))
+    assert ended("release", run, "--out", tmp_path / "dist")[0] == 1
+    del report["targets"]["x86"]
+    report["targets"]["jetson"]["status"] = "not_built"
+    (run / "report.json").write_text(json.dumps(report))
+    code, _, err = ended("release", run, "--out", tmp_path / "dist")
+    assert code == 1
+    assert "has no artifact: found jetson: no TensorRT here" in err
+
+
 def test_several_runs_give_several_bundles_and_the_same_run_twice_one(made: Path, run: Path, tmp_path: Path) -> None:
     change(run, latency__noise_floor=0.01)
     assert len(release([made, run, made], tmp_path / "dist")) == 2
@@ -285,6 +312,33 @@ def test_without_the_library_the_bill_is_what_is_missing(made: Path, tmp_path: P
     monkeypatch.setattr(sbom, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"edge-compress\[release\]"):
         release([made], tmp_path / "dist")
+
+
+# --- signed -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_bundle_says_who_signed_it_and_another_key_is_refused(
+    made: Path, tmp_path: Path, ended: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minisign = pytest.importorskip("minisign", reason="signatures need the extra [release]")
+    monkeypatch.chdir(tmp_path)
+    for name in ("ours", "theirs"):
+        pair = minisign.KeyPair.generate()
+        Path(f"{name}.key").write_bytes(bytes(pair.secret_key) + b"\n")
+        Path(f"{name}.pub").write_bytes(bytes(pair.public_key) + b"\n")
+    assert ended("release", made, "--sign", "ours.key")[0] == 0
+    (path,) = Path("dist").glob("*.tar.gz")
+    code, out, _ = ended("verify", path, "--public-key", "ours.pub")
+    assert code == 0
+    assert out.startswith("signed with key ")
+    assert f"signed comment: file:{path.name}" in out
+    assert "was not checked: give --public-key" in ended("verify", path)[1]
+    code, out, err = ended("verify", path, "--public-key", "theirs.pub")
+    assert (code, out) == (1, "")  # before anything of it is read
+    assert "the signature does not hold" in err
+    Path(f"{path}.minisig").unlink()
+    assert "is not signed" in ended("verify", path, "--public-key", "ours.pub")[2]
+    assert ended("release", made, "--sign", "absent.key")[0] == 2
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
