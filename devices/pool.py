@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from ..pipeline.errors import DeviceError
 from ..pipeline.types import Timing
 from . import leases
 from .agent_session import AgentSession
 from .boards import Board
-from .device import Meter, Progress
-from .remote import RemoteDevice
+from .device import Device, Meter, Progress
 from .timing import Session, TimingSettings
 from .transport import BoardError, BusyError
 
@@ -30,6 +29,15 @@ T = TypeVar("T")
 
 PATIENCE_S = 600.0  # while all boards are busy
 _LOOK_S = 1.0
+
+
+class BoardDevice(Device, Protocol):
+    """A device that is one board."""
+
+    @property
+    def board(self) -> Board:
+        """Its file."""
+        ...
 
 
 class Pool:
@@ -46,7 +54,7 @@ class Pool:
         self,
         name: str,
         boards: Sequence[Board],
-        open_board: Callable[[Board], RemoteDevice],
+        open_board: Callable[[Board], BoardDevice],
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.name, self.boards, self.patience_s = name, tuple(boards), patience_s
@@ -81,10 +89,10 @@ class Pool:
     @contextlib.contextmanager
     def connect(self) -> Iterator[AgentSession]:
         """An agent on one of the boards."""
-        with self.on_any(lambda device: device.connect()) as session:
-            yield session
+        with contextlib.ExitStack() as stack:
+            yield self.on_any(lambda device: stack.enter_context(device.connect()))
 
-    def on_any(self, work: Callable[[RemoteDevice], T]) -> T:
+    def on_any(self, work: Callable[[BoardDevice], T]) -> T:
         """Do something on one free board after another until one has not failed.
 
         Raises:
@@ -112,7 +120,7 @@ class Pool:
             time.sleep(_LOOK_S if left else 0.0)
         raise DeviceError(self.name, found=str(last), expected="a board that works") from last
 
-    def usable(self) -> list[RemoteDevice]:
+    def usable(self) -> list[BoardDevice]:
         """The boards that are not set aside, the most reliable first.
 
         Raises:
@@ -130,7 +138,7 @@ class Pool:
             )
         return [self._devices[board] for board in sorted(good, key=lambda board: failed[board][0])]
 
-    def require_alike(self, device: RemoteDevice, runtime: str, threads: int) -> None:
+    def require_alike(self, device: BoardDevice, runtime: str, threads: int) -> None:
         """Raises a BoardError when the board is not what the class was found to be."""
         expected, found = self.facts(runtime, threads), _common(device.facts(runtime, threads))
         for key in expected.keys() | found.keys():
@@ -149,10 +157,10 @@ class PoolMeter:
     def __init__(self, pool: Pool, baseline: bytes, runtime: str, threads: int, seed: int) -> None:
         self._pool = pool
         self._how = (runtime, threads)
-        self._meters: dict[RemoteDevice, Meter] = {
+        self._meters: dict[BoardDevice, Meter] = {
             device: device.meter(baseline, runtime, threads, seed) for device in pool.usable()
         }
-        self._checked: set[RemoteDevice] = set()
+        self._checked: set[BoardDevice] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +189,7 @@ class PoolMeter:
             waiting.put(number)
         found: dict[int, float] = {}
 
-        def work(device: RemoteDevice) -> None:
+        def work(device: BoardDevice) -> None:
             while True:
                 try:
                     number = waiting.get_nowait()
@@ -206,7 +214,7 @@ class PoolMeter:
                 raise
         return [found[n] if n in found else self.ratio(candidates[n]) for n in range(len(candidates))]
 
-    def _ready(self, device: RemoteDevice) -> Meter:
+    def _ready(self, device: BoardDevice) -> Meter:
         if device not in self._checked:
             self._pool.require_alike(device, *self._how)
             self._checked.add(device)
