@@ -37,6 +37,7 @@ from edge_compress.pipeline.sensitivity import UnitScores
 from edge_compress.pipeline.store import atomic_write, sha256_file
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets.base import BuildRequest, FloatArray
+from edge_compress.targets.onnx_export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
 from PIL import Image
 from torch import nn
@@ -44,7 +45,7 @@ from torch import nn
 SIZE = 224
 SHAPE = (3, SIZE, SIZE)
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels on [0, 1]
-SCORE = "magnitude"
+SCORE = "hasa"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def mobilenet(weights: Path) -> nn.Module:
 
 def pruned(net: nn.Module, images: FloatArray, share: float) -> nn.Module:
     """The network with this share of each inner group's channels, those of largest weights; what stays is solved anew."""
-    graph = canonical(net, SHAPE)
+    # without BatchNorm: where it is folded already, statistics taken anew would be another network's
+    graph = canonical(fold_batchnorm(net), SHAPE)
     coupling = couple(graph)
     inputs = torch.from_numpy(images)
     knobs = tuple(k for k in knobs_for(coupling, TARGET.limits) if k.kind == "inner")
-    scores = UnitScores(graph, coupling, inputs, SCORE, seed=0).at(0.0)
+    scores = UnitScores(graph, coupling, inputs, SCORE, seed=0).at(1.0)
     order = {name: tuple(values.argsort(descending=True).tolist()) for name, values in scores.items()}
     levels = tuple(min(range(len(k.kept)), key=lambda i, k=k: abs(k.kept[i] - share * k.size)) for k in knobs)
     return sequential(graph, coupling, plan_for(knobs, levels, order, SCORE), inputs)

@@ -64,6 +64,7 @@ class RunResults:
     finished: str
     stage_seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    max_size_bytes: int | None = None  # gate, of the artifact's file
     licenses: dict[str, str] = field(default_factory=dict)  # package -> what it says of its licence, "" where nothing
 
 
@@ -90,6 +91,7 @@ def to_report(results: RunResults) -> Json:
             "gates": {
                 "max_accuracy_drop": results.max_accuracy_drop,
                 "min_speedup": results.min_speedup,
+                "max_size_bytes": results.max_size_bytes,
                 "latency_budget": results.budget if search.best.density is None else None,
                 "density_budget": None if search.best.density is None else results.budget,
             },

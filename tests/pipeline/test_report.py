@@ -394,3 +394,12 @@ def test_the_page_says_how_many_latencies_were_measured_and_how_good_the_table_i
     bare = to_markdown(to_report(dataclasses.replace(results, search=none)))
     assert "| Latencies |" in text
     assert not any(row in bare for row in ("| Latencies |", "| Latency table"))
+
+
+def test_a_size_limit_stands_with_the_gates_and_is_not_spoken_of_without_one() -> None:
+    limited = to_report(fake_results(max_size_bytes=98_496))
+    assert limited["gates"]["max_size_bytes"] == 98_496
+    assert "at most 98,496 bytes" in to_markdown(limited)
+    free = to_report(fake_results())
+    assert free["gates"]["max_size_bytes"] is None
+    assert "at most 98,496 bytes" not in to_markdown(free)
