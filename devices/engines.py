@@ -25,7 +25,6 @@ _SHORT_S, _SEND_S, _TIME_S, _BUILD_S = 30.0, 300.0, 180.0, 1800.0
 _SLACK_S = 20.0  # of a command, for the way there and for `timeout` to end it
 _ENDED = 124  # exit code of `timeout` when it had to
 _CHUNK_BYTES = 64 << 20  # inputs sent at once
-_ONE_BY_ONE = 100  # images, where each takes a process of its own
 _POWER_S = 10
 SPARSITY_KEY = "edge-compress.sparsity"  # in a file's metadata, see targets.jetson
 
@@ -60,6 +59,8 @@ class Engines:
         mode = "".join(c if c.isalnum() else "-" for c in power_mode) or "any"
         self.folder = f"{self.transport.folder}/tensorrt-{self.version}-{mode}"
         self.gpu: dict[str, str] = {}  # known when an engine has been timed
+        self._script = f"{self.folder}/tensorrt_loop.py"
+        self._bulk: bool | None = None
         self._do(["mkdir", "-p", self.folder], _SHORT_S, "making a folder")
 
     def engine(self, path: Path, *, again: bool = False) -> Engine:
@@ -118,28 +119,26 @@ class Engines:
         self._call(trtexec.profile_command(self.program, engine.path, file), _TIME_S, f"profiling {engine.name}")
         return trtexec.layer_times(self._read(file).decode())
 
-    def outputs(self, engine: Engine, inputs: FloatArray) -> FloatArray:
-        """The engine's answers (n, classes), float32, to network inputs (N, C, H, W); n = N where the board's Python knows
-        TensorRT.
+    def in_bulk(self) -> bool:
+        """Whether many images can be answered by one process: the board's Python knows TensorRT. If not, each takes its own."""
+        if self._bulk is None:
+            self.transport.push(Path(tensorrt_loop.__file__), self._script, _SEND_S)
+            done = self._run(["python3", self._script, "--help"], _SHORT_S, "looking for TensorRT's Python package")
+            self._bulk = done.code == 0
+        return self._bulk
 
-        Where it does not, each image takes a trtexec of its own, and the first hundred have to do.
+    def outputs(self, engine: Engine, inputs: FloatArray) -> FloatArray:
+        """The engine's answers (N, classes), float32, to network inputs (N, C, H, W).
 
         Raises:
             UnavailableError: a stand-in made the engine.
             DeviceError: there are fewer answers than images.
         """
         self.require_real(engine)
-        script = f"{self.folder}/tensorrt_loop.py"
-        self.transport.push(Path(tensorrt_loop.__file__), script, _SEND_S)
+        if not self.in_bulk():
+            return self._one_by_one(engine, inputs)
         step = max(1, _CHUNK_BYTES // max(inputs[:1].nbytes, 1))
-        parts = []
-        for at in range(0, len(inputs), step):
-            block = inputs[at : at + step]
-            answered = self._answered(engine, script, block)
-            if answered is None:
-                return self._one_by_one(engine, inputs[:_ONE_BY_ONE])
-            parts.append(answered)
-        return np.concatenate(parts)
+        return np.concatenate([self._answered(engine, inputs[at : at + step]) for at in range(0, len(inputs), step)])
 
     def power(self, engine: Engine) -> tegrastats.Power | None:
         """What the board takes while the engine runs, in a run of its own; None where that cannot be read.
@@ -181,15 +180,13 @@ class Engines:
                 do="nothing that is read from it means anything",
             )
 
-    def _answered(self, engine: Engine, script: str, inputs: FloatArray) -> FloatArray | None:
-        """The answers by TensorRT's Python package; None where it is not there."""
+    def _answered(self, engine: Engine, inputs: FloatArray) -> FloatArray:
+        """The answers by TensorRT's Python package."""
         source, sink = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.bin"
         self._write(source, np.ascontiguousarray(inputs, dtype="<f4").tobytes())
-        command = ["python3", script, f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}"]
+        command = ["python3", self._script, f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}"]
         what = f"asking {engine.name}"
         done = self._run(command, _BUILD_S, what)
-        if done.code == tensorrt_loop.UNAVAILABLE:
-            return None
         trtexec.require_passed(done.stdout.decode(errors="replace"), done.code, f"board {self.name}: {what}")
         values = np.frombuffer(self._read(sink), dtype="<f4")
         if len(values) == 0 or len(values) % len(inputs):

@@ -14,6 +14,7 @@ from ..pipeline.errors import EdgeCompressError, UnavailableError
 from . import agent, stats
 from .access import open_board
 from .boards import Board
+from .tensorrt_device import TensorRtDevice
 from .timing import Session, TimingSettings
 
 # A/A: short sessions, but fresh processes all the same
@@ -38,6 +39,11 @@ def describe(board: Board) -> Found:
     """
     with contextlib.closing(open_board(board)) as device, device.connect() as session:
         facts = session.hello()
+        if isinstance(device, TensorRtDevice):
+            try:
+                return Found(facts, f"tensorrt {device.version(session)}")
+            except UnavailableError as error:
+                return Found(facts, None, str(error))
         if board.runtime not in agent.RUNTIMES:
             version = facts["runtimes"].get(board.runtime)
             return Found(facts, version, "" if version else f"runtime {board.runtime} is not installed on it")
@@ -54,7 +60,7 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session
         UnavailableError: the runtime is not there, or the board is emulated.
         DeviceError: see `RemoteDevice.sessions`.
     """
-    if board.runtime != "onnxruntime":
+    if board.runtime not in ("onnxruntime", "tensorrt"):
         raise UnavailableError(f"runtime {board.runtime}", found="no network for it to measure the noise floor with")
     settings = TimingSettings(
         threads=board.threads,

@@ -21,7 +21,7 @@ from .engines import Engine, Engines
 from .remote import RemoteDevice
 from .timing import Samples, Session, TimingSettings
 from .transport import Transport
-from .trtexec import Program
+from .trtexec import Program, Version
 
 _TURNS = 2  # of each engine in a session
 
@@ -38,6 +38,14 @@ class TensorRtDevice(RemoteDevice):
     def __init__(self, board: Board, transport: Transport, programs: Sequence[Program] = ()) -> None:
         super().__init__(board, transport)
         self.programs = programs
+
+    def version(self, agent: AgentSession) -> Version:
+        """Of the TensorRT there, as its trtexec says it.
+
+        Raises:
+            UnavailableError: see `Engines`.
+        """
+        return Engines(agent, "", self.programs).version
 
     @contextlib.contextmanager
     def engines(self) -> Iterator[Engines]:

@@ -12,11 +12,12 @@ from torch import nn
 
 from ..devices.timing import TimingSettings
 from ..targets.base import BuildRequest, FloatArray, Target
-from . import golden
+from . import engine_files, engines, golden
 from .accuracy import top1
+from .graph import LAYERS, canonical
 from .images import calibration_batches
-from .references import References
 from .on_device import on_device
+from .references import References
 from .session import Run
 from .store import Stage, atomic_write, file_ref
 from .types import Accuracy, Artifact, FileRef, Pattern, Precision, TargetResult, Timing
@@ -55,11 +56,22 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
             mean=prep.mean,
             std=prep.std,
             float_io=config.float_io,
+            rewritten=_rewritten(loaded.module, loaded.subject.data.image_shape),
+            pattern=run.pattern,
         )
         artifact = target.build(request)
+        if engines.needs_device(target):
+            engine_files.write(folder, artifact, request)
     artifact = _under(artifact, folder.relative_to(run.folder.path))
     stage.finish(artifact)
     return artifact, stage
+
+
+def _rewritten(dense: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module | None:
+    """The dense network as the search knows it, where that has layers in the place of zero padding."""
+    net = canonical(dense, image_shape)
+    layers = [sum(isinstance(m, LAYERS) for m in network.modules()) for network in (dense, net)]
+    return net if layers[1] > layers[0] else None
 
 
 def _under(artifact: Artifact, folder: Path) -> Artifact:
@@ -89,18 +101,28 @@ def verified(
             if timing is None:
                 timing = _timing(run, target, artifact)
                 timed.finish(timing)
+            if answers_kept is None:
+                answers_kept = _golden(run, target, artifact)
+                kept.finish(answers_kept)
     masked = run.pattern is not Pattern.CHANNEL
-    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup, masked=masked)
-    return TargetResult("ok", verdict, artifact, accuracy, timing)
+    seen = on_device(run, before, target, artifact)
+    verdict = judge(
+        accuracy,
+        timing,
+        max_drop_pp=config.max_accuracy_drop,
+        min_speedup=config.min_speedup,
+        masked=masked,
+        seen=seen,
+        size_bytes=artifact.file.size_bytes,
+        max_size_bytes=config.max_size,
+    )
+    return TargetResult("ok", verdict, artifact, accuracy, timing, answers_kept, seen)
 
 
 def _accuracy(run: Run, target: Target, artifact: Artifact, references: References) -> Accuracy:
     test = run.loaded.data.test
     found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
     torch_logits = load_file(run.folder.path / references.logits.path)
-            if answers_kept is None:
-                answers_kept = _golden(run, target, artifact)
-                kept.finish(answers_kept)
     return compare(found, torch_logits["pruned"].numpy(), torch_logits["dense"].numpy(), test.labels)
 
 
@@ -109,7 +131,9 @@ def _timing(run: Run, target: Target, artifact: Artifact) -> Timing:
     baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
     settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed)
     with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
-        return run.board.measure(baseline, path, settings, lambda done, total: bar.advance())
+        device = engines.device_for(target, run.board)
+        assert device is not None  # what has no device does not come here
+        return device.measure(baseline, path, settings, lambda done, total: bar.advance())
 
 
 def _golden(run: Run, target: Target, artifact: Artifact) -> FileRef:

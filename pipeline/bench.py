@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from ..devices.device import Device, Meter
 from ..devices.latency_cache import LatencyCache
 from ..devices.local import LocalDevice
-from ..targets.base import Prober, Structure, Target
+from ..targets.base import Estimator, Prober, Structure, Target
 from .config import Config
 from .curvature import local_hessian
+from .errors import UnavailableError
 from .images import RewardImages, batches, reward_images, scoring_inputs
 from .subject import Loaded
-from .types import Precision
+from .types import Kind, Precision
 
 REWARD_IMAGES = 1000
 AHEAD = 16  # candidates measured at once
@@ -33,7 +34,7 @@ class Bench:
     images: RewardImages
     prober: Prober
     meter: Meter
-    cache: LatencyCache
+    cache: LatencyCache | None  # None where nothing is measured
     memo: Path  # file of finished evaluations
     precision: Precision = Precision.FP32  # what candidates answer in
     sized: bool = False  # whether the artifact's size is limited: candidates then say theirs
@@ -41,12 +42,18 @@ class Bench:
     measured: int = 0  # latencies measured in this run
     fresh: set[str] = field(default_factory=set)  # keys of the structures they were of
 
+    @property
+    def kind(self) -> Kind:
+        """What the latencies are."""
+        return Kind.MEASURED
+
     def size_bytes(self, structure: Structure) -> int:
         """Of a structure's file in the artifact's precision, without labels and metadata."""
         return len(self.prober.candidate(structure))
 
     def latency_ratio(self, structure: Structure) -> float:
         """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
+        assert self.cache is not None  # or it is an EstimatingBench
         key = structure.key()
         known = self.cache.get(key)
         if known is not None:
@@ -56,6 +63,7 @@ class Bench:
 
     def measure_ahead(self, structures: Sequence[Structure]) -> None:
         """Measure those that are not known, several at once where there are several boards."""
+        assert self.cache is not None  # or it is an EstimatingBench
         wanted = {s.key(): s for s in structures}
         new = {key: s for key, s in wanted.items() if self.cache.get(key) is None}
         keys = list(new)
@@ -65,9 +73,44 @@ class Bench:
                 self._keep(key, ratio)
 
     def _keep(self, key: str, ratio: float) -> float:
+        assert self.cache is not None  # or it is an EstimatingBench
         self.measured += 1
         self.fresh.add(key)
         return self.cache.put(key, ratio)
+
+
+class EstimatingBench(Bench):
+    """A bench without a device: latencies are the prober's estimates, and there are no times."""
+
+    @property
+    def kind(self) -> Kind:
+        """See `Bench.kind`."""
+        return Kind.ESTIMATED
+
+    def latency_ratio(self, structure: Structure) -> float:
+        """Estimated latency of a structure, as a share of the dense one's in the same precision."""
+        assert isinstance(self.prober, Estimator)  # open_bench
+        return self.prober.estimate(structure)
+
+    def measure_ahead(self, structures: Sequence[Structure]) -> None:
+        """Nothing: an estimate costs nothing."""
+
+
+class _NoMeter:
+    """What there is to measure with where there is no device."""
+
+    @property
+    def dense_ms(self) -> float:
+        raise UnavailableError("latencies in milliseconds", found="no device to measure on", expected="a share, such as 0.5")
+
+    def ratio(self, candidate: bytes) -> float:
+        raise UnavailableError("a candidate's latency", found="no device to measure on")
+
+    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+        return [self.ratio(candidate) for candidate in candidates]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @contextmanager
@@ -81,6 +124,7 @@ def open_bench(
     *,
     device: Device | None = None,
     latencies: Path | None = None,
+    estimated: bool = False,
 ) -> Iterator[Bench]:
     """A bench whose device measures until the context ends.
 
@@ -93,9 +137,22 @@ def open_bench(
         memo: file of finished evaluations.
         device: that latencies are measured on; None: this machine.
         latencies: folder of measured latencies; None: the user's.
+        estimated: there is no device; latencies are estimates of the target's.
+
+    Raises:
+        UnavailableError: `estimated`, and the target cannot estimate.
     """
     device = LocalDevice() if device is None else device
     data, prep = loaded.data, loaded.subject.preprocess
+    if estimated:
+        prober = target.prober(net, data.info.image_shape, precision)
+        if not isinstance(prober, Estimator):
+            raise UnavailableError(f"latencies of target {target.name}", found="no device to measure them on")
+        inputs = scoring_inputs(loaded, config.seed)
+        images = reward_images(data, prep, REWARD_IMAGES, config.seed)
+        sized = config.max_size is not None
+        yield EstimatingBench(inputs, moments(net, inputs), images, prober, _NoMeter(), None, memo, precision, sized)
+        return
     context = _context(config, loaded, target, precision, device)  # first: a device that does not answer is said at once
     prober = target.prober(net, data.info.image_shape, precision)  # then what cannot be converted
     inputs = scoring_inputs(loaded, config.seed)

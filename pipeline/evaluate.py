@@ -138,7 +138,7 @@ class StitchedEvaluator:
         cost = ModelCost(sum(p.numel() for p in net.parameters()), self.bench.prober.macs(structure))
         size = self.bench.size_bytes(structure) if self.bench.sized else None
         seconds = time.perf_counter() - start
-        return self._memo.add(Candidate(levels, accuracy, loss, ratio, Kind.MEASURED, cost, seconds, size_bytes=size))
+        return self._memo.add(Candidate(levels, accuracy, loss, ratio, self.bench.kind, cost, seconds, size_bytes=size))
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""

@@ -32,7 +32,7 @@ from .images import batches
 from .memo import Memo
 from .patterns import two_four_fits, two_four_mask, weight_masks
 from .sensitivity import CURVATURE_IMAGES
-from .types import Candidate, Kind, Knob, ModelCost, Pattern, Sensitivity
+from .types import Candidate, Knob, ModelCost, Pattern, Sensitivity
 
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)  # of a layer's connections that may stay, pattern `weight`
 
@@ -217,7 +217,7 @@ class MaskEvaluator:
         start = time.perf_counter()
         accuracy, loss = self._answer(levels)
         share, seconds = density(self.knobs, levels), time.perf_counter() - start
-        return self._memo.add(Candidate(levels, accuracy, loss, self._latency, Kind.MEASURED, self._cost, seconds, share))
+        return self._memo.add(Candidate(levels, accuracy, loss, self._latency, self.bench.kind, self._cost, seconds, share))
 
     def latency_estimate(self, levels: Levels) -> float:
         """What the budget limits: the density, exactly."""

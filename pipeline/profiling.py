@@ -13,7 +13,9 @@ import numpy as np
 from ..devices.access import open_named
 from ..devices.agent_session import AgentSession
 from ..devices.device import Device
+from ..devices.engines import Engines
 from ..devices.stats import percentiles
+from ..devices.tensorrt_device import TensorRtDevice
 from ..devices.timing import TimingSettings
 from .errors import UnavailableError
 from .layer_names import names_of
@@ -72,6 +74,11 @@ def profile(models: Sequence[Path], device: str, settings: TimingSettings, ui: P
     """
     with closing(open_named(device)) as opened:
         rows, kind = _timed(models, opened, settings, ui)
+        if isinstance(opened, TensorRtDevice):
+            with opened.engines() as engines:
+                layered = tuple(_engine_layers(engines, row, path) for row, path in zip(rows, models, strict=True))
+            notes_of = ("memory: trtexec does not tell it", "times by layer: with trtexec's profiler attached")
+            return Profile(opened.name, kind, settings.runtime, settings.threads, layered, notes_of)
         with opened.connect() as agent:
             looked, notes = [], []
             for row, path in zip(rows, models, strict=True):
@@ -114,6 +121,12 @@ def _looked_into(agent: AgentSession, row: Row, path: Path, settings: TimingSett
         before = layers[name].ms if name in layers else 0.0
         layers[name] = LayerTime(name, kind, before + ns / 1e6)
     return Row(row.name, row.latency, row.against, peak, tuple(layers.values())), note
+
+
+def _engine_layers(engines: Engines, row: Row, path: Path) -> Row:
+    """The row with an engine's layers, which TensorRT names after the nodes it fused."""
+    layers = tuple(LayerTime(layer.name, "", layer.average_ms) for layer in engines.layers(engines.engine(path)))
+    return Row(row.name, row.latency, row.against, 0, layers)
 
 
 def table(result: Profile) -> tuple[str, ...]:

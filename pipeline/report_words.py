@@ -182,7 +182,8 @@ def how_measured(report: Json, name: str) -> Table | None:
         text = f"{same} % of {seen['samples']} test images get the class they get here; top-1 of these {there} %, here {here} %"
         rows.append((f"Answers on {seen['device']}", tag(text, seen["kind"])))
     if accuracy["kind"] != Kind.NONE:
-        rows.append(("Accuracy", f"{accuracy['samples']:,} test images in the artifact's own runtime ({accuracy['kind']})"))
+        where = "the file's arithmetic in another runtime" if accuracy["kind"] == Kind.ESTIMATED else "the artifact's own runtime"
+        rows.append(("Accuracy", f"{accuracy['samples']:,} test images in {where} ({accuracy['kind']})"))
     return Table(f"{name}: how it was measured", ("", "value"), tuple(rows), numeric=False) if rows else None
 
 
@@ -218,7 +219,7 @@ def environment(report: Json) -> tuple[Table, ...]:
         ("Data", data["name"]),
         ("Data SHA-256", data["sha256"]),
         ("Images", f"{splits}; {len(data['classes'])} classes; {'×'.join(str(n) for n in data['image_shape'])}"),
-        ("Gates", f"accuracy lost at most {gates['max_accuracy_drop']:g} points, speedup at least {gates['min_speedup']:g}×"),
+        ("Gates", _gates(gates)),
         budget,
         ("Pruned", removed),
         ("Search", f"{search['method']}, {search['evaluations']:,} candidates in {seconds(search['seconds'])}"),
@@ -237,8 +238,16 @@ def environment(report: Json) -> tuple[Table, ...]:
     return tuple(t for t in tables if t.rows)
 
 
+def _gates(gates: Json) -> str:
+    limit = gates.get("max_size_bytes")
+    text = f"accuracy lost at most {gates['max_accuracy_drop']:g} points, speedup at least {gates['min_speedup']:g}×"
+    return text if limit is None else f"{text}, at most {limit:,} bytes"
+
+
 def latencies(search: Json) -> tuple[tuple[str, str], ...]:
     """How many latencies the search had from the device, and how good the table is that it estimates others from."""
+    if search["best"]["latency_kind"] == Kind.ESTIMATED:
+        return (("Latencies", "estimated, none measured: there was no board to search on"),)
     fresh, error = search.get("latency_measured") or 0, search.get("table_error")
     reused = search.get("latency_reused") or 0
     if not fresh + reused:

@@ -26,8 +26,9 @@ from torch import nn
 from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
-from ..targets.base import Target
-from . import artifacts
+from ..devices.tensorrt_device import TensorRtDevice
+from ..targets.base import Limits, Target, joint
+from . import artifacts, engines
 from .accuracy import cost_of
 from .bench import Bench, open_bench
 from .config import Config
@@ -42,13 +43,14 @@ from .models import state_sha256
 from .packages import license_of
 from .progress import Progress
 from .pruning import Pruning, RankedEvaluator, pattern_for, pruning_for
-from .references import references_of
+from .references import References, references_of
 from .report import RunResults, to_html, to_markdown, to_report
 from .search import search
 from .session import Run, read_seconds
 from .store import RunFolder, Stage, atomic_write, file_ref
 from .subject import accelerator, fast_bfloat16, load_subject, weights_file
 from .types import (
+    Artifact,
     Candidate,
     Checkpoint,
     Epoch,
@@ -90,6 +92,8 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         reason = target.missing()
         if reason is not None:
             raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
+    places = engines.places(config, chosen, board)
+    led = next((t for t in chosen if places[t.name] is not None), chosen[0])  # the search is for the first that can be measured
     pattern = pattern_for(config, chosen)
     _deterministic(config)
     with RunFolder(config, ui.say) as folder:
@@ -99,11 +103,10 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         loaded = run.loaded
         shape = loaded.subject.data.image_shape
         net = canonical(loaded.module, shape)
-        pruning = pruning_for(
-            pattern, net, shape, chosen[0].limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path
-        )
-        precision = config.precision or chosen[0].limits.precisions[0]
-        found, plan, searched = _search(run, subject_key, pruning, chosen[0], precision)
+        limits = joint([led, *chosen])
+        pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
+        precision = config.precision or led.limits.precisions[0]
+        found, plan, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits)
         checkpoint, student, tuned = _finetune(run, searched, pruning, plan)
         references = references_of(run, tuned, checkpoint, student)
         results = {}
@@ -114,9 +117,10 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             except BuildError as error:  # the other targets still get theirs
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
-                results[target.name] = artifacts.verified(run, built, target, artifact, references)
+                results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
         budget = config.latency_budget.ratio if config.latency_budget.ratio is not None else found.best.spent
-        run.notes += [*pruning.remarks(chosen[0].runtime), *_on_budget(config, pruning, results, budget)]
+        run.notes += [*pruning.remarks(led.runtime), *_on_budget(config, pruning, results, budget)]
+        run.notes += engines.remarks(found)
         results_of_run = RunResults(
             subject=loaded.subject,
             seed=config.seed,
@@ -132,6 +136,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             budget=budget,
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
+            max_size_bytes=config.max_size,
             command=_command(),
             packages=(packages := _versions(chosen)),
             started=started.isoformat(timespec="seconds"),
@@ -141,7 +146,18 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             licenses={name: license_of(name) for name in packages},
         )
         _write(folder.path, plan, results_of_run)
-    return 0 if all(r.verdict.passed for r in results.values()) else 1
+    return 1 if any(engines.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
+
+
+def _judged(
+    run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
+) -> TargetResult:
+    """The artifact on its device, or on this machine; an engine is built there first."""
+    if not engines.needs_device(target):
+        return artifacts.verified(run, before, target, artifact, references)
+    if isinstance(place, TensorRtDevice):
+        return engines.finished(run, before, target, artifact, references, place)
+    return engines.unbuilt(run, before, target, artifact, references, engines.ABSENT.format(name=target.name))
 
 
 def _versions(chosen: list[Target]) -> dict[str, str]:
@@ -191,7 +207,13 @@ def _prepare_subject(run: Run) -> str:
 
 
 def _search(
-    run: Run, subject_key: str, pruning: Pruning, target: Target, precision: Precision
+    run: Run,
+    subject_key: str,
+    pruning: Pruning,
+    target: Target,
+    precision: Precision,
+    place: Device | None,
+    limits: Limits,
 ) -> tuple[SearchResult, Plan, Stage]:
     """Rank what can go, then set every knob: the plan with the best one-shot accuracy within the budget."""
     config = run.config
@@ -201,11 +223,15 @@ def _search(
     ranking = ranking_stage.result(Sensitivity)
     settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
-    stage = run.folder.stage("search", "3", settings, (ranking_stage.key,))
+    settings |= {} if config.max_size is None else {"max_size": config.max_size}
+    settings |= {"estimated": True} if place is None else {}
+    settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
+    stage = run.folder.stage("search", "4", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
-        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, device=run.board)
+        estimated = place is None
+        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, device=place, estimated=estimated)
         with ExitStack() as stack:
             with run.stage("curvature"):
                 bench = stack.enter_context(opening)
@@ -241,6 +267,7 @@ def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: floa
         beta=config.beta,
         seed=config.seed,
         limits=pruning.limits,
+        max_size_bytes=config.max_size,
     )
     with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
         return search(evaluator, how, tell)

@@ -5,9 +5,10 @@ A target is one module in this folder that binds `TARGET`. It is found by its fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,6 +32,12 @@ class Limits:
     channel_multiple: int  # kept channel counts are multiples of this
     precisions: tuple[Precision, ...]  # best first
     patterns: tuple[Pattern, ...]  # best first: what buys latency there
+
+
+def joint(targets: Sequence[Target]) -> Limits:
+    """Limits that one plan keeps for several targets: the first one's, with channels that suit them all."""
+    multiple = math.lcm(*(target.limits.channel_multiple for target in targets))
+    return replace(targets[0].limits, channel_multiple=multiple)
 
 
 @dataclass(frozen=True)

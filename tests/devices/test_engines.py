@@ -3,6 +3,7 @@ test takes the stamp away to see what lies behind."""
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import stat
@@ -12,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trtexec_standin
+from edge_compress.devices import boards, tensorrt_loop, trtexec
 from edge_compress.devices import engines as engines_file
-from edge_compress.devices import tensorrt_loop, trtexec
 from edge_compress.devices.access import open_board
 from edge_compress.devices.boards import Board
 from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.tensorrt_device import TensorRtDevice
 from edge_compress.devices.timing import TimingSettings
+from edge_compress.pipeline import board_check, profiling
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
+from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.types import Kind, Precision
 from onnx import TensorProto, helper, numpy_helper
 
 SETTINGS = TimingSettings(sessions=3, min_pairs=10, max_pairs=40, runtime="tensorrt")
+BOARD = 'targets = ["jetson"]\ntransport = "ssh"\nruntime = "tensorrt"\naddress = "nano"\npython = "{python}"\n'
 MODE = '#!/bin/sh\necho "NV Power Mode: 15W"\n'
 
 
@@ -216,13 +220,13 @@ def test_sparse_layers_are_reported_as_eligible_and_picked(device, jetson, tmp_p
     assert "--sparsity=enable" in jetson.commands("--onnx=")[0]
 
 
-def test_without_tensorrt_in_the_boards_python_images_go_one_by_one(device, jetson, tmp_path, real, monkeypatch):
-    monkeypatch.setattr(engines_file, "_ONE_BY_ONE", 3)
-    images = np.arange(5 * 12, dtype=np.float32).reshape(5, 3, 2, 2)
+def test_without_tensorrt_in_the_boards_python_images_go_one_by_one(device, jetson, tmp_path, real):
+    images = np.arange(3 * 12, dtype=np.float32).reshape(3, 3, 2, 2)
     jetson.put("python3", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no packages: no TensorRT
     with device.engines() as engines:
+        assert not engines.in_bulk()
         answers = engines.outputs(engines.engine(onnx_file(tmp_path / "m.onnx")), images)
-    expected = [sum(image.astype("<f4").tobytes()) % 10 for image in images[:3]]
+    expected = [sum(image.astype("<f4").tobytes()) % 10 for image in images]
     assert answers.argmax(1).tolist() == expected
     assert answers.shape == (3, 10)
 
@@ -230,6 +234,7 @@ def test_without_tensorrt_in_the_boards_python_images_go_one_by_one(device, jets
 PYTHON_WITH_TENSORRT = """#!/bin/sh
 exec {python} - "$@" <<'END'
 import struct, sys
+if sys.argv[2:] == ["--help"]: sys.exit(0)
 options = dict(a.split("=", 1) for a in sys.argv[2:])
 data = open(options["--inputs"], "rb").read()
 values = struct.unpack("<%df" % (len(data) // 4), data)
@@ -300,6 +305,28 @@ def test_a_board_without_a_trtexec_of_today_is_told_so(device, jetson, version, 
         jetson.tell(version=version)
     with pytest.raises(UnavailableError, match=said), device.engines():
         pass
+
+
+def test_profile_measures_engines_and_their_layers(jetson, tmp_path, real):
+    dense, small = onnx_file(tmp_path / "dense.onnx", channels=16), onnx_file(tmp_path / "small.onnx", quantized=True)
+    jetson.tell(times_ms={digest(dense): 6.0, digest(small): 2.0})
+    file = tmp_path / "nano.toml"
+    file.write_text(BOARD.format(python=sys.executable))
+    found = profiling.profile([dense, small], str(file), SETTINGS, Progress(io.StringIO()))
+    assert [row.latency.p50_ms for row in found.rows] == [pytest.approx(6.0, rel=0.01), pytest.approx(2.0, rel=0.01)]
+    assert [layer.ms for layer in found.rows[1].layers] == [0.0492, 0.03]
+    assert found.kind is Kind.MEASURED
+    assert "\n".join(profiling.table(found)).count("3.00x") == 1
+
+
+def test_a_check_names_the_boards_tensorrt_and_takes_no_noise_floor_from_a_standin(jetson, tmp_path):
+    file = tmp_path / "nano.toml"
+    file.write_text(BOARD.format(python=sys.executable))
+    found = board_check.check(boards.load(str(file)))
+    assert any("tensorrt 10.3.0" in line for line in found.lines)
+    assert "stamped simulated" in found.lacking[-1]
+    (jetson.programs / "trtexec").unlink()
+    assert "none at trtexec" in board_check.check(boards.load(str(file))).lacking[-1]
 
 
 def test_facts_name_what_a_latency_depends_on(device):
