@@ -87,17 +87,17 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
     if wrong := digest_findings(record)[0]:
         raise VerifyError(f"{record.name} is not what its record says", found="; ".join(wrong), do="run again")
     why = {n: f"{n}: {'; '.join(t['verdict']['reasons']) or t['status']}" for n, t in record.report["targets"].items()}
-    absent = [n for n, t in record.report["targets"].items() if t["status"] == "not_built" and t["artifact"] is None]
+    absent = [n for n, t in record.report["targets"].items() if t["status"] == "not_built"]
     failed = [why[n] for n, t in record.report["targets"].items() if not t["verdict"]["passed"] and n not in absent]
     if failed and not allow_failed:
         raise VerifyError(
             f"{record.name} did not pass", found=". ".join(failed), do="--allow-failed bundles it all the same, marked as failed"
         )
-    names = [name for name in record.targets if record.artifact(name) is not None]
+    names = [name for name in record.targets if record.artifact(name) is not None and name not in absent]
     if not names:
         raise VerifyError(f"{record.name} has no artifact", found=". ".join(why.values()) or "no target")
     for name in absent:
-        say(f"{record.name}: left out, there is no artifact: {why[name]}")
+        say(f"{record.name}: left out, it was not built: {why[name]}")
     for name in names:
         if record.report["targets"][name].get("golden") is None:
             raise InputError(

@@ -278,9 +278,13 @@ def test_a_target_that_was_not_built_is_left_out_and_said(
     (run / "report.json").write_text(json.dumps(report))
     code, _, err = ended("release", run, "--out", tmp_path / "dist")
     assert code == 0
-    assert "left out, there is no artifact: jetson: no TensorRT here" in err
+    assert "left out, it was not built: jetson: no TensorRT here" in err
     assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
-    report["targets"]["jetson"]["status"] = "failed"
+    graph = report["targets"]["x86"]["artifact"]  # what an engine would be built from is there
+    report["targets"]["jetson"]["artifact"] = graph
+    (run / "report.json").write_text(json.dumps(report))
+    assert ended("release", run, "--out", tmp_path / "dist")[0] == 0
+    report["targets"]["jetson"] |= {"status": "failed", "artifact": None}
     (run / "report.json").write_text(json.dumps(report))
     assert ended("release", run, "--out", tmp_path / "dist")[0] == 1
     del report["targets"]["x86"]
