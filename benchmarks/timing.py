@@ -33,18 +33,34 @@ from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import to_json
 from edge_compress.targets.onnx_export import export_float
+from torch import nn
 
-SHAPE = (3, 64, 64)
+SHAPE = (3, 32, 32)
 BUSY = "import numpy as np\na = np.random.default_rng(0).standard_normal((384, 384))\nwhile True:\n    a @ a\n"
 
 
-def make_pair(folder: Path) -> tuple[Path, Path]:
-    """ResNet-18 with random weights at 64 pixels, and the same with half of every group's channels: (dense, pruned)."""
+def resnet20() -> nn.Module:
+    """ResNet-20 for 32 pixels (He et al. 2015, section 4.2) with 1x1 convolutions as shortcuts; random weights."""
     import torch
-    import torchvision
+    from torchvision.models.resnet import BasicBlock
 
     torch.manual_seed(0)
-    net = canonical(torchvision.models.resnet18(num_classes=10).eval(), SHAPE)
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    width = 16
+    for stage, channels in enumerate((16, 32, 64)):
+        for block in range(3):
+            stride = 2 if stage and not block else 1
+            shortcut = None
+            if stride != 1:
+                shortcut = nn.Sequential(nn.Conv2d(width, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            layers.append(BasicBlock(width, channels, stride, shortcut))
+            width = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+def make_pair(folder: Path) -> tuple[Path, Path]:
+    """ResNet-20, and the same with half of every group's channels: (dense, pruned)."""
+    net = canonical(resnet20(), SHAPE)
     coupling = couple(net)
     knobs = knobs_for(coupling, targets.load("x86").limits)
     levels = tuple(0 if knob.kind == "block" else knob.level(0.5) for knob in knobs)
@@ -100,7 +116,7 @@ def summary(runs: list[dict[str, object]]) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--device", default="local", show_default=True, help="Where, as in edge-compress profile.")
-@click.option("--models", nargs=2, type=click.Path(path_type=Path), help="A dense and a pruned file instead of ResNet-18.")
+@click.option("--models", nargs=2, type=click.Path(path_type=Path), help="A dense and a pruned file instead of ResNet-20.")
 @click.option("--repetitions", default=10, show_default=True)
 @click.option("--load", default=2, show_default=True, help="Processes that compete for the cores of this machine.")
 @click.option("--sessions", default=TimingSettings.sessions, show_default=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from ..pipeline.errors import InputError
@@ -11,6 +12,7 @@ from .boards import Board
 from .device import Device
 from .local import LocalDevice
 from .pool import Pool
+from .ray_boards import ADDRESS, RayBoard
 from .remote import RemoteDevice
 from .ssh import SSH_FOLDER, SshTransport
 from .tensorrt_device import TensorRtDevice
@@ -38,7 +40,9 @@ def open_named(text: str) -> Device:
 
 
 def open_pool(name: str, found: Sequence[Board]) -> Pool:
-    """Any of several boards."""
+    """Any of several boards, of this machine's network or, where RAY_ADDRESS says one, of a Ray cluster."""
+    if os.environ.get(ADDRESS):
+        return Pool(name, found, RayBoard)
     return Pool(name, found, open_remote)
 
 
