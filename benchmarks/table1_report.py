@@ -25,7 +25,7 @@ def to_markdown(table: Table) -> str:
         lines += [f"## {title}{trained}, {seeds} seed{'s' if seeds > 1 else ''}", ""]
         lines += ["| top-1, % | " + " | ".join(f"{s:g} %" for s in sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
         for method in dict.fromkeys(r["method"] for r in rows):
-            lines.append(f"| {method} | " + " | ".join(_cell(found.get((method, s), [])) for s in sparsities) + " |")
+            lines.append(f"| {method} | " + " | ".join(_cell(found.get((method, s), []), seeds) for s in sparsities) + " |")
         lines.append("")
     lines += [*_remarks(table), ""]
     return "\n".join(lines)
@@ -39,11 +39,12 @@ def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, float], list[float]]:
     return dict(found)
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], seeds: int) -> str:
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2f}"
+    spread = "" if len(values) == 1 else f" ± {(max(values) - min(values)) / 2:.2f}"
+    return mean + spread + ("" if len(values) == seeds else f" ({len(values)})")
 
 
 def _remarks(table: Table) -> list[str]:
@@ -56,8 +57,9 @@ def _remarks(table: Table) -> list[str]:
         f"{millions:.1f} million (`macs_nonzero` is what a sparse runtime would need), and has the latency of the dense "
         f"structure: measured once, float against itself, a ratio of {ratio:.3f}.",
         "",
-        "`±` is half the range over seeds. `seed` is the published formula, sign included, with the best lambda above 0 (0 is "
-        "`magnitude`). Lottery tickets are rewound to the given weights, and train additionally to find their masks.",
+        "`±` is half the range over seeds; in brackets the number of seeds, where it is not all of them. `seed` is the published "
+        "formula, sign included, with the best lambda above 0 (0 is `magnitude`). Lottery tickets are rewound to the given "
+        "weights, and train additionally to find their masks.",
     ]
 
 

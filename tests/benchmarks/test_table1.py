@@ -132,7 +132,7 @@ def test_markdown_has_mean_and_spread():
     table = {"command": "c", "settings": {"epochs": 5}, "dense": {"top1": 91.8, "macs": 41_000_000}, "rows": rows}
     text = table1_report.to_markdown(table)
     assert "| magnitude | 72.00 ± 2.00 |" in text
-    assert "| amp-hasa | 88.00 |" in text
+    assert "| amp-hasa | 88.00 (1) |" in text
     assert "MACs saved: none" in text
     assert table1_report.to_svg(table) == table1_report.to_svg(table)
 
