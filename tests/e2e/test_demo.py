@@ -20,7 +20,7 @@ from edge_compress.pipeline import artifacts, compensate, pruning, run
 from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Epoch, Timing, from_json
-from edge_compress.targets import onnx_int8, x86
+from edge_compress.targets import onnx_int8, onnx_trials
 from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of
 
 Call = Callable[[list[str]], Finished]
@@ -289,7 +289,7 @@ def test_ranges_from_the_wrong_inputs_are_noticed(again: Callable[..., Run], mon
 def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = {"narrow": lambda seen: (0.0, 0.02 * max(seen.highest, 1e-3))}
     monkeypatch.setattr(ranges, "METHODS", {**ranges.METHODS, **narrow})
-    monkeypatch.setattr(x86._Trials, "best", lambda trials: min(trials.top1, key=trials.top1.__getitem__))
+    monkeypatch.setattr(onnx_trials.Trials, "best", lambda trials: min(trials.top1, key=trials.top1.__getitem__))
     changed = again("build")
     with pytest.raises(AssertionError):
         EFFECTS["calibration"](changed)
