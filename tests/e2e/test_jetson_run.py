@@ -16,6 +16,11 @@ from cli_runs import Finished, Workshop, report_of
 
 STANDIN = Path(__file__).parent.parent / "devices" / "trtexec_standin.py"
 QUICK = {"search": "knapsack", "evaluations": 10, "score": "magnitude"}
+ALONE = {
+    "target": "jetson",
+    "latency_budget": 0.85,
+    **QUICK,
+}  # an estimate leaves int8 out: the usual budget is too low
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -32,7 +37,7 @@ def latencies(value: Any, path: str = "") -> list[str]:
 @pytest.fixture(scope="module")
 def folder(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jetson") / "run"
-    finished = workshop.run(workshop.arguments(folder, target="jetson", **QUICK))
+    finished = workshop.run(workshop.arguments(folder, **ALONE))
     assert finished.code == 0, finished.err
     assert finished.out.splitlines()[0].startswith("jetson: not built.")
     assert "build.sh" in finished.out
@@ -57,7 +62,7 @@ def test_the_search_is_never_said_to_have_measured(folder: Path) -> None:
     search = report["pruned"]["search"]
     assert {c["latency_kind"] for c in search["tried"]} == {search["best"]["latency_kind"]} == {"estimated"}
     assert (search["latency_measured"], search["latency_reused"], search["table_error"]) == (0, 0, None)
-    assert search["best"]["latency_ratio"] <= 0.51
+    assert search["best"]["latency_ratio"] <= 0.85 * 1.02
     assert any("no time of any device" in note for note in report["notes"])
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert "jetson: not built" in page
@@ -78,7 +83,7 @@ def test_script_and_manifest_lie_beside_the_files_and_build_what_the_report_name
 
 
 def test_the_same_command_goes_on_where_it_was(folder: Path, workshop: Workshop) -> None:
-    again = workshop.run(workshop.arguments(folder, target="jetson", **QUICK))
+    again = workshop.run(workshop.arguments(folder, **ALONE))
     assert (again.code, again.stages) == (0, [])
 
 
@@ -162,3 +167,11 @@ def test_a_simulated_engine_is_no_engine_and_gives_no_latency_to_the_report(
     assert latencies(target) == []
     assert target["accuracy"]["kind"] == "estimated"
     assert not list((tmp_path / "run" / "artifacts").rglob("*.engine"))
+
+
+def test_an_accuracy_that_is_over_its_gate_fails_the_run_without_an_engine_too(workshop: Workshop, tmp_path: Path) -> None:
+    finished = workshop.run(workshop.arguments(tmp_path / "run", **{**ALONE, "latency_budget": 0.35}, max_accuracy_drop=0.5))
+    target = report_of(tmp_path / "run")["targets"]["jetson"]
+    assert finished.code == 1
+    assert target["status"] == "not_built"
+    assert "(estimated), at most 0.5 allowed" in target["verdict"]["reasons"][1]
