@@ -204,9 +204,9 @@ def test_the_board_is_rebooted_while_a_search_measures_on_it(far, board, model, 
         assert meter.ratio(data) > 0
 
 
-# A runtime whose speed is in a file: the board's clock, which a test can turn down.
+# A runtime on a board that grows hot: every run of a model adds a byte to a file, and the longer the file the slower the clock.
 CLOCKED = """
-import time
+import math, os
 import numpy
 __version__ = "1.0"
 class _Value:
@@ -220,46 +220,34 @@ class InferenceSession:
     def get_inputs(self): return [_Value]
     def get_outputs(self): return [_Value]
     def run(self, *_):
-        total, steps = 0, int(self.work / float(open({clock!r}).read()))
+        total, steps = 0, self.work
+        if os.path.exists({heat!r}):
+            steps = int(steps / max(0.15, math.exp(-os.path.getsize({heat!r}) / 100)))
+            with open({heat!r}, "ab") as file: file.write(b".")
         for n in range(steps): total += n
         return [numpy.zeros((1, 1), numpy.float32)]
 """
 
 
 def test_the_clock_is_throttled_in_mid_run(far, tmp_path):
-    """The baseline is the thermometer: it drifts, the report says so, and the ratio stays what it was."""
-    clock, packages, wrapper = tmp_path / "clock", tmp_path / "packages", tmp_path / "python3"
+    """The baseline is the thermometer: it drifts, the report says so, and the ratio stays what it is when cool."""
+    heat, packages, wrapper = tmp_path / "heat", tmp_path / "packages", tmp_path / "python3"
     packages.mkdir()
-    (packages / "onnxruntime.py").write_text(CLOCKED.format(clock=str(clock)))
+    (packages / "onnxruntime.py").write_text(CLOCKED.format(heat=str(heat)))
     wrapper.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
     slow, fast = (tmp_path / f"{name}.onnx" for name in ("slow", "fast"))
-    slow.write_bytes(os.urandom(2_000_000))
-    fast.write_bytes(os.urandom(1_000_000))
+    slow.write_bytes(os.urandom(1_000_000))
+    fast.write_bytes(os.urandom(500_000))
     board = far[0].device(python=str(wrapper))
-    settings = replace(QUICK, min_pairs=120, max_pairs=120, max_seconds=60.0, half_width=1e-9)
-    clock.write_text("1.0")
-    steady = board.measure(slow, fast, settings)
-    span = threading.Event()
-
-    def throttle() -> None:
-        speed = 1.0
-        while not span.wait(0.25):
-            speed = max(0.5, speed * 0.97)
-            whole = clock.with_suffix(".new")
-            whole.write_text(str(speed))
-            whole.replace(clock)
-
-    thread = threading.Thread(target=throttle)
-    thread.start()
+    few = {"min_pairs": 120, "max_pairs": 120, "max_seconds": 60.0, "half_width": 1e-9, "min_sample_ms": 1e-3}
+    settings = replace(QUICK, warmup_seconds=0.0, **few)
+    heat.touch()
     throttled = board.measure(slow, fast, settings)
-    span.set()
-    thread.join()
     board.close()
-    print(f"drift {steady.environment['baseline_drift']} steady, {throttled.environment['baseline_drift']} throttled")
     assert "drift" in throttled.quality
-    assert float(throttled.environment["baseline_drift"]) > float(steady.environment["baseline_drift"]) + 0.05
-    assert throttled.speedup.median == pytest.approx(steady.speedup.median, rel=0.15)
+    assert float(throttled.environment["baseline_drift"]) > 0.5
+    assert throttled.speedup.median == pytest.approx(2.0, rel=0.2)  # as the work of the two is
 
 
 def test_outputs_that_are_cut_short_are_no_outputs(far, tmp_path, model):
