@@ -28,6 +28,11 @@ class Meter(Protocol):
     """
 
     @property
+    def width(self) -> int:
+        """How many candidates are measured at once: one on each board."""
+        ...
+
+    @property
     def dense_ms(self) -> float:
         """Median latency of the baseline in milliseconds, measured once."""
         ...

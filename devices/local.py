@@ -103,6 +103,8 @@ class LocalDevice:
 class QuickMeter:
     """See `device.Meter`: one worker of this machine that stays."""
 
+    width = 1
+
     def __init__(
         self,
         baseline: bytes,

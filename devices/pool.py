@@ -61,6 +61,11 @@ class Pool:
         self._devices = {board: open_board(board) for board in boards}
         self._alike: dict[tuple[str, int], dict[str, str]] = {}
 
+    @property
+    def devices(self) -> tuple[BoardDevice, ...]:
+        """Of its boards, those that are set aside included."""
+        return tuple(self._devices.values())
+
     def close(self) -> None:
         """Leave nothing running here; safe to call twice."""
         for device in self._devices.values():
@@ -172,6 +177,11 @@ class PoolMeter:
         """End the agents; safe to call twice."""
         for meter in self._meters.values():
             meter.close()
+
+    @property
+    def width(self) -> int:
+        """See `device.Meter.width`."""
+        return len(self._meters)
 
     @property
     def dense_ms(self) -> float:

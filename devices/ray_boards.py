@@ -84,6 +84,8 @@ class RayBoard:
 class RayMeter:
     """See `device.Meter`."""
 
+    width = 1
+
     def __init__(self, board: Board, how: tuple[bytes, str, int, int]) -> None:
         self._board, self._how = board, how
         self._stack = contextlib.ExitStack()

@@ -28,6 +28,8 @@ class RemoteMeter:
         settings: runtime, threads, affinity and seed; the rest is the quick measurement's own.
     """
 
+    width = 1
+
     def __init__(self, connect: Callable[[], AgentSession], baseline: bytes, settings: TimingSettings) -> None:
         self._connect, self._baseline = connect, baseline
         self._settings = replace(settings, warmup_seconds=0.1, warmup_window=2, max_seconds=30.0)

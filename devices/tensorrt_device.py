@@ -99,6 +99,8 @@ class TensorRtDevice(RemoteDevice):
 class TensorRtMeter:
     """See `device.Meter`: a candidate costs the building of its engine, half a minute on a board, and is gone afterwards."""
 
+    width = 1
+
     def __init__(self, engines: Callable[[], contextlib.AbstractContextManager[Engines]], baseline: bytes) -> None:
         self._engines = engines
         self._folder = tempfile.TemporaryDirectory(prefix="edge-compress-")

@@ -72,6 +72,11 @@ class Bench:
             for key, ratio in zip(some, self.meter.ratios([self.prober.candidate(new[k]) for k in some]), strict=True):
                 self._keep(key, ratio)
 
+    def expect(self, structures: Sequence[Structure]) -> None:
+        """What is likely to be asked for next: measured now if there are several boards, left for later if there is one."""
+        if self.meter.width > 1:
+            self.measure_ahead(structures)
+
     def _keep(self, key: str, ratio: float) -> float:
         assert self.cache is not None  # or it is an EstimatingBench
         self.measured += 1
@@ -98,6 +103,8 @@ class EstimatingBench(Bench):
 
 class _NoMeter:
     """What there is to measure with where there is no device."""
+
+    width = 1
 
     @property
     def dense_ms(self) -> float:

@@ -12,7 +12,7 @@ size, as a share of what is allowed, counts as if that share of the budget were 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -66,6 +66,20 @@ class Sized(Protocol):
 
     def size_estimate(self, levels: Levels) -> float:
         """Bytes of a setting's artifact without labels and metadata. Free."""
+        ...
+
+
+@runtime_checkable
+class Wide(Protocol):
+    """An evaluator with several boards, which work side by side on what it is told of in time."""
+
+    @property
+    def width(self) -> int:
+        """How many."""
+        ...
+
+    def expect(self, settings: Sequence[Levels]) -> None:
+        """These are likely to be asked for next. Answers do not depend on it, only when there is one."""
         ...
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from statistics import median
 
@@ -139,6 +139,17 @@ class StitchedEvaluator:
         size = self.bench.size_bytes(structure) if self.bench.sized else None
         seconds = time.perf_counter() - start
         return self._memo.add(Candidate(levels, accuracy, loss, ratio, self.bench.kind, cost, seconds, size_bytes=size))
+
+    @property
+    def width(self) -> int:
+        """How many candidates' latencies are measured at once."""
+        return self.bench.meter.width
+
+    def expect(self, settings: Sequence[tuple[int, ...]]) -> None:
+        """Measure the latencies of settings that are likely to be asked for, each on one of several boards."""
+        new = [levels for levels in settings if self._memo.get(levels) is None]
+        plans = [plan_for(self.knobs, levels, self.order, "") for levels in new]
+        self.bench.expect([structure_of(self.net, self.coupling, plan) for plan in plans])
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""

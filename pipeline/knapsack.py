@@ -8,6 +8,7 @@ corrected by every whole model that was measured; plans are drawn from what the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -335,20 +336,25 @@ def run(tally: Tally, until: int, rng: np.random.Generator) -> None:
     # Soft mode has no budget: look where along the whole range of latencies the reward is highest.
     sweep = [] if hard else list(np.linspace(tally.latency(tally.wall.fastest), tally.latency.dense, 10)[:-1])
     stale, turn = 0, 0
-    while len(tally.tried) < until and stale < PATIENCE:
+
+    def proposal(turn: int, limits: list[float], rng: np.random.Generator) -> Levels:
         centre = settings.budget if hard else tally.latency(tally.leader.levels)
         width = 0.0 if turn == 0 else 1.0 + 0.1 * stale
-        limit = sweep.pop() if sweep else centre * (1.0 + 0.01 * (1 + 0.1 * stale) * rng.standard_normal() * (turn > 0))
+        limit = limits.pop() if limits else centre * (1.0 + 0.01 * (1 + 0.1 * stale) * rng.standard_normal() * (turn > 0))
         loss = model.draw(rng, width)
         if turn % 3 == 2:
-            levels: Levels | None = swap(tally, tally.leader.levels, loss, limit, rng)
-        else:
-            saving, dense = tally.savings(float(rng.uniform()) if tally.sized else 0.0)
-            levels = solve(knobs, loss, saving, dense - limit)
-            if levels is not None and tally.sized:  # what one knob saves in size, another cannot save again
-                levels = tighten(tally, levels, loss, limit, rng)
+            return swap(tally, tally.leader.levels, loss, limit, rng)
+        saving, dense = tally.savings(float(rng.uniform()) if tally.sized else 0.0)
+        levels = solve(knobs, loss, saving, dense - limit)
+        if levels is not None and tally.sized:  # what one knob saves in size, another cannot save again
+            levels = tighten(tally, levels, loss, limit, rng)
+        return tally.wall.fastest if levels is None else levels
+
+    while len(tally.tried) < until and stale < PATIENCE:
+        if turn % tally.width == 0:
+            twin, left = deepcopy(rng), sweep.copy()
+            tally.expect(proposal(turn + ahead, left, twin) for ahead in range(tally.width))
+        levels = proposal(turn, sweep, rng)
         turn += 1
-        if levels is None:
-            levels = tally.wall.fastest
         stale = stale + 1 if tally.seen(levels) else 0
         tally.evaluate(levels)

@@ -7,12 +7,14 @@ nine actions and noise: there the defaults end at a reward of -0.70, these at -0
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -92,6 +94,10 @@ class _Outside:
     def latency_estimate(self, levels: Levels) -> float:
         return self._tally.latency_estimate(levels)
 
+    def expect(self, settings: Sequence[Levels]) -> None:
+        with self._aside.caller():
+            self._tally.expect(settings)
+
     def evaluate(self, levels: Levels) -> Candidate:
         if self._tally.seen(levels):
             return self._tally.evaluate(levels)
@@ -105,11 +111,14 @@ def _parameter(value: object) -> torch.Tensor:
 
 
 class _Watch(BaseCallback):
-    """Asks for the policy's mean after every update, wakes a policy that repeats itself, ends with the last evaluation."""
+    """Asks for the policy's mean after every update, wakes a policy that repeats itself, ends with the last evaluation.
 
-    def __init__(self, tally: Tally, env: PruningEnv) -> None:
+    Where there are several boards it says what the next rollout is likely to ask for.
+    """
+
+    def __init__(self, tally: Tally, outside: _Outside, env: PruningEnv) -> None:
         super().__init__()
-        self._tally, self._env = tally, env
+        self._tally, self._outside, self._env = tally, outside, env
         self._stale, self._count = 0, -1
 
     def _on_rollout_start(self) -> None:
@@ -123,7 +132,20 @@ class _Watch(BaseCallback):
         # The mean of a good policy is better than its samples, and it is what the policy has learned.
         observation, _ = self._env.reset()
         action, _ = self.model.predict(observation, deterministic=True)
-        self._env.step(action)
+        observation, *_ = self._env.step(action)
+        if self._tally.width > 1:
+            self._outside.expect(self._samples(observation))
+
+    def _samples(self, observation: NDArray[np.float32]) -> list[Levels]:
+        """What the policy would ask for in a rollout if the observation stayed as it is. Its random numbers are not used up."""
+        assert isinstance(self.model, PPO)
+        state, space = torch.get_rng_state(), self._env.action_space
+        assert isinstance(space, spaces.Box)
+        inputs, _ = self.model.policy.obs_to_tensor(observation)
+        with torch.no_grad():
+            actions = [self.model.policy(inputs)[0].numpy()[0] for _ in range(self.model.n_steps)]
+        torch.set_rng_state(state)
+        return [self._env.wall.levels(self._env.thresholds(np.clip(a, space.low, space.high))) for a in actions]
 
     def _on_step(self) -> bool:
         return self._tally.left > 0 and self._stale < STALE_ROLLOUTS
@@ -143,7 +165,8 @@ def run(tally: Tally, rng: np.random.Generator) -> None:
         knapsack.run(tally, round(WARM_SHARE * settings.evaluations), rng)
     rollout = min(max(settings.evaluations // UPDATES, WARM_ROLLOUT if warm else ROLLOUT[0]), ROLLOUT[1])
     aside = _Aside()
-    env = PruningEnv(_Outside(tally, aside), settings, tally.wall)
+    outside = _Outside(tally, aside)
+    env = PruningEnv(outside, settings, tally.wall)
     with aside.policy():
         model = PPO(
             "MlpPolicy",
@@ -164,4 +187,4 @@ def run(tally: Tally, rng: np.random.Generator) -> None:
         with torch.no_grad():
             # The last layer's weights start at a hundredth, so that the bias is the mean action.
             _parameter(model.policy.action_net.bias).copy_(torch.from_numpy(mean))
-        model.learn(total_timesteps=2**31, callback=_Watch(tally, env))
+        model.learn(total_timesteps=2**31, callback=_Watch(tally, outside, env))

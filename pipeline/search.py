@@ -7,14 +7,15 @@ what they ask for. A search is deterministic given the evaluator's answers: with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from . import knapsack
-from .env import METHODS, Evaluator, Levels, SearchSettings, Sized, Wall, canonical, dependents, excess, reward, signal
+from .env import METHODS, Evaluator, Levels, SearchSettings, Sized, Wall, Wide, canonical, dependents, excess, reward, signal
 from .knapsack import PATIENCE, LatencyModel, Rows
 from .types import Candidate, Knob, SearchResult
 
@@ -125,6 +126,21 @@ class Tally:
             raise TypeError("a size limit needs an evaluator that knows sizes")
         return self._evaluator.size_estimate(levels)
 
+    @property
+    def width(self) -> int:
+        """How many settings the evaluator works on at once, once it is told of them (`expect`)."""
+        return self._evaluator.width if isinstance(self._evaluator, Wide) else 1
+
+    def expect(self, settings: Iterable[Levels]) -> None:
+        """Say what is likely to be asked for next, so that several boards can begin with it.
+
+        A guess that was wrong costs their time and nothing else: what a search asks and finds does not depend on it. The
+        settings are not even made where there is one board.
+        """
+        if isinstance(self._evaluator, Wide) and self.width > 1:
+            new = dict.fromkeys(canonical(self.knobs, levels, self._inside) for levels in settings)
+            self._evaluator.expect([levels for levels in new if levels not in self._memo][: self.left])
+
     def evaluate(self, levels: Levels) -> Candidate:
         """The candidate of these levels.
 
@@ -223,6 +239,7 @@ def uniform(tally: Tally, rng: np.random.Generator) -> None:
     """
     n = len(tally.knobs)
     grid = np.linspace(0.0, 1.0, 17)
+    tally.expect(tally.wall.levels(tally.wall.clip(np.full(n, t))) for t in grid)
     for t in grid:
         tally.evaluate(tally.wall.levels(tally.wall.clip(np.full(n, t))))
     for centre in grid[:-1]:  # between the grid points, the ones near the wall first
@@ -230,12 +247,12 @@ def uniform(tally: Tally, rng: np.random.Generator) -> None:
             tally.evaluate(tally.wall.levels(tally.wall.clip(np.full(n, centre + offset))))
     kinds = sorted({k.kind for k in tally.knobs})
     kind = np.array([kinds.index(k.kind) for k in tally.knobs])
-    stale = 0
-    while stale < PATIENCE:
-        thresholds = rng.uniform(0.0, rng.uniform(), len(kinds))[kind] + 0.01 * stale * rng.standard_normal(n)
-        levels = tally.wall.levels(tally.wall.clip(thresholds))
-        stale = stale + 1 if tally.seen(levels) else 0
-        tally.evaluate(levels)
+
+    def draw(source: np.random.Generator, stale: int) -> Levels:
+        thresholds = source.uniform(0.0, source.uniform(), len(kinds))[kind] + 0.01 * stale * source.standard_normal(n)
+        return tally.wall.levels(tally.wall.clip(thresholds))
+
+    _until_stale(tally, draw, rng)
 
 
 def at_random(tally: Tally, rng: np.random.Generator) -> None:
@@ -243,17 +260,25 @@ def at_random(tally: Tally, rng: np.random.Generator) -> None:
 
     Without the upper end nearly every draw would lose half of the blocks and lie far under the budget.
     """
-    stale = 0
-    while stale < PATIENCE:
-        levels = tally.wall.levels(tally.wall.clip(rng.uniform(0.0, rng.uniform(), len(tally.knobs))))
-        stale = stale + 1 if tally.seen(levels) else 0
-        tally.evaluate(levels)
+
+    def draw(source: np.random.Generator, _: int) -> Levels:
+        return tally.wall.levels(tally.wall.clip(source.uniform(0.0, source.uniform(), len(tally.knobs))))
+
+    _until_stale(tally, draw, rng)
 
 
 def fill(tally: Tally, rng: np.random.Generator) -> None:
     """Levels drawn evenly, wall or not: only for what a method that ran dry has left over, in very small problems."""
-    stale = 0
+    _until_stale(tally, lambda source, _: tuple(int(source.integers(len(k.kept))) for k in tally.knobs), rng)
+
+
+def _until_stale(tally: Tally, draw: Callable[[np.random.Generator, int], Levels], rng: np.random.Generator) -> None:
+    """Evaluate what is drawn until nothing new has been drawn for long; `draw` is told for how many draws that has been so."""
+    stale, turn = 0, 0
     while stale < PATIENCE:
-        levels = tuple(int(rng.integers(len(k.kept))) for k in tally.knobs)
+        if turn % tally.width == 0:
+            twin = deepcopy(rng)
+            tally.expect(draw(twin, stale) for _ in range(tally.width))
+        levels, turn = draw(rng, stale), turn + 1
         stale = stale + 1 if tally.seen(levels) else 0
         tally.evaluate(levels)

@@ -124,6 +124,8 @@ class Prober:
 class Meter:
     """Every layer takes a base time and a time for its width."""
 
+    width = 1
+
     def __init__(self) -> None:
         self.asked = 0
 
@@ -172,6 +174,36 @@ def make(exported, images, grams, tmp_path, monkeypatch) -> Make:
         return StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench), meter
 
     return build
+
+
+class TwoBoards(Meter):
+    """Says what was measured side by side."""
+
+    width = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together: list[int] = []
+
+    def ratios(self, models: list[bytes]) -> list[float]:
+        self.together.append(len(models))
+        return super().ratios(models)
+
+
+def test_candidates_a_search_expects_are_measured_side_by_side_on_several_boards(make):
+    evaluator, one_board = make()
+    wanted = [some_levels(evaluator, seed) for seed in range(4)]
+    evaluator.expect(wanted)
+    assert (evaluator.width, one_board.asked) == (1, 0)  # nothing is gained by hurry
+
+    boards = evaluator.bench.meter = TwoBoards()
+    evaluator.evaluate(wanted[0])
+    evaluator.expect(wanted)
+    assert evaluator.width == 2
+    assert boards.together == [3]  # the first is known
+    found = [evaluator.evaluate(levels).latency_ratio for levels in wanted]
+    assert boards.asked == 4  # nothing was asked again
+    assert found == [make("other.jsonl", "other")[0].evaluate(levels).latency_ratio for levels in wanted]
 
 
 def some_levels(evaluator: StitchedEvaluator, seed: int) -> tuple[int, ...]:

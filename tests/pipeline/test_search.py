@@ -150,6 +150,35 @@ def test_equal_seeds_ask_the_same_questions_whatever_else_draws_random_numbers(w
     assert levels_of(first) != levels_of(search(ResNet20(), settings(way, 70, seed=4)))
 
 
+class FourBoards(ResNet20):
+    """Four boards, which begin with what they are told of."""
+
+    width = 4
+
+    def __init__(self):
+        super().__init__(1)
+        self.told, self.in_time = set(), 0
+
+    def expect(self, settings):
+        assert len(settings) == len(set(settings))
+        assert not set(settings) & set(self.asked)  # nothing is measured twice
+        self.told |= set(settings)
+
+    def evaluate(self, levels):
+        self.in_time += levels in self.told
+        return super().evaluate(levels)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_several_boards_are_told_in_time_and_change_nothing(way):
+    one, four = ResNet20(1), FourBoards()
+    how = settings(way, evaluations=120)
+    assert search(one, how).rewards == search(four, how).rewards
+    assert one.asked == four.asked
+    assert four.in_time >= {"random": 100, "uniform": 70, "ppo-cold": 25}.get(way, 45)
+    assert len(four.told) - four.in_time <= 100  # guesses that were wrong
+
+
 def test_cold_ppo_beats_random_and_its_own_policy_that_does_not_learn(monkeypatch):
     def median(way):
         return np.median([max(search(ResNet20(seed, noise=0.0), settings(way, 150, seed=seed)).rewards) for seed in range(3)])
