@@ -11,6 +11,7 @@ from .adb import ADB_FOLDER, AdbTransport
 from .boards import Board
 from .device import Device
 from .local import LocalDevice
+from .phone_device import PhoneDevice
 from .pool import Pool
 from .ray_boards import ADDRESS, RayBoard
 from .remote import RemoteDevice
@@ -73,5 +74,8 @@ def open_remote(board: Board) -> RemoteDevice:
         )
     if board.transport == "ssh":
         transport = SshTransport(board.name, board.address, board.folder or SSH_FOLDER)
+        if board.benchmark_model:
+            return PhoneDevice(board, transport)
         return (TensorRtDevice if board.runtime == "tensorrt" else RemoteDevice)(board, transport)
-    return RemoteDevice(board, AdbTransport(board.name, board.address, board.folder or ADB_FOLDER))
+    adb = AdbTransport(board.name, board.address, board.folder or ADB_FOLDER)
+    return PhoneDevice(board, adb) if board.benchmark_model else RemoteDevice(board, adb)

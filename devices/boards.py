@@ -8,6 +8,7 @@ Keys: `targets` (a list: what can be built for it), `transport` (how it is reach
     memory_mib  of the board                     precisions           a list: what its arithmetic is fast in
     power_mode  the mode it must be in while it is measured; without it any mode will do, and which it was is recorded
     python      the interpreter there            folder               where files are kept there, below the home folder
+    benchmark_model  where TensorFlow Lite's program of that name is on a phone without Python: it then does the timing
     emulated    true for a machine whose times mean nothing: they are never called measured
     notes       for people                       source               where these facts come from
 """
@@ -47,6 +48,7 @@ class Board:
     power_mode: str = ""  # the one it must be in; empty: any, and recorded
     python: str = "python3"
     folder: str = ""  # empty: the transport's own choice
+    benchmark_model: str = ""  # path of the program on a phone without Python
     emulated: bool = False
     notes: str = ""
     source: str = ""  # of these facts
@@ -161,6 +163,7 @@ def _parse(path: Path) -> Board:
         address=words["address"],
         python=words["python"] or "python3",
         folder=words["folder"],
+        benchmark_model=words["benchmark_model"],
     )
 
 
@@ -186,4 +189,5 @@ _WORDS = {
     "address": r"(?!-)([\w.-]+@)?(?!-)[\w.:-]+",
     "python": r"[\w./][\w./-]*",
     "folder": r"[\w./][\w./-]*",
+    "benchmark_model": r"[\w./][\w./-]*",
 }

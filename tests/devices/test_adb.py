@@ -1,5 +1,6 @@
 """A real adbd in a network namespace: the agent over `adb shell`, exit codes, files, a cable that is pulled out."""
 
+import contextlib
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from edge_compress.devices.adb import AdbTransport
 from edge_compress.devices.agent_session import overhead_ms
 from edge_compress.devices.boards import Board
+from edge_compress.devices.phone_device import PhoneDevice
 from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.timing import TimingSettings
 from edge_compress.devices.transport import BusyError
@@ -58,6 +60,22 @@ def test_measured_over_adb_the_smaller_model_is_faster(device, tmp_path):
     result = device.measure(big, small, replace(QUICK, max_pairs=20))
     assert result.speedup.median > 2.0
     assert (result.kind, result.device) == (Kind.MEASURED, "phone")
+
+
+def test_a_phone_without_python_is_timed_by_its_own_program(device, phone, tmp_path):
+    program, body = (f"/data/local/tmp/{name}" for name in ("benchmark_model", "standin.py"))
+    (tmp_path / "program").write_text(f'#!/bin/sh\nexec {sys.executable} {body} "$@"\n')
+    device.transport.push(tmp_path / "program", program, 20)
+    device.transport.push(Path(__file__).with_name("benchmark_model_standin.py"), body, 20)
+    assert device.transport.run(["chmod", "+x", program], 20).code == 0
+    for name, size in (("big", 400_000), ("small", 100_000)):
+        (tmp_path / name).write_bytes(b"\x1c\0\0\0TFL3" + bytes(size))
+    board = Board("pocket", ("phone",), "adb", "litert", address=phone.serial, benchmark_model=program)
+    settings = TimingSettings(runtime="litert", sessions=2, max_pairs=4, min_pairs=1, block=2)
+    with contextlib.closing(PhoneDevice(board, AdbTransport("pocket", phone.serial))) as pocket:
+        timing = pocket.measure(tmp_path / "big", tmp_path / "small", settings)
+    assert timing.speedup.median > 2.0
+    assert (timing.kind, timing.pairs) == (Kind.MEASURED, 8)
 
 
 def test_a_large_file_is_sent_once(device, tmp_path):
