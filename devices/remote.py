@@ -25,10 +25,26 @@ class RemoteDevice:
 
     def __init__(self, board: Board, transport: Transport) -> None:
         self.name, self.board, self.transport = board.name, board, transport
+        self._leased = False
 
     def close(self) -> None:
         """Leave nothing running here; safe to call twice."""
         self.transport.close()
+
+    @contextlib.contextmanager
+    def leased(self) -> Iterator[None]:
+        """The board is this process's meanwhile, between two agents too.
+
+        Raises:
+            BusyError: another process of this machine has it.
+        """
+        held = lease(self.board)
+        self._leased = True
+        try:
+            yield
+        finally:
+            self._leased = False
+            held.release()
 
     def connect(self) -> AgentSession:
         """An agent on the board, which is this process's until it is closed; see `AgentSession`.
@@ -36,6 +52,8 @@ class RemoteDevice:
         Raises:
             DeviceError: another process of this machine has the board; else see `AgentSession`.
         """
+        if self._leased:
+            return AgentSession(self.transport, self.name, self.board.python, lambda: None, self.board.emulated)
         held = lease(self.board)
         try:
             return AgentSession(self.transport, self.name, self.board.python, held.release, self.board.emulated)

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from ..devices import tensorrt_loop
-from ..devices.access import CLASS
 from ..devices.boards import Board
 from ..devices.device import Device
-from ..devices.engines import SPARSITY_KEY, Engine, Engines
+from ..devices.engine_boards import boards_of
 from ..devices.here import HereTransport
 from ..devices.latency_cache import cache_folder
 from ..devices.local import LocalDevice
+from ..devices.pool import BoardDevice, Pool
+from ..devices.ray_boards import ADDRESS
 from ..devices.tensorrt_device import TensorRtDevice
-from ..devices.timing import TimingSettings
-from ..targets.base import FloatArray, Target
+from ..devices.transport import BoardError
+from ..targets.base import Target
+from . import engine_answers
 from .config import Config
+from .engine_work import EngineWork, SimulatedError
 from .errors import BuildError, InputError, UnavailableError
-from .preprocess import to_input
 from .references import References
 from .session import Run
-from .store import Stage, atomic_write, file_ref
-from .types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Timing, Verdict
+from .store import Stage
+from .types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
 from .verify import artifact_logits, compare, judge
 
-ONE_BY_ONE = 100  # test images, where each takes a process of its own on the board
-BATCH = 500  # images sent at once
 ABSENT = (
     "no engine was built: there is no board with TensorRT (--device NAME) and no TensorRT with a CUDA GPU on this machine;"
     " artifacts/{name}/build.sh builds it on the board"
@@ -51,8 +46,8 @@ def needs_device(target: Target) -> bool:
 def device_for(target: Target, board: Device) -> Device | None:
     """Where a target's artifact runs: on the board asked for where that can, else on this machine; None where neither can."""
     if needs_device(target):
-        return board if isinstance(board, TensorRtDevice) else gpu_here()
-    return LocalDevice() if isinstance(board, TensorRtDevice) else board
+        return board if boards_of(board) else gpu_here()
+    return LocalDevice() if boards_of(board) else board
 
 
 def gpu_here() -> TensorRtDevice | None:
@@ -74,12 +69,17 @@ def places(config: Config, chosen: Sequence[Target], board: Device) -> dict[str,
 
     Raises:
         UnavailableError: nowhere, and the artifact is required.
-        InputError: a budget in milliseconds without anything to measure on, or a class of boards for what belongs to one.
+        InputError: a budget in milliseconds without anything to measure on, or boards of other hosts for what is built on them.
     """
     found = {target.name: device_for(target, board) for target in chosen}
     lone = [target.name for target in chosen if needs_device(target)]
-    if lone and config.device.startswith(CLASS):
-        raise InputError(f"--device {config.device} with --target {lone[0]}", expected="one board: an engine belongs to one")
+    if lone and isinstance(board, Pool) and not boards_of(board) and all(one.runtime == "tensorrt" for one in board.boards):
+        raise InputError(
+            f"--device {config.device} with --target {lone[0]}",
+            found="boards that other hosts reach, through Ray",
+            expected="boards that this machine reaches: engines come here as files",
+            do=f"unset {ADDRESS}",
+        )
     absent = [name for name in lone if found[name] is None]
     if absent and config.require_artifact:
         raise UnavailableError(
@@ -122,143 +122,60 @@ def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
     return not result.verdict.passed
 
 
-def finished(
-    run: Run, before: Stage, target: Target, artifact: Artifact, references: References, device: TensorRtDevice
-) -> TargetResult:
-    """The engine, its accuracy on the test split and its latency, all on the device; and the gates.
+def finished(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
+    """The engine, its accuracy on the test split and its latency, all on one board; and the gates.
 
-    What TensorRT itself refuses to build is a failed target. An engine that a stand-in made is no engine.
+    Of a class it is any free board; when that fails, another one begins anew. What TensorRT itself refuses to build is a failed
+    target. An engine that a stand-in made is no engine.
     """
     config = run.config
-    settings = {"device": config.device, "name": device.name}
-    stage = run.folder.stage(f"engine-{target.name}", "1", settings, (before.key, artifact.file.sha256))
-    judged = run.folder.stage(f"accuracy-{target.name}", "2", settings, (stage.key, references.logits.sha256))
-    timed = run.folder.stage(f"timing-{target.name}", "2", settings, (stage.key,))
-    engine, accuracy, timing = stage.result(Artifact), judged.result(Accuracy), timed.result(Timing)
-    if engine is None or accuracy is None or timing is None:
-        with run.stage(f"engine of {target.name} on {device.name}"):
-            try:
-                if engine is None:
-                    engine = _built(run, artifact, device)
-                    stage.finish(engine)
-                if accuracy is None:
-                    accuracy = _accuracy(run, engine, references, device)
-                    judged.finish(accuracy)
-                if timing is None:
-                    timing = _timing(run, engine, device)
-                    timed.finish(timing)
-            except _SimulatedError as error:
-                return unbuilt(run, before, target, artifact, references, f"no engine was built: {error}")
-            except BuildError as error:
-                return TargetResult("failed", Verdict(False, (str(error),)), artifact)
-    verdict = judge(accuracy, timing, max_drop_pp=config.max_accuracy_drop, min_speedup=config.min_speedup)
-    return TargetResult("ok", verdict, engine, accuracy, timing)
-
-
-class _SimulatedError(Exception):
-    """A stand-in for trtexec was at work."""
-
-
-def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
-    """The engine's file beside the file it was built from, with its layers' times; of two with and without sparse kernels the
-    faster.
-    """
-    assert artifact.baseline is not None  # every target builds one
-    model, baseline = (run.folder.path / ref.path for ref in (artifact.file, artifact.baseline))
-    notes: list[str] = []
-    source = model
-    if "two_four_layers" in artifact.options:
-        source, said = _faster_kernels(run, model, device)
-        notes.append(said)
-    with device.engines() as engines:
-        made = {path: engines.engine(path) for path in (source, baseline)}
-        _require_real(engines, list(made.values()))
-        files = {}
-        for path, name in ((source, "model"), (baseline, "baseline")):
-            file = model.with_name(f"{name}.engine")
-            engines.fetch(made[path], file)
-            files[name] = file_ref(file, run.folder.path)
-        notes += _layers(engines, {"model": made[source], "baseline": made[baseline]}, model.with_name("layers.json"))
-        version = str(engines.version)
-    options = artifact.options | {
-        "tensorrt": version,
-        "built_on": device.name,
-        "onnx": source.relative_to(run.folder.path).as_posix(),
-        "onnx_baseline": artifact.baseline.path,
-    }
-    notes.append(f"engine built on {device.name} by TensorRT {version}: for this GPU, this TensorRT and this power mode only")
-    return replace(
-        artifact,
-        file=files["model"],
-        baseline=files["baseline"],
-        format="engine",
-        notes=(*artifact.notes, *notes),
-        options=options,
-    )
-
-
-def _faster_kernels(run: Run, sparse: Path, device: TensorRtDevice) -> tuple[Path, str]:
-    """Of one file with sparse kernels allowed and not, the one whose engine is faster on the device; and what was found."""
-    import onnx
-
-    plain = sparse.with_name("model-dense-kernels.onnx")
-    model = onnx.load(sparse)
-    for entry in model.metadata_props:
-        if entry.key == SPARSITY_KEY:
-            entry.value = "disable"
-    atomic_write(plain, model.SerializeToString(deterministic=True))
-    with device.engines() as engines:
-        made = [engines.engine(path) for path in (sparse, plain)]
-        _require_real(engines, made)
-        found = made[0].sparsity
-    timing = device.measure(plain, sparse, TimingSettings(runtime="tensorrt", seed=run.config.seed))
-    (low, high), median = timing.speedup.ci95, timing.speedup.median
-    counts = f"2:4: {len(found.eligible)} layers eligible, sparse kernels picked for {len(found.picked)}"
-    told = f"{counts}; with them {median:.2f} times as fast as without (95 % interval {low:.2f} to {high:.2f})"
-    return (sparse, f"{told}: kept") if low > 1.0 else (plain, f"{told}: not faster, so left out")
-
-
-def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
-    """Times by layer, in a file; a note where there are none."""
+    boards = boards_of(place)
+    on_each: dict[BoardDevice, EngineWork] = {one: EngineWork(run, before, target, artifact, one) for one in boards}
     try:
-        found = {name: [vars(layer) for layer in engines.layers(engine)] for name, engine in made.items()}
-    except UnavailableError as error:
-        return [f"no {error}"]
-    atomic_write(file, json.dumps(found, indent=1) + "\n")
-    return [f"times by layer, with the profiler attached: {file.name}"]
+        done = next((work for work in on_each.values() if work.is_done), None)
+        if done is None:
+            done = _on_one(run, place, on_each)
+        engine, answers, seen, timing, golden = done.engine(), done.answers(), done.beside_file(), done.timing(), done.golden()
+    except SimulatedError as error:
+        return unbuilt(run, before, target, artifact, references, f"no engine was built: {error}")
+    except BuildError as error:
+        return TargetResult("failed", Verdict(False, (str(error),)), artifact)
+    accuracy = engine_answers.accuracy(run, answers, references)
+    verdict = judge(
+        accuracy,
+        timing,
+        max_drop_pp=config.max_accuracy_drop,
+        min_speedup=config.min_speedup,
+        seen=seen,
+        size_bytes=engine.file.size_bytes,
+        max_size_bytes=config.max_size,
+    )
+    return TargetResult("ok", verdict, engine, accuracy, timing, golden, seen)
 
 
-def _accuracy(run: Run, engine: Artifact, references: References, device: TensorRtDevice) -> Accuracy:
-    """The engine's own answers to the test split, or to a part of it where each image takes a process of its own."""
-    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
-    source = run.folder.path / engine.options["onnx"]
-    with device.engines() as engines:
-        made = engines.engine(source)
-        _require_real(engines, [made])
-        picked = np.arange(len(test)) if engines.in_bulk() else np.unique(np.linspace(0, len(test) - 1, ONE_BY_ONE).astype(int))
-        blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
-        found = np.concatenate([engines.outputs(made, to_input(test.read(block), prep).numpy()) for block in blocks])
-    return _compared(run, found, picked, references, Kind.MEASURED)
+def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) -> EngineWork:
+    """Do all the work on one board, which is this process's meanwhile."""
+    if not isinstance(place, Pool):
+        (alone,) = on_each.values()
+        with alone.device.leased():
+            alone.do()
+        return alone
+    runtime, threads = "tensorrt", run.config.threads
+    place.facts(runtime, threads)  # asked once, while no board is taken
 
+    def work(device: BoardDevice) -> EngineWork:
+        found = on_each[device]
+        with found.device.leased():
+            place.require_alike(device, runtime, threads)
+            try:
+                found.do()
+            except BoardError as error:
+                found.forget()
+                run.notes.append(f"{found.target.name}: a board failed, and the engine was built anew on another one: {error}")
+                raise
+        return found
 
-def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:
-    """Latency of the engine against the dense float one, and what the board takes meanwhile where that can be read."""
-    model, baseline = (run.folder.path / engine.options[key] for key in ("onnx", "onnx_baseline"))
-    settings = TimingSettings(runtime="tensorrt", seed=run.config.seed)
-    with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
-        timing = device.measure(baseline, model, settings, lambda done, total: bar.advance())
-    with device.engines() as engines:
-        power = {name: engines.power(engines.engine(path)) for name, path in (("artifact", model), ("dense", baseline))}
-    told = {f"power_{name}": str(value) for name, value in power.items() if value is not None}
-    return replace(timing, environment=timing.environment | (told or {"power": "cannot be read"}))
-
-
-def _require_real(engines: Engines, made: list[Engine]) -> None:
-    for engine in made:
-        try:
-            engines.require_real(engine)
-        except UnavailableError as error:
-            raise _SimulatedError(str(error)) from error
+    return place.on_any(work)
 
 
 def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
@@ -269,15 +186,10 @@ def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, refe
             test = run.loaded.data.test
             found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
             kind = Kind(getattr(target, "simulation", Kind.ESTIMATED))
-            accuracy = _compared(run, found, np.arange(len(test)), references, kind)
+            known = load_file(run.folder.path / references.logits.path)
+            accuracy = compare(found, known["pruned"].numpy(), known["dense"].numpy(), test.labels, kind)
         stage.finish(accuracy)
     return accuracy
-
-
-def _compared(run: Run, found: FloatArray, picked: NDArray[np.int64], references: References, kind: Kind) -> Accuracy:
-    kept = load_file(run.folder.path / references.logits.path)
-    pruned, dense = (kept[name].numpy()[picked] for name in ("pruned", "dense"))
-    return compare(found, pruned, dense, run.loaded.data.test.labels[picked], kind)
 
 
 def _over(accuracy: Accuracy, max_drop_pp: float) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..devices.engine_boards import boards_of
 from ..devices.local import LocalDevice
-from ..devices.tensorrt_device import TensorRtDevice
 from ..targets.base import Elsewhere, Target
 from .accuracy import predictions, top1
 from .preprocess import to_input
@@ -22,7 +22,7 @@ def on_device(run: Run, before: Stage, target: Target, artifact: Artifact) -> On
     Raises:
         DeviceError, BuildError, UnavailableError: see `AgentSession.ask`.
     """
-    if isinstance(run.board, LocalDevice | TensorRtDevice) or not isinstance(target, Elsewhere):
+    if isinstance(run.board, LocalDevice) or boards_of(run.board) or not isinstance(target, Elsewhere):
         return None
     settings = {"images": IMAGES, "threads": run.config.threads, "device": run.config.device}
     stage = run.folder.stage(f"device-{target.name}", "1", settings, (before.key, artifact.file.sha256))

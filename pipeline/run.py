@@ -26,7 +26,7 @@ from torch import nn
 from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
-from ..devices.tensorrt_device import TensorRtDevice
+from ..devices.engine_boards import boards_of
 from ..targets.base import Limits, Target, joint
 from . import artifacts, engines
 from .accuracy import cost_of
@@ -155,7 +155,7 @@ def _judged(
     """The artifact on its device, or on this machine; an engine is built there first."""
     if not engines.needs_device(target):
         return artifacts.verified(run, before, target, artifact, references)
-    if isinstance(place, TensorRtDevice):
+    if place is not None and boards_of(place):
         return engines.finished(run, before, target, artifact, references, place)
     return engines.unbuilt(run, before, target, artifact, references, engines.ABSENT.format(name=target.name))
 

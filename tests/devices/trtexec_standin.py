@@ -2,7 +2,8 @@
 writes its files in their layout, and can fail and hang. It runs no network. What it builds is stamped: nothing may be read of it.
 
 It is one program for the PATH of a pretended board; `trtexec.json` beside it says how it behaves:
-    version   "100300" and so on                     times_ms   of an inference, by a word in the name of the engine's source
+    version   "100300" and so on                     times_ms   of an inference, by the digest of the engine's source
+    ms_per_kb of the engine's source, for all others  sparse     times this, where sparse kernels were allowed
     fail      "parse", "memory", "crash", "options"  hang       seconds
     unstable  true: the warning about clocks         eligible, picked: layers, with sparse kernels allowed
 """
@@ -90,7 +91,14 @@ def built(options: dict[str, str]) -> None:
             "V",
         )
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    about = {"simulated": True, "source": digest, "options": sorted(options)}
+    sparse = TOLD.get("sparse", 1.0) if options.get("--sparsity") == "enable" else 1.0
+    about = {
+        "simulated": True,
+        "source": digest,
+        "kb": source.stat().st_size / 1000,
+        "sparse": sparse,
+        "options": sorted(options),
+    }
     Path(options["--saveEngine"]).write_bytes(STAMP + b"\n" + json.dumps(about).encode())
     if "--exportLayerInfo" in options:
         Path(options["--exportLayerInfo"]).write_text(json.dumps({"Layers": [], "Bindings": []}))
@@ -103,7 +111,8 @@ def built(options: dict[str, str]) -> None:
 def ran(options: dict[str, str]) -> None:
     engine = Path(options["--loadEngine"])
     about = json.loads(engine.read_bytes().removeprefix(STAMP))
-    base = TOLD.get("times_ms", {}).get(about["source"], 4.0)
+    usual = about["kb"] * TOLD["ms_per_kb"] if "ms_per_kb" in TOLD else 4.0
+    base = TOLD.get("times_ms", {}).get(about["source"], usual) * about["sparse"]
     count = int(options.get("--iterations", "10"))
     rows, at = [], 200.1
     for i in range(count):

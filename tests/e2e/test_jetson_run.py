@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_runs import Finished, Workshop, report_of
+from pretended_jetson import jetsons
 
 STANDIN = Path(__file__).parent.parent / "devices" / "trtexec_standin.py"
 QUICK = {"search": "knapsack", "evaluations": 10, "score": "magnitude"}
@@ -115,32 +116,9 @@ def test_two_targets_share_search_and_fine_tuning_and_only_one_is_measured(works
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A board's file; behind it an ssh that runs its commands here, with a stand-in for trtexec on its PATH."""
-    home, programs, tools = (tmp_path / name for name in ("board", "jetson", "bin"))
-    for place in (home, programs, tools):
-        place.mkdir()
-    texts = {
-        programs / "trtexec": STANDIN.read_text().replace('"""A', f'#!{sys.executable}\n"""A', 1),
-        tools / "ssh": f"""#!/bin/sh
-case "$*" in *"-O exit"*) exit 0;; esac
-for last; do :; done
-cd "{home}" && PATH="{programs}:$PATH" exec sh -c "$last"
-""",
-        tools / "scp": f"""#!{sys.executable}
-import os, shutil, sys
-os.chdir({str(home)!r})
-shutil.copy(*(part.rpartition(":")[2] for part in sys.argv[-2:]))
-""",
-    }
-    for file, text in texts.items():
-        file.write_text(text)
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    (programs / "trtexec.json").write_text('{"version": "100300"}')
-    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
-    path = tmp_path / "nano.toml"
-    words = {"transport": "ssh", "runtime": "tensorrt", "address": "nano", "python": sys.executable}
-    path.write_text('targets = ["jetson"]\n' + "".join(f'{key} = "{word}"\n' for key, word in words.items()))
-    return path
+    """A board's file; its trtexec is a stand-in, and says so."""
+    (nano,) = jetsons(tmp_path, monkeypatch, "nano")
+    return nano.file
 
 
 def test_a_board_whose_trtexec_is_a_standin_gives_no_latency_to_the_search(

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from edge_compress import targets
+from edge_compress.devices.access import open_remote
 from edge_compress.devices.boards import Board
 from edge_compress.devices.local import LocalDevice
+from edge_compress.devices.pool import Pool
+from edge_compress.devices.ray_boards import RayBoard
 from edge_compress.devices.ssh import SshTransport
 from edge_compress.devices.tensorrt_device import TensorRtDevice
 from edge_compress.pipeline import engines
@@ -82,9 +85,21 @@ def test_milliseconds_need_something_to_measure_on(board):
     assert engines.places(ms, [X86, JETSON], LocalDevice())["jetson"] is None
 
 
-def test_a_class_of_boards_is_no_place_for_an_engine():
-    with pytest.raises(InputError, match="an engine belongs to one"):
-        engines.places(config(device="class:orin"), [JETSON], LocalDevice())
+def test_a_class_of_boards_is_a_place_for_an_engine_where_all_of_them_build_engines():
+    def pool(open_board, *runtimes):
+        members = [Board(f"b{i}", ("jetson",), "ssh", runtime=r, address=f"b{i}") for i, r in enumerate(runtimes)]
+        return Pool("class:orin", members, open_board)
+
+    alike = pool(open_remote, "tensorrt", "tensorrt")
+    assert engines.places(config(device="class:orin"), [X86, JETSON], alike)["jetson"] is alike
+    assert isinstance(engines.device_for(X86, alike), LocalDevice)
+    mixed = pool(open_remote, "tensorrt", "onnxruntime")
+    assert engines.places(config(device="class:orin"), [JETSON], mixed) == {"jetson": None}
+    elsewhere = pool(RayBoard, "tensorrt", "tensorrt")
+    with pytest.raises(InputError, match=r"boards that other hosts reach.*RAY_ADDRESS"):
+        engines.places(config(device="class:orin"), [JETSON], elsewhere)
+    for made in (alike, mixed):
+        made.close()
 
 
 def result(status, drop_pp=0.1, passed=False, kind=Kind.ESTIMATED):

@@ -1,0 +1,100 @@
+"""Runs for the Jetson target on pretended boards whose stamp these tests take away: what is done with a real engine, once from
+end to end. No figure here says anything of a Jetson; with the stamp, none would come (see test_jetson_run.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_runs import Finished, Workshop, report_of
+from edge_compress.devices import engines, trtexec
+from pretended_jetson import PretendedJetson, jetsons
+
+QUICK = {"target": "jetson", "search": "knapsack", "evaluations": 6, "score": "magnitude", "finetune_epochs": 1}
+LOOSE = {"latency_budget": 0.6, "max_accuracy_drop": 40}
+Command = Callable[[list[str]], Finished]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(autouse=True)
+def unstamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stand-in builds counts as an engine, in this process alone; and power takes a second instead of ten."""
+    monkeypatch.setattr(trtexec, "SIMULATED", b"another stamp")
+    monkeypatch.setattr(engines, "_POWER_S", 1)
+
+
+@pytest.fixture
+def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretendedJetson:
+    """A board with all that JetPack brings, whose inferences take as long as their file is large."""
+    (board,) = jetsons(tmp_path, monkeypatch, "nano")
+    board.bring_jetpack()
+    board.tell(ms_per_kb=0.05)
+    return board
+
+
+def test_an_engine_is_built_judged_and_timed_on_its_board(
+    nano: PretendedJetson, here: Command, workshop: Workshop, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = workshop.arguments(out, device=nano.file, **QUICK, **LOOSE)
+    finished = here(arguments)
+    assert finished.code == 0, finished.err
+    assert finished.out.startswith("jetson: ")
+    report = report_of(out)
+    target = report["targets"]["jetson"]
+    assert (target["status"], target["verdict"]) == ("ok", {"passed": True, "reasons": []})
+
+    artifact = target["artifact"]
+    assert (artifact["format"], artifact["options"]["tensorrt"], artifact["options"]["built_on"]) == ("engine", "10.3.0", "nano")
+    fetched = out / artifact["path"]
+    assert fetched.read_bytes() in [engine.read_bytes() for engine in nano.engines()]
+    about = json.loads(fetched.read_bytes().partition(b"\n")[2])
+    assert {"--fp16", "--int8", "--timingCacheFile"} <= set(about["options"])
+    assert (out / artifact["baseline"]["path"]).read_bytes() != fetched.read_bytes()
+
+    latency = target["latency"]
+    assert (latency["device"], latency["kind"], latency["sessions"]) == ("nano", "measured", 5)
+    kb = [(out / artifact["options"][key]).stat().st_size / 1000 for key in ("onnx_baseline", "onnx")]
+    assert latency["dense"]["p50_ms"] == pytest.approx(0.05 * kb[0], rel=0.01)
+    assert latency["artifact"]["p50_ms"] == pytest.approx(0.05 * kb[1], rel=0.01)
+    assert latency["speedup"]["median"] == pytest.approx(kb[0] / kb[1], rel=0.01)
+    facts = latency["environment"]
+    assert (facts["runtime_version"], facts["power_mode"], facts["gpu"]) == ("tensorrt 10.3.0", "15W", "Orin")
+    assert facts["power_artifact"].startswith("4.9")
+    assert facts["power_dense"].startswith("4.9")
+
+    assert target["accuracy"]["kind"] == "measured"
+    assert target["accuracy"]["samples"] == report["data"]["splits"]["test"]
+    seen = target["on_device"]
+    assert (seen["device"], seen["runtime"], seen["samples"], seen["agreement"]) == ("nano", "tensorrt 10.3.0", 200, 1.0)
+    layers = json.loads((out / "artifacts" / "jetson" / "layers.json").read_text())
+    assert [layer["average_ms"] for layer in layers["model"]] == [0.0492, 0.03]
+    assert layers.keys() == {"model", "baseline"}
+
+    search = report["pruned"]["search"]
+    assert {candidate["latency_kind"] for candidate in search["tried"]} == {"measured"}
+    assert search["latency_measured"] > 0
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert "Answers on nano" in page
+
+    again = here(arguments)
+    assert (again.code, again.stages) == (0, [])
+    assert report_of(out)["targets"] == report["targets"]
+
+
+def test_an_engine_that_answers_otherwise_than_its_file_fails_the_run(
+    nano: PretendedJetson, here: Command, workshop: Workshop, tmp_path: Path
+) -> None:
+    nano.tell(wrong=0.05)  # costs five points of accuracy, which its own gate allows here
+    finished = here(workshop.arguments(tmp_path / "run", device=nano.file, **QUICK, **LOOSE))
+    report = report_of(tmp_path / "run")
+    target = report["targets"]["jetson"]
+    assert finished.code == 1
+    assert 0.94 <= target["on_device"]["agreement"] < 0.98
+    (reason,) = target["verdict"]["reasons"]
+    assert reason.startswith("device: on nano the artifact names another class than here for")
+    assert reason.endswith("at most 2 % allowed")
+    assert "names another class than here" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
