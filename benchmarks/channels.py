@@ -206,7 +206,7 @@ def main(
     mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
     inputs = scoring_inputs(loaded, seed)
     rows, files, dense = [], {}, work
-    how = FinetuneSettings(epochs, seed, autocast=fast_bfloat16("cpu"))
+    how = FinetuneSettings(epochs, seed, way.learning_rate, autocast=fast_bfloat16("cpu"))
     for tool, net in (("torch-pruning", theirs), ("edge-compress", mine)):
         reestimate_on(net, torch.split(inputs, 250))
         before = top1(logits(net, test, prep), test.labels)

@@ -5,7 +5,9 @@ r"""MobileNetV2 as .tflite files beside the PyTorch model they were made from, w
 
 For each of the two networks a float and an int8 file is built as the phone target builds them; what counts is the share of images
 on which file and PyTorch model name the same class. Images are a zip of CLASS/NAME, square, cut to their central 224 pixels, in
-three parts: some to calibrate on, some to choose ranges by, the rest for the figures. Pixels become x / 127.5 - 1.
+three parts: some to calibrate and train on, some to choose epoch and ranges by, the rest for the figures. Pixels become
+x / 127.5 - 1. The pruned network is trained with the whole one as its teacher: without that its classes hang by a hair, and
+rounding changes them.
 
 The images may be ones the network was trained on: the figures say that a file is faithful, nothing of accuracy.
 """
@@ -30,12 +32,15 @@ import torchvision
 from edge_compress.devices.local import describe
 from edge_compress.pipeline.accuracy import cost_of
 from edge_compress.pipeline.compensate import sequential
+from edge_compress.pipeline.data import ArraySource, DataSet, Split
 from edge_compress.pipeline.evaluate import knobs_for, plan_for
+from edge_compress.pipeline.finetune import FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import couple
 from edge_compress.pipeline.sensitivity import UnitScores
 from edge_compress.pipeline.store import atomic_write, sha256_file
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.subject import fast_bfloat16
+from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits
 from edge_compress.targets.base import BuildRequest, FloatArray
 from edge_compress.targets.onnx_export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
@@ -46,6 +51,7 @@ SIZE = 224
 SHAPE = (3, SIZE, SIZE)
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels on [0, 1]
 SCORE = "hasa"
+SOLVED = 100  # images that scores and layers are solved on
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,25 @@ def pruned(net: nn.Module, images: FloatArray, share: float) -> nn.Module:
     order = {name: tuple(values.argsort(descending=True).tolist()) for name, values in scores.items()}
     levels = tuple(min(range(len(k.kept)), key=lambda i, k=k: abs(k.kept[i] - share * k.size)) for k in knobs)
     return sequential(graph, coupling, plan_for(knobs, levels, order, SCORE), inputs)
+
+
+def trained(student: nn.Module, whole: nn.Module, images: Images, epochs: int) -> None:
+    """Distil the whole network into the pruned one, in place, on the images to calibrate on; no label is used."""
+    splits = []
+    for part in (images.calibration, images.search):
+        pixels = np.rint((part.transpose(0, 2, 3, 1) + 1.0) * 127.5).astype(np.uint8)
+        source = ArraySource(pixels, classes(in_torch(whole), part))
+        splits.append(Split(source, np.arange(len(pixels))))
+    info = DataInfo("photographs", "", (), SHAPE, Splits(len(splits[0]), len(splits[1]), 0))
+    how = FinetuneSettings(epochs, 0, 3e-4, batch=16, distill_weight=1.0, temperature=2.0, autocast=fast_bfloat16("cpu"))
+
+    def tell(event: Step | Epoch) -> None:
+        if isinstance(event, Epoch):
+            print(f"epoch {event.epoch}: loss {event.loss:.3f}, {event.search_top1:.1f} % as the whole network", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
+        data = DataSet(info, splits[0], splits[1], splits[1])
+        finetune(student, whole, data, Preprocess(HALF, HALF, "crop-flip"), how, folder=Path(folder), progress=tell)
 
 
 def classes(predict: Callable[[FloatArray], FloatArray], inputs: FloatArray, batch: int = 50) -> np.ndarray[Any, Any]:
@@ -155,8 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True, help="zip")
-    parser.add_argument("--calibration", type=int, default=100, metavar="IMAGES")
-    parser.add_argument("--search", type=int, default=200, metavar="IMAGES")
+    parser.add_argument("--calibration", type=int, default=400, metavar="IMAGES")
+    parser.add_argument("--search", type=int, default=100, metavar="IMAGES")
+    parser.add_argument("--epochs", type=int, default=12, help="of the pruned network's training")
     parser.add_argument("--keep", type=float, default=0.75, metavar="SHARE", help="of the inner channels, in the pruned network")
     parser.add_argument("--only", nargs="*", default=("whole", "pruned"), choices=("whole", "pruned"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -166,7 +192,10 @@ def main() -> None:
     whole = mobilenet(given.weights)
     rows = []
     for name in given.only:
-        net = whole if name == "whole" else pruned(whole, images.calibration, given.keep)
+        net = whole
+        if name == "pruned":
+            net = pruned(whole, images.calibration[:SOLVED], given.keep)
+            trained(net, whole, images, given.epochs)
         kept = float((classes(in_torch(net), images.held_out) == classes(in_torch(whole), images.held_out)).mean())
         for precision in (Precision.FP32, Precision.INT8):
             row = parity(net, whole, images, precision, given.threads)
@@ -179,6 +208,7 @@ def main() -> None:
         "calibration": given.calibration,
         "search": given.search,
         "keep": given.keep,
+        "epochs": given.epochs,
         "threads": given.threads,
         "kind": "measured",
     }

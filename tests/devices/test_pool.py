@@ -213,6 +213,7 @@ def test_two_real_boards_share_the_candidates(server, tmp_path):
     found = Pool("class:bench", members, open_board)  # type: ignore[arg-type]
     dense, small = (convolution(tmp_path / f"{n}.onnx", n) for n in (128, 16))
     with found.meter(dense.read_bytes(), "onnxruntime", 1, 0) as meter:
+        assert meter.width == 2  # what a search expects goes to both
         ratios = meter.ratios([small.read_bytes(), dense.read_bytes(), small.read_bytes()])
     assert ratios[0] < 0.7
     assert ratios[1] == pytest.approx(1.0, abs=0.5)

@@ -76,6 +76,7 @@ def test_boards_of_a_cluster_do_what_boards_here_do(cluster: list[Board], tmp_pa
     with pool.meter(dense.read_bytes(), "onnxruntime", 1, 0) as meter:
         ratios = meter.ratios([small.read_bytes(), dense.read_bytes(), small.read_bytes()])
         assert meter.dense_ms > 0
+        assert meter.width == 2  # what a search expects goes to both
     assert ratios[0] < 0.7
     assert ratios[1] == pytest.approx(1.0, abs=0.5)
     for board in cluster:
