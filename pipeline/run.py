@@ -285,7 +285,9 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Ch
     """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
-    how = FinetuneSettings(epochs=config.finetune_epochs, seed=config.seed, device=run.device, autocast=fast_bfloat16(run.device))
+    how = FinetuneSettings(
+        config.finetune_epochs, config.seed, pruning.learning_rate, device=run.device, autocast=fast_bfloat16(run.device)
+    )
     settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
