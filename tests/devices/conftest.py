@@ -11,6 +11,8 @@ from pathlib import Path
 
 import peers
 import pytest
+from edge_compress.devices import trtexec
+from jetsons import Jetson
 
 STANDIN = """#!{python}
 import json, os, shutil, signal, subprocess, sys, threading, time
@@ -78,6 +80,17 @@ def standin(tmp_path, monkeypatch) -> StandIn:
 def own_cache(tmp_path, monkeypatch):
     """Locks and failures of boards are this test's own."""
     monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def jetson(standin, tmp_path):
+    return Jetson(standin, tmp_path)
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """The stamp does not count: only to see what would be done with a real engine."""
+    monkeypatch.setattr(trtexec, "SIMULATED", b"another stamp")
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,10 @@ test takes the stamp away to see what lies behind."""
 import contextlib
 import hashlib
 import io
-import json
-import os
-import stat
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import trtexec_standin
 from edge_compress.devices import boards, tensorrt_loop, trtexec
 from edge_compress.devices import engines as engines_file
 from edge_compress.devices.access import open_board
@@ -24,42 +19,10 @@ from edge_compress.pipeline import board_check, profiling
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.types import Kind, Precision
-from onnx import TensorProto, helper, numpy_helper
+from jetsons import MODE, digest, onnx_file
 
 SETTINGS = TimingSettings(sessions=3, min_pairs=10, max_pairs=40, runtime="tensorrt")
 BOARD = 'targets = ["jetson"]\ntransport = "ssh"\nruntime = "tensorrt"\naddress = "nano"\npython = "{python}"\n'
-MODE = '#!/bin/sh\necho "NV Power Mode: 15W"\n'
-
-
-class Jetson:
-    """What the pretended board is told to be, and what was asked of it."""
-
-    def __init__(self, standin, tmp_path):
-        self.standin, self.programs = standin, tmp_path / "jetson"
-        self.programs.mkdir()
-        self.put("trtexec", Path(trtexec_standin.__file__).read_text().replace('"""A', f'#!{sys.executable}\n"""A', 1))
-        self.put("nvpmodel", MODE)
-        self.told = {"version": "100300", "times_ms": {}}
-        self.tell()
-        standin.tell(path=f"{self.programs}:{os.environ['PATH']}")
-
-    def put(self, name, text):
-        file = self.programs / name
-        file.write_text(text)
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-
-    def tell(self, **more):
-        self.told |= more
-        (self.programs / "trtexec.json").write_text(json.dumps(self.told))
-
-    def commands(self, word):
-        """Calls whose command line holds a word, as the board's shell got them."""
-        return [call[-1] for call in self.standin.calls("ssh") if word in call[-1]]
-
-
-@pytest.fixture
-def jetson(standin, tmp_path):
-    return Jetson(standin, tmp_path)
 
 
 @pytest.fixture
@@ -69,42 +32,6 @@ def device(jetson):
     assert isinstance(found, TensorRtDevice)
     yield found
     found.close()
-
-
-@pytest.fixture
-def real(monkeypatch):
-    """The stamp does not count: only to see what would be done with a real engine."""
-    monkeypatch.setattr(trtexec, "SIMULATED", b"another stamp")
-
-
-def onnx_file(path, *, channels=4, quantized=False, half=False, sparse=False):
-    kind = np.float16 if half else np.float32
-    weight = numpy_helper.from_array(np.ones((channels, 3, 1, 1), kind), "w")
-    nodes = [helper.make_node("Conv", ["input", "w"], ["logits"])]
-    extra = []
-    if quantized:
-        nodes = [
-            helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-            helper.make_node("Conv", ["d", "w"], ["logits"]),
-        ]
-        extra = [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 2, 2])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
-        [weight, *extra],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    if sparse:
-        helper.set_model_props(model, {engines_file.SPARSITY_KEY: "enable"})
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_board_of_another_runtime_is_no_tensorrt_device(standin):
