@@ -15,26 +15,33 @@ from onnx import TensorProto, helper, numpy_helper
 MODE = '#!/bin/sh\necho "NV Power Mode: 15W"\n'
 
 
-class Jetson:
-    """What the pretended board is told to be, and what was asked of it."""
+class Programs:
+    """A folder for a board's PATH, with a trtexec in it that does as it is told."""
 
-    def __init__(self, standin, tmp_path):
-        self.standin, self.programs = standin, tmp_path / "jetson"
-        self.programs.mkdir()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.told = folder, {"version": "100300", "times_ms": {}}
+        folder.mkdir()
         self.put("trtexec", Path(trtexec_standin.__file__).read_text().replace('"""A', f'#!{sys.executable}\n"""A', 1))
         self.put("nvpmodel", MODE)
-        self.told = {"version": "100300", "times_ms": {}}
         self.tell()
-        standin.tell(path=f"{self.programs}:{os.environ['PATH']}")
 
     def put(self, name, text):
-        file = self.programs / name
+        file = self.folder / name
         file.write_text(text)
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
     def tell(self, **more):
         self.told |= more
-        (self.programs / "trtexec.json").write_text(json.dumps(self.told))
+        (self.folder / "trtexec.json").write_text(json.dumps(self.told))
+
+
+class Jetson(Programs):
+    """What the pretended board is told to be, and what was asked of it."""
+
+    def __init__(self, standin, tmp_path):
+        super().__init__(tmp_path / "jetson")
+        self.standin, self.programs = standin, self.folder
+        standin.tell(path=f"{self.folder}:{os.environ['PATH']}")
 
     def commands(self, word):
         """Calls whose command line holds a word, as the board's shell got them."""

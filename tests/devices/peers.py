@@ -186,10 +186,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def loopback(folder: Path) -> Iterator[Sshd]:
-    """An sshd on a high loopback port."""
+def loopback(folder: Path, more: str = "") -> Iterator[Sshd]:
+    """An sshd on a high loopback port; `more` goes into its configuration."""
     sshd = program("sshd")
-    make_keys(folder, "127.0.0.1", free_port())
+    make_keys(folder, "127.0.0.1", free_port(), more)
     with started([sshd, "-D", "-e", "-f", str(folder / "sshd_config")], folder, "listening") as process:
         yield Sshd(process, folder, str(folder / "board"))
 

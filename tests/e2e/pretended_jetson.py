@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 
 DEVICES = Path(__file__).parent.parent / "devices"
-# `down` in a board's folder: a word in a command, on which the link to it goes down
+# `down` in a board's folder: a word in a command, on which the link to it goes down when it has come `after` times
 SSH = """#!/bin/sh
 case "$*" in *"-O exit"*) exit 0;; esac
 for part; do host=$command; command=$part; done
 cd "{boards}/$host" || exit 255
 if [ -e down ]; then
-    case "$command" in *"$(cat down)"*) echo "Timeout, server $host not responding." >&2; exit 255;; esac
+    case "$command" in *"$(cat down)"*) echo >>seen;; esac
+    if [ "$(cat seen 2>/dev/null | wc -l)" -gt "$(cat after)" ]; then
+        echo "Timeout, server $host not responding." >&2; exit 255
+    fi
 fi
 PATH="$PWD/programs:$PATH" exec sh -c "$command"
 """
@@ -70,8 +73,9 @@ class PretendedJetson:
         self.put("tegrastats", TEGRASTATS)
         self.put("nvpmodel", MODE)
 
-    def goes_down_at(self, word: str) -> None:
-        """The link goes down on every command with this word in it."""
+    def goes_down_at(self, word: str, after: int) -> None:
+        """The link goes down, and stays so, when commands with this word in it have come so many times."""
+        (self.home / "after").write_text(str(after))
         (self.home / "down").write_text(word)
 
     def engines(self) -> list[Path]:

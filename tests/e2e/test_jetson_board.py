@@ -98,3 +98,59 @@ def test_an_engine_that_answers_otherwise_than_its_file_fails_the_run(
     assert reason.startswith("device: on nano the artifact names another class than here for")
     assert reason.endswith("at most 2 % allowed")
     assert "names another class than here" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+def test_sparse_kernels_that_are_slower_are_left_out_and_the_report_says_why(
+    nano: PretendedJetson, here: Command, workshop: Workshop, tmp_path: Path
+) -> None:
+    nano.tell(sparse=1.25, eligible=["stem", "head"], picked=["stem"])
+    options = {name: value for name, value in QUICK.items() if name != "search"} | {"pattern": "2:4", "max_accuracy_drop": 60}
+    finished = here(workshop.arguments(tmp_path / "run", device=nano.file, **options))
+    assert finished.code in (0, 1), finished.err  # int8 makes it faster or not: here it is the choice that counts
+    target = report_of(tmp_path / "run")["targets"]["jetson"]
+    assert target["artifact"]["options"]["onnx"] == "artifacts/jetson/model-dense-kernels.onnx"
+    said = "2:4: 2 layers eligible, sparse kernels picked for 1; with them 0.80 times as fast as without"
+    assert any(note.startswith(said) and note.endswith(": not faster, so left out") for note in target["artifact"]["notes"])
+    assert said in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PretendedJetson, ...]:
+    """Two boards of the class `shelf`, in the user's own folder."""
+    config = tmp_path / "config" / "edge-compress" / "devices"
+    config.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    boards = jetsons(tmp_path, monkeypatch, "one", "two")
+    for board in boards:
+        board.bring_jetpack()
+        board.tell(ms_per_kb=0.05)
+        board.describe(**{"class": "shelf"})
+        board.file.rename(config / board.file.name)
+    return boards
+
+
+def test_of_a_class_one_board_does_all_the_work_and_when_it_fails_another_begins_anew(
+    shelf: tuple[PretendedJetson, ...], here: Command, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "cache"))  # failures of boards are this test's own
+    one, two = shelf
+    one.tell(ms_per_kb=0.5)  # a time of one board cannot be mistaken for the other's
+    one.goes_down_at("--iterations=250 ", after=6)  # in the middle of the timing that is reported
+    out = tmp_path / "run"
+    arguments = workshop.arguments(out, device="class:shelf", **QUICK, **LOOSE)
+    finished = here(arguments)
+    assert finished.code == 0, finished.err
+    report = report_of(out)
+    target = report["targets"]["jetson"]
+    assert "engine of jetson on one" in finished.err  # it was begun there
+    assert len(one.engines()) >= 2  # the artifact's and the baseline's had been built there
+    assert target["latency"]["device"] == target["on_device"]["device"] == target["artifact"]["options"]["built_on"] == "two"
+    kb = (out / target["artifact"]["options"]["onnx_baseline"]).stat().st_size / 1000
+    assert target["latency"]["dense"]["p50_ms"] == pytest.approx(0.05 * kb, rel=0.01)
+    assert max(target["latency"]["dense_samples_ms"]) < 2 * 0.05 * kb
+    assert (out / target["artifact"]["path"]).read_bytes() in [engine.read_bytes() for engine in two.engines()]
+    assert any("a board failed, and the engine was built anew on another one: board one" in note for note in report["notes"])
+
+    again = here(arguments)
+    assert (again.code, again.stages) == (0, [])
+    assert report_of(out)["targets"] == report["targets"]
