@@ -26,6 +26,7 @@ _SLACK_S = 20.0  # of a command, for the way there and for `timeout` to end it
 _ENDED = 124  # exit code of `timeout` when it had to
 _CHUNK_BYTES = 64 << 20  # inputs sent at once
 _POWER_S = 10
+ENGINE = ".engine"  # what a file is called that is one already: for this GPU, this TensorRT and this power mode
 SPARSITY_KEY = "edge-compress.sparsity"  # in a file's metadata, see targets.jetson
 
 FloatArray = NDArray[np.float32]
@@ -64,12 +65,15 @@ class Engines:
         self._do(["mkdir", "-p", self.folder], _SHORT_S, "making a folder")
 
     def engine(self, path: Path, *, again: bool = False) -> Engine:
-        """The engine of an ONNX file, built where the board does not have it yet.
+        """The engine of an ONNX file, built where the board does not have it yet; a file that is an engine is one as it is.
 
         Raises:
             BuildError: TensorRT refused the file.
             DeviceError: the board failed, ran out of memory or took too long.
         """
+        if path.suffix == ENGINE:
+            place = f"{self.transport.folder}/{self.agent.put(path)[0]}"
+            return Engine(path.name, place, Sparsity((), ()), self._is_simulated(place))
         precision, sparse = asked_of(path)
         digest, _ = self.agent.put(path)
         key = sha256(f"{digest} {precision} {sparse}".encode()).hexdigest()[:32]
@@ -90,9 +94,8 @@ class Engines:
             self._write(facts, json.dumps({"eligible": found.eligible, "picked": found.picked}).encode())
             self._do(["mv", f"{engine}.part", engine], _SHORT_S, "keeping the engine")
         known = json.loads(self._read(facts))
-        head = self._do(["head", "-c", str(len(trtexec.SIMULATED)), engine], _SHORT_S, "looking at the engine").stdout
         sparsity = Sparsity(tuple(known["eligible"]), tuple(known["picked"]))
-        return Engine(path.name, engine, sparsity, simulated=head == trtexec.SIMULATED)
+        return Engine(path.name, engine, sparsity, self._is_simulated(engine))
 
     def times_ms(self, engine: Engine, iterations: int) -> tuple[list[float], tuple[str, ...]]:
         """GPU compute time of every inference of a fresh process, and what trtexec says against them.
@@ -260,6 +263,10 @@ class Engines:
                 do="it was ended there; see what else runs on the board",
             )
         return done
+
+    def _is_simulated(self, engine: str) -> bool:
+        head = self._do(["head", "-c", str(len(trtexec.SIMULATED)), engine], _SHORT_S, "looking at the engine")
+        return head.stdout == trtexec.SIMULATED
 
     def _there(self, file: str) -> bool:
         return self._run(["test", "-s", file], _SHORT_S, "looking for a file").code == 0

@@ -76,14 +76,23 @@ def artifacts_of(record: Record) -> list[str]:
     ]
 
 
+def is_engine(record: Record, name: str) -> bool:
+    """Whether a target's artifact runs on the board it was built for and nowhere else."""
+    artifact = record.artifact(name)
+    return artifact is not None and artifact["format"] == "engine"
+
+
 def measured_again(record: Record, data: str | None, device: str | None, ui: Progress) -> Iterator[Check]:
-    """Accuracy on the run's own data, speedup on a device; see `recheck`."""
+    """Accuracy on the run's own data, speedup on a device, and an engine's golden answers there; see `recheck`."""
     from . import recheck
 
     for name in artifacts_of(record):
         if data is not None:
             figures, text, holds = recheck.accuracy(record, name, data)
             yield Check(text, holds, name, ("accuracy", figures))
+        if device is not None and is_engine(record, name):
+            found = recheck.engine_answers(record, name, device)
+            yield Check(found.text, found.holds, name)
         if device is not None:
             figures, text, holds = recheck.latency(record, name, device, ui)
             yield Check(text, holds, name, ("latency", figures))
@@ -108,9 +117,10 @@ def _golden(record: Record, name: str) -> Iterator[Check]:
         yield Check("no golden images: a run of an earlier version", target=name)
         return
     kept = golden.read(record.root / ref_of(entry).path)
-    if artifact["format"] == "engine":
+    if is_engine(record, name):
         by = f"{kept.where.cpu} with {kept.where.version}"
-        yield Check(f"{len(kept.logits)} golden images, answered by {by}: an engine answers on its board only", target=name)
+        text = f"{len(kept.logits)} golden images, answered by {by}: an engine answers on such a board alone; --device asks it"
+        yield Check(text, target=name)
         return
     found = golden.replay(kept, targets.load(name), record.path(artifact))
     yield Check(found.text, found.holds, name)

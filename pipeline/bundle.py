@@ -190,8 +190,12 @@ def _changed_files(files: Mapping[str, bytes]) -> list[str]:
 
 
 def _machine(report: Json, target: str) -> str:
-    """Where the artifact answered the test images: the machine of the run, which the latency names when it is the same."""
-    latency = report["targets"][target]["latency"]
+    """Where the artifact answered the test images: an engine on its board, all else on the machine of the run, which the latency
+    names when it is the same.
+    """
+    latency, seen = report["targets"][target]["latency"], report["targets"][target].get("on_device")
+    if report["targets"][target]["artifact"]["format"] == "engine" and seen is not None:
+        return f"{seen['device']}, {seen['runtime']}"
     facts = _facts(latency["environment"] or {}) if latency["device"] == "local" else []
     return ", ".join(("local", *facts))
 

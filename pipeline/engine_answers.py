@@ -4,7 +4,7 @@ the file it was built from, its golden images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Answers:
     picked: NDArray[np.int64]  # positions in the test split, ascending
     logits: FloatArray  # (n, classes)
     board: str  # that gave them
-    runtime: str  # "tensorrt 10.3.0"
+    at: golden.Where
 
 
 def ask(run: Run, engines: Engines, engine: Engine) -> Answers:
@@ -50,14 +50,14 @@ def ask(run: Run, engines: Engines, engine: Engine) -> Answers:
     picked = np.arange(len(test)) if engines.in_bulk() else _spread(len(test), ONE_BY_ONE)
     blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
     found = np.concatenate([engines.outputs(engine, to_input(test.read(block), prep).numpy()) for block in blocks])
-    return Answers(picked, found, engines.name, f"tensorrt {engines.version}")
+    return Answers(picked, found, engines.name, golden.where_on(engines))
 
 
 def keep(run: Run, stage: Stage, answers: Answers) -> FileRef:
     """The answers in a file of the stage's folder."""
     file = stage.folder / "answers.safetensors"
     tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "logits": np.ascontiguousarray(answers.logits)}
-    atomic_write(file, save(tensors, metadata={"board": answers.board, "runtime": answers.runtime}))
+    atomic_write(file, save(tensors, metadata={"board": answers.board, **asdict(answers.at)}))
     return file_ref(file, run.folder.path)
 
 
@@ -65,7 +65,8 @@ def kept(path: Path) -> Answers:
     """The answers in a file that `keep` wrote."""
     with safe_open(path, framework="numpy") as file:
         notes = file.metadata()
-        return Answers(file.get_tensor("picked"), file.get_tensor("logits"), notes["board"], notes["runtime"])
+        board = notes.pop("board")
+        return Answers(file.get_tensor("picked"), file.get_tensor("logits"), board, golden.Where(**notes))
 
 
 def accuracy(run: Run, answers: Answers, references: References) -> Accuracy:
@@ -93,7 +94,7 @@ def beside_file(run: Run, target: Target, source: Path, answers: Answers) -> OnD
     return OnDevice(
         device=answers.board,
         kind=Kind.MEASURED,
-        runtime=answers.runtime,
+        runtime=answers.at.version,
         samples=len(picked),
         agreement=float((predictions(there) == predictions(here)).mean()),
         top1=top1(there, labels),
@@ -107,8 +108,7 @@ def golden_images(run: Run, answers: Answers, folder: Path) -> FileRef:
     test, prep = run.loaded.data.test, run.loaded.subject.preprocess
     chosen = _spread(len(answers.picked), golden.IMAGES)
     picked = answers.picked[chosen]
-    at = golden.Where("tensorrt", answers.runtime, answers.board)
-    found = golden.Golden(test.read(picked), test.labels[picked], answers.logits[chosen], prep.mean, prep.std, at)
+    found = golden.Golden(test.read(picked), test.labels[picked], answers.logits[chosen], prep.mean, prep.std, answers.at)
     file = folder / "golden.safetensors"
     atomic_write(file, golden.to_bytes(found))
     return file_ref(file, run.folder.path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..devices.engines import Engines
 from ..devices.local import describe
 from ..targets.base import Target
 from .errors import EdgeCompressError, VerifyError
@@ -86,6 +87,12 @@ def where(target: Target) -> Where:
     return Where(target.runtime, machine.get("runtime_version", ""), machine.get("cpu", ""))
 
 
+def where_on(engines: Engines) -> Where:
+    """What an engine's answers depend on, on its board."""
+    machine = engines.agent.hello()["machine"]
+    return Where("tensorrt", f"tensorrt {engines.version}", str(machine["board"] or machine["cpu"]))
+
+
 def record(
     predict: Callable[[FloatArray], FloatArray],
     pixels: NDArray[np.uint8],
@@ -145,7 +152,11 @@ def replay(golden: Golden, target: Target, artifact: Path) -> Replay:
     """
     with target.runner(artifact) as predict:
         logits = predict(network_inputs(golden.pixels, golden.mean, golden.std))
-    here = where(target)
+    return compare(golden, logits, where(target))
+
+
+def compare(golden: Golden, logits: FloatArray, here: Where) -> Replay:
+    """Answers (n, classes) to the same images, given elsewhere or later, beside those kept."""
     known = all((here.version, here.cpu, golden.where.version, golden.where.cpu))
     allowed = SAME if known and here == golden.where else OTHER
     if logits.shape != golden.logits.shape:

@@ -8,9 +8,11 @@ import numpy as np
 
 from .. import targets
 from ..devices.access import named, open_named
+from ..devices.engine_boards import boards_of
 from ..devices.timing import TimingSettings
+from . import golden
 from .errors import InputError
-from .golden import network_inputs
+from .golden import Replay, network_inputs
 from .intervals import overlap, share_ci95
 from .progress import Progress
 from .record import Record
@@ -106,6 +108,26 @@ def latency(record: Record, target: str, device: str, ui: Progress) -> tuple[Jso
         return now, f"{text}; the recorded {said} is of another {' and '.join(other)}", True
     agrees = overlap((low, high), (speedup["ci95"][0], speedup["ci95"][1]))
     return now, f"{text}: {'agrees' if agrees else 'does not agree'} with the recorded {said}", agrees
+
+
+def engine_answers(record: Record, target: str, device: str) -> Replay:
+    """An engine's answers to its golden images, asked again on a board.
+
+    Raises:
+        InputError: the device is no board with TensorRT.
+        UnavailableError, DeviceError: see `Engines`.
+    """
+    artifact, entry = record.artifact(target), record.report["targets"][target]["golden"]
+    assert artifact is not None  # the caller asks for artifacts only
+    kept = golden.read(record.path(entry))
+    with closing(open_named(device)) as place:
+        boards = boards_of(place)
+        if not boards:
+            raise InputError(f"--device {device}", found="no board with TensorRT", expected="one: the artifact is an engine")
+        with boards[0].engines() as engines:
+            engine = engines.engine(record.path(artifact))
+            logits = engines.outputs(engine, network_inputs(kept.pixels, kept.mean, kept.std))
+            return golden.compare(kept, logits, golden.where_on(engines))
 
 
 def differing(one: Json, other: Json) -> list[str]:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_an_engine_is_built_with_the_flags_of_the_boards_version_and_once(device
     assert first == again
     assert first.simulated
     assert (jetson.standin.home / first.path).read_bytes().startswith(trtexec.SIMULATED)
+
+
+def test_a_file_that_is_an_engine_is_used_as_it_is_and_a_stamped_one_is_known_by_its_stamp(device, jetson, tmp_path, monkeypatch):
+    dense, small = onnx_file(tmp_path / "dense.onnx", channels=16), onnx_file(tmp_path / "small.onnx")
+    files = [tmp_path / "dense.engine", tmp_path / "small.engine"]
+    with device.engines() as engines:
+        for source, file in zip((dense, small), files, strict=True):
+            engines.fetch(engines.engine(source), file)
+        assert engines.engine(files[0]).simulated
+    with pytest.raises(UnavailableError, match="stamped simulated"):
+        device.measure(*files, SETTINGS)
+    monkeypatch.setattr(trtexec, "SIMULATED", b"another stamp")
+    jetson.tell(times_ms={digest(dense): 6.0, digest(small): 2.0})
+    assert device.measure(*files, replace(SETTINGS, sessions=1)).speedup.median == pytest.approx(3.0, rel=0.01)
+    assert len(jetson.commands("--onnx=")) == 2  # nothing was built again
 
 
 def test_kernel_timings_are_kept_for_a_version_and_a_power_mode(device, jetson, tmp_path):

@@ -84,6 +84,22 @@ def test_an_engine_is_built_judged_and_timed_on_its_board(
     assert (again.code, again.stages) == (0, [])
     assert report_of(out)["targets"] == report["targets"]
 
+    assert here(["release", str(out), "--out", str(tmp_path / "dist")]).code == 0
+    (bundle,) = (tmp_path / "dist").glob("*.tar.gz")
+    away = here(["verify", str(bundle)])
+    assert away.code == 0, away.err
+    assert "16 golden images" in away.out
+    assert "an engine answers on such a board alone" in away.out
+    there = here(["verify", str(bundle), "--device", str(nano.file)])
+    assert there.code == 0, there.err
+    assert "16 golden images in tensorrt" in there.out
+    assert "identical logits" in there.out
+    assert f"speedup {latency['speedup']['median']:.2f}" in there.out
+    nano.tell(wrong=0.5)
+    other = here(["verify", str(bundle), "--device", str(nano.file)])
+    assert other.code == 1
+    assert "same class on 8 of 16" in other.out + other.err
+
 
 def test_an_engine_that_answers_otherwise_than_its_file_fails_the_run(
     nano: PretendedJetson, here: Command, workshop: Workshop, tmp_path: Path
