@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from edge_compress.devices import boards, tensorrt_loop, trtexec
+from edge_compress.devices import boards, leases, tensorrt_loop, trtexec
 from edge_compress.devices import engines as engines_file
 from edge_compress.devices.access import open_board
 from edge_compress.devices.boards import Board
 from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.tensorrt_device import TensorRtDevice
 from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.transport import BusyError
 from edge_compress.pipeline import board_check, profiling
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
 from edge_compress.pipeline.progress import Progress
@@ -307,3 +308,13 @@ def test_the_loop_has_no_option_that_is_not_given_it_and_says_when_there_is_no_t
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert tensorrt_loop.main(["--help"]) == tensorrt_loop.UNAVAILABLE
     assert "no TensorRT" in capsys.readouterr().out
+
+
+def test_a_board_that_is_leased_is_nobody_elses_between_two_agents(device):
+    with device.leased():
+        for _ in range(2):
+            with device.connect():
+                pass
+            with pytest.raises(BusyError):
+                leases.lease(device.board)
+    leases.lease(device.board).release()
