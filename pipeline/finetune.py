@@ -37,6 +37,7 @@ Remask = Callable[[int, nn.Module], Masks]
 Batch = tuple[Tensor, Tensor]  # inputs (n, C, H, W), labels (n,)
 
 CHECKPOINT = "finetune.safetensors"
+GENTLE, BOLD = 1e-3, 3e-3  # learning rates, see `learning_rate_for`; the paper's is the gentle one
 VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
 
 
@@ -46,7 +47,7 @@ class FinetuneSettings:
 
     epochs: int
     seed: int
-    learning_rate: float = 1e-3  # the paper's; falls to 0 along a cosine
+    learning_rate: float = GENTLE  # the highest; falls to 0 along a cosine
     warmup: float = 0.05  # share of all steps in which the learning rate rises from 0
     batch: int = 128
     weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
@@ -153,6 +154,16 @@ def finetune(
         state.finish()
     student.eval()
     return state.history
+
+
+def learning_rate_for(one_shot: float) -> float:
+    """The highest learning rate for a network that is right on this share of images before it is trained.
+
+    What is mostly right has more to lose than to find. On the search split of CIFAR-10 ResNet-20 at 0.09 of its latency,
+    right on a third, has 85.0 % after three epochs at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, right on 88 %, has 82.6 % and
+    94.5 % after the first of ten and eight.
+    """
+    return BOLD if one_shot < 0.5 else GENTLE
 
 
 def learning_rate(step: int, steps: int, settings: FinetuneSettings) -> float:

@@ -36,7 +36,7 @@ from .digits import train_digits
 from .env import SearchSettings
 from .errors import BuildError, UnavailableError
 from .evaluate import table_error
-from .finetune import FinetuneSettings, Step, finetune
+from .finetune import FinetuneSettings, Step, finetune, learning_rate_for
 from .graph import canonical
 from .images import affordable, scoring_inputs, training_inputs
 from .models import state_sha256
@@ -107,7 +107,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
         precision = config.precision or led.limits.precisions[0]
         found, plan, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits)
-        checkpoint, student, tuned = _finetune(run, searched, pruning, plan)
+        checkpoint, student, tuned = _finetune(run, searched, pruning, plan, found.best.accuracy)
         references = references_of(run, tuned, checkpoint, student)
         results = {}
         for target in chosen:
@@ -281,12 +281,12 @@ def _budget(config: Config, bench: Bench) -> float:
     return config.latency_budget.ms / bench.meter.dense_ms
 
 
-def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan) -> tuple[Checkpoint, nn.Module, Stage]:
+def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: float) -> tuple[Checkpoint, nn.Module, Stage]:
     """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
     how = FinetuneSettings(
-        config.finetune_epochs, config.seed, pruning.learning_rate, device=run.device, autocast=fast_bfloat16(run.device)
+        config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.device, autocast=fast_bfloat16(run.device)
     )
     settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))

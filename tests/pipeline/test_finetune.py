@@ -16,7 +16,9 @@ from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.data import ArraySource, DataSet, Split, load_data
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.finetune import (
+    BOLD,
     CHECKPOINT,
+    GENTLE,
     FinetuneSettings,
     Step,
     ahead,
@@ -24,6 +26,7 @@ from edge_compress.pipeline.finetune import (
     distillation_loss,
     finetune,
     learning_rate,
+    learning_rate_for,
 )
 from edge_compress.pipeline.memory_layout import fastest_layout
 from edge_compress.pipeline.types import Epoch, Preprocess
@@ -472,3 +475,8 @@ def test_a_narrow_strided_projection_is_trained_in_the_order_that_does_not_crash
             assert all(network[1].weight.is_contiguous(memory_format=expected) for network in networks)
     with fastest_layout((wide, narrow), (3, 8, 8), "cpu") as layout:
         assert layout is torch.contiguous_format
+
+
+def test_what_is_mostly_right_is_trained_gently_and_what_is_mostly_wrong_boldly():
+    assert [learning_rate_for(share) for share in (0.0, 0.35, 0.5, 0.88, 1.0)] == [BOLD, BOLD, GENTLE, GENTLE, GENTLE]
+    assert GENTLE < BOLD
