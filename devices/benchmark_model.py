@@ -86,7 +86,7 @@ def parse(text: str) -> BenchmarkRun:
         p5_us=loop.get("p5"),
         median_us=loop.get("median"),
         p95_us=loop.get("p95"),
-        memory_mb=float(footprint[2]) if footprint else float(peak[1]) if peak else None,
+        memory_mb=float(peak[1]) if peak else float(footprint[2]) if footprint else None,
         delegate=delegate,
         fallback=fallback,
     )
@@ -111,9 +111,9 @@ def parse_operators(text: str) -> tuple[OperatorTime, ...]:
 
 
 def _operator(line: str) -> OperatorTime | None:
-    """A row: type, start, first, average ms, share, cumulative share, memory, times called, name."""
+    """A row: type, start (in older versions), first, average ms, share, cumulative share, memory, times called, name."""
     cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
-    if len(cells) < 9 or cells[0].startswith("["):
+    if len(cells) < 8 or cells[0].startswith("["):
         return None
     mean, share, name = cells[-6], cells[-5], cells[-1]
     return OperatorTime(cells[0], float(mean), float(share.rstrip("%")) / 100, name.strip("[]").partition("]")[0])

@@ -7,12 +7,14 @@ that print no median), and baseline and candidates take turns loop by loop, in a
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..pipeline.errors import DeviceError
 from ..pipeline.types import Kind
 from .boards import Board
 from .device import Progress, Take
@@ -93,6 +95,7 @@ class PhoneMeter:
         if self._dense_ms is None:
             with self._connect() as phone:
                 dense = self._load(phone, self._baseline, "the dense model")
+                _cool(phone)
                 self._dense_ms = float(np.median([_loop_us(dense) for _ in range(QUICK_ROUNDS)])) / 1e3
         return self._dense_ms
 
@@ -106,20 +109,27 @@ class PhoneMeter:
         with self._connect() as phone:
             dense = self._load(phone, self._baseline, "the dense model")
             for data in candidates:
+                _cool(phone)
                 model = self._load(phone, data, "a candidate of the search")
-                ratios = []
-                for turn in range(QUICK_ROUNDS):
-                    first, second = (dense, model) if turn % 2 == 0 else (model, dense)
-                    times = {id(first): _loop_us(first), id(second): _loop_us(second)}
-                    ratios.append(times[id(model)] / times[id(dense)])
-                found.append(float(np.median(ratios)))
-                if model.remote != dense.remote:
-                    phone.drop(model.remote)
+                try:
+                    found.append(_quick_ratio(dense, model))
+                finally:  # hundreds of them would fill a phone
+                    if model.remote != dense.remote:
+                        phone.drop(model.remote)
         return found
 
     def _load(self, phone: PhoneSession, data: bytes, name: str) -> PhoneModel:
         settings = self._settings
         return phone.load_bytes(data, name, settings.runtime, settings.threads, settings.affinity)
+
+
+def _quick_ratio(dense: PhoneModel, model: PhoneModel) -> float:
+    ratios = []
+    for turn in range(QUICK_ROUNDS):
+        first, second = (dense, model) if turn % 2 == 0 else (model, dense)
+        times = {id(first): _loop_us(first), id(second): _loop_us(second)}
+        ratios.append(times[id(model)] / times[id(dense)])
+    return float(np.median(ratios))
 
 
 def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, seed: int) -> Session:
@@ -128,7 +138,7 @@ def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, see
     for i in range(rounds):
         for m in rng.permutation(len(models)):
             times[m, i] = 1e3 * _loop_us(models[m])
-    state = phone.hello()
+    state = _cool(phone)
     samples = [Samples(own, np.zeros(rounds), LOOP_RUNS) for own in times]  # of CPU time the program says nothing
     facts = {
         "runtime_version": " ".join(phone.runtime("litert")),
@@ -151,7 +161,12 @@ def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, see
 
 def _loop_us(model: PhoneModel) -> float:
     found = model.timed(LOOP_RUNS, LOOP_SECONDS)
-    return found.mean_us if found.median_us is None else found.median_us
+    value = found.mean_us if found.median_us is None else found.median_us
+    if not (math.isfinite(value) and value > 0):
+        raise DeviceError(
+            f"the time of {model.name}", found=f"{value} us", expected="a time", do="see the phone's benchmark_model"
+        )
+    return value
 
 
 def _cool(phone: PhoneSession) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_NUMBER = re.compile(r"[0-9]{1,15}")
 # toybox and mksh are all there is; the folder for files is $1; a line is `key=value`, what cannot be read is left out or empty
 SCRIPT = r"""
 first() { echo "$1=$(head -n 1 "$2" 2>/dev/null)"; }
@@ -39,7 +40,7 @@ def parsed(text: str) -> dict[str, Any]:
     zones = {key[5:]: value for key, value in found.items() if key.startswith("zone ")}
     clocks = {key[6:]: value.split() for key, value in found.items() if key.startswith("clock ")}
     disk = found.get("disk", "").split()
-    thermal = re.search(r"\d+", found.get("thermal", ""))
+    thermal = re.search(r"[0-9]{1,3}", found.get("thermal", ""))
     return {
         "machine": {
             "cpu": found.get("cpu") or found.get("machine", ""),
@@ -55,11 +56,11 @@ def parsed(text: str) -> dict[str, Any]:
         "memory_total_bytes": 1024 * _whole(found.get("MemTotal", "")),
         "memory_available_bytes": 1024 * _whole(found.get("MemAvailable", "")),
         "disk_free_bytes": 1024 * _whole(disk[-3]) if len(disk) >= 6 else 0,
-        "temperatures_c": {name: int(value) / 1000 for name, value in zones.items() if re.fullmatch(r"-?\d+", value)},
+        "temperatures_c": {name: int(value) / 1000 for name, value in zones.items() if re.fullmatch(r"-?[0-9]{1,9}", value)},
         "clocks_mhz": {
             name: [int(v) / 1000 for v in values]
             for name, values in clocks.items()
-            if len(values) == 3 and all(v.isdigit() for v in values)
+            if len(values) == 3 and all(_NUMBER.fullmatch(v) for v in values)
         },
         "power_mode": {"1": "battery saver", "0": "normal"}.get(found.get("low_power", ""), ""),
         "thermal_status": int(thermal[0]) if thermal else 0,
@@ -68,4 +69,4 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return int(text) if _NUMBER.fullmatch(text) else 0

@@ -6,6 +6,8 @@ Source: tensorflow/lite/tools/benchmark and google-ai-edge/LiteRT; https://ai.go
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import signal
 import tempfile
@@ -26,7 +28,10 @@ from .tensors import Array
 from .transport import BoardError, Transport, last_line
 
 RUNTIME = "litert"
+_Tensor = tuple[str, tuple[int, ...], np.dtype[Any]]
 _SHORT_S, _SEND_S, _LOAD_S = 20.0, 120.0, 120.0
+_LINK_S = 15.0  # on top of what the program may take
+_LATE = 124  # exit code of `timeout`
 _DEAD = {128 + s: signal.Signals(s).name for s in (signal.SIGILL, signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)}
 
 
@@ -100,9 +105,14 @@ class PhoneSession:
         return PhoneModel(self, name, data, self._put(data, name), threads, affinity)
 
     def drop(self, remote: str) -> None:
-        """Remove a file from the phone."""
+        """Remove a file from the phone; what cannot be removed stays."""
         self._sent.discard(remote)
-        self.transport.run(["rm", "-f", remote], _SHORT_S)
+        with contextlib.suppress(DeviceError):
+            self.transport.run(["rm", "-f", remote], _SHORT_S)
+
+    def has(self, remote: str) -> bool:
+        """Whether a file is there."""
+        return self.transport.run(["test", "-f", remote], _SHORT_S).code == 0
 
     def call(self, flags: Sequence[str], affinity: tuple[int, ...] | None, deadline_s: float, what: str) -> str:
         """What benchmark_model prints.
@@ -111,10 +121,18 @@ class PhoneSession:
             DeviceError: it was killed, or took too long.
             BuildError: it refused the model.
         """
-        pinned = ["taskset", f"{sum(1 << cpu for cpu in affinity):x}"] if affinity else []
-        done = self.transport.run([*pinned, self.program, *flags], deadline_s)
+        pinned = ["taskset", f"{sum(1 << cpu for cpu in set(affinity)):x}"] if affinity else []
+        # the phone itself ends what takes too long, and its shell says what a signal ended: over ssh that would be a 255
+        command = ["timeout", "-k", "5", f"{math.ceil(deadline_s)}", *pinned, self.program, *flags]
+        done = self.transport.run(["sh", "-c", '"$@"; exit $?', "sh", *command], deadline_s + _LINK_S)
         text = done.stdout.decode(errors="replace") + "\n" + done.stderr
         where = f"board {self.name}: {what}"
+        if done.code == _LATE:
+            raise DeviceError(
+                where, found=f"no result after {deadline_s:.0f} s", expected="a result", do="see what else runs on the phone"
+            )
+        if done.code in (126, 127):
+            raise self._no_program(last_line(done.stderr) or f"exit code {done.code}")
         if done.code in _DEAD:
             raise DeviceError(
                 where,
@@ -167,13 +185,18 @@ class PhoneSession:
         done = self.transport.run(["sha256sum", self.program], _SHORT_S)
         found = done.stdout.decode(errors="replace").split()
         if done.code != 0 or not found or not re.fullmatch("[0-9a-f]{64}", found[0]):
-            raise UnavailableError(
-                f"board {self.name}: {self.program}",
-                found=last_line(done.stderr) or "no such program",
-                expected="TensorFlow Lite's benchmark_model, as `benchmark_model` of the board's file says",
-                do="push it there and make it executable (chmod +x)",
-            )
+            raise self._no_program(last_line(done.stderr) or "no such program")
+        if self.transport.run(["test", "-x", self.program], _SHORT_S).code != 0:
+            raise self._no_program("a file that may not be run")
         return found[0]
+
+    def _no_program(self, found: str) -> UnavailableError:
+        return UnavailableError(
+            f"board {self.name}: {self.program}",
+            found=found,
+            expected="TensorFlow Lite's benchmark_model for this processor, as `benchmark_model` of the board's file says",
+            do="push it there and make it executable (chmod +x)",
+        )
 
 
 class PhoneModel:
@@ -202,21 +225,29 @@ class PhoneModel:
             UnavailableError: LiteRT is not on this machine; it says how the file's tensors are shaped.
             DeviceError: the inference failed, or the outputs are not as long as their shapes say.
         """
-        folder = self._session.transport.folder
-        values, out = [], f"{folder}/outputs"
-        for number, (name, array) in enumerate(feeds.items()):
-            self._session.push(np.ascontiguousarray(array).tobytes(), f"{folder}/input-{number}")
-            values.append(f"{name.replace(':', '::')}:{folder}/input-{number}")
-        shapes = [",".join(str(n) for n in array.shape) for array in feeds.values()]
+        session, folder, details = self._session, self._session.transport.folder, self._details()
+        out, given, shapes = f"{folder}/outputs", [], []
+        for number, (name, _, _) in enumerate(details[0]):  # the program takes inputs by their place
+            array = np.ascontiguousarray(feeds[name])
+            session.push(array.tobytes(), f"{folder}/input-{number}")
+            given.append(f"input-{number}")
+            shapes.append(",".join(str(n) for n in array.shape))
         flags = (
-            f"--input_layer={','.join(feeds)}",
+            f"--input_layer={','.join(given)}",
             f"--input_layer_shape={':'.join(shapes)}",
-            f"--input_layer_value_files={','.join(values)}",
+            f"--input_layer_value_files={','.join(f'{name}:{folder}/{name}' for name in given)}",
             f"--output_filepath={out}",
         )
-        once = ("--num_runs=1", "--min_secs=0", "--warmup_runs=0", "--warmup_min_secs=0")
-        self._call((*once, *flags), deadline_s, "running")
-        return self._outputs(self._session.pull(out))
+        session.drop(out)  # a version that does not know the flag would leave another model's
+        self._call(("--num_runs=1", "--min_secs=0", "--warmup_runs=0", "--warmup_min_secs=0", *flags), deadline_s, "running")
+        if not session.has(out):
+            raise UnavailableError(
+                f"board {session.name}: outputs of {self.name}",
+                found="a benchmark_model without --output_filepath",
+                expected="one of TensorFlow 2.12 or newer",
+                do="take a newer one",
+            )
+        return self._unpacked(session.pull(out), details[1])
 
     def feed_random(self, seed: int) -> None:
         """Nothing: the program makes its inputs itself."""
@@ -225,12 +256,14 @@ class PhoneModel:
         """(operator, its kind, nanoseconds) in the order they ran, by the program's own profiler."""
         loop = (f"--num_runs={runs}", "--min_secs=0", "--enable_op_profiling=true")
         found = parse_operators(self._call(loop, deadline_s, "profiling"))
+        if not found:
+            raise UnavailableError(f"times by layer of {self.name}", found="no table of operators in what benchmark_model prints")
         return tuple((operator.name, operator.kind, 1e6 * operator.mean_ms) for operator in found)
 
     def peak_rss_bytes(self) -> int:
         """Peak memory as the program says it, 0 where it does not."""
         text = self._call(("--num_runs=1", "--min_secs=0", "--report_peak_memory_footprint=true"), _LOAD_S, "measuring")
-        return round(1e6 * (parse(text).memory_mb or 0.0))
+        return round((parse(text).memory_mb or 0.0) * (1 << 20))  # its MB are KiB / 1024
 
     def unload(self, spare: bool = False) -> None:
         """Nothing: it is in memory only while it runs."""
@@ -238,25 +271,31 @@ class PhoneModel:
     def _call(self, flags: Sequence[str], deadline_s: float, what: str) -> str:
         return self._session.call((*self._flags, *flags), self._affinity, deadline_s, f"{what} {self.name}")
 
-    def _outputs(self, data: bytes) -> dict[str, Array]:
-        """The outputs lie one after another, as bytes, in the file's own order."""
+    def _details(self) -> tuple[list[_Tensor], list[_Tensor]]:
+        """Inputs and outputs in the file's own order."""
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise UnavailableError("LiteRT is not on this machine", do="pip install 'edge-compress[phone]'") from error
         interpreter = Interpreter(model_content=self._data)
         interpreter.allocate_tensors()
+        inputs, outputs = (
+            [(str(d["name"]), tuple(int(n) for n in d["shape"]), np.dtype(d["dtype"])) for d in some]
+            for some in (interpreter.get_input_details(), interpreter.get_output_details())
+        )
+        return inputs, outputs
+
+    def _unpacked(self, data: bytes, outputs: list[_Tensor]) -> dict[str, Array]:
+        """The outputs, which lie one after another."""
+        sizes = [int(np.prod(shape)) * kind.itemsize for _, shape, kind in outputs]
+        if sum(sizes) != len(data):
+            where, expected = f"board {self._session.name}: outputs of {self.name}", f"{sum(sizes)} bytes"
+            raise DeviceError(where, found=f"{len(data)} bytes", expected=expected)
         found: dict[str, Array] = {}
         at = 0
-        for output in interpreter.get_output_details():
-            shape, kind = tuple(int(n) for n in output["shape"]), np.dtype(output["dtype"])
-            size = int(np.prod(shape)) * kind.itemsize
-            found[output["name"]] = np.frombuffer(data[at : at + size].ljust(size, b"\0"), kind).reshape(shape).copy()
+        for (name, shape, kind), size in zip(outputs, sizes, strict=True):
+            found[name] = np.frombuffer(data[at : at + size], kind).reshape(shape).copy()
             at += size
-        if at != len(data):
-            raise DeviceError(
-                f"board {self._session.name}: outputs of {self.name}", found=f"{len(data)} bytes", expected=f"{at} bytes"
-            )
         return found
 
 

@@ -186,14 +186,15 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
 
 def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
     with device.engines() as engines:
-        made = engines.engine(run.folder.path / engine.options["onnx"])
+        made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built anew
         _require_real(engines, [made])
         return engine_answers.ask(run, engines, made)
 
 
 def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:
     """Latency of the engine against the dense float one, and what the board takes meanwhile where that can be read."""
-    model, baseline = (run.folder.path / engine.options[key] for key in ("onnx", "onnx_baseline"))
+    assert engine.baseline is not None  # _built
+    model, baseline = (run.folder.path / ref.path for ref in (engine.file, engine.baseline))  # the files that are shipped
     settings = TimingSettings(runtime="tensorrt", seed=run.config.seed)
     with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
         timing = device.measure(baseline, model, settings, lambda done, total: bar.advance())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from statistics import median
 
@@ -21,6 +22,7 @@ from ..targets.base import Limits, Structure
 from .bench import Bench
 from .candidate import CandidateGraph
 from .compensate import stitched_weight
+from .errors import BuildError, DeviceError
 from .file_size import FileSize
 from .groups import IN, OUT, Coupling
 from .memo import Memo
@@ -146,10 +148,14 @@ class StitchedEvaluator:
         return self.bench.meter.width
 
     def expect(self, settings: Sequence[tuple[int, ...]]) -> None:
-        """Measure the latencies of settings that are likely to be asked for, each on one of several boards."""
+        """Measure the latencies of settings that are likely to be asked for, each on one of several boards.
+
+        What fails is left: if it is asked for indeed, it fails then.
+        """
         new = [levels for levels in settings if self._memo.get(levels) is None]
         plans = [plan_for(self.knobs, levels, self.order, "") for levels in new]
-        self.bench.expect([structure_of(self.net, self.coupling, plan) for plan in plans])
+        with suppress(BuildError, DeviceError):
+            self.bench.expect([structure_of(self.net, self.coupling, plan) for plan in plans])
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""

@@ -14,10 +14,11 @@ from ..devices.access import open_named
 from ..devices.agent_session import AgentSession
 from ..devices.device import Device
 from ..devices.engines import Engines
+from ..devices.pool import Pool
 from ..devices.stats import percentiles
 from ..devices.tensorrt_device import TensorRtDevice
 from ..devices.timing import TimingSettings
-from .errors import UnavailableError
+from .errors import InputError, UnavailableError
 from .layer_names import names_of
 from .progress import Progress
 from .types import Kind, Percentiles, Timing
@@ -73,6 +74,8 @@ def profile(models: Sequence[Path], device: str, settings: TimingSettings, ui: P
         InputError, DeviceError, BuildError, UnavailableError: see `device.Device`.
     """
     with closing(open_named(device)) as opened:
+        if settings.runtime == "tensorrt" and isinstance(opened, Pool):
+            raise InputError(f"--device {device} for an engine", found="a class of boards", expected="one board, by its name")
         rows, kind = _timed(models, opened, settings, ui)
         if isinstance(opened, TensorRtDevice):
             with opened.engines() as engines:

@@ -119,6 +119,10 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
     """
     artifact, entry = record.artifact(target), record.report["targets"][target]["golden"]
     assert artifact is not None  # the caller asks for artifacts only
+    if entry is None:
+        raise InputError(
+            f"{record.name} has no golden images for {target}", do="make the run again: engines have them since then"
+        )
     kept = golden.read(record.path(entry))
     with closing(open_named(device)) as place:
         boards = boards_of(place)

@@ -102,7 +102,7 @@ def test_a_smaller_model_is_faster_in_every_version_of_the_program(phone, there,
 def test_baseline_and_candidate_take_turns(phone, there, tmp_path):
     big, small = model(tmp_path / "big.tflite", 20_000), model(tmp_path / "small.tflite", 10_000)
     phone.sessions(big, [small], QUICK)
-    graphs = [call[1] for call in there.calls if call[0].endswith("benchmark_model")]
+    graphs = [word for call in there.calls for word in call if word.startswith("--graph=")]
     assert len(graphs) == 2 * 2 * 8
     assert all(len(set(graphs[i : i + 2])) == 2 for i in range(0, len(graphs), 2))  # each round has both
     assert len({tuple(graphs[i : i + 2]) for i in range(0, len(graphs), 2)}) == 2  # in both orders
@@ -133,6 +133,48 @@ def test_a_hot_phone_is_not_measured(phone, there, tmp_path):
         phone.measure(model(tmp_path / "m.tflite", 1000), tmp_path / "m.tflite", QUICK)
 
 
+def test_a_phone_that_grows_hot_gives_no_timing_and_no_ratio(phone, there, tmp_path):
+    m = model(tmp_path / "m.tflite", 1000)
+    script(there.root / "bin" / "dumpsys", f"echo 'Thermal Status: '$(ls {there.folder} 2>/dev/null | wc -l)")
+    for work in (lambda: phone.measure(m, m, QUICK), lambda: phone.meter(m.read_bytes(), "litert", 1, 0).ratio(m.read_bytes())):
+        with pytest.raises(BoardError, match="it is hot"):
+            work()
+
+
+def test_a_program_that_hangs_is_ended_on_the_phone(phone, there, tmp_path):
+    script(there.root / "bin" / "benchmark_model", f"echo $$ > {there.root}/pid; exec sleep 60")
+    with phone.connect() as session, pytest.raises(DeviceError, match="no result after 1 s") as caught:
+        session.call(["--graph=m"], None, 1.0, "measuring m")
+    assert not isinstance(caught.value, BoardError)  # the board is not to blame
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((there.root / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("time", ["0", "-5", "1e999"])
+def test_a_time_that_is_none_is_refused(phone, there, tmp_path, time):
+    script(
+        there.root / "bin" / "benchmark_model", f"echo 'Average inference timings in us: Warmup: 1, Init: 1, Inference: {time}'"
+    )
+    m = model(tmp_path / "m.tflite", 1000)
+    with pytest.raises(DeviceError, match=r"the time of|no result"):
+        phone.meter(m.read_bytes(), "litert", 1, 0).ratio(m.read_bytes())
+
+
+def test_a_refused_candidate_is_removed_from_the_phone(phone, there, tmp_path):
+    dense = model(tmp_path / "m.tflite", 1000).read_bytes()
+    with pytest.raises(BuildError):
+        phone.meter(dense, "litert", 1, 0).ratio(b"no model")
+    assert len(list(Path(there.folder).glob("*.tflite"))) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["MemTotal=²", "MemTotal=" + "9" * 5000, "zone 0 cpu=" + "9" * 400, "disk=1 2", "thermal=x", "=="]
+)
+def test_nonsense_a_phone_says_of_itself_is_none(line):
+    found = phone_state.parsed(line)
+    assert (found["memory_total_bytes"], found["temperatures_c"], found["thermal_status"]) == (0, {}, 0)
+
+
 def test_a_phone_that_is_rebooted_in_between_gives_no_timing(phone, there, tmp_path, monkeypatch):
     boots = iter("abcdefgh")
     parsed = phone_state.parsed
@@ -158,6 +200,9 @@ def test_failures_of_the_program_are_one_line_each(phone, there, tmp_path):
         there.more["BENCHMARK_TROUBLE"] = "killed"
         with pytest.raises(DeviceError, match="killed by SIGILL"):
             session.load(m, "litert", 1).timed(1, 0)
+    (there.root / "bin" / "benchmark_model").chmod(0o644)
+    with pytest.raises(UnavailableError, match="a file that may not be run"):
+        phone.connect()
     (there.root / "bin" / "benchmark_model").unlink()
     with pytest.raises(UnavailableError, match="push it there and make it executable"):
         phone.connect()
@@ -169,7 +214,8 @@ def test_failures_of_the_program_are_one_line_each(phone, there, tmp_path):
 def test_affinity_becomes_a_mask(phone, there, tmp_path):
     with phone.connect() as session:
         session.load(model(tmp_path / "m.tflite", 1000), "litert", 1, (0,)).timed(1, 0)
-    assert there.calls[-1][:3] == ["taskset", "1", phone.board.benchmark_model]
+        session.load(model(tmp_path / "m.tflite", 1000), "litert", 1, (0, 0)).timed(1, 0)
+    assert [call[8:11] for call in there.calls if "taskset" in call] == [["taskset", "1", phone.board.benchmark_model]] * 2
 
 
 def test_operators_and_memory_are_read(phone, tmp_path):
@@ -179,7 +225,7 @@ def test_operators_and_memory_are_read(phone, tmp_path):
             ("layer0", "CONV_2D"),
             ("layer1", "FULLY_CONNECTED"),
         ]
-        assert loaded.peak_rss_bytes() == 12_500_000
+        assert loaded.peak_rss_bytes() == 12.5 * 2**20
 
 
 def test_a_boards_file_with_the_program_needs_no_python(tmp_path):
@@ -202,6 +248,9 @@ def test_outputs_are_those_of_the_same_file_here(phone, there, tmp_path):
     with phone.connect() as session:
         loaded = session.load(source, "litert", 1)
         assert np.array_equal(loaded.run({image["name"]: values})[logits["name"]], here.get_tensor(logits["index"]))
+        there.more["BENCHMARK_TROUBLE"] = "old"
+        with pytest.raises(UnavailableError, match="without --output_filepath"):  # and not the answer of before
+            loaded.run({image["name"]: values})
         there.more["BENCHMARK_TROUBLE"] = "short"
         with pytest.raises(DeviceError, match="outputs of cifar10-98k"):
             loaded.run({image["name"]: values})
@@ -218,5 +267,5 @@ def test_check_and_profile_work_on_it(phone, tmp_path, monkeypatch):
     dense, small = found.rows
     assert small.latency.p50_ms < dense.latency.p50_ms
     assert [layer.kind for layer in small.layers] == ["CONV_2D", "FULLY_CONNECTED"]
-    assert dense.peak_rss_bytes == 12_500_000
+    assert dense.peak_rss_bytes == 12.5 * 2**20
     assert found.notes == ()

@@ -14,6 +14,7 @@ from edge_compress.devices.latency_cache import LatencyCache
 from edge_compress.pipeline.accuracy import cost_of
 from edge_compress.pipeline.bench import Bench, moments
 from edge_compress.pipeline.compensate import stitched_weight
+from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate import SHARES, StitchedEvaluator, knobs_for, plan_for, structure_of, table_error
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import Coupling, couple
@@ -204,6 +205,19 @@ def test_candidates_a_search_expects_are_measured_side_by_side_on_several_boards
     found = [evaluator.evaluate(levels).latency_ratio for levels in wanted]
     assert boards.asked == 4  # nothing was asked again
     assert found == [make("other.jsonl", "other")[0].evaluate(levels).latency_ratio for levels in wanted]
+
+
+def test_a_guess_that_cannot_be_measured_does_not_end_the_search(make):
+    evaluator, _ = make()
+    wanted = [some_levels(evaluator, seed) for seed in range(3)]
+
+    class Refusing(TwoBoards):
+        def ratios(self, models: list[bytes]) -> list[float]:
+            raise BuildError("a candidate", found="refused")
+
+    evaluator.bench.meter = Refusing()
+    evaluator.expect(wanted)
+    assert evaluator.evaluate(wanted[0]).latency_ratio > 0
 
 
 def some_levels(evaluator: StitchedEvaluator, seed: int) -> tuple[int, ...]:
