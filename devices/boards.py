@@ -8,7 +8,8 @@ Keys: `targets` (a list: what can be built for it), `transport` (how it is reach
     memory_mib  of the board                     precisions           a list: what its arithmetic is fast in
     power_mode  the mode it must be in while it is measured; without it any mode will do, and which it was is recorded
     python      the interpreter there            folder               where files are kept there, below the home folder
-    benchmark_model  where TensorFlow Lite's program of that name is on a phone without Python: it then does the timing
+    benchmark_model  TensorFlow Lite's program of that name on a phone without Python, which then does the timing: a path, or a
+                name in `folder`
     emulated    true for a machine whose times mean nothing: they are never called measured
     notes       for people                       source               where these facts come from
 """
@@ -48,7 +49,7 @@ class Board:
     power_mode: str = ""  # the one it must be in; empty: any, and recorded
     python: str = "python3"
     folder: str = ""  # empty: the transport's own choice
-    benchmark_model: str = ""  # path of the program on a phone without Python
+    benchmark_model: str = ""  # the program on a phone without Python: a path, or a name in `folder`
     emulated: bool = False
     notes: str = ""
     source: str = ""  # of these facts

@@ -16,13 +16,12 @@ import numpy as np
 
 from ..pipeline.errors import DeviceError
 from ..pipeline.types import Kind
-from .boards import Board
 from .device import Progress, Take
 from .leases import lease
 from .phone_tool import PhoneModel, PhoneSession
 from .remote import RemoteDevice
 from .timing import Samples, Session, TimingSettings
-from .transport import BoardError, Transport
+from .transport import BoardError
 
 ROUNDS = 8  # of a session: each of them a loop of every model
 QUICK_ROUNDS = 3  # for a candidate of a search
@@ -31,9 +30,6 @@ LOOP_RUNS, LOOP_SECONDS = 20, 0.3  # at least
 
 class PhoneDevice(RemoteDevice):
     """See `device.Device`; models are .tflite files, and percentiles are those of loops, not of single inferences."""
-
-    def __init__(self, board: Board, transport: Transport) -> None:
-        super().__init__(board, transport)
 
     def connect(self) -> PhoneSession:  # type: ignore[override]
         """The phone, which is this process's until the session is closed.

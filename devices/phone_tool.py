@@ -40,7 +40,7 @@ class PhoneSession:
 
     Args:
         transport: the way to it; it stays open.
-        board: its file; `benchmark_model` is where the program is.
+        board: its file; `benchmark_model` is where the program is; a bare name is in the folder of the board's files.
         at_end: called when the session is closed.
 
     Raises:
@@ -50,7 +50,8 @@ class PhoneSession:
 
     def __init__(self, transport: Transport, board: Board, at_end: Callable[[], None] = lambda: None) -> None:
         self.transport, self.board, self.name, self._at_end = transport, board, board.name, at_end
-        self.program = board.benchmark_model
+        named = board.benchmark_model
+        self.program = named if "/" in named else f"{transport.folder}/{named}"
         self._digest = self._program_digest()
         self._sent: set[str] = set()
 

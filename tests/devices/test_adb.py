@@ -63,14 +63,16 @@ def test_measured_over_adb_the_smaller_model_is_faster(device, tmp_path):
 
 
 def test_a_phone_without_python_is_timed_by_its_own_program(device, phone, tmp_path):
-    program, body = (f"/data/local/tmp/{name}" for name in ("benchmark_model", "standin.py"))
+    folder = device.transport.folder
+    assert device.transport.run(["mkdir", "-p", folder], 20).code == 0
+    program, body = (f"{folder}/{name}" for name in ("benchmark_model", "standin.py"))
     (tmp_path / "program").write_text(f'#!/bin/sh\nexec {sys.executable} {body} "$@"\n')
     device.transport.push(tmp_path / "program", program, 20)
     device.transport.push(Path(__file__).with_name("benchmark_model_standin.py"), body, 20)
     assert device.transport.run(["chmod", "+x", program], 20).code == 0
     for name, size in (("big", 400_000), ("small", 100_000)):
         (tmp_path / name).write_bytes(b"\x1c\0\0\0TFL3" + bytes(size))
-    board = Board("pocket", ("phone",), "adb", "litert", address=phone.serial, benchmark_model=program)
+    board = Board("pocket", ("phone",), "adb", "litert", address=phone.serial, benchmark_model="benchmark_model")
     settings = TimingSettings(runtime="litert", sessions=2, max_pairs=4, min_pairs=1, block=2)
     with contextlib.closing(PhoneDevice(board, AdbTransport("pocket", phone.serial))) as pocket:
         timing = pocket.measure(tmp_path / "big", tmp_path / "small", settings)

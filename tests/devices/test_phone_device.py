@@ -211,6 +211,14 @@ def test_failures_of_the_program_are_one_line_each(phone, there, tmp_path):
         phone.connect()
 
 
+def test_a_program_with_a_bare_name_is_in_the_folder_of_the_boards_files(phone, there):
+    Path(there.folder).mkdir()
+    shutil.copy2(there.root / "bin" / "benchmark_model", f"{there.folder}/timer")
+    phone.board = replace(phone.board, benchmark_model="timer")
+    assert phone.facts("litert", 1)["runtime_version"].startswith("benchmark_model ")
+    assert ["sha256sum", f"{there.folder}/timer"] in there.calls
+
+
 def test_affinity_becomes_a_mask(phone, there, tmp_path):
     with phone.connect() as session:
         session.load(model(tmp_path / "m.tflite", 1000), "litert", 1, (0,)).timed(1, 0)
