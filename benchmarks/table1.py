@@ -5,7 +5,8 @@ r"""AMP-HASA beside its baselines: the paper's Table 1 for a model and data of y
 
 Methods x sparsities x regimes x seeds. One-shot: no gradient step on the weights; every method gets the same 2,000 training
 images, varied as in training, and BatchNorm statistics taken on them. Fine-tuned: the one-shot network trained under its mask,
-equally long for all. What is tuned is tuned on the search split; the test split is read once for each row.
+equally long for all, the search for a lottery ticket included. What is tuned is tuned on the search split; the test split is
+read once for each row.
 
 FILE.json gets every row as soon as it is done, and the same command goes on where it stopped; beside it are FILE.md and FILE.svg.
 Two processes with other --seeds may fill one file at the same time, one thread each (OMP_NUM_THREADS=1).
@@ -33,17 +34,19 @@ from edge_compress.pipeline.digits import train_digits
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.progress import Bar, Progress
 from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, load_subject
+from edge_compress.pipeline.subject import Loaded, accelerator, load_subject
 from filelock import FileLock
 from safetensors.torch import load_file, save
 from table1_bench import Bench, Masks
-from table1_methods import ONE_SHOT
-from table1_training import FINE_TUNED, Training
+from table1_methods import ONE_SHOT, one_shot
+from table1_training import FINE_TUNED, LONGER, Training, total_epochs
 from torch import fx, nn
 
 DENSE = "dense"
 REGIMES = ("one-shot", "fine-tuned")
 METHODS = (DENSE, *dict.fromkeys((*ONE_SHOT, *FINE_TUNED)))
+TRAINED = FINE_TUNED | LONGER
+KNOWN = (*METHODS, *LONGER)
 DIGITS_EPOCHS = 8  # of the embedded network
 QUICK_EVALUATIONS, QUICK_ROUND = 8, 0.6  # few and coarse
 
@@ -103,7 +106,7 @@ class Table:
             self._read()
             if cell.method == DENSE:
                 self.content["dense"] = {"top1": values["top1"], "macs": values["macs"]}
-            order = {name: i for i, name in enumerate(METHODS)}
+            order = {name: i for i, name in enumerate(KNOWN)}
             rows = [*self.content["rows"], row]
             self.content["rows"] = sorted(
                 rows, key=lambda r: (r["regime"] != REGIMES[0], order[r["method"]], r["sparsity"], r["seed"])
@@ -131,7 +134,7 @@ def cells(
         if DENSE in methods:
             yield Cell(DENSE, REGIMES[0], 0.0, seed)
         for regime in regimes:
-            known = ONE_SHOT if regime == REGIMES[0] else FINE_TUNED
+            known = ONE_SHOT if regime == REGIMES[0] else TRAINED
             for sparsity in sparsities:
                 for method in methods:
                     if method in known:
@@ -159,12 +162,17 @@ def measured(bench: Bench, net: nn.Module, masks: Masks) -> Row:
     left = {name: int((net.get_parameter(f"{name}.weight") != 0).sum()) for name in sizes}
     test = bench.data.test
     return {
-        "top1": top1(logits(net, test, bench.prep, layout=bench.layout), test.labels),
+        "top1": top1(logits(net, test, bench.prep, layout=bench.layout), test.labels),  # a processor's float32, no GPU's TF32
         "macs": macs,  # zeros are computed like any other number: nothing is saved in this runtime
         "macs_nonzero": macs_nonzero(net, bench.shape),
         "latency_ratio": bench.latency_ratio,
         "zeros": 100.0 * (1.0 - sum(left.values()) / sum(sizes.values())),
     }
+
+
+def named(device: str) -> str:
+    """What a torch device is called."""
+    return torch.cuda.get_device_name(device) if device == "cuda" else device
 
 
 def macs_nonzero(net: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -187,19 +195,20 @@ def macs_nonzero(net: nn.Module, shape: tuple[int, int, int]) -> int:
 def fill(cell: Cell, bench: Bench, folder: Path, epochs: int, bar: Bar) -> Row:
     """One row."""
     start = time.monotonic()
-    share, facts = cell.sparsity / 100.0, {}
+    share, facts = cell.sparsity / 100.0, Row()
     net: fx.GraphModule
     if cell.method == DENSE:
         net, masks = bench.net, {}
     elif cell.regime == REGIMES[0]:
-        found = ONE_SHOT[cell.method](bench, share)
-        net, masks, facts = found.net, found.masks, found.facts
+        found = one_shot(bench, cell.method, share)
+        net, masks, facts = found.net, found.masks, dict(found.facts)
     else:
         place = folder / f"{cell.method}-{cell.sparsity:g}-seed{cell.seed}"
         training = Training(
             epochs, place, lambda done, text: bar.advance(0, f"{cell.method} {cell.sparsity:g} %: {done:.0%}, {text}")
         )
-        net, masks = FINE_TUNED[cell.method](bench, share, training), {}
+        net, masks = TRAINED[cell.method](bench, share, training), {}
+        facts = {"epochs": total_epochs(cell.method, share, epochs), "trained_on": named(bench.device)}
     return {**measured(bench, net, masks), **facts, "seconds": round(time.monotonic() - start, 1)}
 
 
@@ -212,9 +221,10 @@ def fill(cell: Cell, bench: Bench, folder: Path, epochs: int, bar: Bar) -> Row:
 @click.option(
     "--sparsity", default="50,70,80,90,95", metavar="PERCENTS", help="Share of all convolution and linear weights that go."
 )
-@click.option("--methods", default=",".join(METHODS), metavar="NAMES", help="Rows.")
+@click.option("--methods", default=",".join(METHODS), metavar="NAMES", help=f"Rows. Longer training: {', '.join(LONGER)}.")
 @click.option("--regime", default=",".join(REGIMES), metavar="NAMES", help="Without training, with training, or both.")
 @click.option("--seeds", default="0,1,2", metavar="NUMBERS", help="Of the images, their variation, drawn labels and searches.")
+@click.option("--accelerator", default="auto", metavar="NAME", help="As for edge-compress; networks are trained on it.")
 @click.option("--epochs", default=5, help="Of training in the regime fine-tuned, the same for all (Adam, learning rate 0.001).")
 @click.option("--evaluations", default=60, help="Of the search that sets how much each layer loses, for each sparsity.")
 @click.option(
@@ -236,25 +246,26 @@ def main(out: Path, quick: bool, epochs: int, evaluations: int, **given: Any) ->
     }
     ui = Progress()
     try:
-        methods, regimes = (_names(given[n], known, n) for n, known in (("methods", METHODS), ("regime", REGIMES)))
+        methods, regimes = (_names(given[n], known, n) for n, known in (("methods", KNOWN), ("regime", REGIMES)))
         sparsities, seeds = _numbers(given["sparsity"]), tuple(int(s) for s in _numbers(given["seeds"]))
         table = Table(out, shlex.join(["python", *map(_relative, sys.argv)]), settings)
         missing = [cell for cell in cells(methods, regimes, sparsities, seeds) if not table.has(cell)]
-        _fill_all(table, missing, subject, table.folder, ui)
+        _fill_all(table, missing, subject | {"accelerator": given["accelerator"]}, ui)
         table.finish()
     except EdgeCompressError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table1_report.to_markdown(table.content))
 
 
-def _fill_all(table: Table, missing: list[Cell], subject: dict[str, Any], folder: Path, ui: Progress) -> None:
-    settings, bench = table.content["settings"], None
+def _fill_all(table: Table, missing: list[Cell], flags: dict[str, Any], ui: Progress) -> None:
+    settings, folder, bench = table.content["settings"], table.folder, None
+    device = accelerator(load(None, {"targets": ("x86",), **flags}))
     with ui.bar("table", len(missing)) as bar:
         for cell in missing:
             if bench is None or bench.seed != cell.seed:
-                loaded = loaded_for(subject, cell.seed, folder)
+                loaded = loaded_for(flags, cell.seed, folder)
                 evaluations, share = settings["evaluations"], settings["round_share"]
-                bench = Bench(loaded, cell.seed, folder, evaluations, lambda text: bar.advance(0, text), share)
+                bench = Bench(loaded, cell.seed, folder, evaluations, lambda text: bar.advance(0, text), share, device)
             row = fill(cell, bench, folder, settings["epochs"], bar)
             table.add(cell, row)
             name = f"{cell.method}, {cell.regime}, {cell.sparsity:g} %, seed {cell.seed}"

@@ -15,11 +15,12 @@ from edge_compress import targets
 from edge_compress.devices.latency_cache import LatencyCache
 from edge_compress.devices.local import QuickMeter, describe
 from edge_compress.pipeline import obs
-from edge_compress.pipeline.accuracy import logits
+from edge_compress.pipeline.accuracy import borrowed, logits
 from edge_compress.pipeline.batchnorm import reestimate_on
 from edge_compress.pipeline.bench import Bench as Judging
 from edge_compress.pipeline.bench import moments
 from edge_compress.pipeline.compensate import sequential_masked
+from edge_compress.pipeline.data import Split
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import residual_branches
 from edge_compress.pipeline.images import reward_images, training_inputs
@@ -27,7 +28,7 @@ from edge_compress.pipeline.mask_evaluate import ConnectionScores, MaskEvaluator
 from edge_compress.pipeline.memory_layout import layout_for
 from edge_compress.pipeline.subject import Loaded
 from edge_compress.pipeline.types import Pattern, Precision
-from edge_compress.targets.base import Structure
+from edge_compress.targets.base import FloatArray, Structure
 from torch import Tensor, fx, nn
 
 IMAGES = 2000  # training images every method gets
@@ -94,13 +95,21 @@ class Bench:
         evaluations: of a search for the allocation.
         tell: gets a line for each step of long work.
         round_share: of an output's connections that a round of Optimal Brain Surgeon removes; larger is faster.
+        device: that networks are trained and judged on, and BatchNorm statistics are taken on; the rest needs a processor.
     """
 
     def __init__(
-        self, loaded: Loaded, seed: int, folder: Path, evaluations: int, tell: Tell, round_share: float = obs.ROUND
+        self,
+        loaded: Loaded,
+        seed: int,
+        folder: Path,
+        evaluations: int,
+        tell: Tell,
+        round_share: float = obs.ROUND,
+        device: str = "cpu",
     ) -> None:
         self.loaded, self.seed, self.folder, self.evaluations, self.tell = loaded, seed, folder, evaluations, tell
-        self.round_share = round_share
+        self.round_share, self.device = round_share, device
         self.data, self.prep = loaded.data, loaded.subject.preprocess
         self.shape = self.data.info.image_shape
         self.net = canonical(loaded.module, self.shape)
@@ -108,7 +117,7 @@ class Bench:
         self.knobs = mask_knobs(self.net, Pattern.WEIGHT, SHARES)
         self.weights = {k.name: self.net.get_parameter(f"{k.name}.weight").detach() for k in self.knobs}
         self.layout = layout_for((self.net,), self.shape)
-        self._laid_out = self.inputs.contiguous(memory_format=self.layout)
+        self._laid_out = self.inputs.to(device, memory_format=self.layout)
         self._search = self.data.search.head(REWARD_IMAGES)
         self._scores: dict[str, ConnectionScores] = {}
 
@@ -170,16 +179,20 @@ class Bench:
     @cached_property
     def dense_logits(self) -> Tensor:
         """Of the search images, (n, classes)."""
-        return torch.from_numpy(logits(self.net, self._search, self.prep, layout=self.layout))
+        return torch.from_numpy(self.logits(self.net, self._search))
 
     @cached_property
-    def teacher(self) -> Remembering:
-        """The dense network, for training."""
-        return Remembering(self.net)
+    def teacher(self) -> nn.Module:
+        """The dense network, for training. A GPU answers faster than its answers of before are found."""
+        return Remembering(self.net) if self.device == "cpu" else self.net
+
+    def logits(self, net: nn.Module, split: Split) -> FloatArray:
+        """Outputs (n, classes) for the images of a split as they are."""
+        return logits(net, split, self.prep, device=self.device, layout=self.layout)
 
     def divergence(self, net: fx.GraphModule) -> float:
         """KL(dense || net) on the search images, nats: the trained network knows these images, so accuracy tells little there."""
-        found = torch.from_numpy(logits(net, self._search, self.prep, layout=self.layout))
+        found = torch.from_numpy(self.logits(net, self._search))
         pair = F.log_softmax(found, 1), F.log_softmax(self.dense_logits, 1)
         return float(F.kl_div(*pair, log_target=True, reduction="batchmean"))
 
@@ -200,7 +213,8 @@ class Bench:
 
     def restore(self, net: fx.GraphModule, images: int = IMAGES) -> None:
         """BatchNorm statistics anew, on the images that all methods get."""
-        reestimate_on(net, torch.split(self._laid_out[:images], 250))
+        with borrowed(net, self.device):
+            reestimate_on(net, torch.split(self._laid_out[:images], 250))
 
     def compensated(self, masks: Masks, *, choose: bool) -> Pruned:
         """Layer after layer re-solved; `choose` lets each layer pick its connections again from what it is really fed."""

@@ -6,6 +6,8 @@ What is tuned (lambda, allocation) is tuned on the search split.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +17,10 @@ from edge_compress.pipeline.env import SearchSettings
 from edge_compress.pipeline.mask_evaluate import density
 from edge_compress.pipeline.patterns import weight_masks
 from edge_compress.pipeline.search import Hints, search
+from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.types import Candidate, Knob
+from safetensors import safe_open
+from safetensors.torch import save
 from table1_bench import TUNING_IMAGES, Bench, Masks, Pruned
 from torch import Tensor
 
@@ -151,3 +156,25 @@ ONE_SHOT: dict[str, Callable[[Bench, float], Pruned]] = {
     "amp-hasa-compensated": score_compensated,
     "amp-hasa": amp_hasa,
 }
+
+
+def one_shot(bench: Bench, method: str, sparsity: float) -> Pruned:
+    """What a method of `ONE_SHOT` makes. It is kept in the bench's folder: a row with training starts from the row without."""
+    path = bench.folder / f"{method}-{100 * sparsity:g}-seed{bench.seed}.safetensors"
+    if path.is_file():
+        net = copy.deepcopy(bench.net)
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
+            facts = json.loads(file.metadata()["facts"])
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "mask": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        net.load_state_dict(parts["net"])
+        return Pruned(net, parts["mask"], facts)
+    made = ONE_SHOT[method](bench, sparsity)
+    tensors = {f"net/{name}": value for name, value in made.net.state_dict().items()}
+    tensors |= {f"mask/{name}": mask for name, mask in made.masks.items()}
+    whole = {name: value.detach().contiguous().clone() for name, value in tensors.items()}  # safetensors takes no shared memory
+    atomic_write(path, save(whole, {"facts": json.dumps(made.facts)}))
+    return made

@@ -59,7 +59,7 @@ def _remarks(table: Table) -> list[str]:
         "",
         "`±` is half the range over seeds; in brackets the number of seeds, where it is not all of them. `seed` is the published "
         "formula, sign included, with the best lambda above 0 (0 is `magnitude`). Lottery tickets are rewound to the given "
-        "weights, and train additionally to find their masks.",
+        "weights; the epochs in which their masks are found count, but for rows that end in `-long` (`epochs` has them).",
     ]
 
 

@@ -2,13 +2,17 @@
 
 The user gives a trained network, so that is where every method starts, and what the lottery tickets are rewound to (as for
 pretrained networks in Chen et al. 2020, arXiv 2007.12223): there is no earlier checkpoint to go back to.
+
+Equally long means in all: lottery tickets find their masks by training, and what that takes is missing in the end. The rows that
+end in `-long` are outside of this rule, for a table of their own: tickets with all the rounds of the literature before they train
+as long as the others, and AMP-HASA trained as long as the iterative tickets are in all.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,14 +23,15 @@ from edge_compress.pipeline.patterns import removed_count, weight_masks
 from edge_compress.pipeline.subject import fast_bfloat16
 from edge_compress.pipeline.types import Epoch
 from table1_bench import Bench, Masks, Pruned
-from table1_methods import ONE_SHOT
+from table1_methods import ONE_SHOT, one_shot
 from torch import Tensor, fx, nn
 
 REGROWN = 0.2  # share of a layer's weights that sparse momentum moves in the first epoch; falls along a line to 0
 MOMENTUM = 0.9  # of the gradient's running mean
 MOMENTUM_BATCHES = 20  # the running mean is taken over
-TICKET_RATE = 0.2  # share of what is left that a round of iterative magnitude pruning removes
-ROUND_EPOCHS = 1  # of training in such a round
+TICKET_RATE = 0.2  # share of what is left that a round of iterative magnitude pruning removes, in the literature
+SEARCHING = 0.4  # share of all epochs that a ticket's mask may take
+ROUND_EPOCHS = 1  # of training in a round
 
 Scores = Mapping[str, Tensor]
 
@@ -51,7 +56,7 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
         if isinstance(event, Step):
             training.tell(event.fraction, f"loss {event.loss:.3f}")
 
-    settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16("cpu"))
+    settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16(bench.device), device=bench.device)
     finetune(student, bench.teacher, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
     bench.restore(student)
     return student
@@ -61,7 +66,7 @@ def fine_tuned(method: str) -> Callable[[Bench, float, Training], fx.GraphModule
     """Prune without training, then train under the masks."""
 
     def run(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
-        return trained(bench, ONE_SHOT[method](bench, sparsity), training, "finetune")
+        return trained(bench, one_shot(bench, method, sparsity), training, "finetune")
 
     return run
 
@@ -73,7 +78,7 @@ def sparse_momentum(bench: Bench, sparsity: float, training: Training) -> fx.Gra
     weights is largest. The momentum is the gradient's running mean over 20 batches at the epoch's end: the optimizer has none
     for weights that are missing. It starts from uniform magnitude masks of the trained network.
     """
-    start = ONE_SHOT["magnitude-uniform"](bench, sparsity)
+    start = one_shot(bench, "magnitude-uniform", sparsity)
 
     def remask(epoch: int, student: nn.Module) -> dict[str, Tensor]:
         weights = {name: student.get_parameter(f"{name}.weight").detach() for name in start.masks}
@@ -86,12 +91,12 @@ def sparse_momentum(bench: Bench, sparsity: float, training: Training) -> fx.Gra
 
 def momentum(bench: Bench, student: nn.Module, layers: list[str], epoch: int) -> dict[str, Tensor]:
     """The gradient's running mean by layer, missing weights included; nothing of the student changes."""
-    settings = FinetuneSettings(1, bench.seed)
+    settings, device = FinetuneSettings(1, bench.seed), next(student.parameters()).device
     found = {name: torch.zeros_like(student.get_parameter(f"{name}.weight")) for name in layers}
     for turn, (images, labels) in enumerate(batches(bench.data.train, bench.prep, settings, 10_000 + epoch)):
         if turn == MOMENTUM_BATCHES:
             break
-        loss = F.cross_entropy(student(images), labels)
+        loss = F.cross_entropy(student(images.to(device)), labels.to(device))
         wanted = [student.get_parameter(f"{name}.weight") for name in layers]
         for name, gradient in zip(layers, torch.autograd.grad(loss, wanted), strict=True):
             found[name].mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)
@@ -109,7 +114,7 @@ def redistribute(weights: Scores, momenta: Scores, share: float) -> Masks:
     Returns:
         Layer -> bool, True stays.
     """
-    masks = {name: weight != 0 for name, weight in weights.items()}
+    masks = {name: (weight != 0).contiguous() for name, weight in weights.items()}  # in training weights lie channels last
     freed = {}
     for name, weight in weights.items():
         freed[name] = removed_count(int(masks[name].sum()), share)
@@ -141,34 +146,74 @@ def redistribute(weights: Scores, momenta: Scores, share: float) -> Masks:
 
 def ticket_one_shot(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
     """Frankle & Carbin 2019, one-shot: train dense, prune by magnitude over all layers, rewind what stays, train."""
+    searching = searching_epochs(training.epochs)
+    return _ticket_one_shot(bench, sparsity, training, searching, training.epochs - searching)
+
+
+def ticket_one_shot_long(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """The same, trained twice as long: dense, and then again."""
+    return _ticket_one_shot(bench, sparsity, training, training.epochs, training.epochs)
+
+
+def _ticket_one_shot(bench: Bench, sparsity: float, training: Training, searching: int, epochs: int) -> fx.GraphModule:
     whole = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
-    shared = Training(training.epochs, training.folder.parent, training.tell)
-    dense = trained(bench, Pruned(copy.deepcopy(bench.net), whole), shared, f"lottery-dense-seed{bench.seed}")
+    shared = Training(searching, training.folder.parent, training.tell)
+    dense = trained(bench, Pruned(copy.deepcopy(bench.net), whole), shared, f"lottery-dense-{searching}-seed{bench.seed}")
     masks = weight_masks(_magnitudes(bench, dense), sparsity)
-    return trained(bench, Pruned(bench.masked(masks), masks), training, "finetune")
+    return trained(bench, Pruned(bench.masked(masks), masks), replace(training, epochs=epochs), "finetune")
 
 
 def ticket_iterative(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
-    """Frankle & Carbin 2019, iterative: rounds of an epoch that take a fifth of what is left and rewind; then train.
+    """Frankle & Carbin 2019, iterative: rounds of an epoch, each of which takes an equal share of what is left; then train."""
+    count = searching_epochs(training.epochs) // ROUND_EPOCHS
+    reached = [1.0 - (1.0 - sparsity) ** ((i + 1) / count) for i in range(count)]
+    return _ticket_iterative(bench, reached, training, training.folder, training.epochs - count * ROUND_EPOCHS)
+
+
+def ticket_iterative_long(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """The same with rounds that take a fifth of what is left, on top of the epochs of all.
 
     Rounds are shared by all sparsities; the last one takes what the sparsity asks for.
     """
+    place = training.folder.parent / f"lottery-seed{bench.seed}"
+    return _ticket_iterative(bench, list(rounds(sparsity)), training, place, training.epochs)
+
+
+def _ticket_iterative(bench: Bench, reached: list[float], training: Training, place: Path, epochs: int) -> fx.GraphModule:
     masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
-    for number, reached in enumerate(rounds(sparsity)):
-        short = Training(ROUND_EPOCHS, training.folder.parent / f"lottery-seed{bench.seed}", training.tell)
+    short = Training(ROUND_EPOCHS, place, training.tell)
+    for number, share in enumerate(reached):
         state = trained(bench, Pruned(bench.masked(masks), masks), short, f"round-{number}")
         magnitudes = {name: torch.where(masks[name], w, -1.0) for name, w in _magnitudes(bench, state).items()}
-        masks = weight_masks(magnitudes, reached)
-    return trained(bench, Pruned(bench.masked(masks), masks), training, "finetune")
+        masks = weight_masks(magnitudes, share)
+    return trained(bench, Pruned(bench.masked(masks), masks), replace(training, epochs=epochs), "finetune")
+
+
+def searching_epochs(epochs: int) -> int:
+    """Of all epochs, those a ticket's mask is found in."""
+    return min(max(round(SEARCHING * epochs), ROUND_EPOCHS), epochs)
 
 
 def rounds(sparsity: float) -> Iterator[float]:
-    """Sparsities after each round of iterative magnitude pruning, the last one as asked for."""
+    """Sparsities after each round of iterative magnitude pruning as in the literature, the last one as asked for."""
     left = 1.0
     while left * (1.0 - TICKET_RATE) > 1.0 - sparsity + 1e-9:
         left *= 1.0 - TICKET_RATE
         yield 1.0 - left
     yield sparsity
+
+
+def as_long_as_tickets(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    """AMP-HASA, trained for the epochs that iterative tickets take with all their rounds."""
+    epochs = total_epochs("amp-hasa-long", sparsity, training.epochs)
+    return trained(bench, one_shot(bench, "amp-hasa", sparsity), replace(training, epochs=epochs), "finetune")
+
+
+def total_epochs(method: str, sparsity: float, epochs: int) -> int:
+    """Of a row of the table, all its training counted."""
+    if method not in LONGER:
+        return epochs
+    return 2 * epochs if method == "lottery-one-shot-long" else epochs + ROUND_EPOCHS * len(list(rounds(sparsity)))
 
 
 def parameters(masks: Masks) -> dict[str, Tensor]:
@@ -185,4 +230,9 @@ FINE_TUNED: dict[str, Callable[[Bench, float, Training], fx.GraphModule]] = {
     "sparse-momentum": sparse_momentum,
     "lottery-one-shot": ticket_one_shot,
     "lottery-iterative": ticket_iterative,
+}
+LONGER: dict[str, Callable[[Bench, float, Training], fx.GraphModule]] = {
+    "lottery-one-shot-long": ticket_one_shot_long,
+    "lottery-iterative-long": ticket_iterative_long,
+    "amp-hasa-long": as_long_as_tickets,
 }

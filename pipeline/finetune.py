@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How the pruned network is trained. The result depends on all of it."""
+    """How the pruned network is trained. The result depends on all of it, on the device by rounding alone."""
 
     epochs: int
     seed: int
@@ -56,6 +56,10 @@ class FinetuneSettings:
     search_images: int = 5000  # of the search split, at most, to tell epochs apart
     autocast: bool = False  # bfloat16 in the student's and the teacher's forward pass
     device: str = "cpu"
+
+    def recipe(self) -> dict[str, Any]:
+        """All but the device: a training begun on a machine with a GPU goes on on one without."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ def _digest(
     """SHA-256 of all that the training depends on."""
     record = {
         "version": VERSION,
-        "settings": asdict(settings),
+        "settings": settings.recipe(),
         "student": digest_of(student.state_dict()),
         "teacher": None if teacher is None else digest_of(teacher.state_dict()),
         "data": [data.info.sha256, len(data.train), len(data.search)],

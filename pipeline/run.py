@@ -288,7 +288,7 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: f
     how = FinetuneSettings(
         config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.device, autocast=fast_bfloat16(run.device)
     )
-    settings = {"plan": to_json(plan), "finetune": to_json(how), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
+    settings = {"plan": to_json(plan), "finetune": how.recipe(), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
     stage = run.folder.stage("finetune", "1", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     if checkpoint is not None:

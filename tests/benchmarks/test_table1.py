@@ -197,3 +197,71 @@ def test_quick_puts_amp_hasa_ahead_of_magnitude(tmp_path):
     top1 = {(r["method"], r["sparsity"]): r["top1"] for r in table["rows"]}
     highest = max(s for _, s in top1)
     assert top1["amp-hasa", highest] > top1["magnitude", highest]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 8])
+def test_no_row_of_the_table_trains_longer_than_the_others(epochs, tmp_path, monkeypatch):
+    """The search for a ticket is training; what `-long` adds to it is what its row says."""
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    for method, run in {**table1_training.FINE_TUNED, **table1_training.LONGER}.items():
+        trained: list[int] = []
+
+        def count(bench, start, training, name, remask=None, trained=trained):
+            trained.append(training.epochs)
+            return start.net
+
+        masks = {"0": torch.ones(4, 8, dtype=torch.bool)}
+        bench = type(
+            "Bench", (), {"seed": 0, "net": net, "weights": {"0": net[0].weight.detach()}, "masked": lambda self, masks: net}
+        )()
+        made = table1_bench.Pruned(net, masks)
+        monkeypatch.setattr(table1_training, "trained", count)
+        monkeypatch.setattr(table1_training, "one_shot", lambda *_, made=made: made)
+        run(bench, 0.8, table1_training.Training(epochs, tmp_path / "row", lambda *_: None))
+        assert sum(trained) == table1_training.total_epochs(method, 0.8, epochs), method
+        assert (sum(trained) > epochs) == (method in table1_training.LONGER), method
+
+
+def test_equal_iterative_tickets_end_at_the_sparsity_asked_for(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(100, 10))
+    seen = []
+
+    def watch(bench, start, training, name, remask=None):
+        seen.append(1.0 - float(start.masks["0"].float().mean()))
+        return start.net
+
+    bench = type("Bench", (), {"seed": 0, "weights": {"0": net[0].weight.detach()}, "masked": lambda self, masks: net})()
+    monkeypatch.setattr(table1_training, "trained", watch)
+    table1_training.ticket_iterative(bench, 0.91, table1_training.Training(5, tmp_path / "row", lambda *_: None))
+    assert seen == pytest.approx([0.0, 0.7, 0.91])
+
+
+def test_a_row_with_training_starts_from_the_network_of_the_row_without(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4)).eval()
+    mask = torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    calls = []
+
+    def make(bench, sparsity):
+        calls.append(sparsity)
+        return table1_bench.Pruned(net, {"0": mask}, {"search_loss": 0.25})
+
+    bench = type("Bench", (), {"seed": 3, "folder": tmp_path, "net": torch.nn.Sequential(torch.nn.Linear(8, 4), net[1])})()
+    monkeypatch.setitem(table1_methods.ONE_SHOT, "magnitude", make)
+    first = table1_methods.one_shot(bench, "magnitude", 0.5)
+    again = table1_methods.one_shot(bench, "magnitude", 0.5)
+    assert calls == [0.5]
+    assert first.facts == again.facts == {"search_loss": 0.25}
+    assert torch.equal(again.masks["0"], mask)
+    assert torch.equal(again.net[0].weight, net[0].weight)
+    table1_methods.one_shot(bench, "magnitude", 0.9)
+    assert calls == [0.5, 0.9]
+
+
+def test_sparse_momentum_moves_weights_that_lie_channels_last():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 8, 3, 3, generator=generator)
+    weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0.0
+    momentum = torch.randn(weight.shape, generator=generator)
+    wanted = table1_training.redistribute({"a": weight}, {"a": momentum}, 0.2)["a"]
+    last = weight.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(table1_training.redistribute({"a": last}, {"a": momentum}, 0.2)["a"], wanted)

@@ -279,6 +279,15 @@ def test_interrupted_training_ends_with_the_same_bits(
     assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())  # the optimizer's state too
 
 
+def test_a_training_goes_on_on_another_device(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
+    """As from a machine with a GPU to one without: here to the same processor under another name."""
+    history = finetune(copy.deepcopy(teacher), teacher, few, PREP, FEW, folder=tmp_path)
+    events: list[Step | Epoch] = []
+    there = replace(FEW, device="cpu:0")
+    assert finetune(copy.deepcopy(teacher), teacher, few, PREP, there, folder=tmp_path, progress=events.append) == history
+    assert events == []
+
+
 def test_finished_training_is_not_run_again(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
     events: list[Step | Epoch] = []
     first, second = copy.deepcopy(teacher), copy.deepcopy(teacher)
