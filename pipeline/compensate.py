@@ -3,7 +3,7 @@
 For a layer with weights W (rows = outputs) and inputs X (columns = positions), the Hessian of the output error |(W' - W) X|^2 is
 the layer-local G = X X^T, and the best weights on a kept support K are the least-squares solution
 
-    W'_K = W C_K (G_KK + d I)^-1,   C = X_dense X^T, G = X X^T,   d = damping * mean diag G_KK
+    W'_K = W_K + (W C_K - W_K G_KK) (G_KK + d I)^-1,   C = X_dense X^T, G = X X^T,   d = damping * mean diag G_KK
 
 (Optimal Brain Surgeon with the layer's own Hessian: Hassibi & Stork 1993; Frantar & Alistarh 2022, arXiv 2208.11580). Against the
 dense network's inputs, C = G, each layer can be solved on its own: that is what candidates are stitched from. Errors pile up with
@@ -47,7 +47,7 @@ def solve(
     """
     g = gram[keep][:, keep].double()
     target = weight.double() @ (gram if cross is None else cross)[:, keep].double()
-    return _damped_solve(g, target, damping).to(weight.dtype)
+    return _damped_solve(g, target, weight[:, keep].double(), damping).to(weight.dtype)
 
 
 def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *, damping: float = DAMPING) -> torch.Tensor:
@@ -63,10 +63,12 @@ def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *
         (outputs, k) in the dtype of `weight`, solved in float64; exactly zero where the mask is zero.
     """
     g = gram.double()
-    return _damped_rows(g, weight.double() @ g, mask, damping).to(weight.dtype)
+    return _damped_rows(g, weight.double() @ g, weight.double(), mask, damping).to(weight.dtype)
 
 
-def _damped_rows(gram: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, damping: float) -> torch.Tensor:
+def _damped_rows(
+    gram: torch.Tensor, target: torch.Tensor, before: torch.Tensor, mask: torch.Tensor, damping: float
+) -> torch.Tensor:
     """`_damped_solve` of each row of `target` on its own support; rows with the same support are solved at once.
 
     One factorization after another: stacked they take as long, since each is large enough to fill the processor.
@@ -79,20 +81,25 @@ def _damped_rows(gram: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, d
         keep = mask[rows[0]].nonzero().flatten().to(target.device)
         if len(keep):
             where = torch.tensor(rows, device=target.device)[:, None]
-            result[where, keep] = _damped_solve(gram[keep[:, None], keep], target[where, keep], damping)
+            part = gram[keep[:, None], keep]
+            result[where, keep] = _damped_solve(part, target[where, keep], before[where, keep], damping)
     return result
 
 
-def _damped_solve(gram: torch.Tensor, target: torch.Tensor, damping: float) -> torch.Tensor:
-    """Target (gram + d I)^-1, with d raised until the matrix is positive definite."""
+def _damped_solve(gram: torch.Tensor, target: torch.Tensor, before: torch.Tensor, damping: float) -> torch.Tensor:
+    """The weights W with W gram = target, drawn to those of before by d: where the inputs say little, nothing changes.
+
+    d is raised until the matrix is positive definite.
+    """
+    missing = target - before @ gram
     diagonal = gram.diagonal().mean().clamp_min(1e-12)
     for attempt in range(8):
         share = damping if attempt == 0 else max(damping, 1e-9) * 10**attempt
         damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * diagonal * share
         factor, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
-            return torch.cholesky_solve(target.T, factor).T
-    return target / gram.diagonal().clamp_min(1e-12)
+            return before + torch.cholesky_solve(missing.T, factor).T
+    return before + missing / gram.diagonal().clamp_min(1e-12)
 
 
 def columns(inputs: torch.Tensor, layer: nn.Conv2d | nn.Linear, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -342,7 +349,8 @@ class _Lockstep:
             t = t.permute(1, 0, 2).flatten(1)
             gram += (x @ x.T).double().cpu()
             cross += (t @ x.T).double().cpu()
-        solved = _damped_intercept(gram, cross, self.damping, self._support(name))
+        before = module.weight.detach().flatten(1).cpu().double()
+        solved = _damped_intercept(gram, cross, before, self.damping, self._support(name))
         weight = solved[:, :-1].to(module.weight).view_as(module.weight)
         return weight, solved[:, -1].to(module.weight)
 
@@ -369,6 +377,7 @@ def _affine(norm: nn.BatchNorm2d | None, count: int, like: torch.Tensor) -> tupl
 def _damped_intercept(
     gram: torch.Tensor,
     cross: torch.Tensor,
+    before: torch.Tensor,
     damping: float,
     support: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
 ) -> torch.Tensor:
@@ -378,7 +387,7 @@ def _damped_intercept(
     centred = gram[:-1, :-1] - count * torch.outer(mean_x, mean_x)
     target = cross[:, :-1] - count * torch.outer(mean_t, mean_x)
     if support is None:
-        weight = _damped_solve(centred, target, damping)
+        weight = _damped_solve(centred, target, before, damping)
     else:
-        weight = _damped_rows(centred, target, support(centred, target), damping)
+        weight = _damped_rows(centred, target, before, support(centred, target), damping)
     return torch.cat([weight, (mean_t - weight @ mean_x)[:, None]], 1)

@@ -226,7 +226,7 @@ def _search(
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "4", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "5", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
@@ -289,7 +289,7 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: f
         config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.device, autocast=fast_bfloat16(run.device)
     )
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
-    stage = run.folder.stage("finetune", "1", settings, (before.key,))
+    stage = run.folder.stage("finetune", "2", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     if checkpoint is not None:
         student: nn.Module = pruning.blank(plan)
