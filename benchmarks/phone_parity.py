@@ -86,8 +86,8 @@ def mobilenet(weights: Path) -> nn.Module:
     return net.eval()
 
 
-def pruned(net: nn.Module, images: FloatArray, share: float) -> nn.Module:
-    """The network with this share of each inner group's channels, those of largest weights; what stays is solved anew."""
+def pruned(net: nn.Module, images: FloatArray, share: float, wide: int) -> nn.Module:
+    """The network with this share of each wide inner group's channels, those dearest to remove; what stays is solved anew."""
     # without BatchNorm: where it is folded already, statistics taken anew would be another network's
     graph = canonical(fold_batchnorm(net), SHAPE)
     coupling = couple(graph)
@@ -95,7 +95,7 @@ def pruned(net: nn.Module, images: FloatArray, share: float) -> nn.Module:
     knobs = tuple(k for k in knobs_for(coupling, TARGET.limits) if k.kind == "inner")
     scores = UnitScores(graph, coupling, inputs, SCORE, seed=0).at(1.0)
     order = {name: tuple(values.argsort(descending=True).tolist()) for name, values in scores.items()}
-    levels = tuple(min(range(len(k.kept)), key=lambda i, k=k: abs(k.kept[i] - share * k.size)) for k in knobs)
+    levels = tuple(min(range(len(k.kept)), key=lambda i, k=k: abs(k.kept[i] - share * k.size)) * (k.size >= wide) for k in knobs)
     return sequential(graph, coupling, plan_for(knobs, levels, order, SCORE), inputs)
 
 
@@ -182,7 +182,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=400, metavar="IMAGES")
     parser.add_argument("--search", type=int, default=100, metavar="IMAGES")
     parser.add_argument("--epochs", type=int, default=12, help="of the pruned network's training")
-    parser.add_argument("--keep", type=float, default=0.75, metavar="SHARE", help="of the inner channels, in the pruned network")
+    parser.add_argument("--keep", type=float, default=0.75, metavar="SHARE", help="of a wide inner group's channels")
+    parser.add_argument("--wide", type=int, default=384, metavar="CHANNELS", help="narrower inner groups stay whole")
     parser.add_argument("--only", nargs="*", default=("whole", "pruned"), choices=("whole", "pruned"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, required=True)
@@ -193,7 +194,7 @@ def main() -> None:
     for name in given.only:
         net = whole
         if name == "pruned":
-            net = pruned(whole, images.calibration[:SOLVED], given.keep)
+            net = pruned(whole, images.calibration[:SOLVED], given.keep, given.wide)
             trained(net, whole, images, given.epochs)
         kept = float((classes(in_torch(net), images.held_out) == classes(in_torch(whole), images.held_out)).mean())
         for precision in (Precision.FP32, Precision.INT8):
@@ -207,6 +208,7 @@ def main() -> None:
         "calibration": given.calibration,
         "search": given.search,
         "keep": given.keep,
+        "wide": given.wide,
         "epochs": given.epochs,
         "threads": given.threads,
         "kind": "measured",
