@@ -7,10 +7,10 @@ Theirs: global group magnitude in small steps until the MACs are as few as asked
 are convolutions (on the other one it misaligns them), then BatchNorm statistics on 2,000 training images. Ours: a search under
 the same MACs as wall, its best few plans solved layer after layer on the same images, the same statistics, and of these the best
 on the search split: a search judges plans whose layers are solved each by itself, which foretells the answers of a network
-without one of its blocks poorly. Both are then trained with
-the product's fine-tuning, the dense network as teacher, at each of its two learning rates; the one that is better on the search
-split is taken. Both are built as int8 artifacts and timed against each other and against the dense float network, interleaved.
-Top-1 is of the PyTorch networks on the test split, read twice for each.
+without one of its blocks poorly. Both are then trained with the product's fine-tuning, the dense network as teacher, at each of
+its two learning rates; the one that is better on the search split is taken. Both are built as int8 artifacts and timed against
+each other and against the dense float network, interleaved. Top-1 is of the PyTorch networks on the test split, read twice for
+each.
 """
 
 from __future__ import annotations
@@ -225,12 +225,11 @@ def main(
     last = [name for name, module in way.net.named_modules() if isinstance(module, nn.Linear)][-1]
     ui.say("torch-pruning ...")
     theirs = torch_pruning(way.net, shape, macs, last)
+    reestimate_on(theirs, torch.split(scoring_inputs(loaded, seed), 250))
     mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
-    inputs = scoring_inputs(loaded, seed)
     rows, files, dense = [], {}, work
     ways = [FinetuneSettings(epochs, seed, rate, autocast=fast_bfloat16("cpu")) for rate in (GENTLE, BOLD)]
     for tool, net in (("torch-pruning", theirs), ("edge-compress", mine)):
-        reestimate_on(net, torch.split(inputs, 250))
         before = top1(logits(net, test, prep), test.labels)
         tries = [(*trained(net, loaded, how, work / f"{tool}-{how.learning_rate:g}", ui), how.learning_rate) for how in ways]
         student, _, rate = max(tries, key=lambda found: found[1])

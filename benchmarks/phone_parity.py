@@ -6,7 +6,7 @@ r"""MobileNetV2 as .tflite files beside the PyTorch model they were made from, w
 For each of the two networks a float and an int8 file is built as the phone target builds them; what counts is the share of images
 on which file and PyTorch model name the same class. Images are a zip of CLASS/NAME, square, cut to their central 224 pixels, in
 three parts: some to calibrate and train on, some to choose epoch and ranges by, the rest for the figures. Pixels become
-x / 127.5 - 1. The pruned network is trained a little, with the whole one as its teacher.
+x / 127.5 - 1. The pruned network is trained for `--epochs`, with the whole one as its teacher.
 
 The images may be ones the network was trained on: the figures say that a file is faithful, nothing of accuracy.
 """
