@@ -22,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,19 +37,22 @@ from edge_compress.pipeline.batchnorm import reestimate_on
 from edge_compress.pipeline.bench import open_bench
 from edge_compress.pipeline.env import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.evaluate import StitchedEvaluator, plan_for, structure_of
+from edge_compress.pipeline.finalists import play_off
 from edge_compress.pipeline.finetune import BOLD, GENTLE, FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.images import calibration_batches, scoring_inputs
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.pruning import Channels
-from edge_compress.pipeline.search import search
+from edge_compress.pipeline.rounding import round_weights
+from edge_compress.pipeline.search import best_first, search
 from edge_compress.pipeline.sensitivity import rank_units
 from edge_compress.pipeline.store import atomic_write
 from edge_compress.pipeline.subject import Loaded, fast_bfloat16, load_subject
-from edge_compress.pipeline.types import Candidate, Epoch, Knob, Precision
+from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Precision
 from edge_compress.pipeline.verify import answers
 from edge_compress.targets.base import BuildRequest, Target
 from torch import fx, nn
+from torch.nn import functional as F
 
 FINALISTS = 12  # plans of the search that are solved layer after layer before one is taken
 STEPS = 400  # of Torch-Pruning, each with importances taken anew
@@ -136,22 +140,32 @@ def ours(
                 bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.spent:.2f} of the MACs")
 
             found = search(ByMacs(evaluator, dense), how, tell)
-        allowed = [c for c in found.tried if c.cost.macs <= macs]
-        best_first = sorted({c.levels: c for c in allowed}.values(), key=lambda c: -c.accuracy)
-        data, prep, tries = loaded.data.search, loaded.subject.preprocess, []
-        with ui.bar("finalists", FINALISTS) as bar:
-            for candidate in best_first[:FINALISTS]:
-                plan = plan_for(way.knobs, candidate.levels, ranking.order, way.score)
-                net = compensate.sequential(way.net, way.coupling, plan, bench.inputs)
-                reestimate_on(net, torch.split(bench.inputs, 250))
-                tries.append((top1(logits(net, data, prep), data.labels), candidate, net))
-                bar.advance(1, f"{100 * candidate.accuracy:.1f} %, solved whole {tries[-1][0]:.2f} %")
-    reached, best, net = max(tries, key=lambda found: found[0])
+        data, prep = loaded.data.search, loaded.subject.preprocess
+
+        def solved(candidate: Candidate) -> fx.GraphModule:
+            plan = plan_for(way.knobs, candidate.levels, ranking.order, way.score)
+            net = compensate.sequential(way.net, way.coupling, plan, bench.inputs)
+            reestimate_on(net, torch.split(bench.inputs, 250))
+            return net
+
+        def worth(net: nn.Module) -> tuple[float, float]:
+            outputs = logits(net, data, prep)
+            loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(data.labels))
+            return top1(outputs, data.labels) / 100.0, float(loss)
+
+        allowed = [c for c in best_first(found.tried, how) if c.cost.macs <= macs][:FINALISTS]
+        with ui.bar("finalists", len(allowed)) as bar:
+
+            def say(done: Finalist) -> None:
+                bar.advance(1, f"{100 * done.candidate.accuracy:.1f} %, solved whole {100 * done.accuracy:.2f} %")
+
+            finalists, taken, net = play_off(allowed, how, solved, worth, say)
     return net, {
         "lambda": ranking.lambda_,
-        "kept": {k.name: k.kept[level] for k, level in zip(way.knobs, best.levels, strict=True)},
-        "finalists": [[100.0 * c.accuracy, solved] for solved, c, _ in tries],  # in the search, and solved whole; search split
-        "search_top1": reached,
+        "kept": {k.name: k.kept[level] for k, level in zip(way.knobs, finalists[taken].candidate.levels, strict=True)},
+        # in the search, and solved whole; percent of the search split
+        "finalists": [[100.0 * f.candidate.accuracy, 100.0 * f.accuracy] for f in finalists],
+        "search_top1": 100.0 * finalists[taken].accuracy,
     }
 
 
@@ -175,13 +189,15 @@ def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed:
     """The int8 artifact and the dense float baseline."""
     data, prep = loaded.data, loaded.subject.preprocess
     folder.mkdir(parents=True, exist_ok=True)
+    calibration = calibration_batches(data, prep, 500, seed + 2)
     request = BuildRequest(
         module=module,
         dense=loaded.module,
         image_shape=data.info.image_shape,
         classes=data.info.classes,
         precision=Precision.INT8,
-        calibration=calibration_batches(data, prep, 500, seed + 2),
+        calibration=calibration,
+        rounded=partial(round_weights, module, calibration),
         score=lambda predict: top1(answers(predict, data.search, prep), data.search.labels),
         folder=folder,
     )

@@ -22,6 +22,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from edge_compress.pipeline.evaluate import knobs_for, plan_for
 from edge_compress.pipeline.finetune import FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import couple
+from edge_compress.pipeline.rounding import round_weights
 from edge_compress.pipeline.sensitivity import UnitScores
 from edge_compress.pipeline.store import atomic_write, sha256_file
 from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits
@@ -50,7 +52,6 @@ SHAPE = (3, SIZE, SIZE)
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels on [0, 1]
 SCORE = "hasa"
 RATE = 2e-5  # without BatchNorm, at 3e-4, 400 images undo what solving the layers gave
-SOLVED = 100  # images that scores and layers are solved on
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
             classes=labels,
             precision=precision,
             calibration=[images.calibration],
+            rounded=partial(round_weights, net, [images.calibration]),
             score=score,
             folder=Path(folder),
             threads=threads,
@@ -184,6 +186,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of the pruned network's training")
     parser.add_argument("--keep", type=float, default=0.75, metavar="SHARE", help="of such a group's channels")
     parser.add_argument("--sizes", type=int, nargs="+", default=(384, 576), help="of inner groups that lose channels")
+    parser.add_argument(
+        "--solved", type=int, default=100, metavar="IMAGES", help="of those to calibrate on, that layers are solved on"
+    )
     parser.add_argument("--only", nargs="*", default=("whole", "pruned"), choices=("whole", "pruned"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, required=True)
@@ -194,7 +199,7 @@ def main() -> None:
     for name in given.only:
         net = whole
         if name == "pruned":
-            net = pruned(whole, images.calibration[:SOLVED], given.keep, tuple(given.sizes))
+            net = pruned(whole, images.calibration[: given.solved], given.keep, tuple(given.sizes))
             trained(net, whole, images, given.epochs)
         kept = float((classes(in_torch(net), images.held_out) == classes(in_torch(whole), images.held_out)).mean())
         for precision in (Precision.FP32, Precision.INT8):
@@ -209,6 +214,7 @@ def main() -> None:
         "search": given.search,
         "keep": given.keep,
         "sizes": list(given.sizes),
+        "solved": given.solved,
         "epochs": given.epochs,
         "threads": given.threads,
         "kind": "measured",

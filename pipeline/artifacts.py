@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .graph import LAYERS, canonical
 from .images import calibration_batches
 from .on_device import on_device
 from .references import References
+from .rounding import round_weights
 from .session import Run
 from .store import Stage, atomic_write, file_ref
 from .types import Accuracy, Artifact, FileRef, Pattern, Precision, TargetResult, Timing
@@ -31,7 +33,7 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
     config, loaded = run.config, run.loaded
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
     settings |= {"float_io": True} if config.float_io else {}
-    stage = run.folder.stage(f"build-{target.name}", "1", settings, (before.key,))
+    stage = run.folder.stage(f"build-{target.name}", "2", settings, (before.key,))
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
@@ -43,19 +45,21 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
     with run.stage(f"build {target.name}"):
+        calibration = calibration_batches(loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2)
         request = BuildRequest(
             module=student,
             dense=loaded.module,
             image_shape=loaded.subject.data.image_shape,
             classes=loaded.subject.data.classes,
             precision=precision,
-            calibration=calibration_batches(loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2),
+            calibration=calibration,
             score=score,
             folder=folder,
             threads=config.threads,
             mean=prep.mean,
             std=prep.std,
             float_io=config.float_io,
+            rounded=partial(round_weights, student, calibration),
             rewritten=_rewritten(loaded.module, loaded.subject.data.image_shape),
             pattern=run.pattern,
         )

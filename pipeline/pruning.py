@@ -22,6 +22,7 @@ from .groups import couple, residual_branches
 from .images import affordable
 from .mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, masks_for, selections
 from .remask import Remask, dynamic
+from .search import FINALISTS
 from .sensitivity import rank_units
 from .store import Stage, atomic_write, file_ref
 from .surgery import check_equivalence, prune
@@ -56,6 +57,11 @@ class Pruning(Protocol):
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """The decisions of the search."""
+        ...
+
+    @property
+    def finalists(self) -> int:
+        """How many of the search's best plans are solved whole before one is taken, at most."""
         ...
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
@@ -155,6 +161,7 @@ class Channels:
     """Channels and residual blocks go; the budget is on measured latency."""
 
     limits = "latency"
+    finalists = FINALISTS
 
     def __init__(self, net: fx.GraphModule, image_shape: tuple[int, int, int], limits: Limits, score: str, seed: int) -> None:
         self.net, self.image_shape, self.score, self.seed = net, image_shape, score, seed
@@ -191,9 +198,10 @@ class Channels:
         return None
 
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
-        """Share of the parameters that are gone."""
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (dense, student))
-        return 1.0 - after / before
+        """Share of the dense network's parameters that are gone."""
+        own = {name for name, _ in dense.named_parameters()}  # without what stands for zero padding
+        stay = sum(p.numel() for name, p in student.named_parameters() if name in own)
+        return 1.0 - stay / sum(p.numel() for p in dense.parameters())
 
     def remarks(self, runtime: str) -> tuple[str, ...]:
         """Nothing: the numbers say it."""
@@ -224,6 +232,7 @@ class Masks:
     """Single connections go: zeros in place. They buy no latency where they are stored densely, so the budget is on density."""
 
     limits = "density"
+    finalists = 1  # choosing the connections of one plan takes longer than solving it
 
     def __init__(
         self, net: fx.GraphModule, pattern: Pattern, scores: ConnectionScores, root: Path, inputs: Callable[[], Tensor]

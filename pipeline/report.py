@@ -33,6 +33,7 @@ from .types import (
     Knob,
     Plan,
     SearchResult,
+    Solved,
     Subject,
     TargetResult,
     Timing,
@@ -52,10 +53,10 @@ class RunResults:
     plan: Plan
     knobs: tuple[Knob, ...]
     search: SearchResult
+    solved: Solved
     checkpoint: Checkpoint
     pruned_top1: float  # percent, PyTorch, test split
     targets: dict[str, TargetResult]
-    budget: float  # on latency, ratio to the dense float model; of masks on density
     max_accuracy_drop: float  # gate, percentage points
     min_speedup: float  # gate, lower end of the 95 % interval
     command: str
@@ -92,8 +93,8 @@ def to_report(results: RunResults) -> Json:
                 "max_accuracy_drop": results.max_accuracy_drop,
                 "min_speedup": results.min_speedup,
                 "max_size_bytes": results.max_size_bytes,
-                "latency_budget": results.budget if search.best.density is None else None,
-                "density_budget": None if search.best.density is None else results.budget,
+                "latency_budget": search.budget if search.best.density is None else None,
+                "density_budget": None if search.best.density is None else search.budget,
             },
             "passed": bool(results.targets) and all(t.verdict.passed for t in results.targets.values()),
             "dense": {
@@ -108,7 +109,7 @@ def to_report(results: RunResults) -> Json:
                 "sparsity": checkpoint.sparsity,
                 "pattern": str(plan.pattern),
                 "score": plan.score,
-                "search": _search_json(search),
+                "search": _search_json(search, results.solved),
                 "knobs": [_knob_json(k, plan) for k in results.knobs],
                 "thresholds": dict(plan.thresholds),
                 "masks": to_json(plan.masks),
@@ -121,7 +122,7 @@ def to_report(results: RunResults) -> Json:
     return report
 
 
-def _search_json(search: SearchResult) -> Json:
+def _search_json(search: SearchResult, solved: Solved) -> Json:
     tried = [{**_candidate_json(c), "reward": r} for c, r in zip(search.tried, search.rewards, strict=True)]
     chosen = next((i for i, c in enumerate(search.tried) if c.levels == search.best.levels), None)
     return {
@@ -134,6 +135,15 @@ def _search_json(search: SearchResult) -> Json:
         "notes": list(search.notes),
         "best": _candidate_json(search.best),
         "best_index": chosen,
+        "finalists": [
+            {
+                "levels": list(f.candidate.levels),
+                "accuracy": f.candidate.accuracy,
+                "solved": f.accuracy,
+                "taken": i == solved.taken,
+            }
+            for i, f in enumerate(solved.finalists)
+        ],
         "tried": tried,
     }
 

@@ -224,6 +224,7 @@ def environment(report: Json) -> tuple[Table, ...]:
         ("Pruned", removed),
         ("Search", f"{search['method']}, {search['evaluations']:,} candidates in {seconds(search['seconds'])}"),
         *latencies(search),
+        *_finalists(search),
         ("Seed", str(report["seed"])),
         ("Run", f"{moment(report['started'])} to {moment(report['finished'])}"),
         *(("Note", note) for note in [*search["notes"], *report["notes"]]),
@@ -257,6 +258,13 @@ def latencies(search: Json) -> tuple[tuple[str, str], ...]:
         text = f"median error {100 * error:.1f} % against the measured candidates that several knobs make"
         rows.append(("Latency table (estimated)", text))
     return tuple(rows)
+
+
+def _finalists(search: Json) -> tuple[tuple[str, str], ...]:
+    """What the search's best plans were worth once their layers were solved one after another; none in older reports."""
+    found = search.get("finalists") or []
+    shares = [f"{100 * f['accuracy']:.1f} → {100 * f['solved']:.1f} %{' (taken)' if f['taken'] else ''}" for f in found]
+    return (("Best plans, solved whole", ", ".join(shares)),) if shares else ()
 
 
 def kept_table(report: Json) -> Table:

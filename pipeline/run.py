@@ -1,6 +1,6 @@
 """The stages in order; the only place that knows the order.
 
-    subject -> (train the embedded network) -> sensitivity -> search -> fine-tune -> build -> verify -> report
+    subject -> (train the embedded network) -> sensitivity -> search -> compensate -> fine-tune -> build -> verify -> report
 
 Each stage is kept in the run folder under a key made of its settings and its inputs' keys, so that the same command in the same
 folder goes on where it was.
@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
 from .. import targets as target_modules
@@ -28,7 +27,7 @@ from ..devices.access import open_named
 from ..devices.device import Device
 from ..devices.engine_boards import boards_of
 from ..targets.base import Limits, Target, joint
-from . import artifacts, engines
+from . import artifacts, engines, finalists
 from .accuracy import cost_of
 from .bench import Bench, open_bench
 from .config import Config
@@ -38,7 +37,7 @@ from .errors import BuildError, UnavailableError
 from .evaluate import table_error
 from .finetune import FinetuneSettings, Step, finetune, learning_rate_for
 from .graph import canonical
-from .images import affordable, scoring_inputs, training_inputs
+from .images import scoring_inputs, training_inputs
 from .models import state_sha256
 from .packages import license_of
 from .progress import Progress
@@ -47,8 +46,8 @@ from .references import References, references_of
 from .report import RunResults, to_html, to_markdown, to_report
 from .search import search
 from .session import Run, read_seconds
-from .store import RunFolder, Stage, atomic_write, file_ref
-from .subject import accelerator, fast_bfloat16, load_subject, weights_file
+from .store import RunFolder, Stage, atomic_write
+from .subject import accelerator, fast_bfloat16, load_subject, load_weights, save_weights
 from .types import (
     Artifact,
     Candidate,
@@ -67,7 +66,6 @@ from .types import (
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
 EPOCHS = 8  # of the embedded network
-SEQUENTIAL_IMAGES = 1000  # images the chosen plan is solved on, layer after layer
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
@@ -106,8 +104,9 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         limits = joint([led, *chosen])
         pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
         precision = config.precision or led.limits.precisions[0]
-        found, plan, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits)
-        checkpoint, student, tuned = _finetune(run, searched, pruning, plan, found.best.accuracy)
+        found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits)
+        found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
+        checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
         references = references_of(run, tuned, checkpoint, student)
         results = {}
         for target in chosen:
@@ -118,8 +117,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
                 results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
-        budget = config.latency_budget.ratio if config.latency_budget.ratio is not None else found.best.spent
-        run.notes += [*pruning.remarks(led.runtime), *_on_budget(config, pruning, results, budget)]
+        run.notes += [*pruning.remarks(led.runtime), *_on_budget(config, pruning, results, found.budget)]
         run.notes += engines.remarks(found)
         results_of_run = RunResults(
             subject=loaded.subject,
@@ -130,10 +128,10 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             plan=plan,
             knobs=pruning.knobs,
             search=found,
+            solved=solved,
             checkpoint=checkpoint,
             pruned_top1=references.pruned_top1,
             targets=results,
-            budget=budget,
             max_accuracy_drop=config.max_accuracy_drop,
             min_speedup=config.min_speedup,
             max_size_bytes=config.max_size,
@@ -198,9 +196,9 @@ def _prepare_subject(run: Run) -> str:
                 bar.advance(1, f"loss {epoch.loss:.3f}, top-1 on the search split {epoch.search_top1:.2f}")
 
             train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, epochs=EPOCHS, progress=tell)
-        ref = _save(stage, run.loaded.module)
+        ref = save_weights(stage, run.loaded.module)
         stage.finish(ref)
-    _load(run, ref, run.loaded.module)
+    load_weights(run.folder.path, ref, run.loaded.module)
     trained = replace(subject, model_sha256=state_sha256(run.loaded.module))
     run.loaded = replace(run.loaded, subject=trained)
     return stage.key
@@ -214,8 +212,8 @@ def _search(
     precision: Precision,
     place: Device | None,
     limits: Limits,
-) -> tuple[SearchResult, Plan, Stage]:
-    """Rank what can go, then set every knob: the plan with the best one-shot accuracy within the budget."""
+) -> tuple[SearchResult, Sensitivity, Stage]:
+    """Rank what can go, then set every knob: the plans with the best one-shot accuracy within the budget."""
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
@@ -226,7 +224,7 @@ def _search(
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "5", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "6", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
@@ -246,7 +244,7 @@ def _search(
             error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
             found = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
         stage.finish(found)
-    return found, pruning.plan(found.best.levels, ranking, stage), stage
+    return found, ranking, stage
 
 
 def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
@@ -281,22 +279,21 @@ def _budget(config: Config, bench: Bench) -> float:
     return config.latency_budget.ms / bench.meter.dense_ms
 
 
-def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: float) -> tuple[Checkpoint, nn.Module, Stage]:
-    """The planned network: solved layer after layer, then trained with the dense network as its teacher."""
+def _finetune(
+    run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
+) -> tuple[Checkpoint, nn.Module, Stage]:
+    """The planned network, its layers solved, trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
     how = FinetuneSettings(
         config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.device, autocast=fast_bfloat16(run.device)
     )
-    settings = {"plan": to_json(plan), "finetune": how.recipe(), "images": SEQUENTIAL_IMAGES, "mask": config.mask}
-    stage = run.folder.stage("finetune", "2", settings, (before.key,))
+    settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
+    stage = run.folder.stage("finetune", "3", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
-    if checkpoint is not None:
-        student: nn.Module = pruning.blank(plan)
-    else:
-        with run.stage("compensate"):
-            count = affordable(pruning.net, SEQUENTIAL_IMAGES)
-            student = pruning.solved(plan, training_inputs(loaded.data, prep, count, config.seed + 1))
+    student = pruning.blank(plan)
+    if checkpoint is None:
+        load_weights(run.folder.path, start, student)
         steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
 
@@ -314,26 +311,15 @@ def _finetune(run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: f
                 student, loaded.module, loaded.data, prep, how, folder=stage.folder, masks=masks, remask=remask, progress=tell
             )
         sparsity = pruning.sparsity(loaded.module, student)
-        checkpoint = Checkpoint(_save(stage, student), history, cost_of(student, shape), sparsity)
+        checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, shape), sparsity)
         stage.finish(checkpoint)
-    _load(run, checkpoint.state, student)
-    return checkpoint, student.eval(), stage
+    load_weights(run.folder.path, checkpoint.state, student)
+    return checkpoint, student, stage
 
 
 def _dense_size(results: dict[str, TargetResult]) -> int:
     sizes = [r.artifact.baseline.size_bytes for r in results.values() if r.artifact is not None and r.artifact.baseline]
     return sizes[0] if sizes else 0
-
-
-def _save(stage: Stage, module: nn.Module) -> FileRef:
-    path = weights_file(stage.folder)
-    atomic_write(path, save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
-    return file_ref(path, stage.run.path)
-
-
-def _load(run: Run, ref: FileRef, module: nn.Module) -> None:
-    module.load_state_dict(load_file(run.folder.path / ref.path))
-    module.eval()
 
 
 def _command() -> str:

@@ -23,6 +23,8 @@ __all__ = ["METHODS", "Evaluator", "Hints", "SearchSettings", "Tally", "search"]
 
 Progress = Callable[[Candidate, float], None]
 
+FINALISTS = 4  # plans that are solved whole before one is taken, see `finalists`
+
 
 class SpentError(Exception):
     """A new setting was asked for and no evaluation was left. Ends a method; never leaves `search`."""
@@ -163,24 +165,29 @@ class Tally:
         return candidate
 
 
-def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[Candidate, tuple[str, ...]]:
-    """The best candidate, and a note when it is over budget.
+def best_first(tried: Iterable[Candidate], settings: SearchSettings) -> tuple[Candidate, ...]:
+    """Candidates that may be taken, the best one first.
 
-    hard: within 1.02 times the budget, and the size limit, the highest accuracy, then the faster (or sparser), then the lower
-    loss; with none within them the nearest to them. soft: the highest reward, then the same.
+    hard: those within 1.02 times the budget, and the size limit, by accuracy, then the faster (or sparser), then the lower loss.
+    soft: all, by reward, then the same.
     """
     if settings.mode == "soft":
-        return min(tried, key=lambda c: (-reward(c, settings), c.spent, c.loss)), ()
-    within = [c for c in tried if excess(c, settings) <= 0.0]
-    if within:
-        return min(within, key=lambda c: (-c.accuracy, c.spent, c.loss)), ()
+        return tuple(sorted(tried, key=lambda c: (-reward(c, settings), c.spent, c.loss)))
+    within = (c for c in tried if excess(c, settings) <= 0.0)
+    return tuple(sorted(within, key=lambda c: (-c.accuracy, c.spent, c.loss)))
+
+
+def choose(tried: tuple[Candidate, ...], settings: SearchSettings) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """The `FINALISTS` best candidates, best first; with none within the limits the nearest to them alone, and a note."""
+    if allowed := best_first(tried, settings):
+        return allowed[:FINALISTS], ()
     nearest = min(tried, key=lambda c: (excess(c, settings), -c.accuracy, c.loss))
     limit, reached = f"the {settings.limits} budget of {settings.budget:.3f}", f"{nearest.spent:.3f}"
     if settings.max_size_bytes is not None and nearest.size_bytes is not None:
         limit += f" and {settings.max_size_bytes:,} bytes"
         reached += f" and {nearest.size_bytes:,} bytes"
     note = f"no candidate was within {limit}; the nearest, {reached}, was taken"
-    return nearest, (note,)
+    return (nearest,), (note,)
 
 
 def search(
@@ -217,16 +224,18 @@ def search(
     except SpentError:
         pass
     tried = tuple(tally.tried)
-    best, notes = choose(tried, settings)
+    finalists, notes = choose(tried, settings)
     if tally.left > 0:
         notes = (*notes, f"{len(tried)} of {settings.evaluations} evaluations were spent: no further setting was found")
     return SearchResult(
         method=settings.method,
-        best=best,
+        best=finalists[0],
         tried=tried,
         rewards=tuple(tally.rewards),
         evaluations=len(tried),
         seconds=time.perf_counter() - began,
+        budget=settings.budget,
+        finalists=finalists,
         notes=notes,
     )
 

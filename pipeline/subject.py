@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .accuracy import cost_of
@@ -14,7 +15,8 @@ from .data import DataSet, load_data
 from .errors import InputError, UnavailableError
 from .models import LoadedModel, load_model
 from .preprocess import check_augment
-from .types import Preprocess, Subject
+from .store import Stage, atomic_write, file_ref
+from .types import FileRef, Preprocess, Subject
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when no weights are given
@@ -86,3 +88,16 @@ def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int])
 def weights_file(folder: Path) -> Path:
     """Where a stage keeps a network's state dict."""
     return folder / "weights.safetensors"
+
+
+def save_weights(stage: Stage, module: nn.Module) -> FileRef:
+    """Keep the network's state dict in the stage's folder."""
+    path = weights_file(stage.folder)
+    atomic_write(path, save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+    return file_ref(path, stage.run.path)
+
+
+def load_weights(root: Path, ref: FileRef, module: nn.Module) -> None:
+    """Give the network the weights of a file under the run folder `root`, in eval mode."""
+    module.load_state_dict(load_file(root / ref.path))
+    module.eval()

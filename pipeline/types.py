@@ -174,10 +174,30 @@ class SearchResult:
     rewards: tuple[float, ...]  # one for each of `tried`
     evaluations: int  # distinct candidates evaluated
     seconds: float
+    budget: float  # on `Candidate.spent`
+    finalists: tuple[Candidate, ...] = ()  # the best ones within the limits, `best` first
     latency_reused: int = 0  # latencies read back from an earlier measurement on the same device
     latency_measured: int = 0  # latencies measured on the device in this run: the table's and the candidates'
     table_error: float | None = None  # median relative error of the table's estimates against the measured candidates
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the search's best plans with its layers solved one after another, each on what the pruned layers before it give."""
+
+    candidate: Candidate  # as the search saw it: its layers solved each by itself
+    accuracy: float  # share of the same reward images, once solved whole
+    loss: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The plan that was taken, its network ready for training."""
+
+    finalists: tuple[Finalist, ...]  # in the search's order
+    taken: int  # position in it
+    state: FileRef  # safetensors of the network
 
 
 @dataclass(frozen=True)

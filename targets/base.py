@@ -71,6 +71,7 @@ class BuildRequest:
     std: tuple[float, ...] = ()  # a target may put this into the artifact; both empty: inputs stay as they are
     float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default
     pattern: Pattern = Pattern.CHANNEL  # how the network was pruned
+    rounded: Callable[[int], nn.Module] | None = None  # `module` with weights that are multiples of a row's largest over so many
     rewritten: nn.Module | None = None  # `dense` in another form, where the search knows one: the faster of them is the baseline
 
 

@@ -245,7 +245,7 @@ def _choose_int8(
 ) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, str], tuple[str, ...]]:
     """The QDQ network of the ranges that cost least on the search split; notes; options; what was tried.
 
-    If int8 costs more than allowed, the last and the first layer are tried in float.
+    If int8 costs more than allowed, see `Trials.escalate`.
     """
     from ..calibration.ranges import METHODS
     from .onnx_int8 import Recipe, ends
@@ -256,19 +256,19 @@ def _choose_int8(
     trials = Trials(network, request, quantize, simulate)
     for method in METHODS:
         trials.score(Recipe(method, 8))
-    allowed = float_top1 - request.max_drop_pp
-    first, last = ends(network)
-    chosen = trials.best()
-    for extra in ((last,), (first,), (first, last)) if first != last else ():
-        if trials.top1[trials.best()] >= allowed:
-            break
-        trials.score(Recipe(chosen.ranges, 8, extra))
+    trials.escalate(float_top1 - request.max_drop_pp, ends(network))
     best = trials.best()
     drop = float_top1 - trials.top1[best]
     notes = [f"int8: {best}, chosen on the search split ({trials.top1[best]:.2f} % against {float_top1:.2f} % in float)"]
     if drop > request.max_drop_pp:
         notes.append(f"int8 costs {drop:.2f} points on the search split, more than the {request.max_drop_pp:.2f} aimed at")
-    options = {"ranges": best.ranges, "weight_bits": "8", "activation_type": "int8", "excluded": ",".join(best.float_layers)}
+    options = {
+        "ranges": best.ranges,
+        "weight_bits": "8",
+        "rounding": "compensated" if best.compensated else "nearest",
+        "activation_type": "int8",
+        "excluded": ",".join(best.float_layers),
+    }
     choices = (f"float: {float_top1:.2f} %", *(f"{recipe}: {top1:.2f} %" for recipe, top1 in trials.top1.items()))
     return trials.model(best), tuple(notes), options, choices
 

@@ -20,6 +20,9 @@ from ..calibration.ranges import Range
 from ..pipeline.errors import BuildError
 from .onnx_graph import STEM_PAD, bare_outputs, layers, pad_stem, used_opsets
 
+COMPENSATED = "rounded so that they make up for each other"
+STEPS = {8: 127, 7: 64}  # weight bits -> the largest integer of a row, see `quantize`
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,10 +35,12 @@ class Recipe:
     ranges: str  # a name of calibration.ranges.METHODS
     weight_bits: int  # 8, or 7 where 8 saturate the 16-bit sums of processors without VNNI
     float_layers: tuple[str, ...] = ()  # left in float
+    compensated: bool = False  # weights are rounded so that they make up for each other, see `BuildRequest.rounded`
 
     def __str__(self) -> str:
         kept = f", {' and '.join(self.float_layers)} in float" if self.float_layers else ""
-        return f"{self.ranges} ranges, {self.weight_bits}-bit weights{kept}"
+        how = f" {COMPENSATED}" if self.compensated else ""
+        return f"{self.ranges} ranges, {self.weight_bits}-bit weights{how}{kept}"
 
 
 def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:

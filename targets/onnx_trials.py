@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import onnx
 
 from ..calibration.ranges import Histogram, Range, collect, ranges
 from .base import SAME_PP, BuildRequest, FloatArray, Runner
-from .onnx_int8 import Recipe
+from .onnx_export import export_float
+from .onnx_int8 import STEPS, Recipe
 
 Quantize = Callable[[onnx.ModelProto, Mapping[str, Range], Recipe], onnx.ModelProto]
 
@@ -31,13 +33,43 @@ class Trials:
         self.network, self.request = network, request
         self.top1: dict[Recipe, float] = {}
         self._quantize, self._load = quantize, load
-        self._ranges: dict[str, dict[str, Range]] = {}
+        self._rounded: dict[int, onnx.ModelProto] = {}  # weight bits -> the network with weights that they can hold
+        self._ranges: dict[tuple[str, int], dict[str, Range]] = {}  # by method and bits; 0 where weights are as they were
 
     def model(self, recipe: Recipe) -> onnx.ModelProto:
         """The int8 network of a recipe."""
-        if recipe.ranges not in self._ranges:
-            self._ranges[recipe.ranges] = ranges(histograms(self.network, self.request), recipe.ranges)
-        return self._quantize(self.network, self._ranges[recipe.ranges], recipe)
+        network = self._network(recipe)
+        key = recipe.ranges, recipe.weight_bits if recipe.compensated else 0
+        if key not in self._ranges:
+            self._ranges[key] = ranges(histograms(network, self.request), recipe.ranges)
+        return self._quantize(network, self._ranges[key], recipe)
+
+    def _network(self, recipe: Recipe) -> onnx.ModelProto:
+        if not recipe.compensated:
+            return self.network
+        bits, request = recipe.weight_bits, self.request
+        if bits not in self._rounded:
+            assert request.rounded is not None  # escalate
+            self._rounded[bits] = export_float(request.rounded(STEPS[bits]), request.image_shape)
+        return self._rounded[bits]
+
+    def escalate(self, allowed: float, ends: tuple[str, str]) -> None:
+        """What is left to try where int8 costs too much: weights rounded together, then the last and the first layer in float.
+
+        Args:
+            allowed: top-1, percent, from which on nothing more is tried.
+            ends: the first and the last layer.
+        """
+        chosen, (first, last) = self.best(), ends
+        if self.top1[chosen] >= allowed:
+            return
+        if self.request.rounded is not None:
+            self.score(replace(chosen, compensated=True))
+        chosen = self.best()
+        for extra in ((last,), (first,), (first, last)) if first != last else ():
+            if self.top1[self.best()] >= allowed:
+                return
+            self.score(replace(chosen, float_layers=extra))
 
     def score(self, recipe: Recipe) -> None:
         """Note a recipe's top-1, percent, on the search split."""

@@ -7,7 +7,7 @@ is measured on this machine is this machine's LiteRT, not a phone's.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,27 +193,42 @@ def _choose_int8(
 ) -> tuple[bytes, tuple[str, ...], dict[str, str], tuple[str, ...]]:
     """The int8 network of the ranges that cost least on the search split; notes; options; what was tried."""
     from ..calibration.ranges import METHODS, ranges
-    from .tflite_convert import INPUT_NAME
+    from .onnx_int8 import COMPENSATED, STEPS
+    from .tflite_convert import INPUT_NAME, convert
     from .tflite_int8 import collect, quantize
     from .tflite_run import pixels, predictor
 
     float_top1 = request.score(predictor(network, request.threads, record=record))
-    seen = collect(network, [pixels(block, record) for block in request.calibration], threads=request.threads)
+
+    def tried(weights: bytes, methods: Iterable[str]) -> Iterator[tuple[str, bytes, float]]:
+        seen = collect(weights, [pixels(block, record) for block in request.calibration], threads=request.threads)
+        for method in methods:
+            found = ranges(seen, method)
+            if record.mean:
+                found[INPUT_NAME] = (0.0, 255.0)  # steps of one pixel, exactly
+            data = quantize(weights, found, float_io=request.float_io)
+            yield method, data, request.score(predictor(data, request.threads, record=record))
+
     made, top1 = {}, {}
-    for method in METHODS:
-        found = ranges(seen, method)
-        if record.mean:
-            found[INPUT_NAME] = (0.0, 255.0)  # steps of one pixel, exactly
-        made[method] = quantize(network, found, float_io=request.float_io)
-        top1[method] = request.score(predictor(made[method], request.threads, record=record))
+    for method, data, score in tried(network, METHODS):
+        made[method], top1[method] = data, score
     best = next(method for method in METHODS if top1[method] >= max(top1.values()) - SAME_PP)
-    drop = float_top1 - top1[best]
-    notes = [f"int8: {best} ranges, chosen on the search split ({top1[best]:.2f} % against {float_top1:.2f} % in float)"]
+    chosen, reached, rounding = made[best], top1[best], "nearest"
+    choices = [f"float: {float_top1:.2f} %", *(f"{method} ranges: {value:.2f} %" for method, value in top1.items())]
+    if reached < float_top1 - request.max_drop_pp and request.rounded is not None:
+        rounded, _ = convert(request.rounded(STEPS[8]), request.image_shape, request.mean, request.std)
+        for _, data, score in tried(rounded, [best]):
+            choices.append(f"{best} ranges, weights {COMPENSATED}: {score:.2f} %")
+            if score > reached + SAME_PP:
+                chosen, reached, rounding = data, score, "compensated"
+    drop = float_top1 - reached
+    cost = f"{reached:.2f} % against {float_top1:.2f} % in float"
+    how = f"{best} ranges" + (f", weights {COMPENSATED}" if rounding == "compensated" else "")
+    notes = [f"int8: {how}, chosen on the search split ({cost})"]
     if drop > request.max_drop_pp:
         notes.append(f"int8 costs {drop:.2f} points on the search split, more than the {request.max_drop_pp:.2f} aimed at")
-    options = {"ranges": best, "activation_type": "int8", "float_io": str(request.float_io).lower()}
-    choices = (f"float: {float_top1:.2f} %", *(f"{method} ranges: {value:.2f} %" for method, value in top1.items()))
-    return made[best], tuple(notes), options, choices
+    options = {"ranges": best, "rounding": rounding, "activation_type": "int8", "float_io": str(request.float_io).lower()}
+    return chosen, tuple(notes), options, tuple(choices)
 
 
 def annotated(data: bytes, image_shape: tuple[int, int, int], record: Record) -> bytes:

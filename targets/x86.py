@@ -219,7 +219,7 @@ def _choose_int8(
     """The int8 network of the recipe that costs least on the search split; notes; options; what was tried.
 
     Weight bits are settled with min-max ranges, then the other ways to take ranges are tried with those bits. If int8 costs more
-    than allowed, the first and the last layer are tried in float.
+    than allowed, see `Trials.escalate`.
     """
     from ..calibration.ranges import METHODS
     from .onnx_int8 import Recipe, ends, has_vnni, quantize
@@ -232,13 +232,7 @@ def _choose_int8(
     bits = trials.best().weight_bits
     for method in list(METHODS)[1:]:
         trials.score(Recipe(method, bits))
-    allowed = float_top1 - request.max_drop_pp
-    first, last = ends(network)
-    chosen = trials.best()
-    for extra in ((last,), (first,), (first, last)) if first != last else ():
-        if trials.top1[trials.best()] >= allowed:
-            break
-        trials.score(Recipe(chosen.ranges, chosen.weight_bits, extra))
+    trials.escalate(float_top1 - request.max_drop_pp, ends(network))
     best = trials.best()
     drop = float_top1 - trials.top1[best]
     kernels = (
@@ -253,6 +247,7 @@ def _choose_int8(
     options = {
         "ranges": best.ranges,
         "weight_bits": str(best.weight_bits),
+        "rounding": "compensated" if best.compensated else "nearest",
         "activation_type": "uint8",
         "excluded": ",".join(best.float_layers),
     }

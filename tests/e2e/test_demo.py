@@ -16,7 +16,7 @@ import user_net
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
-from edge_compress.pipeline import artifacts, compensate, pruning, run
+from edge_compress.pipeline import artifacts, compensate, finalists, pruning, run
 from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Epoch, Timing, from_json
@@ -184,7 +184,16 @@ class _SameTiming:
         return self.timing
 
 
-AFTER = ("sensitivity", "search", "finetune", "test-split", "build", "accuracy", "timing")  # a stage and what follows from it
+AFTER = (
+    "sensitivity",
+    "search",
+    "compensate",
+    "finetune",
+    "test-split",
+    "build",
+    "accuracy",
+    "timing",
+)  # a stage and what follows from it
 
 
 @pytest.fixture
@@ -239,7 +248,8 @@ def test_a_search_that_changes_nothing_is_noticed(again: Callable[..., Run], mon
 
         found = real(*arguments)
         evaluator = arguments[0]
-        return replace(found, best=evaluator.evaluate((0,) * len(evaluator.knobs)))
+        whole = evaluator.evaluate((0,) * len(evaluator.knobs))
+        return replace(found, best=whole, finalists=(whole,))
 
     monkeypatch.setattr(run, "search", dense)
     changed = again("search")
@@ -248,14 +258,24 @@ def test_a_search_that_changes_nothing_is_noticed(again: Callable[..., Run], mon
 
 
 def test_compensation_repairs_what_removal_broke(again: Callable[..., Run]) -> None:
-    compensation_repairs_what_removal_broke(again("finetune", finetune_epochs=0))
+    compensation_repairs_what_removal_broke(again("compensate", finetune_epochs=0))
 
 
 def test_a_compensation_that_only_cuts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compensate, "sequential", lambda net, coupling, plan, images: prune(net, coupling, plan).eval())
-    changed = again("finetune", finetune_epochs=0)
+    changed = again("compensate", finetune_epochs=0)
     with pytest.raises(AssertionError):
         compensation_repairs_what_removal_broke(changed)
+
+
+def test_plans_that_were_not_judged_once_solved_are_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = finalists.play_off
+    monkeypatch.setattr(
+        finalists, "play_off", lambda some, how, solve, judge, tell: real(some, how, solve, lambda net: (0.5, 1.0), tell)
+    )
+    changed = again("compensate")
+    with pytest.raises(AssertionError):
+        EFFECTS["compensate"](changed)
 
 
 def test_a_fine_tuning_that_leaves_the_network_as_it_was_is_noticed(

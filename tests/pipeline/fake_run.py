@@ -16,6 +16,7 @@ from edge_compress.pipeline.types import (
     DataInfo,
     Epoch,
     FileRef,
+    Finalist,
     Kind,
     Knob,
     ModelCost,
@@ -25,6 +26,7 @@ from edge_compress.pipeline.types import (
     Precision,
     Preprocess,
     SearchResult,
+    Solved,
     Speedup,
     Splits,
     Subject,
@@ -60,7 +62,7 @@ def fake_search(knobs: tuple[Knob, ...], evaluations: int, kind: Kind) -> Search
         tried.append(Candidate(levels, accuracy, 2.5 - 2 * accuracy, ratio, kind, cost, 0.3))
         rewards.append(accuracy if ratio <= 0.5 else -1.0 - ratio)
     best = tried[rewards.index(max(rewards))]
-    return SearchResult("ppo", best, tuple(tried), tuple(rewards), evaluations, 141.3, latency_reused=12)
+    return SearchResult("ppo", best, tuple(tried), tuple(rewards), evaluations, 141.3, 0.5, (best,), latency_reused=12)
 
 
 def fake_timing(kind: Kind = Kind.MEASURED, **changes: Any) -> Timing:
@@ -125,13 +127,15 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
         dense_size_bytes=1_103_365,
         plan=Plan(Pattern.CHANNEL, "hasa", kept, ("block:layer1.1.conv2",)),
         knobs=knobs,
-        search=fake_search(knobs, evaluations, kind),
+        search=(search := fake_search(knobs, evaluations, kind)),
+        solved=Solved(
+            (Finalist(search.best, 0.8812, 0.41),), 0, FileRef("stages/compensate/weights.safetensors", "78" * 32, 412_300)
+        ),
         checkpoint=Checkpoint(
             FileRef("stages/finetune/student.safetensors", "56" * 32, 412_300), epochs, ModelCost(98_210, 15_310_000), 0.6396
         ),
         pruned_top1=91.24,
         targets={"x86": fake_target(kind)},
-        budget=0.5,
         max_accuracy_drop=1.0,
         min_speedup=1.0,
         command="edge-compress --target x86 --model nets.py:resnet20 --weights resnet20.pt --data npz:cifar10.npz",

@@ -155,6 +155,6 @@ def test_a_bench_without_a_device_estimates_and_says_so():
 @pytest.mark.parametrize("kind", [Kind.ESTIMATED, Kind.MEASURED])
 def test_a_search_that_measured_nothing_is_told_from_one_that_did(kind):
     best = Candidate((0,), 0.9, 0.3, 0.5, kind, ModelCost(1, 1))
-    notes = engines.remarks(SearchResult("ppo", best, (best,), (0.9,), 1, 1.0))
+    notes = engines.remarks(SearchResult("ppo", best, (best,), (0.9,), 1, 1.0, 0.5))
     assert bool(notes) is (kind is Kind.ESTIMATED)
     assert all("no time of any device" in note for note in notes)

@@ -11,7 +11,7 @@ import torch
 from edge_compress.pipeline import ppo
 from edge_compress.pipeline.env import canonical
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.search import METHODS, Hints, SearchSettings, Tally, choose, search
+from edge_compress.pipeline.search import FINALISTS, METHODS, Hints, SearchSettings, Tally, choose, search
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 
 WAYS = [*METHODS, "ppo-cold"]
@@ -292,15 +292,16 @@ def made(accuracy, ratio, loss=0.5):
 
 def test_choice_is_the_most_accurate_within_budget_then_the_faster_then_the_lower_loss():
     fits = [made(0.8, 0.4), made(0.9, 0.409), made(0.9, 0.405, 0.7), made(0.9, 0.405, 0.6), made(0.95, 0.41)]
-    assert choose(tuple(fits), settings()) == (fits[3], ())  # 0.408 is within budget, 0.409 is not
+    assert choose(tuple(fits), settings()) == ((fits[3], fits[2], fits[0]), ())  # 0.408 is within budget, 0.409 is not
+    assert len(choose(tuple(fits) * 2, settings())[0]) == FINALISTS
 
 
 def test_choice_without_a_candidate_within_budget_is_the_nearest_with_a_note():
-    best, notes = choose((made(0.9, 0.6), made(0.7, 0.5)), settings())
+    (best,), notes = choose((made(0.9, 0.6), made(0.7, 0.5)), settings())
     assert best.latency_ratio == 0.5
     assert "0.400" in notes[0]
     assert "0.500" in notes[0]
-    assert choose((made(0.9, 0.6), made(0.7, 0.5)), replace(settings(), mode="soft"))[0].accuracy == 0.9
+    assert choose((made(0.9, 0.6), made(0.7, 0.5)), replace(settings(), mode="soft"))[0][0].accuracy == 0.9
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -370,7 +371,7 @@ def test_a_size_that_cannot_be_reached_is_refused_before_anything_is_evaluated()
 def test_a_size_limit_nobody_keeps_is_said_with_what_was_reached():
     made = Candidate((0,), 0.5, 1.0, 0.5, Kind.MEASURED, ModelCost(0, 0), size_bytes=2_000)
     nearer = replace(made, levels=(1,), size_bytes=1_500)
-    best, notes = choose((made, nearer), settings(budget=0.6, max_size_bytes=1_000))
+    (best,), notes = choose((made, nearer), settings(budget=0.6, max_size_bytes=1_000))
     assert best is nearer
     assert "1,000 bytes" in notes[0]
     assert "1,500 bytes" in notes[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.rounding import round_weights
 from edge_compress.pipeline.types import Kind, Pattern, Precision
 from edge_compress.targets import jetson, tensorrt_check
 from edge_compress.targets.base import BuildRequest, Estimator, Structure
@@ -114,6 +115,21 @@ def test_the_ranges_that_cost_least_on_the_search_split_win_and_layers_go_to_flo
     score, _ = scripted([90.0, 88.0, 88.0, 88.0, 88.0, 88.5, 88.6, 88.7])
     artifact = jetson.TARGET.build(request(tiny, images, tmp_path, score=score))
     assert any("costs 1.30 points" in note for note in artifact.notes)
+
+
+def test_weights_rounded_together_are_tried_before_a_layer_goes_to_float(tiny, images, tmp_path):
+    score, asked = scripted([90.0, 88.0, 88.0, 88.0, 88.0, 89.9])
+    rounded = round_weights(tiny, [images[:8]])
+    made = jetson.TARGET.build(request(tiny, images, tmp_path, score=score, rounded=lambda steps: rounded))
+    assert (made.options["rounding"], made.options["excluded"], len(asked)) == ("compensated", "", 6)
+    with jetson.TARGET.runner(tmp_path / made.file.path) as run:
+        own, others = (float(np.abs(run(images) - _logits(net, images)).mean()) for net in (rounded, tiny))
+    assert own < others
+
+
+def _logits(net, images):
+    with torch.no_grad():
+        return net(torch.from_numpy(images)).numpy()
 
 
 class Rotated(nn.Module):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from edge_compress.calibration.ranges import ranges
+from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices import worker
 from edge_compress.devices.local import QuickMeter, describe
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.evaluate import structure_of
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.groups import couple
+from edge_compress.pipeline.rounding import round_weights
 from edge_compress.pipeline.surgery import prune
 from edge_compress.pipeline.types import Pattern, Plan, Precision
 from edge_compress.targets import phone, tflite_cut, tflite_file, tflite_layers, tflite_prober, tflite_run
@@ -217,8 +218,27 @@ def test_the_artifact_takes_pixels_and_both_files_compute_the_network(built, inp
     assert artifact.file.size_bytes < artifact.baseline.size_bytes
     assert artifact.options["transposes"] == "0"
     assert int(artifact.options["delegates"]) >= 1
-    assert len(artifact.choices) == 5  # float and every way to take ranges
+    assert len(artifact.choices) in (
+        5,
+        6,
+    )  # float, every way to take ranges, and the other way to round where int8 costs too much
+    assert artifact.options["rounding"] in ("nearest", "compensated")
     assert sorted(path.name for path in folder.iterdir()) == ["baseline.tflite", "model.tflite"]
+
+
+@converts
+@pytest.mark.parametrize(("last", "rounding"), [(89.9, "compensated"), (88.01, "nearest")])
+def test_weights_rounded_together_are_taken_where_int8_costs_too_much_and_they_repay_it(built, inputs, tmp_path, last, rounding):
+    figures = iter([90.0, *[88.0] * len(METHODS), last])
+    rounded = round_weights(built[2].module, [inputs[:12]])
+    request = replace(built[2], score=lambda predict: next(figures), folder=tmp_path, rounded=lambda steps: rounded)
+    artifact = phone.TARGET.build(request)
+    assert artifact.options["rounding"] == rounding
+    assert artifact.choices[-1] == f"min-max ranges, weights rounded so that they make up for each other: {last:.2f} %"
+    with phone.TARGET.runner(tmp_path / "model.tflite") as run, torch.no_grad():
+        found, images = run(inputs), torch.from_numpy(inputs)
+        own, other = (np.abs(found - net(images).numpy()).mean() for net in (rounded, request.module))
+    assert (own < other) == (rounding == "compensated")
 
 
 @converts

@@ -5,10 +5,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError, UnavailableError
+from edge_compress.pipeline.rounding import round_weights
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Structure
+from edge_compress.targets.onnx_export import export_float
+from edge_compress.targets.onnx_int8 import STEPS, Recipe, quantize
 from onnx import numpy_helper
 
 SHAPE = (3, 12, 12)
@@ -31,6 +35,7 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None):
         calibration=[images[:5], images[5:8]],
         score=score or agreement,
         folder=folder,
+        rounded=lambda steps: round_weights(tiny, [images[:8]], steps),
     )
 
 
@@ -98,12 +103,34 @@ def test_the_best_ranges_win_but_not_for_a_hundredth_of_a_point(tiny, tiny_onnx,
 
 def test_layers_go_back_to_float_only_while_int8_costs_too_much(tiny, tiny_onnx, images, tmp_path):
     bad = [90.0, 88.0, 88.0, 88.0, 88.0, 88.0]
-    options, _, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.5, 89.9])
-    assert (options["excluded"], asked) == ("stem", 8)
+    options, _, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.0, 88.5, 89.9])
+    assert (options["excluded"], options["rounding"], asked) == ("stem", "nearest", 9)
     assert choices[-1] == "min-max ranges, 8-bit weights, stem in float: 89.90 %"
-    options, notes, _, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.1, 88.1, 88.2])
-    assert (options["excluded"], asked) == ("stem,head", 9)
+    options, notes, _, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.05, 88.1, 88.1, 88.2])
+    assert (options["excluded"], options["rounding"], asked) == ("stem,head", "compensated", 10)
     assert any("1.80 points" in note for note in notes)
+
+
+def test_weights_are_rounded_together_before_a_layer_goes_back_to_float(tiny, tiny_onnx, images, tmp_path):
+    options, notes, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, 88.0, 88.0, 88.0, 88.0, 88.0, 89.9])
+    assert (options["excluded"], options["rounding"], asked) == ("", "compensated", 7)
+    assert choices[-1] == "min-max ranges, 8-bit weights rounded so that they make up for each other: 89.90 %"
+    assert "make up for each other" in notes[0]
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_what_was_rounded_for_the_quantizer_it_takes_as_it_is(tiny, images, bits):
+    network = export_float(round_weights(tiny, [images], STEPS[bits]), SHAPE)
+    quantized = quantize(network, ranges(collect(network, [images]), "min-max"), Recipe("min-max", bits))
+    before, after = ({i.name: numpy_helper.to_array(i) for i in model.graph.initializer} for model in (network, quantized))
+    seen = 0
+    for name, value in before.items():
+        if value.ndim > 1 and name.endswith(".weight") and value.shape[1] > 1:  # no depthwise one
+            steps, scale = after[f"{name}_quantized"], after[f"{name}_scale"]
+            found = steps[:, : value.shape[1]] * scale.reshape(-1, *[1] * (value.ndim - 1))
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
+            seen += 1
+    assert seen > 1
 
 
 def test_the_runner_takes_any_number_of_inputs_and_names_a_file_it_cannot_load(tiny_onnx, images, tmp_path):
