@@ -161,7 +161,7 @@ def finetune(
 
 
 def learning_rate_for(one_shot: float) -> float:
-    """The highest learning rate for a network that is right on this share of images before it is trained.
+    """The highest learning rate for a plan that was right on this share of images in the search, layers solved each by itself.
 
     What is mostly right has more to lose than to find. On the search split of CIFAR-10 ResNet-20 at 0.09 of its latency,
     right on a third, has 85.0 % after three epochs at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, right on 88 %, has 82.6 % and
