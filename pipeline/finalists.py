@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .accuracy import logits
+from .accuracy import logits, top1
 from .bench import REWARD_IMAGES
 from .env import SearchSettings
 from .images import affordable, training_inputs
@@ -72,8 +72,10 @@ def solve(
     """The search's result with the finalist that was taken as its best, its plan, and its network ready for training."""
     count = affordable(pruning.net, SEQUENTIAL_IMAGES)
     candidates = found.finalists[: pruning.finalists]
-    settings = {"images": count, "judged": REWARD_IMAGES, "finalists": len(candidates), "seed": run.config.seed}
-    stage = run.folder.stage("compensate", "1", settings, (before.key,))
+    # what was found, not only how it was searched for: latencies that were measured anew may have led to other plans
+    plans = [[list(c.levels), c.spent] for c in candidates]
+    settings = {"images": count, "judged": REWARD_IMAGES, "finalists": plans, "seed": run.config.seed}
+    stage = run.folder.stage("compensate", "2", settings, (before.key,))
     solved = stage.result(Solved)
     if solved is None:
         data, prep = run.loaded.data, run.loaded.subject.preprocess
@@ -81,8 +83,9 @@ def solve(
         judged = data.search.head(REWARD_IMAGES)
 
         def worth(net: nn.Module) -> tuple[float, float]:
-            outputs, labels = torch.from_numpy(logits(net, judged, prep)), torch.from_numpy(judged.labels)
-            return float((outputs.argmax(1) == labels).float().mean()), float(F.cross_entropy(outputs, labels))
+            outputs = logits(net, judged, prep)
+            loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(judged.labels))
+            return top1(outputs, judged.labels) / 100.0, float(loss)
 
         def network(candidate: Candidate) -> fx.GraphModule:
             return pruning.solved(pruning.plan(candidate.levels, ranking, before), images)

@@ -264,7 +264,7 @@ def _finalists(search: Json) -> tuple[tuple[str, str], ...]:
     """What the search's best plans were worth once their layers were solved one after another; none in older reports."""
     found = search.get("finalists") or []
     shares = [f"{100 * f['accuracy']:.1f} → {100 * f['solved']:.1f} %{' (taken)' if f['taken'] else ''}" for f in found]
-    return (("Best plans, solved whole", ", ".join(shares)),) if shares else ()
+    return (("Best plans, solved whole (float)", ", ".join(shares)),) if shares else ()
 
 
 def kept_table(report: Json) -> Table:

@@ -81,8 +81,11 @@ def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:
     order = hessian.diagonal().argsort(descending=True)
     place = order.argsort()
     curvature = hessian.double()[order][:, order]
-    damped = curvature + damp * torch.eye(len(order), dtype=torch.float64)
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    curvature.diagonal().add_(damp)
+    lower, bad = torch.linalg.cholesky_ex(curvature)
+    factor, worse = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if bad or worse:
+        return nearest.to(weight)
     moving, settled = rows[:, order].clone(), torch.empty_like(rows)
     kept = torch.where((top == order) | (rows[:, order] == 0), rows[:, order], torch.nan)  # the others are NaN
     for j in range(len(order)):

@@ -175,7 +175,7 @@ class SearchResult:
     evaluations: int  # distinct candidates evaluated
     seconds: float
     budget: float  # on `Candidate.spent`
-    finalists: tuple[Candidate, ...] = ()  # the best ones within the limits, `best` first
+    finalists: tuple[Candidate, ...] = ()  # the best ones within the limits, in the search's order; else the nearest to them
     latency_reused: int = 0  # latencies read back from an earlier measurement on the same device
     latency_measured: int = 0  # latencies measured on the device in this run: the table's and the candidates'
     table_error: float | None = None  # median relative error of the table's estimates against the measured candidates
@@ -187,7 +187,7 @@ class Finalist:
     """One of the search's best plans with its layers solved one after another, each on what the pruned layers before it give."""
 
     candidate: Candidate  # as the search saw it: its layers solved each by itself
-    accuracy: float  # share of the same reward images, once solved whole
+    accuracy: float  # share of the same reward images, once solved whole; in float, the search's is in the artifact's precision
     loss: float
 
 

@@ -80,3 +80,9 @@ def test_the_zeros_of_a_mask_stay():
     weight, hessian = drawn(8, 16, 3)
     mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) < 0.7
     assert (round_rows(weight * ~mask, hessian)[mask] == 0).all()
+
+
+def test_a_hessian_that_cannot_be_factored_leaves_the_nearest():
+    weight, _ = drawn(3, 4, 4)
+    indefinite = torch.tensor([[1.0, 5.0, 0, 0], [5.0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
+    torch.testing.assert_close(round_rows(weight, indefinite), nearest(weight, 127))
