@@ -21,6 +21,9 @@ from .curvature import local_hessian
 FloatArray = NDArray[np.float32]
 IMAGES = 100  # the layers' inner products are taken on
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
+LARGEST = (
+    5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit; wider ones stay as they are
+)
 STEPS = 127  # of an 8-bit weight to either side of zero
 
 
@@ -45,6 +48,7 @@ def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = 
         for name, layer in rounded.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     }
+    small = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= LARGEST}
     images, left = [], IMAGES
     for block in inputs:
         part = torch.from_numpy(np.ascontiguousarray(block[:left]))
@@ -53,8 +57,9 @@ def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = 
         if left <= 0:
             break
     with torch.no_grad():
-        for name, hessian in local_hessian(rounded, images).items():
-            layer = layers.get(name)
+        # None where all are small: a layer that is asked for by name has to be called
+        for name, hessian in local_hessian(rounded, images, None if len(small) == len(layers) else small).items():
+            layer = small.get(name)
             if layer is not None:
                 layer.weight.copy_(round_rows(layer.weight.flatten(1), hessian, steps).view_as(layer.weight))
     return rounded

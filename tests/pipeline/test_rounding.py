@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from edge_compress.pipeline import rounding
 from edge_compress.pipeline.rounding import round_rows, round_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,3 +87,13 @@ def test_a_hessian_that_cannot_be_factored_leaves_the_nearest():
     weight, _ = drawn(3, 4, 4)
     indefinite = torch.tensor([[1.0, 5.0, 0, 0], [5.0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
     torch.testing.assert_close(round_rows(weight, indefinite), nearest(weight, 127))
+
+
+def test_a_layer_too_wide_for_its_hessian_is_left_alone_and_the_others_are_not(monkeypatch):
+    monkeypatch.setattr(rounding, "LARGEST", 20)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 5)).eval()
+    found = round_weights(net, [torch.randn(30, 40).numpy()])
+    assert torch.equal(found[0].weight, net[0].weight)
+    torch.testing.assert_close(nearest(found[2].weight, 127), found[2].weight)
+    assert not torch.equal(found[2].weight, net[2].weight)
