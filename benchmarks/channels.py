@@ -37,7 +37,7 @@ from edge_compress.pipeline.batchnorm import reestimate_on
 from edge_compress.pipeline.bench import open_bench
 from edge_compress.pipeline.env import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.evaluate import StitchedEvaluator, plan_for, structure_of
-from edge_compress.pipeline.finalists import play_off
+from edge_compress.pipeline.finalists import judge_on, play_off
 from edge_compress.pipeline.finetune import BOLD, GENTLE, FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph import canonical
 from edge_compress.pipeline.images import calibration_batches, scoring_inputs
@@ -52,7 +52,6 @@ from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Preci
 from edge_compress.pipeline.verify import answers
 from edge_compress.targets.base import BuildRequest, Target
 from torch import fx, nn
-from torch.nn import functional as F
 
 FINALISTS = 12  # plans of the search that are solved layer after layer before one is taken
 STEPS = 400  # of Torch-Pruning, each with importances taken anew
@@ -140,7 +139,6 @@ def ours(
                 bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.spent:.2f} of the MACs")
 
             found = search(ByMacs(evaluator, dense), how, tell)
-        data, prep = loaded.data.search, loaded.subject.preprocess
 
         def solved(candidate: Candidate) -> fx.GraphModule:
             plan = plan_for(way.knobs, candidate.levels, ranking.order, way.score)
@@ -148,18 +146,13 @@ def ours(
             reestimate_on(net, torch.split(bench.inputs, 250))
             return net
 
-        def worth(net: nn.Module) -> tuple[float, float]:
-            outputs = logits(net, data, prep)
-            loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(data.labels))
-            return top1(outputs, data.labels) / 100.0, float(loss)
-
         allowed = [c for c in best_first(found.tried, how) if c.cost.macs <= macs][:FINALISTS]
         with ui.bar("finalists", len(allowed)) as bar:
 
             def say(done: Finalist) -> None:
                 bar.advance(1, f"{100 * done.candidate.accuracy:.1f} %, solved whole {100 * done.accuracy:.2f} %")
 
-            finalists, taken, net = play_off(allowed, how, solved, worth, say)
+            finalists, taken, net = play_off(allowed, how, solved, judge_on(loaded.data.search, loaded.subject.preprocess), say)
     return net, {
         "lambda": ranking.lambda_,
         "kept": {k.name: k.kept[level] for k, level in zip(way.knobs, finalists[taken].candidate.levels, strict=True)},

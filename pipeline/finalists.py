@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .accuracy import logits, top1
 from .bench import REWARD_IMAGES
+from .data import Split
 from .env import SearchSettings
 from .images import affordable, training_inputs
 from .pruning import Pruning
@@ -23,7 +24,7 @@ from .search import best_first
 from .session import Run
 from .store import Stage
 from .subject import save_weights
-from .types import Candidate, Finalist, Plan, SearchResult, Sensitivity, Solved
+from .types import Candidate, Finalist, Plan, Preprocess, SearchResult, Sensitivity, Solved
 
 SEQUENTIAL_IMAGES = 1000  # images a plan is solved on, layer after layer
 
@@ -66,6 +67,17 @@ def play_off(
     return tuple(found), taken, kept
 
 
+def judge_on(split: Split, prep: Preprocess) -> Judge:
+    """Accuracy and loss of a network in float on every image of a split."""
+
+    def judge(net: nn.Module) -> tuple[float, float]:
+        outputs = logits(net, split, prep)
+        loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(split.labels))
+        return top1(outputs, split.labels) / 100.0, float(loss)
+
+    return judge
+
+
 def solve(
     run: Run, before: Stage, pruning: Pruning, found: SearchResult, ranking: Sensitivity
 ) -> tuple[SearchResult, Plan, Solved, Stage]:
@@ -80,12 +92,6 @@ def solve(
     if solved is None:
         data, prep = run.loaded.data, run.loaded.subject.preprocess
         images = training_inputs(data, prep, count, run.config.seed + 1)
-        judged = data.search.head(REWARD_IMAGES)
-
-        def worth(net: nn.Module) -> tuple[float, float]:
-            outputs = logits(net, judged, prep)
-            loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(judged.labels))
-            return top1(outputs, judged.labels) / 100.0, float(loss)
 
         def network(candidate: Candidate) -> fx.GraphModule:
             return pruning.solved(pruning.plan(candidate.levels, ranking, before), images)
@@ -96,7 +102,7 @@ def solve(
             def tell(done: Finalist) -> None:
                 bar.advance(1, f"accuracy {done.candidate.accuracy:.3f} in the search, {done.accuracy:.3f} solved whole")
 
-            finalists, taken, net = play_off(candidates, how, network, worth, tell)
+            finalists, taken, net = play_off(candidates, how, network, judge_on(data.search.head(REWARD_IMAGES), prep), tell)
         solved = Solved(finalists, taken, save_weights(stage, net))
         stage.finish(solved)
     best = solved.finalists[solved.taken].candidate

@@ -232,7 +232,7 @@ class Masks:
     """Single connections go: zeros in place. They buy no latency where they are stored densely, so the budget is on density."""
 
     limits = "density"
-    finalists = 1  # choosing the connections of one plan takes longer than solving it
+    finalists = 1  # of a mask's plans each would need its connections chosen anew before it is solved
 
     def __init__(
         self, net: fx.GraphModule, pattern: Pattern, scores: ConnectionScores, root: Path, inputs: Callable[[], Tensor]

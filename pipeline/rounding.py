@@ -2,8 +2,7 @@
 
 Rounding to the nearest value treats each weight alone; what a layer gets wrong is a sum over correlated inputs. The rule is
 that of Optimal Brain Quantization (Frantar and Alistarh 2022, arXiv 2208.11580) in the fixed order of GPTQ (Frantar et al. 2023,
-arXiv 2210.17323), on the same layer-local Hessian that compensation solves with. In a MobileNetV2 with pruned channels it takes
-nine tenths of the error that rounding to the nearest brings into the logits.
+arXiv 2210.17323), on the same layer-local Hessian that compensation solves with, here of the pruned network's inputs.
 """
 
 from __future__ import annotations
