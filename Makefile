@@ -40,9 +40,10 @@ browser:  ## what the tests of the HTML pages need beside Chromium and Node, int
 	cp tests/browser/package.json build/browser
 	npm install --prefix build/browser --no-package-lock --no-audit --no-fund
 
-lint: env  ## ruff: rules and format
+lint: env  ## ruff: rules and format; import-linter: the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 type: env  ## mypy --strict
 	$(BIN)/mypy

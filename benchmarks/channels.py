@@ -29,27 +29,31 @@ import click
 import torch
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.pipeline import compensate
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.accuracy import cost_of, logits, top1
-from edge_compress.pipeline.batchnorm import reestimate_on
-from edge_compress.pipeline.bench import open_bench
-from edge_compress.pipeline.env import Evaluator, Levels, SearchSettings
-from edge_compress.pipeline.evaluate import StitchedEvaluator, plan_for, structure_of
-from edge_compress.pipeline.finalists import judge_on, play_off
-from edge_compress.pipeline.finetune import BOLD, GENTLE, FinetuneSettings, Step, finetune
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.images import calibration_batches, scoring_inputs
+from edge_compress.pipeline.compute import fast_bfloat16
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSettings, Step, finetune
+from edge_compress.pipeline.graph.knobs import plan_for
+from edge_compress.pipeline.graph.structure import structure_of
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.batchnorm import reestimate_on
+from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.pattern.finalists import judge_on, play_off
+from edge_compress.pipeline.pattern.strategies import Channels
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.pruning import Channels
-from edge_compress.pipeline.rounding import round_weights
-from edge_compress.pipeline.search import best_first, search
-from edge_compress.pipeline.sensitivity import rank_units
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, fast_bfloat16, load_subject
+from edge_compress.pipeline.reconstruct import least_squares as compensate
+from edge_compress.pipeline.reconstruct.gptq import round_weights
+from edge_compress.pipeline.score.ranking import rank_units
+from edge_compress.pipeline.search.channel_evaluator import StitchedEvaluator
+from edge_compress.pipeline.search.evaluation_context import open_bench
+from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings
+from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.search.tally import best_first
+from edge_compress.pipeline.task.inference import answers, logits, top1
+from edge_compress.pipeline.task.load import Loaded, load_subject
+from edge_compress.pipeline.task.samples import calibration_batches, scoring_inputs
 from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Precision
-from edge_compress.pipeline.verify import answers
 from edge_compress.targets.base import BuildRequest, Target
 from torch import fx, nn
 

@@ -32,17 +32,19 @@ import torch.nn.functional as F
 from curvature_channels import agreement, channels_part
 from curvature_cost import Work, gradients, memory, of_connections, of_differences, of_units, ratio, times, training_step
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline import curvature
-from edge_compress.pipeline.data import DataSet, load_data
-from edge_compress.pipeline.digits import AUGMENT, EPOCHS, MEAN, STD, digits_resnet, train_digits
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import couple
-from edge_compress.pipeline.images import training_inputs
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.finetune.digits import EPOCHS, train_digits
+from edge_compress.pipeline.graph.coupling import couple
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.exact_mode import Batch, weight_layers
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.sensitivity import CURVATURE_IMAGES
-from edge_compress.pipeline.steady import Batch, weight_layers
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import load_subject
+from edge_compress.pipeline.score import curvature
+from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
+from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.digits import AUGMENT, MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.load import load_subject
+from edge_compress.pipeline.task.samples import training_inputs
+from edge_compress.pipeline.task.splits import DataSet
 from edge_compress.pipeline.types import Preprocess
 from oracles import exact_gauss_newton, second_differences
 from torch import Tensor, fx, nn

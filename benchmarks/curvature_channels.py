@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from curvature_cost import batches
-from edge_compress.pipeline import curvature, hasa
-from edge_compress.pipeline.groups import IN, OUT, Coupling, couple
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.graph.coupling import IN, OUT, Coupling, couple
+from edge_compress.pipeline.network.exact_mode import weight_layers
+from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.removal import TEMPERATURE, removal_curvature
-from edge_compress.pipeline.sensitivity import CURVATURE_IMAGES, UnitScores
-from edge_compress.pipeline.steady import weight_layers
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.training_state import digest_of
+from edge_compress.pipeline.score import criteria as hasa
+from edge_compress.pipeline.score import curvature
+from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES, UnitScores
+from edge_compress.pipeline.score.removal import TEMPERATURE, removal_curvature
 from oracles import CHUNK, leave_one_out, logit_changes
 from safetensors.torch import load_file, save
 from scipy.stats import spearmanr

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.curvature import gauss_newton, gradient_difference
-from edge_compress.pipeline.groups import Unit
-from edge_compress.pipeline.removal import removal_curvature
-from edge_compress.pipeline.steady import Batch
+from edge_compress.pipeline.graph.coupling import Unit
+from edge_compress.pipeline.network.exact_mode import Batch
+from edge_compress.pipeline.score.curvature import gauss_newton, gradient_difference
+from edge_compress.pipeline.score.removal import removal_curvature
 from torch import Tensor, nn
 
 Work = Callable[[nn.Module, Tensor], object]  # network, inputs (n, C, H, W)

@@ -21,17 +21,18 @@ from typing import Any
 import numpy as np
 import onnx
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.accuracy import top1
-from edge_compress.pipeline.artifacts import CALIBRATION_IMAGES
-from edge_compress.pipeline.images import calibration_batches
-from edge_compress.pipeline.store import atomic_write, sha256_file
-from edge_compress.pipeline.subject import load_subject
+from edge_compress.pipeline.build.artifact import CALIBRATION_IMAGES
+from edge_compress.pipeline.files import atomic_write, sha256_file
+from edge_compress.pipeline.task.inference import answers, top1
+from edge_compress.pipeline.task.load import load_subject
+from edge_compress.pipeline.task.samples import calibration_batches
 from edge_compress.pipeline.types import Precision, to_json
-from edge_compress.pipeline.verify import answers, compare
-from edge_compress.targets import jetson, tensorrt_check
+from edge_compress.pipeline.verify.gates import compare
+from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest
-from edge_compress.targets.onnx_int8 import has_vnni
-from edge_compress.targets.qdq_lint import lint
+from edge_compress.targets.onnx.int8 import has_vnni
+from edge_compress.targets.tensorrt import parser_check as tensorrt_check
+from edge_compress.targets.tensorrt.lint import lint
 from edge_compress.targets.x86 import predictor
 
 OTHERS = ("resnet50", "mobilenet_v2")

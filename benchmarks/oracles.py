@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.curvature import second_difference
-from edge_compress.pipeline.groups import Coupling
-from edge_compress.pipeline.removal import places_of, read_apart
-from edge_compress.pipeline.steady import Batch, steady, weight_layers
-from edge_compress.pipeline.surgery import masked
+from edge_compress.pipeline.graph.coupling import Coupling
+from edge_compress.pipeline.graph.surgery import masked
+from edge_compress.pipeline.network.exact_mode import Batch, steady, weight_layers
+from edge_compress.pipeline.score.curvature import second_difference
+from edge_compress.pipeline.score.removal import places_of, read_apart
 from edge_compress.pipeline.types import Pattern, Plan
 from torch import Tensor, fx, nn
 

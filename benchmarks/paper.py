@@ -28,20 +28,22 @@ import click
 import paper_allocation
 import paper_recipe
 import torch
-from edge_compress.pipeline.accuracy import logits, top1
+from edge_compress.pipeline.compute import fast_bfloat16
 from edge_compress.pipeline.config import Config
-from edge_compress.pipeline.data import Split
-from edge_compress.pipeline.distributed import World, opened
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
-from edge_compress.pipeline.finetune import FinetuneSettings, Step, finetune
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.images import training_inputs
-from edge_compress.pipeline.mask_evaluate import ConnectionScores, selections
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.finetune.dynamic_masks import dynamic
+from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
+from edge_compress.pipeline.graph.mask_knobs import selections
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.process_group import World, opened
+from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.remask import dynamic
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, fast_bfloat16, load_subject
-from edge_compress.pipeline.training_state import digest_of
+from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.task.inference import logits, top1
+from edge_compress.pipeline.task.load import Loaded, load_subject
+from edge_compress.pipeline.task.samples import training_inputs
+from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Epoch, Preprocess, to_json
 from paper_allocation import Masks
 from paper_recipe import Recipe

@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline import hasa
-from edge_compress.pipeline.accuracy import logits, top1
-from edge_compress.pipeline.batchnorm import reestimate_on
-from edge_compress.pipeline.data import Split
-from edge_compress.pipeline.distributed import World
-from edge_compress.pipeline.env import Levels, SearchSettings
-from edge_compress.pipeline.mask_evaluate import ConnectionScores, density, mask_knobs, masks_for
-from edge_compress.pipeline.patterns import weight_masks
-from edge_compress.pipeline.search import Hints, search
+from edge_compress.pipeline.graph.mask_knobs import density, mask_knobs, masks_for
+from edge_compress.pipeline.graph.masks import weight_masks
+from edge_compress.pipeline.network.batchnorm import reestimate_on
+from edge_compress.pipeline.network.process_group import World
+from edge_compress.pipeline.score import criteria as hasa
+from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.search.problem import Levels, SearchSettings
+from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.search.tally import Hints
+from edge_compress.pipeline.task.inference import logits, top1
+from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Pattern, Preprocess
 from table1_bench import SHARES
 from table1_methods import exactly, within

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from edge_compress.devices.stats import two_level_bootstrap
+from edge_compress.devices.measure.stats import two_level_bootstrap
 from edge_compress.pipeline.config import load
-from edge_compress.pipeline.images import calibration_batches
-from edge_compress.pipeline.preprocess import to_input
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, load_subject
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.task.load import Loaded, load_subject
+from edge_compress.pipeline.task.preprocess import to_input
+from edge_compress.pipeline.task.samples import calibration_batches
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process

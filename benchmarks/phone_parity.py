@@ -30,19 +30,19 @@ import numpy as np
 import torch
 import torchvision
 from edge_compress.devices.local import describe
-from edge_compress.pipeline.accuracy import cost_of
-from edge_compress.pipeline.compensate import sequential
-from edge_compress.pipeline.data import ArraySource, DataSet, Split
-from edge_compress.pipeline.evaluate import knobs_for, plan_for
-from edge_compress.pipeline.finetune import FinetuneSettings, Step, finetune
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import couple
-from edge_compress.pipeline.rounding import round_weights
-from edge_compress.pipeline.sensitivity import UnitScores
-from edge_compress.pipeline.store import atomic_write, sha256_file
+from edge_compress.pipeline.files import atomic_write, sha256_file
+from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
+from edge_compress.pipeline.graph.coupling import couple
+from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.reconstruct.gptq import round_weights
+from edge_compress.pipeline.reconstruct.least_squares import sequential
+from edge_compress.pipeline.score.ranking import UnitScores
+from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits
 from edge_compress.targets.base import BuildRequest, FloatArray
-from edge_compress.targets.onnx_export import fold_batchnorm
+from edge_compress.targets.onnx.export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
 from PIL import Image
 from torch import nn

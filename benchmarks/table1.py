@@ -27,14 +27,16 @@ from typing import Any
 import click
 import table1_report
 import torch
-from edge_compress.pipeline import obs
-from edge_compress.pipeline.accuracy import cost_of, logits, top1
+from edge_compress.pipeline.compute import accelerator
 from edge_compress.pipeline.config import load
-from edge_compress.pipeline.digits import train_digits
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.finetune.digits import train_digits
+from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.progress import Bar, Progress
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.subject import Loaded, accelerator, load_subject
+from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
+from edge_compress.pipeline.task.inference import logits, top1
+from edge_compress.pipeline.task.load import Loaded, load_subject
 from filelock import FileLock
 from safetensors.torch import load_file, save
 from table1_bench import Bench, Masks

@@ -12,21 +12,25 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from edge_compress import targets
-from edge_compress.devices.latency_cache import LatencyCache
 from edge_compress.devices.local import QuickMeter, describe
-from edge_compress.pipeline import obs
-from edge_compress.pipeline.accuracy import borrowed, logits
-from edge_compress.pipeline.batchnorm import reestimate_on
-from edge_compress.pipeline.bench import Bench as Judging
-from edge_compress.pipeline.bench import moments
-from edge_compress.pipeline.compensate import sequential_masked
-from edge_compress.pipeline.data import Split
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import residual_branches
-from edge_compress.pipeline.images import reward_images, training_inputs
-from edge_compress.pipeline.mask_evaluate import ConnectionScores, MaskEvaluator, mask_knobs, selections
-from edge_compress.pipeline.memory_layout import layout_for
-from edge_compress.pipeline.subject import Loaded
+from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.graph.coupling import residual_branches
+from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.batchnorm import reestimate_on
+from edge_compress.pipeline.network.memory_layout import layout_for
+from edge_compress.pipeline.network.modes import borrowed
+from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
+from edge_compress.pipeline.reconstruct.least_squares import sequential_masked
+from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.search.evaluation_context import Bench as Judging
+from edge_compress.pipeline.search.evaluation_context import moments
+from edge_compress.pipeline.search.mask_evaluator import MaskEvaluator
+from edge_compress.pipeline.search.reward_images import reward_images
+from edge_compress.pipeline.task.inference import logits
+from edge_compress.pipeline.task.load import Loaded
+from edge_compress.pipeline.task.samples import training_inputs
+from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Pattern, Precision
 from edge_compress.targets.base import FloatArray, Structure
 from torch import Tensor, fx, nn

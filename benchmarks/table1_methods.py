@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from edge_compress.pipeline import hasa, obs
-from edge_compress.pipeline.env import SearchSettings
-from edge_compress.pipeline.mask_evaluate import density
-from edge_compress.pipeline.patterns import weight_masks
-from edge_compress.pipeline.search import Hints, search
-from edge_compress.pipeline.store import atomic_write
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.graph.mask_knobs import density
+from edge_compress.pipeline.graph.masks import weight_masks
+from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
+from edge_compress.pipeline.score import criteria as hasa
+from edge_compress.pipeline.search.problem import SearchSettings
+from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.search.tally import Hints
 from edge_compress.pipeline.types import Candidate, Knob
 from safetensors import safe_open
 from safetensors.torch import save

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.finetune import FinetuneSettings, Remask, Step, batches, finetune
-from edge_compress.pipeline.mask_evaluate import selections
-from edge_compress.pipeline.patterns import removed_count, weight_masks
-from edge_compress.pipeline.subject import fast_bfloat16
+from edge_compress.pipeline.compute import fast_bfloat16
+from edge_compress.pipeline.finetune.training import FinetuneSettings, Remask, Step, batches, finetune
+from edge_compress.pipeline.graph.mask_knobs import selections
+from edge_compress.pipeline.graph.masks import removed_count, weight_masks
 from edge_compress.pipeline.types import Epoch
 from table1_bench import Bench, Masks, Pruned
 from table1_methods import ONE_SHOT, one_shot

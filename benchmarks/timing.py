@@ -25,14 +25,14 @@ import click
 from edge_compress import targets
 from edge_compress.devices.access import open_named
 from edge_compress.devices.device import Device
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.pipeline.evaluate import knobs_for, plan_for
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import couple
-from edge_compress.pipeline.store import atomic_write
-from edge_compress.pipeline.surgery import prune
+from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.graph.coupling import couple
+from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
+from edge_compress.pipeline.graph.surgery import prune
+from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.types import to_json
-from edge_compress.targets.onnx_export import export_float
+from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
 SHAPE = (3, 32, 32)

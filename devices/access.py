@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 
 from ..pipeline.errors import InputError
-from . import boards
-from .adb import ADB_FOLDER, AdbTransport
-from .boards import Board
+from . import board as boards
+from .board import Board
 from .device import Device
 from .local import LocalDevice
-from .phone_device import PhoneDevice
+from .phone.device import PhoneDevice
 from .pool import Pool
 from .ray_boards import ADDRESS, RayBoard
 from .remote import RemoteDevice
-from .ssh import SSH_FOLDER, SshTransport
-from .tensorrt_device import TensorRtDevice
+from .tensorrt.device import TensorRtDevice
+from .transport.adb import ADB_FOLDER, AdbTransport
+from .transport.ssh import SSH_FOLDER, SshTransport
 
 CLASS = "class:"
 

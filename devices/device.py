@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..pipeline.types import Kind, Timing
-from .timing import Session, TimingSettings, build_timing
+from .measure.timing import Session, TimingSettings, build_timing
 
 if TYPE_CHECKING:
-    from .agent_session import AgentSession
+    from .connection import AgentSession
 
 Progress = Callable[[int, int], None]  # sessions done, sessions in all
 # (baseline, candidates, settings, progress) -> one Session for each fresh process

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.errors import EdgeCompressError, UnavailableError
-from . import agent, stats
+from . import agent
 from .access import open_board
-from .boards import Board
-from .tensorrt_device import TensorRtDevice
-from .timing import Session, TimingSettings
+from .board import Board
+from .measure import stats
+from .measure.timing import Session, TimingSettings
+from .tensorrt.device import TensorRtDevice
 
 # A/A: short sessions, but fresh processes all the same
 _SESSIONS, _PAIRS, _SECONDS = 3, 60, 3.0

@@ -15,9 +15,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..pipeline.errors import InputError
-from .boards import Board
-from .latency_cache import cache_folder
-from .transport import BusyError
+from .board import Board
+from .measure.latency_cache import cache_folder
+from .transport.base import BusyError
 
 SET_ASIDE = 3  # failures in a row after which a pool leaves a board alone
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..pipeline.errors import InputError
 from ..pipeline.types import Kind, Timing
-from .agent_session import AgentSession
+from .connection import AgentSession
 from .device import QUICK_FEWEST, QUICK_HALF_WIDTH, QUICK_PAIRS, Progress, measure_with
-from .here import HereTransport
-from .timing import Session, TimingSettings
+from .measure.timing import Session, TimingSettings
+from .transport.here import HereTransport
 from .worker_process import WorkerProcess, request_of, session_of
 
 __all__ = ["LocalDevice", "QuickMeter", "WorkerProcess", "describe", "sessions"]

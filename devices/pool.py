@@ -19,11 +19,11 @@ from typing import Protocol, Self, TypeVar
 from ..pipeline.errors import DeviceError
 from ..pipeline.types import Timing
 from . import leases
-from .agent_session import AgentSession
-from .boards import Board
+from .board import Board
+from .connection import AgentSession
 from .device import Device, Meter, Progress
-from .timing import Session, TimingSettings
-from .transport import BoardError, BusyError
+from .measure.timing import Session, TimingSettings
+from .transport.base import BoardError, BusyError
 
 T = TypeVar("T")
 

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
 from ..pipeline.types import Kind, Timing
-from .boards import Board
+from .board import Board
 from .device import Meter, Progress
+from .measure.timing import Session, TimingSettings
 from .tensors import Array
-from .timing import Session, TimingSettings
-from .transport import BoardError, BusyError
+from .transport.base import BoardError, BusyError
 
 if TYPE_CHECKING:
-    from .agent_session import AgentSession
+    from .connection import AgentSession
 
 ADDRESS = "RAY_ADDRESS"
 START_S, SHORT_S, LONG_S = 120.0, 120.0, 600.0

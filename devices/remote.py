@@ -10,14 +10,14 @@ from typing import Any
 
 from ..pipeline.errors import UnavailableError
 from ..pipeline.types import Kind, Timing
-from .agent_session import AgentSession
-from .boards import Board
+from .board import Board
+from .connection import AgentSession
 from .device import Progress, Take, measure_with
 from .leases import lease
-from .remote_meter import RemoteMeter
-from .rounds import measured
-from .timing import Session, TimingSettings
-from .transport import BoardError, Transport
+from .measure.meter import RemoteMeter
+from .measure.rounds import measured
+from .measure.timing import Session, TimingSettings
+from .transport.base import BoardError, Transport
 
 
 class RemoteDevice:

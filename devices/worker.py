@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .agent import Refusal, describe_machine, peak_rss, pin, sensors
-from .stats import half_width
+from .measure.stats import half_width
 
 _WARM = 0.05  # two consecutive windows differ by less: warm
 _CLOCK_STEPS = 200  # a sample lasts at least this many steps of the clock

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from .timing import Samples, Session, TimingSettings
+from .measure.timing import Samples, Session, TimingSettings
 
 
 class WorkerProcess:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from edge_compress.pipeline.cli import cli
+from edge_compress.pipeline.cli.main import cli
 
 PAGE = Path(__file__).with_name("cli.md")
 

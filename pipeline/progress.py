@@ -6,14 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-
-from .report_words import Json, headline
 
 
 class Bar(Protocol):
@@ -95,13 +92,3 @@ class _Lines:
 def _span(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def summary(report: Json, folder: Path) -> Iterator[str]:
-    """What a run came to, from its report.json: for each target its verdict and its artifact's path, then the report's path."""
-    for name, target in report["targets"].items():
-        head = headline(report, name)
-        yield " ".join((f"{name}: {head.state}.", head.sentence, *head.reasons))
-        if target["artifact"] is not None:
-            yield f"artifact: {folder / target['artifact']['path']}"
-    yield f"report: {folder / 'report.html'}"

@@ -25,29 +25,31 @@ from torch import nn
 from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
-from ..devices.engine_boards import boards_of
-from ..targets.base import Limits, Target, joint
-from . import artifacts, engines, finalists
-from .accuracy import cost_of
-from .bench import Bench, open_bench
+from ..devices.tensorrt.boards_of import boards_of
+from ..targets.base import Limits, Target, joint, needs_device
+from .build import artifact as artifacts
+from .compute import accelerator, fast_bfloat16
 from .config import Config
-from .digits import train_digits
-from .env import SearchSettings
 from .errors import BuildError, UnavailableError
-from .evaluate import table_error
-from .finetune import FinetuneSettings, Step, finetune, learning_rate_for
-from .graph import canonical
-from .images import scoring_inputs, training_inputs
-from .models import state_sha256
-from .packages import license_of
+from .files import atomic_write
+from .finetune.digits import train_digits
+from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
+from .graph.trace import canonical
+from .network.cost import cost_of
+from .network.weights import load_weights, save_weights, state_sha256
+from .pattern import finalists
+from .pattern.strategies import Pruning, RankedEvaluator, pattern_for, pruning_for
 from .progress import Progress
-from .pruning import Pruning, RankedEvaluator, pattern_for, pruning_for
-from .references import References, references_of
-from .report import RunResults, to_html, to_markdown, to_report
-from .search import search
-from .session import Run, read_seconds
-from .store import RunFolder, Stage, atomic_write
-from .subject import accelerator, fast_bfloat16, load_subject, load_weights, save_weights
+from .release.licences import license_of
+from .report.report import RunResults, to_html, to_markdown, to_report
+from .run_context import Run, read_seconds
+from .run_folder import RunFolder, Stage
+from .search.channel_evaluator import table_error
+from .search.evaluation_context import Bench, open_bench
+from .search.problem import SearchSettings
+from .search.search import search
+from .task.load import load_subject
+from .task.samples import scoring_inputs, training_inputs
 from .types import (
     Artifact,
     Candidate,
@@ -63,6 +65,10 @@ from .types import (
     Verdict,
     to_json,
 )
+from .verify import engines
+from .verify.artifact import verified
+from .verify.places import places_of
+from .verify.references import References, references_of
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
 EPOCHS = 8  # of the embedded network
@@ -90,7 +96,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         reason = target.missing()
         if reason is not None:
             raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
-    places = engines.places(config, chosen, board)
+    places = places_of(config, chosen, board)
     led = next((t for t in chosen if places[t.name] is not None), chosen[0])  # the search is for the first that can be measured
     pattern = pattern_for(config, chosen)
     _deterministic(config)
@@ -151,8 +157,8 @@ def _judged(
     run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
 ) -> TargetResult:
     """The artifact on its device, or on this machine; an engine is built there first."""
-    if not engines.needs_device(target):
-        return artifacts.verified(run, before, target, artifact, references)
+    if not needs_device(target):
+        return verified(run, before, target, artifact, references)
     if place is not None and boards_of(place):
         return engines.finished(run, before, target, artifact, references, place)
     return engines.unbuilt(run, before, target, artifact, references, engines.ABSENT.format(name=target.name))

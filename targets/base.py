@@ -157,3 +157,8 @@ class Target(Protocol):
         Convolution and linear weights keep their module names (`layer1.0.conv1.weight`), BatchNorm is in place.
         """
         ...
+
+
+def needs_device(target: Target) -> bool:
+    """Whether a target's artifact is finished on the device it is for."""
+    return bool(getattr(target, "needs_device", False))

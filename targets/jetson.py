@@ -60,7 +60,7 @@ class Jetson:
             raise BuildError(
                 "the jetson target cannot build this precision", found=request.precision, expected="int8, fp16 or fp32"
             )
-        from .onnx_export import export_float
+        from .onnx.export import export_float
 
         request.folder.mkdir(parents=True, exist_ok=True)
         baseline = export_float(request.dense, request.image_shape)
@@ -139,13 +139,13 @@ class JetsonProber(OnnxProber):
 
     def candidate(self, structure: Structure) -> bytes:
         """A file of this structure in the artifact's precision."""
-        from .onnx_graph import cut
+        from .onnx.edit import cut
 
         model = cut(self._float, structure)
         if self._precision is Precision.INT8:
             from ..calibration.ranges import collect, ranges
-            from .onnx_int8 import Recipe
-            from .qdq_int8 import quantize
+            from .onnx.int8 import Recipe
+            from .tensorrt.qdq import quantize
 
             rng = np.random.default_rng(0)
             images = rng.standard_normal((2, *self._shape), dtype=np.float32)  # what the ranges are does not change the time
@@ -162,7 +162,7 @@ class JetsonProber(OnnxProber):
         return self._seconds(structure) / self._dense_s
 
     def _seconds(self, structure: Structure) -> float:
-        from .jetson_estimate import Work, seconds
+        from .tensorrt.estimate import Work, seconds
 
         works = []
         for name in sorted(self.alive(structure)):
@@ -215,7 +215,7 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network in half precision between a float input and a float output. Leaves its argument as it is."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    from .onnx_int8 import quiet
+    from .onnx.int8 import quiet
 
     with quiet():
         half: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True, disable_shape_infer=False)
@@ -227,8 +227,8 @@ def two_four_layers(model: onnx.ModelProto) -> frozenset[str]:
     """Layers of a float network with at most two nonzero weights in every four consecutive inputs, by module name."""
     from onnx import numpy_helper
 
-    from .onnx_graph import layers
-    from .qdq_lint import fours_over_two, output_axis
+    from .onnx.edit import layers
+    from .tensorrt.lint import fours_over_two, output_axis
 
     weights = {i.name: i for i in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
@@ -248,9 +248,9 @@ def _choose_int8(
     If int8 costs more than allowed, see `Trials.escalate`.
     """
     from ..calibration.ranges import METHODS
-    from .onnx_int8 import Recipe, ends
-    from .onnx_trials import Trials
-    from .qdq_int8 import quantize
+    from .onnx.int8 import Recipe, ends
+    from .onnx.trials import Trials
+    from .tensorrt.qdq import quantize
 
     float_top1 = request.score(simulate(network.SerializeToString(), request.threads))
     trials = Trials(network, request, quantize, simulate)
@@ -288,7 +288,7 @@ def _label(model: onnx.ModelProto, request: BuildRequest, *, sparse: bool) -> No
 
 
 def _require_accepted(model: onnx.ModelProto, two_four: frozenset[str]) -> None:
-    from .qdq_lint import lint
+    from .tensorrt.lint import lint
 
     findings = lint(model, two_four=two_four)
     if findings:
@@ -302,7 +302,7 @@ def _parsed(data: bytes, *, two_four: bool) -> str:
     Raises:
         BuildError: it refused the file; so would a Jetson's.
     """
-    from . import tensorrt_check
+    from .tensorrt import parser_check as tensorrt_check
 
     reason = tensorrt_check.missing()
     if reason:
@@ -320,7 +320,7 @@ def _input_positions(model: onnx.ModelProto) -> dict[str, int]:
     """Layer -> positions of its input: height x width, 1 for a vector."""
     import onnx
 
-    from .onnx_graph import layers
+    from .onnx.edit import layers
 
     graph = onnx.shape_inference.infer_shapes(model).graph
     sizes = {

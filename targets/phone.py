@@ -21,8 +21,8 @@ from .x86 import write_whole
 if TYPE_CHECKING:
     from torch import nn
 
-    from .tflite_metadata import Record
-    from .tflite_prober import TfliteProber
+    from .tflite.metadata import Record
+    from .tflite.prober import TfliteProber
 
 EXTRA = {"litert_torch": "litert-torch", "ai_edge_quantizer": "ai-edge-quantizer", "ai_edge_litert": "ai-edge-litert"}
 CONVERTER = "litert_converter"  # comes with litert-torch where it has a wheel
@@ -63,11 +63,11 @@ class Phone:
         if request.precision not in self.limits.precisions:
             able = ", ".join(self.limits.precisions)
             raise BuildError("the phone target cannot build this precision", found=request.precision, expected=f"one of {able}")
-        from .tflite_convert import convert
-        from .tflite_int8 import halve, with_int8_weights
-        from .tflite_metadata import Record, with_labels
-        from .tflite_run import facts_of
-        from .tflite_sparse import half_zero
+        from .tflite.convert import convert
+        from .tflite.int8 import halve, with_int8_weights
+        from .tflite.metadata import Record, with_labels
+        from .tflite.run import facts_of
+        from .tflite.sparse import half_zero
 
         record = Record(request.mean, request.std, request.classes)
         request.folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class Phone:
         """
         if find_spec("ai_edge_litert") is None:
             raise UnavailableError("ai-edge-litert is not installed", do="pip install 'edge-compress[phone]'")
-        from .tflite_run import predictor
+        from .tflite.run import predictor
 
         try:
             data = Path(path).read_bytes()
@@ -130,7 +130,7 @@ class Phone:
     @contextmanager
     def runner_through(self, path: Path, infer: Infer) -> Iterator[Runner]:
         """The artifact on another machine, see `targets.base.Elsewhere`; its file is read by LiteRT here."""
-        from .tflite_run import predictor
+        from .tflite.run import predictor
 
         yield predictor(Path(path).read_bytes(), name=Path(path).name, infer=infer)
 
@@ -142,7 +142,7 @@ class Phone:
             BuildError: the network cannot be converted or quantized.
         """
         self._require()
-        from .tflite_prober import TfliteProber
+        from .tflite.prober import TfliteProber
 
         return TfliteProber(module, image_shape, precision)
 
@@ -158,8 +158,8 @@ def _baseline(request: BuildRequest) -> tuple[bytes, tuple[str, ...]]:
     A zero-padded shortcut becomes a slice and a padding, which cost more than the 1x1 convolution that does the same. A speedup
     over the slower form would be a gift of the conversion.
     """
-    from .tflite_convert import convert
-    from .tflite_run import quickest
+    from .tflite.convert import convert
+    from .tflite.run import quickest
 
     own, _ = convert(request.dense, request.image_shape, request.mean, request.std)
     if request.rewritten is None:
@@ -174,8 +174,8 @@ def _baseline(request: BuildRequest) -> tuple[bytes, tuple[str, ...]]:
 
 def _sparse_if_faster(network: bytes, request: BuildRequest) -> tuple[bytes, tuple[str, ...], dict[str, str]]:
     """The network with its zeros encoded where that is faster here, else as it was; why; and the same for machines."""
-    from .tflite_run import quickest
-    from .tflite_sparse import encode, why_dense
+    from .tflite.run import quickest
+    from .tflite.sparse import encode, why_dense
 
     reason = why_dense(network)
     if reason:
@@ -193,10 +193,10 @@ def _choose_int8(
 ) -> tuple[bytes, tuple[str, ...], dict[str, str], tuple[str, ...]]:
     """The int8 network of the ranges that cost least on the search split; notes; options; what was tried."""
     from ..calibration.ranges import METHODS, ranges
-    from .onnx_int8 import COMPENSATED, STEPS
-    from .tflite_convert import INPUT_NAME, convert
-    from .tflite_int8 import collect, quantize
-    from .tflite_run import pixels, predictor
+    from .onnx.int8 import COMPENSATED, STEPS
+    from .tflite.convert import INPUT_NAME, convert
+    from .tflite.int8 import collect, quantize
+    from .tflite.run import pixels, predictor
 
     float_top1 = request.score(predictor(network, request.threads, record=record))
 
@@ -233,7 +233,7 @@ def _choose_int8(
 
 def annotated(data: bytes, image_shape: tuple[int, int, int], record: Record) -> bytes:
     """The file with the standard metadata and our own record in it."""
-    from .tflite_metadata import OWN, STANDARD, put, standard
+    from .tflite.metadata import OWN, STANDARD, put, standard
 
     return put(data, {STANDARD: standard(image_shape, record), OWN: record.to_bytes()})
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from .onnx_graph import Layer
+    from .onnx.edit import Layer
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
 _BLOCK = 64  # images a call, where the file allows more than one
@@ -59,7 +59,7 @@ class X86:
         self._require()
         if request.precision not in self.limits.precisions:
             raise BuildError("the x86 target cannot build this precision", found=request.precision, expected="int8 or fp32")
-        from .onnx_export import export_float
+        from .onnx.export import export_float
 
         request.folder.mkdir(parents=True, exist_ok=True)
         baseline = export_float(request.dense, request.image_shape)
@@ -129,14 +129,14 @@ class OnnxProber:
     """The dense network, exported once; candidates are cut from it without torch."""
 
     def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> None:
-        from .onnx_export import export_float
-        from .onnx_graph import layers
+        from .onnx.edit import layers
+        from .onnx.export import export_float
 
         self._float = export_float(module, image_shape)
         self._model = self._float
         if precision is Precision.INT8:
             from ..calibration.ranges import collect, ranges
-            from .onnx_int8 import Recipe, quantize
+            from .onnx.int8 import Recipe, quantize
 
             rng = np.random.default_rng(0)
             images = rng.standard_normal((4, *image_shape), dtype=np.float32)  # what the ranges are does not change the time
@@ -152,7 +152,7 @@ class OnnxProber:
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision."""
-        from .onnx_graph import cut
+        from .onnx.edit import cut
 
         return bytes(cut(self._model, structure).SerializeToString())
 
@@ -167,7 +167,7 @@ class OnnxProber:
 
     def alive(self, structure: Structure) -> frozenset[str]:
         """The layers that are left when the removed branches are gone."""
-        from .onnx_graph import cut, layers
+        from .onnx.edit import cut, layers
 
         removed = tuple(sorted(structure.removed))
         if removed not in self._alive:
@@ -222,8 +222,8 @@ def _choose_int8(
     than allowed, see `Trials.escalate`.
     """
     from ..calibration.ranges import METHODS
-    from .onnx_int8 import Recipe, ends, has_vnni, quantize
-    from .onnx_trials import Trials
+    from .onnx.int8 import Recipe, ends, has_vnni, quantize
+    from .onnx.trials import Trials
 
     float_top1 = request.score(predictor(network.SerializeToString(), request.threads))
     trials = Trials(network, request, quantize, predictor)
@@ -259,7 +259,7 @@ def _output_positions(model: onnx.ModelProto) -> dict[str, int]:
     """Layer -> how many output positions it computes: height x width, 1 for a linear layer on a vector."""
     import onnx
 
-    from .onnx_graph import layers
+    from .onnx.edit import layers
 
     graph = onnx.shape_inference.infer_shapes(model).graph
     shapes: dict[str, Any] = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.output)}

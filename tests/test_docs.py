@@ -11,7 +11,7 @@ from types import ModuleType
 
 import click
 import pytest
-from edge_compress.pipeline.cli import cli
+from edge_compress.pipeline.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")) if p.stat().st_size)

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paper
+import paper_recipe
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from edge_compress.pipeline.errors import InputError
 from PIL import Image
 from safetensors.torch import load_file, safe_open
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import paper
-import paper_recipe
 
 BENCHMARKS = Path(paper.__file__).parent
 SHIPPED = BENCHMARKS / "paper-resnet50.toml"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.store import sha256_file
+from edge_compress.pipeline.files import sha256_file
 from edge_compress.targets import phone
-from edge_compress.targets.tflite_metadata import labels_of
+from edge_compress.targets.tflite.metadata import labels_of
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results" / "phone"
 # file, most bytes and least accuracy, and the file of equal size it is compared with

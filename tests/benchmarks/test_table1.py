@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from click.testing import CliRunner
-from edge_compress.pipeline.types import Knob
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import table1
 import table1_bench
 import table1_methods
 import table1_report
 import table1_training
+import torch
+from click.testing import CliRunner
+from edge_compress.pipeline.types import Knob
 
 
 def row(method: str, sparsity: float, seed: int, top1: float) -> dict[str, Any]:

@@ -10,16 +10,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.comparison import to_html as comparison
-from edge_compress.pipeline.report import to_html, to_report
+from edge_compress.pipeline.report.comparison import to_html as comparison
+from edge_compress.pipeline.report.report import to_html, to_report
 from edge_compress.pipeline.types import Kind, Verdict
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 from fake_run import fake_results, fake_target, fake_timing
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import peers
 import pytest
-from edge_compress.devices import trtexec
+from edge_compress.devices.tensorrt import trtexec
 from jetsons import Jetson
 
 STANDIN = """#!{python}

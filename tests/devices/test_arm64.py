@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import peers
 import pytest
-from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.errors import UnavailableError
 from edge_compress.pipeline.types import Kind
 from small_models import convolution, two_layers

@@ -9,16 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from edge_compress.devices import boards, leases, tensorrt_loop, trtexec
-from edge_compress.devices import engines as engines_file
+from edge_compress.devices import board as boards
+from edge_compress.devices import leases
 from edge_compress.devices.access import open_board
-from edge_compress.devices.boards import Board
+from edge_compress.devices.board import Board
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.remote import RemoteDevice
-from edge_compress.devices.tensorrt_device import TensorRtDevice
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.devices.transport import BusyError
-from edge_compress.pipeline import board_check, profiling
+from edge_compress.devices.tensorrt import engines as engines_file
+from edge_compress.devices.tensorrt import loop as tensorrt_loop
+from edge_compress.devices.tensorrt import trtexec
+from edge_compress.devices.tensorrt.device import TensorRtDevice
+from edge_compress.devices.transport.base import BusyError
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
+from edge_compress.pipeline.profile import board_check, profiling
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.types import Kind, Precision
 from jetsons import MODE, digest, onnx_file

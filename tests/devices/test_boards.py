@@ -1,7 +1,7 @@
 """Boards are found by file, and a wrong file is named."""
 
 import pytest
-from edge_compress.devices import boards
+from edge_compress.devices import board as boards
 from edge_compress.pipeline.errors import InputError, UnavailableError
 
 GOOD = 'targets = ["x86"]\ntransport = "local"\n'

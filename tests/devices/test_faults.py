@@ -4,22 +4,19 @@ The board is a real sshd in a network namespace of its own, with mounts of its o
 answers and tensors that break off in test_remote.py.
 """
 
-import contextlib
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from edge_compress.devices import agent as agent_file
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.pipeline.errors import DeviceError
+from edge_compress.devices.measure.timing import TimingSettings
+from faults import later, one_line
 from small_models import convolution, hungry
 
 pytestmark = pytest.mark.devices
@@ -38,40 +35,6 @@ def board(far):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return convolution(tmp_path_factory.mktemp("models") / "m.onnx", 64)
-
-
-@contextlib.contextmanager
-def one_line(what: str, within_s: float, error: type[Exception] = DeviceError) -> Iterator[None]:
-    """What is done inside fails in time, with one line that says so and what to do."""
-    started = time.monotonic()
-    with pytest.raises(error, match=what) as caught:
-        yield
-    took = time.monotonic() - started
-    print(f"{took:.1f} s: {caught.value}")
-    assert took < within_s
-    assert "\n" not in str(caught.value)
-    assert "expected" in str(caught.value)
-    assert "; " in str(caught.value)
-
-
-@contextlib.contextmanager
-def later(seconds: float, work) -> Iterator[None]:
-    """Do something while what is inside runs; its own failure is not lost."""
-    failed: list[BaseException] = []
-
-    def go() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    timer = threading.Timer(seconds, go)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-        assert not failed, failed
 
 
 def still_works(board, model: Path) -> None:
@@ -194,7 +157,7 @@ def test_the_board_is_rebooted_while_a_search_measures_on_it(far, board, model, 
     fake.write_text("00000000-aaaa-bbbb-cccc-000000000002\n")
     with board.meter(data, "onnxruntime", 1, 0) as meter:
         assert meter.ratio(data) > 0
-        monkeypatch.setattr("edge_compress.devices.remote_meter.IDLE_S", 0.0)  # its agent has ended itself
+        monkeypatch.setattr("edge_compress.devices.measure.meter.IDLE_S", 0.0)  # its agent has ended itself
         server.inside("mount", "--bind", fake, "/proc/sys/kernel/random/boot_id")
         try:
             with one_line("rebooted during the search", 60):

@@ -4,7 +4,8 @@ import sys
 
 import onnxruntime
 import pytest
-from edge_compress.devices import boards, health
+from edge_compress.devices import board as boards
+from edge_compress.devices import health
 from edge_compress.pipeline.errors import DeviceError, UnavailableError
 
 

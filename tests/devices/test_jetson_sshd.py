@@ -8,12 +8,12 @@ from pathlib import Path
 
 import peers
 import pytest
-from edge_compress.devices import engines as engines_file
-from edge_compress.devices import trtexec
-from edge_compress.devices.boards import Board
-from edge_compress.devices.ssh import SshTransport
-from edge_compress.devices.tensorrt_device import TensorRtDevice
-from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.board import Board
+from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.devices.tensorrt import engines as engines_file
+from edge_compress.devices.tensorrt import trtexec
+from edge_compress.devices.tensorrt.device import TensorRtDevice
+from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import DeviceError, UnavailableError
 from edge_compress.pipeline.types import Kind
 from jetsons import MODE, Programs, digest, onnx_file

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edge_compress.devices.boards import Board
+from edge_compress.devices.board import Board
 from edge_compress.devices.local import LocalDevice
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.remote import RemoteDevice
-from edge_compress.devices.ssh import SshTransport
-from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
 
 QUICK = TimingSettings(runtime="litert", sessions=1, min_pairs=5, max_pairs=10, max_seconds=5.0, warmup_seconds=0.1)
@@ -120,8 +120,8 @@ def test_measured_over_the_stand_in(board, model):
 def test_a_real_file_gives_what_this_machines_interpreter_gives(tmp_path):
     pytest.importorskip("litert_torch", reason="the extra [phone] makes the file")
     import torch
-    from edge_compress.targets.tflite_convert import convert
-    from edge_compress.targets.tflite_run import predictor
+    from edge_compress.targets.tflite.convert import convert
+    from edge_compress.targets.tflite.run import predictor
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 5))

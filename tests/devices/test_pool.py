@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edge_compress.devices import boards, leases, pool
+from edge_compress.devices import board as boards
+from edge_compress.devices import leases, pool
 from edge_compress.devices.access import open_named
-from edge_compress.devices.boards import Board
+from edge_compress.devices.board import Board
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.pool import Pool
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.devices.transport import BoardError, BusyError
+from edge_compress.devices.transport.base import BoardError, BusyError
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError
 from small_models import convolution
 

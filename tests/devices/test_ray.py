@@ -9,10 +9,10 @@ import peers
 import pytest
 from edge_compress.devices import ray_boards
 from edge_compress.devices.access import open_pool
-from edge_compress.devices.boards import Board
+from edge_compress.devices.board import Board
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.ray_boards import RayBoard
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.devices.transport import BoardError
+from edge_compress.devices.transport.base import BoardError
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.types import Kind
 from small_models import convolution

@@ -14,12 +14,12 @@ import onnxruntime
 import pytest
 from edge_compress.devices import agent as agent_file
 from edge_compress.devices.access import open_board
-from edge_compress.devices.agent_session import overhead_ms
-from edge_compress.devices.boards import Board
+from edge_compress.devices.board import Board
+from edge_compress.devices.connection import overhead_ms
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.remote import RemoteDevice
-from edge_compress.devices.ssh import SshTransport
 from edge_compress.devices.tensors import unpacked
-from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError, UnavailableError
 from edge_compress.pipeline.types import Kind
 from onnx import TensorProto, helper, numpy_helper
@@ -240,7 +240,7 @@ def test_a_second_agent_on_the_board_is_told_it_is_busy(device):
 
 
 def test_the_agent_ends_itself_when_nothing_is_asked_of_it(device, monkeypatch):
-    monkeypatch.setattr("edge_compress.devices.agent_session.IDLE_S", 1)
+    monkeypatch.setattr("edge_compress.devices.connection.IDLE_S", 1)
     with device.connect() as agent:
         agent.stream.process.wait(20)
         assert agent.stream.process.returncode == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edge_compress.devices.agent_session import overhead_ms
-from edge_compress.devices.timing import TimingSettings
+from edge_compress.devices.connection import overhead_ms
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.errors import DeviceError
 from edge_compress.pipeline.types import Kind
 from small_models import convolution

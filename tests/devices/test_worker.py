@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_compress.devices import local
-from edge_compress.devices.local import LocalDevice, QuickMeter, WorkerProcess, describe, sessions
-from edge_compress.devices.timing import TimingSettings
-from edge_compress.devices.worker_process import request_of
+from edge_compress.devices.local import LocalDevice, QuickMeter, describe, sessions
+from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.devices.worker_process import WorkerProcess, request_of
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError
 from edge_compress.pipeline.types import Kind
 from onnx import TensorProto, helper, numpy_helper

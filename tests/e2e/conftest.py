@@ -11,10 +11,10 @@ import pytest
 import torch
 import user_net
 from cli_runs import Finished, Workshop
-from edge_compress.pipeline.accuracy import logits, top1
 from edge_compress.pipeline.cli import main
-from edge_compress.pipeline.data import load_data
-from edge_compress.pipeline.digits import train_digits
+from edge_compress.pipeline.finetune.digits import train_digits
+from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Preprocess
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import Finished, report_of
-from edge_compress.pipeline import bundle, golden
-from edge_compress.pipeline.data import load_data
 from edge_compress.pipeline.errors import VerifyError
+from edge_compress.pipeline.release import bundle
+from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.verify import golden
 
 pytest.importorskip("cyclonedx", reason="the bill of materials needs the extra [release]")
 Call = Callable[[list[str]], Finished]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import Finished, Workshop, report_of
-from edge_compress.devices import engines, trtexec
+from edge_compress.devices.tensorrt import engines, trtexec
 from pretended_jetson import PretendedJetson, jetsons
 
 QUICK = {"target": "jetson", "search": "knapsack", "evaluations": 6, "score": "magnitude", "finetune_epochs": 1}

@@ -15,7 +15,7 @@ import pytest
 from cli_runs import Finished, Workshop, report_of
 from pretended_jetson import jetsons
 
-STANDIN = Path(__file__).parent.parent / "devices" / "trtexec_standin.py"
+STANDIN = Path(__file__).parents[1] / "support" / "trtexec_standin.py"
 QUICK = {"search": "knapsack", "evaluations": 10, "score": "magnitude"}
 ALONE = {
     "target": "jetson",

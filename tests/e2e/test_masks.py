@@ -9,7 +9,7 @@ import onnx
 import torch
 import user_net
 from cli_runs import USER_NET, Finished, Workshop, report_of
-from edge_compress.pipeline.graph import canonical
+from edge_compress.pipeline.graph.trace import canonical
 from onnx import numpy_helper
 from safetensors.torch import load_file
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_runs import Workshop, report_of
 from edge_compress import targets
-from edge_compress.pipeline.data import load_data
+from edge_compress.pipeline.task.datasets import load_data
 
 lacking = targets.load("phone").missing()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")]

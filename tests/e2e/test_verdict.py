@@ -13,7 +13,7 @@ import pytest
 from cli_runs import Finished, Workshop, report_of, snapshot
 from edge_compress.devices.local import LocalDevice
 from edge_compress.pipeline.errors import BuildError, DeviceError
-from edge_compress.pipeline.store import Stage
+from edge_compress.pipeline.run_folder import Stage
 from edge_compress.pipeline.types import Artifact, Kind, Percentiles, Speedup, Timing
 from edge_compress.targets import x86
 

@@ -201,8 +201,8 @@ def test_two_configurations_differ_only_in_what_the_result_depends_on() -> None:
 
 
 def test_the_scores_and_augmentations_are_those_that_exist() -> None:
-    from edge_compress.pipeline.hasa import SCORES
-    from edge_compress.pipeline.preprocess import AUGMENTATIONS
+    from edge_compress.pipeline.score.criteria import SCORES
+    from edge_compress.pipeline.task.preprocess import AUGMENTATIONS
 
     assert set(settings.SCORES) == set(SCORES)
     assert set(settings.AUGMENTS) == set(AUGMENTATIONS)

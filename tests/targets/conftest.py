@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from edge_compress.targets.onnx_export import export_float
+from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
 SHAPE = (3, 12, 12)

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.rounding import round_weights
+from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Kind, Pattern, Precision
-from edge_compress.targets import jetson, tensorrt_check
+from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Structure
-from edge_compress.targets.jetson_estimate import ORIN_NANO, Work, seconds
-from edge_compress.targets.qdq_lint import lint
+from edge_compress.targets.tensorrt import parser_check as tensorrt_check
+from edge_compress.targets.tensorrt.estimate import ORIN_NANO, Work, seconds
+from edge_compress.targets.tensorrt.lint import lint
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper

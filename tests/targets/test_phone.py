@@ -14,16 +14,31 @@ from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices import worker
 from edge_compress.devices.local import QuickMeter, describe
 from edge_compress.pipeline.errors import BuildError, UnavailableError
-from edge_compress.pipeline.evaluate import structure_of
-from edge_compress.pipeline.graph import canonical
-from edge_compress.pipeline.groups import couple
-from edge_compress.pipeline.rounding import round_weights
-from edge_compress.pipeline.surgery import prune
+from edge_compress.pipeline.graph.coupling import couple
+from edge_compress.pipeline.graph.structure import structure_of
+from edge_compress.pipeline.graph.surgery import prune
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Pattern, Plan, Precision
-from edge_compress.targets import phone, tflite_cut, tflite_file, tflite_layers, tflite_prober, tflite_run
+from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest, Structure
-from edge_compress.targets.tflite_run import pixels as pixels_of
-from edge_compress.targets.tflite_run import predictor
+from edge_compress.targets.tflite import (
+    edit as tflite_cut,
+)
+from edge_compress.targets.tflite import (
+    file as tflite_file,
+)
+from edge_compress.targets.tflite import (
+    layers as tflite_layers,
+)
+from edge_compress.targets.tflite import (
+    prober as tflite_prober,
+)
+from edge_compress.targets.tflite import (
+    run as tflite_run,
+)
+from edge_compress.targets.tflite.run import pixels as pixels_of
+from edge_compress.targets.tflite.run import predictor
 from torch import nn
 
 SHAPE = (3, 12, 12)
@@ -152,8 +167,8 @@ def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pi
 
 @converts
 def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
-    from edge_compress.targets.tflite_convert import convert
-    from edge_compress.targets.tflite_int8 import collect, quantize
+    from edge_compress.targets.tflite.convert import convert
+    from edge_compress.targets.tflite.int8 import collect, quantize
 
     coupling = couple(net)
     kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
@@ -281,7 +296,7 @@ def test_weights_are_int8_per_channel_and_aligned_and_names_are_short(built):
 
 @converts
 def test_labels_metadata_and_record_are_inside(built):
-    from edge_compress.targets import tflite_metadata as metadata
+    from edge_compress.targets.tflite import metadata as metadata
 
     folder, _, _ = built
     data = (folder / "model.tflite").read_bytes()
@@ -293,8 +308,8 @@ def test_labels_metadata_and_record_are_inside(built):
 
 @converts
 def test_input_and_output_are_float_when_asked_for_and_half_precision_halves_the_file(built, inputs):
-    from edge_compress.targets.tflite_int8 import collect, halve, quantize
-    from edge_compress.targets.tflite_metadata import Record
+    from edge_compress.targets.tflite.int8 import collect, halve, quantize
+    from edge_compress.targets.tflite.metadata import Record
 
     folder, _, request = built
     record = Record(MEAN, STD, ())
@@ -369,7 +384,7 @@ def test_the_dense_baseline_is_the_faster_form_of_zero_padded_shortcuts(monkeypa
 
 @converts
 def test_the_quicker_of_two_files_is_told(built):
-    from edge_compress.targets.tflite_convert import convert
+    from edge_compress.targets.tflite.convert import convert
 
     folder, _, _ = built
     dense = (folder / "baseline.tflite").read_bytes()

@@ -19,7 +19,7 @@ import torch
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
-from edge_compress.targets.tflite_metadata import OWN, Record, entry
+from edge_compress.targets.tflite.metadata import OWN, Record, entry
 
 ROOT, SITE = (Path(__file__).parents[2] / "build" / "devices" / name for name in ("arm64", "arm64-site"))
 PYTHON = ROOT / "usr" / "bin" / "python3.11"
@@ -130,9 +130,9 @@ def test_answers_on_arm_are_those_of_this_machine(arm, tiny, tmp_path: Path, pre
 @pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")
 def test_sparse_weights_give_the_same_answers_where_zeros_are_skipped(arm, tmp_path: Path) -> None:
     """On Arm XNNPACK takes its sparse kernels, which this machine may never do."""
-    from edge_compress.targets import tflite_sparse
-    from test_tflite_sparse import SHAPE as IMAGE
-    from test_tflite_sparse import Mobile, converted
+    from edge_compress.targets.tflite import sparse as tflite_sparse
+    from small_mobile import SHAPE as IMAGE
+    from small_mobile import Mobile, converted
 
     plain = converted(Mobile(), zeros=0.9)
     assert tflite_sparse.why_dense(plain) == ""

@@ -7,12 +7,12 @@ import pytest
 import torch
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError, UnavailableError
-from edge_compress.pipeline.rounding import round_weights
+from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Structure
-from edge_compress.targets.onnx_export import export_float
-from edge_compress.targets.onnx_int8 import STEPS, Recipe, quantize
+from edge_compress.targets.onnx.export import export_float
+from edge_compress.targets.onnx.int8 import STEPS, Recipe, quantize
 from onnx import numpy_helper
 
 SHAPE = (3, 12, 12)

@@ -1,0 +1,259 @@
+"""The host's side of the agent: requests with deadlines, files by digest, models by handle; refusals become errors."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
+from ..pipeline.types import Kind
+from . import agent as agent_file
+from .agent import Refusal
+from .tensors import Array, packed, unpacked
+from .transport.base import AgentEnded, BoardError, Stream, Transport
+from .worker import random_input
+
+_CHUNK = 4 << 20  # bytes of a model sent at once
+IDLE_S = 90  # without a request, until the agent ends itself
+_START_S, _SHORT_S, _LOAD_S, _SEND_S = 40.0, 20.0, 120.0, 120.0
+
+
+class AgentSession:
+    """A running agent on a board. Starting it sends the agent's file only where the board does not have it yet.
+
+    Args:
+        transport: the way to the board; it stays open.
+        name: of the board, for messages.
+        python: the interpreter there.
+        at_end: called when the session is closed.
+        emulated: the board's file says that its times mean nothing.
+
+    Raises:
+        DeviceError: the board cannot be reached, is busy, or has no Python.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        name: str,
+        python: str = "python3",
+        at_end: Callable[[], None] = lambda: None,
+        emulated: bool = False,
+    ) -> None:
+        self.transport, self.name, self._at_end, self._emulated = transport, name, at_end, emulated
+        source = Path(agent_file.__file__)
+        digest = sha256(source.read_bytes()).hexdigest()
+        remote = f"{transport.folder}/agent-{digest[:16]}.py"
+        options = [f"--folder={transport.folder}", f"--idle={IDLE_S}", f"--digest={digest}"]
+        command = [python, remote, *options]
+        self.agent_sent = False
+        try:
+            self.stream: Stream = transport.open(command, _START_S)
+        except AgentEnded as ended:
+            if ended.code not in (2, agent_file.WRONG_FILE):  # 2: Python finds no such file
+                raise
+            self._send_agent(source, remote)
+            self.stream = transport.open(command, _START_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the agent; safe to call twice."""
+        if self.stream.process.poll() is None:
+            with contextlib.suppress(DeviceError):
+                self.stream.ask({"op": "quit"}, 1.0, "ending the agent")
+        self.stream.close()
+        self._at_end()
+
+    def ask(self, request: dict[str, Any], deadline_s: float, what: str, payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """The agent's answer to a request of agent.py.
+
+        Raises:
+            DeviceError: the board failed, or the model did: killed, out of memory, too slow.
+            BuildError: the runtime refused the model.
+            UnavailableError: the runtime is not on the board.
+            InputError: the request asks for what the board does not have.
+        """
+        answer, data = self.stream.ask(request, deadline_s, what, payload)
+        if answer["ok"]:
+            return answer, data
+        raise _refused(str(answer["kind"]), str(answer["error"]), self.name, what, deadline_s)
+
+    def hello(self) -> dict[str, Any]:
+        """What the board is; see `agent.describe_board`."""
+        return self.ask({"op": "hello"}, _SHORT_S, "asking what it is")[0]
+
+    def kind(self) -> Kind:
+        """What times of this board are: measured, or emulated when its file or the board itself says so."""
+        return Kind.EMULATED if self._emulated or self.hello()["emulated"] else Kind.MEASURED
+
+    def runtime(self, name: str) -> tuple[str, str]:
+        """(package, version) of a runtime, after it was imported there in a process of its own.
+
+        Raises:
+            UnavailableError: none of its packages can be imported.
+            DeviceError: importing it killed the process.
+        """
+        answer, _ = self.ask({"op": "runtime", "runtime": name}, _LOAD_S, f"starting {name}")
+        return str(answer["package"]), str(answer["version"])
+
+    def put(self, path: Path) -> tuple[str, bool]:
+        """Have a file on the board: (its SHA-256, whether it had to be sent).
+
+        Raises:
+            InputError: the file cannot be read.
+            DeviceError: the board's disk is full, or the link failed.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"model file {path}", found=error.strerror or str(error), expected="a readable file") from error
+        return self.put_bytes(data, path.name)
+
+    def put_bytes(self, data: bytes, name: str) -> tuple[str, bool]:
+        """The same of a file's bytes; `name` is for messages."""
+        digest, what = sha256(data).hexdigest(), f"sending {name}"
+        if self.ask({"op": "has", "sha256": digest}, _SEND_S, what)[0]["has"]:
+            return digest, False
+        for offset in range(0, max(len(data), 1), _CHUNK):
+            request = {"op": "put", "sha256": digest, "size": len(data), "offset": offset}
+            self.ask(request, _SEND_S, what, data[offset : offset + _CHUNK])
+        return digest, True
+
+    def drop(self, digest: str) -> None:
+        """Remove a file from the board."""
+        self.ask({"op": "drop", "sha256": digest}, _SHORT_S, "removing a file")
+
+    def load(self, path: Path, runtime: str, threads: int, affinity: tuple[int, ...] | None = None) -> RemoteModel:
+        """A model in a process of its own on the board, its file sent where needed."""
+        return self.load_digest(self.put(path)[0], path.name, runtime, threads, affinity)
+
+    def load_digest(
+        self, digest: str, name: str, runtime: str, threads: int, affinity: tuple[int, ...] | None = None
+    ) -> RemoteModel:
+        """The same of a file that is there."""
+        pins = affinity and list(affinity)
+        request = {"op": "load", "sha256": digest, "runtime": runtime, "threads": threads, "affinity": pins}
+        answer, _ = self.ask(request, _LOAD_S, f"loading {name}")
+        return RemoteModel(self, name, answer)
+
+    def _send_agent(self, source: Path, remote: str) -> None:
+        folder = self.transport.folder
+        self._do(["mkdir", "-p", folder])
+        try:
+            self.transport.push(source, f"{remote}.part", _SEND_S)
+        except BoardError as error:
+            free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp gives no reason
+            if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * source.stat().st_size:
+                raise BoardError(
+                    f"board {self.name}: {folder}",
+                    found=f"its disk is full, {int(free[0])} KiB free",
+                    expected="space for the agent and the model files",
+                    do="remove files there, or set `folder` in the board's file",
+                ) from error
+            raise
+        self._do(["mv", f"{remote}.part", remote])
+        self.agent_sent = True
+
+    def _do(self, argv: list[str]) -> None:
+        done = self.transport.run(argv, _SHORT_S)
+        if done.code != 0:
+            raise BoardError(
+                f"board {self.name}: {argv[0]} in {self.transport.folder}",
+                found=" ".join(done.stderr.split())[:300] or f"exit code {done.code}",
+                expected="a folder that can be written",
+                do="set `folder` in the board's file",
+            )
+
+
+class RemoteModel:
+    """A model loaded on a board, in a process of its own there."""
+
+    def __init__(self, session: AgentSession, name: str, loaded: dict[str, Any]) -> None:
+        self._session, self.name = session, name
+        self.handle, self.pid = int(loaded["handle"]), int(loaded["pid"])
+        self.package, self.version = str(loaded["package"]), str(loaded["version"])
+        self.inputs = list(loaded["inputs"])
+
+    def run(self, feeds: dict[str, Array], deadline_s: float = 120.0) -> dict[str, Array]:
+        """The model's outputs by name. The inputs stay in place for timing.
+
+        Raises:
+            DeviceError: the inference failed, or the outputs are not as long as their shapes say.
+        """
+        heads, payload = packed(feeds)
+        request = {"op": "run", "handle": self.handle, "tensors": heads}
+        answer, data = self._session.ask(request, deadline_s, f"running {self.name}", payload)
+        return unpacked(answer["tensors"], data, self._session.name, self.name)
+
+    def feed_random(self, seed: int) -> None:
+        """Put the same inputs in place as worker.py measures with, and run once.
+
+        Raises:
+            BuildError: an input has a shape or type that cannot be made up.
+        """
+        try:
+            feeds = {i["name"]: random_input(i["name"], i["kind"], i["shape"], seed + n) for n, i in enumerate(self.inputs)}
+        except Refusal as refusal:
+            raise BuildError(f"the model {self.name} cannot be measured", found=str(refusal)) from refusal
+        self.run(feeds)
+
+    def layers(self, runs: int, deadline_s: float) -> tuple[tuple[str, str, float], ...]:
+        """(operator, its kind, nanoseconds) in the order they ran, by the runtime's own profiler.
+
+        Raises:
+            UnavailableError: the runtime has none.
+        """
+        request = {"op": "layers", "handle": self.handle, "runs": runs}
+        answer, _ = self._session.ask(request, deadline_s, f"profiling {self.name}")
+        return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
+
+    def peak_rss_bytes(self) -> int:
+        """Peak resident memory of its process, 0 where the board does not tell."""
+        answer, _ = self._session.ask({"op": "memory", "handle": self.handle}, _SHORT_S, f"measuring {self.name}")
+        return int(answer["peak_rss_bytes"])
+
+    def unload(self, spare: bool = False) -> None:
+        """End its process on the board, or with `spare` keep it for the next model of the runtime."""
+        self._session.ask({"op": "unload", "handle": self.handle, "spare": spare}, _SHORT_S, f"unloading {self.name}")
+
+
+def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> EdgeCompressError:
+    """The error an agent's refusal stands for."""
+    where = f"board {board}: {what}"
+    if kind == "load":
+        return BuildError(where, found=text, expected="a model its runtime takes")
+    if kind == "runtime":
+        return UnavailableError(where, found=text, expected="a runtime on the board", do="install it there")
+    if kind == "request":
+        return InputError(where, found=text)
+    do = {
+        "died": "the runtime crashed or was killed on the board; the next measurement starts it afresh",
+        "memory": "the board has too little memory for this model",
+        "disk": "remove files there, or set `folder` in the board's file",
+        "deadline": "use more threads, or see what else runs on the board",
+    }
+    found = f"{text} (after {deadline_s:.0f} s)" if kind == "deadline" else text
+    expected = {"disk": "space for it"}.get(kind, "an answer")
+    return (BoardError if kind == "disk" else DeviceError)(where, found=found, expected=expected, do=do.get(kind, ""))
+
+
+def overhead_ms(agent: AgentSession, requests: int = 200) -> float:
+    """Median milliseconds of a request that does nothing on the board: what the link and the agent cost."""
+    spent = []
+    for _ in range(requests):
+        started = time.perf_counter()
+        agent.stream.ask({"op": "ping"}, _SHORT_S, "a request without work")
+        spent.append(time.perf_counter() - started)
+    return float(np.median(spent)) * 1e3

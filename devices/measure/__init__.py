@@ -1,0 +1,1 @@
+"""How latency is measured: rounds, statistics, the cache of a search's measurements. Start at `timing.py`."""

@@ -1,0 +1,182 @@
+"""A phone without Python as a device: models are timed there by `benchmark_model`, one process for each time.
+
+It prints statistics of its loop and no samples: what stands for a sample here is the median of one loop (its mean, in versions
+that print no median), and baseline and candidates take turns loop by loop, in an order drawn anew for every round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...pipeline.errors import DeviceError
+from ...pipeline.types import Kind
+from ..device import Progress, Take
+from ..leases import lease
+from ..measure.timing import Samples, Session, TimingSettings
+from ..remote import RemoteDevice
+from ..transport.base import BoardError
+from .session import PhoneModel, PhoneSession
+
+ROUNDS = 8  # of a session: each of them a loop of every model
+QUICK_ROUNDS = 3  # for a candidate of a search
+LOOP_RUNS, LOOP_SECONDS = 20, 0.3  # at least
+
+
+class PhoneDevice(RemoteDevice):
+    """See `device.Device`; models are .tflite files, and percentiles are those of loops, not of single inferences."""
+
+    def connect(self) -> PhoneSession:  # type: ignore[override]
+        """The phone, which is this process's until the session is closed.
+
+        Raises:
+            DeviceError, UnavailableError: another process of this machine has it; else see `PhoneSession`.
+        """
+        if self._leased:
+            return PhoneSession(self.transport, self.board)
+        held = lease(self.board)
+        try:
+            return PhoneSession(self.transport, self.board, held.release)
+        except BaseException:
+            held.release()
+            raise
+
+    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> PhoneMeter:  # type: ignore[override]
+        """See `device.Device.meter`."""
+        settings = TimingSettings(threads=threads, affinity=self.board.affinity, runtime=runtime, seed=seed)
+        return PhoneMeter(self.connect, baseline, settings)
+
+    @contextlib.contextmanager
+    def _taking(self) -> Iterator[tuple[Take, Kind]]:
+        with self.connect() as phone:
+            before = _cool(phone)
+            self._require_power_mode(str(before["power_mode"]))
+
+            def take(
+                baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
+            ) -> tuple[Session, ...]:
+                pins = settings.affinity or self.board.affinity
+                models = [phone.load(path, settings.runtime, settings.threads, pins) for path in (baseline, *candidates)]
+                done = []
+                for number in range(settings.sessions):
+                    done.append(_session(phone, models, min(ROUNDS, settings.max_pairs), settings.seed + number))
+                    self._require_same(before, done[-1].machine)
+                    if progress is not None:
+                        progress(number + 1, settings.sessions)
+                return tuple(done)
+
+            yield take, phone.kind()
+
+
+class PhoneMeter:
+    """See `device.Meter`: a candidate's file is sent, timed in turns with the baseline, and removed."""
+
+    width = 1
+
+    def __init__(self, connect: Callable[[], PhoneSession], baseline: bytes, settings: TimingSettings) -> None:
+        self._connect, self._baseline, self._settings = connect, baseline, settings
+        self._dense_ms: float | None = None
+
+    def close(self) -> None:
+        """Nothing is left running between two candidates."""
+
+    @property
+    def dense_ms(self) -> float:
+        """See `device.Meter.dense_ms`."""
+        if self._dense_ms is None:
+            with self._connect() as phone:
+                dense = self._load(phone, self._baseline, "the dense model")
+                _cool(phone)
+                self._dense_ms = float(np.median([_loop_us(dense) for _ in range(QUICK_ROUNDS)])) / 1e3
+        return self._dense_ms
+
+    def ratio(self, candidate: bytes) -> float:
+        """See `device.Meter.ratio`."""
+        return self.ratios([candidate])[0]
+
+    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+        """One after another: there is one phone."""
+        found = []
+        with self._connect() as phone:
+            dense = self._load(phone, self._baseline, "the dense model")
+            for data in candidates:
+                _cool(phone)
+                model = self._load(phone, data, "a candidate of the search")
+                try:
+                    found.append(_quick_ratio(dense, model))
+                finally:  # hundreds of them would fill a phone
+                    if model.remote != dense.remote:
+                        phone.drop(model.remote)
+        return found
+
+    def _load(self, phone: PhoneSession, data: bytes, name: str) -> PhoneModel:
+        settings = self._settings
+        return phone.load_bytes(data, name, settings.runtime, settings.threads, settings.affinity)
+
+
+def _quick_ratio(dense: PhoneModel, model: PhoneModel) -> float:
+    ratios = []
+    for turn in range(QUICK_ROUNDS):
+        first, second = (dense, model) if turn % 2 == 0 else (model, dense)
+        times = {id(first): _loop_us(first), id(second): _loop_us(second)}
+        ratios.append(times[id(model)] / times[id(dense)])
+    return float(np.median(ratios))
+
+
+def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, seed: int) -> Session:
+    rng = np.random.default_rng(seed)
+    times = np.zeros((len(models), rounds))
+    for i in range(rounds):
+        for m in rng.permutation(len(models)):
+            times[m, i] = 1e3 * _loop_us(models[m])
+    state = _cool(phone)
+    samples = [Samples(own, np.zeros(rounds), LOOP_RUNS) for own in times]  # of CPU time the program says nothing
+    facts = {
+        "runtime_version": " ".join(phone.runtime("litert")),
+        "power_mode": str(state["power_mode"]),
+        "boot_id": str(state["boot_id"]),
+        "thermal_status": str(state["thermal_status"]),
+        "time": "a sample is the median of one loop of benchmark_model, in versions without a median its mean",
+    }
+    return Session(
+        baseline=samples[0],
+        candidates=tuple(samples[1:]),
+        stop="pairs",
+        warmup_s=0.1,
+        temperatures_c=(tuple(float(v) for v in state["temperatures_c"].values()),),
+        frequencies_mhz=(tuple(float(now) for now, _, _ in state["clocks_mhz"].values()),),
+        peak_rss_bytes=0,
+        machine={str(k): str(v) for k, v in state["machine"].items()} | facts,
+    )
+
+
+def _loop_us(model: PhoneModel) -> float:
+    found = model.timed(LOOP_RUNS, LOOP_SECONDS)
+    value = found.mean_us if found.median_us is None else found.median_us
+    if not (math.isfinite(value) and value > 0):
+        raise DeviceError(
+            f"the time of {model.name}", found=f"{value} us", expected="a time", do="see the phone's benchmark_model"
+        )
+    return value
+
+
+def _cool(phone: PhoneSession) -> dict[str, Any]:
+    """The phone's state, in which it does not throttle.
+
+    Raises:
+        BoardError: it says itself that it is hot.
+    """
+    state = phone.hello()
+    if state["thermal_status"] > 0:
+        raise BoardError(
+            f"board {phone.name}",
+            found=f"thermal status {state['thermal_status']}: it is hot and throttles",
+            expected="status 0",
+            do="let it cool, out of its case and not charging, then run the same command again",
+        )
+    return state

@@ -1,0 +1,268 @@
+"""trtexec, TensorRT's own command: its command lines by version, and its output and files as numbers. Nothing is run here.
+
+Sources: NVIDIA/TensorRT, samples/common/sampleOptions.cpp and sampleReporting.cpp of 10.x and 11.x, and logs that users of
+Jetsons published; 2026-11. TensorRT 11 takes precision from the graph alone and refuses the flags for it; it also turned some
+defaults round (CUDA graphs, spin wait, no transfers), whose flags it still takes, so they are always given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...pipeline.errors import BuildError, DeviceError
+from ...pipeline.types import Precision
+
+PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack keeps it off the PATH
+Program = Sequence[str]  # trtexec, or what stands for it where only TensorRT's Python package is (tensorrt_loop.py)
+OLDEST = (10, 0, 0)  # JetPack 6.1; before it explicit quantization and some flags differ
+WORKSPACE_MIB = 2048
+OPTIMIZATION_LEVEL = 3
+WARMUP_MS = 500
+# A stand-in of trtexec stamps what it writes; no time may ever be read from it.
+SIMULATED = b"edge-compress: simulated engine"
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """A TensorRT version."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+    @property
+    def weakly_typed(self) -> bool:
+        """Whether precisions are allowed by flags; from 11 on they are read from the graph alone."""
+        return self.major < 11
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One line of the performance summary, milliseconds."""
+
+    min_ms: float
+    max_ms: float
+    mean_ms: float
+    median_ms: float
+    percentiles_ms: dict[float, float]  # percent -> milliseconds; which there are depends on --percentile
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer of an engine, as the profiler saw it."""
+
+    name: str
+    average_ms: float
+    percent: float
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Layers by name."""
+
+    eligible: tuple[str, ...]  # whose weights are 2:4
+    picked: tuple[str, ...]  # that a sparse kernel was faster for
+
+
+def version_of(log: str) -> Version | None:
+    """The version in the banner that every call begins with; None without one. v8602 is 8.6.2, v100300 is 10.3.0."""
+    found = re.search(r"&&&& RUNNING TensorRT\.\w+ \[TensorRT v(\d{4,6})\]", log)
+    if found is None:
+        return None
+    number = int(found[1])
+    if number >= 100_000:
+        return Version(number // 10_000, number // 100 % 100, number % 100)
+    return Version(number // 1000, number // 100 % 10, number % 100)
+
+
+def precision_flags(version: Version, precision: Precision) -> tuple[str, ...]:
+    """What allows a graph's precision. An int8 graph may keep what its Q/DQ pairs do not cover in half precision."""
+    if not version.weakly_typed:
+        return ()
+    return {Precision.INT8: ("--fp16", "--int8"), Precision.FP16: ("--fp16",)}.get(precision, ())
+
+
+def build_command(
+    program: Program, onnx: str, engine: str, version: Version, precision: Precision, *, sparse: bool, cache: str, layers: str
+) -> list[str]:
+    """Build an engine and nothing more.
+
+    Args:
+        program: trtexec.
+        onnx: the file it is built from.
+        engine: the file it is written to.
+        version: of the TensorRT there.
+        precision: of the graph.
+        sparse: whether 2:4 kernels may be tried; they are taken where they are faster.
+        cache: file of kernel timings; it is made or added to.
+        layers: file for what the engine is made of.
+    """
+    return [
+        *program,
+        f"--onnx={onnx}",
+        f"--saveEngine={engine}",
+        *precision_flags(version, precision),
+        f"--sparsity={'enable' if sparse else 'disable'}",
+        f"--timingCacheFile={cache}",
+        f"--builderOptimizationLevel={OPTIMIZATION_LEVEL}",
+        f"--memPoolSize=workspace:{WORKSPACE_MIB}",
+        "--profilingVerbosity=detailed",
+        f"--exportLayerInfo={layers}",
+        "--skipInference",
+        "--verbose",
+    ]
+
+
+def time_command(program: Program, engine: str, times: str, iterations: int, duration_s: int = 0) -> list[str]:
+    """Time an engine: so many inferences at least, and for so long, after the warm-up. No transfers, no profiler."""
+    return [
+        *program,
+        f"--loadEngine={engine}",
+        f"--warmUp={WARMUP_MS}",
+        f"--duration={duration_s}",
+        f"--iterations={iterations}",
+        "--avgRuns=100",
+        "--useSpinWait",
+        "--useCudaGraph",
+        "--noDataTransfers",
+        "--percentile=50,90,95,99",
+        f"--exportTimes={times}",
+    ]
+
+
+def profile_command(program: Program, engine: str, profile: str, iterations: int = 100) -> list[str]:
+    """Time an engine's layers, in a run of its own: the profiler slows the whole down."""
+    return [
+        *program,
+        f"--loadEngine={engine}",
+        f"--iterations={iterations}",
+        "--dumpProfile",
+        f"--exportProfile={profile}",
+        "--separateProfileRun",
+    ]
+
+
+def output_command(program: Program, engine: str, inputs: Mapping[str, str], output: str) -> list[str]:
+    """Run an engine once on inputs from files (raw bytes) and write its outputs."""
+    return [
+        *program,
+        f"--loadEngine={engine}",
+        "--loadInputs=" + ",".join(f"{name}:{file}" for name, file in inputs.items()),
+        f"--exportOutput={output}",
+        "--iterations=1",
+        "--duration=0",
+        "--warmUp=0",
+    ]
+
+
+def require_passed(log: str, code: int, what: str) -> None:
+    """Raise what a call that did not end with PASSED stands for.
+
+    Raises:
+        BuildError: TensorRT refused the model.
+        DeviceError: an option it does not know, no memory, a crash.
+    """
+    if code == 0 and "&&&& PASSED TensorRT." in log:
+        return
+    errors = [line.split("[E]", 1)[1].strip() for line in log.splitlines() if "[E]" in line]
+    unknown = [e for e in errors if e.startswith("Unknown option")]
+    told = "; ".join(dict.fromkeys(unknown or errors))[:500]
+    if unknown:
+        raise DeviceError(what, found=told, expected="the options of this TensorRT", do="report this: it is a mistake of ours")
+    if re.search(r"out of memory|OutOfMemory|Cuda Runtime \(out of", log, re.IGNORECASE):
+        raise DeviceError(what, found="its memory ran out", expected="memory for it", do="end other programs on the board")
+    if "Failed to parse onnx file" in log or "Parsing model failed" in log or "Failed to create engine" in log:
+        raise BuildError(what, found=told or "no reason in its log", expected="a graph this TensorRT takes")
+    how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+    raise DeviceError(what, found=told or how, expected="&&&& PASSED at the end of its log")
+
+
+def compute_times_ms(text: str) -> list[float]:
+    """GPU compute time of every inference, from the file of --exportTimes.
+
+    Raises:
+        DeviceError: the file is not what trtexec writes.
+    """
+    try:
+        found = [float(row["computeMs"]) for row in json.loads(text)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceError("the times trtexec wrote cannot be read", found=str(error), expected="rows with computeMs") from error
+    if not found or min(found) <= 0:
+        raise DeviceError("the times trtexec wrote mean nothing", found=f"{len(found)} times, the least {min(found, default=0)}")
+    return found
+
+
+def summary(log: str) -> dict[str, Spread]:
+    """The performance summary by the names of its lines: "Latency", "GPU Compute Time" and so on."""
+    number = r"([\d.]+(?:e[+-]?\d+)?)"
+    line = re.compile(
+        rf"\[I\] ([A-Z][\w ]+): min = {number} ms, max = {number} ms, mean = {number} ms, median = {number} ms(.*)$", re.MULTILINE
+    )
+    found = {}
+    for name, least, most, mean, median, tail in line.findall(log):
+        percentiles = {float(p): float(v) for p, v in re.findall(rf"percentile\({number}%\) = {number} ms", tail)}
+        found[name] = Spread(float(least), float(most), float(mean), float(median), percentiles)
+    return found
+
+
+def warnings(log: str) -> tuple[str, ...]:
+    """What trtexec itself says against its figures: unstable clocks, a host that cannot keep up."""
+    lines = re.findall(r"\[W\] \* (.+)$", log, re.MULTILINE)
+    return tuple(dict.fromkeys(line.strip() for line in lines if "unstable" in line or "bound by" in line))
+
+
+def gpu(log: str) -> dict[str, str]:
+    """What the GPU is, from the log of a call that used it; empty where it is not told."""
+    found = {"gpu": r"Selected Device: (.+)$", "compute_capability": r"Compute Capability: ([\d.]+)", "sms": r"\bSMs: (\d+)"}
+    return {key: match[1].strip() for key, pattern in found.items() if (match := re.search(pattern, log, re.MULTILINE))}
+
+
+def layer_times(text: str) -> tuple[LayerTime, ...]:
+    """Layers from the file of --exportProfile. Names are not escaped in it, so a file that is no JSON is read line by line."""
+    try:
+        rows: list[dict[str, Any]] = [row for row in json.loads(text) if "averageMs" in row]
+    except ValueError:
+        pattern = r'"name" : "(.*)", "timeMs" : [^,]+, "averageMs" : ([^,]+),.*?"percentage" : ([\d.e+-]+)'
+        rows = [dict(zip(("name", "averageMs", "percentage"), m, strict=True)) for m in re.findall(pattern, text)]
+    return tuple(LayerTime(str(r["name"]), float(r["averageMs"]), float(r["percentage"])) for r in rows)
+
+
+def sparsity(log: str) -> Sparsity:
+    """Which layers could use 2:4 kernels and which do, from a build with --verbose."""
+
+    def names(pattern: str) -> tuple[str, ...]:
+        found = re.search(rf"\(Sparsity\) {pattern}:(.*)$", log, re.MULTILINE)
+        return tuple(part.strip() for part in found[1].split(",") if part.strip()) if found else ()
+
+    return Sparsity(names("Layers eligible for sparse math"), names("TRT inference plan picked sparse implementation for layers"))
+
+
+def outputs(text: str) -> dict[str, tuple[tuple[int, ...], list[float]]]:
+    """Tensors by name, (shape, values), from the file of --exportOutput.
+
+    Raises:
+        DeviceError: the file is not what trtexec writes, or a tensor has not as many values as its shape says.
+    """
+    try:
+        found = {
+            str(t["name"]): (tuple(map(int, str(t["dimensions"]).split("x"))), list(map(float, t["values"])))
+            for t in json.loads(text)
+        }
+        if not found:
+            raise ValueError("none")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="tensors by name") from error
+    for name, (shape, values) in found.items():
+        count = 1
+        for size in shape:
+            count *= size
+        if len(values) != count:
+            raise DeviceError(f"the output {name} of trtexec", found=f"{len(values)} values", expected=f"{count}")
+    return found

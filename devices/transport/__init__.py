@@ -1,0 +1,1 @@
+"""How a board is reached: ssh, adb or this machine. Start at `base.py`."""

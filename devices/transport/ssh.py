@@ -1,0 +1,109 @@
+"""Boards behind the system's own ssh and scp: its configuration, keys, jump hosts and known hosts count."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from .base import CommandTransport, Fault, quoted
+
+# BatchMode: never a question nobody can answer. Host keys are checked always; nothing here can turn that off.
+OPTIONS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+    "ControlMaster=auto",
+    "ControlPersist=60",
+)
+SSH_FOLDER = ".cache/edge-compress"  # in the home folder
+
+
+class SshTransport(CommandTransport):
+    """One host over ssh. Its connection is shared by all calls and ends with `close`.
+
+    Args:
+        name: of the board, for messages.
+        host: HOST, USER@HOST or a name from the user's ssh configuration.
+        folder: where files are kept there, relative to the home folder.
+        config: a configuration file instead of the user's own.
+    """
+
+    program = "ssh"
+    lost = (255,)
+    faults = (
+        Fault(
+            r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+            "its host key has changed",
+            "the key in known_hosts",
+            "remove the old key with ssh-keygen -R HOST if the board was set up anew; if not, beware",
+        ),
+        Fault(
+            r"Host key verification failed|No \S+ host key is known",
+            "its host key is not known",
+            "a key in known_hosts",
+            "connect once by hand with ssh and compare the fingerprint",
+        ),
+        Fault(
+            r"Permission denied \(",
+            "the login was refused",
+            "a key the board accepts",
+            "run ssh-copy-id, or load the key (ssh-add)",
+        ),
+        Fault(r"Could not resolve hostname", "no such host name", "a name or address", "see `address` in the board's file"),
+        Fault(
+            r"No route to host|Network is unreachable|Connection timed out|Operation timed out",
+            "no route to it",
+            "a board that answers",
+            "see its power, its cable and `address` in the board's file",
+        ),
+        Fault(r"Connection refused", "nothing listens for ssh on it", "an ssh server", "start sshd on the board"),
+        Fault(
+            r"not responding|Connection reset|Broken pipe|[Cc]onnection (to \S+ )?closed by|client_loop: send disconnect",
+            "the link went down",
+            "a connection that lasts",
+            "see its power and network, then run the same command again",
+        ),
+    )
+
+    def __init__(self, name: str, host: str, folder: str = SSH_FOLDER, config: Path | None = None) -> None:
+        super().__init__(name, folder)
+        self._host = host
+        self._sockets = Path(tempfile.mkdtemp(prefix="ec-"))  # short: a socket's path holds 104 characters
+        weakref.finalize(self, shutil.rmtree, self._sockets, ignore_errors=True)  # of one that is never closed
+        options = [*OPTIONS, f"ControlPath={self._sockets}/%C"]
+        self._options = [*(("-F", str(config)) if config else ()), *(part for o in options for part in ("-o", o))]
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """See `CommandTransport.command`."""
+        return [self.program, *self._options, "-T", "--", self._host, quoted(argv)]
+
+    def push(self, source: Path, remote: str, deadline_s: float) -> None:
+        """See `Transport.push`."""
+        self._copy([*self._scp(), str(source), f"{self._host}:{remote}"], deadline_s, f"sending {source.name}")
+
+    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
+        """See `Transport.pull`."""
+        self._copy([*self._scp(), f"{self._host}:{remote}", str(target)], deadline_s, f"fetching {remote}")
+
+    def connected(self) -> bool:
+        """Whether the shared connection stands. It is what notices a dead link, and it says so to nobody: its socket goes."""
+        return any(self._sockets.iterdir())
+
+    def _scp(self) -> list[str]:
+        return ["scp", "-q", *self._options, "--"]
+
+    def close(self) -> None:
+        """End the shared connection; safe to call twice."""
+        if self._sockets.exists():
+            if any(self._sockets.iterdir()):
+                command = [self.program, *self._options, "-O", "exit", "--", self._host]
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    subprocess.run(command, capture_output=True, timeout=10, check=False, start_new_session=True)
+            shutil.rmtree(self._sockets, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""Is a run, an artifact or a bundle what its record says? Digests, golden answers, and figures measured again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import targets
+from ..errors import InputError, VerifyError
+from ..progress import Progress
+from ..release import signing
+from ..release.bundle import SUFFIX
+from ..release.record import Record, digest_findings, ref_of
+from ..report.words import Json
+from ..verify import golden
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    text: str
+    holds: bool = True
+    target: str = ""
+    figures: tuple[str, Json] | None = None  # key of the target's entry in report.json, with what was measured again
+
+    @property
+    def line(self) -> str:
+        """The text, with the target it is about."""
+        return f"{self.target}: {self.text}" if self.target else self.text
+
+
+def signature(path: Path, public_key: str | None) -> Iterator[Check]:
+    """Who signed a bundle, checked where a key is given.
+
+    Raises:
+        InputError: a key for something that is no bundle, or no key.
+        UnavailableError, VerifyError: see `signing.check`.
+    """
+    if public_key is None:
+        if path.name.endswith(SUFFIX) and (text := signing.seen(path)):
+            yield Check(text)
+    elif not path.name.endswith(SUFFIX):
+        raise InputError("--public-key", found=str(path), expected="a bundle: nothing else is signed")
+    else:
+        yield Check(signing.check(path, public_key))
+
+
+def contents(record: Record) -> Iterator[Check]:
+    """Digests, then each artifact's answers to its golden images in its own runtime.
+
+    Raises:
+        UnavailableError: a runtime is not here.
+    """
+    wrong, looked = digest_findings(record)
+    yield from (Check(text, holds=False) for text in wrong)
+    if wrong:
+        return  # answers of a changed file say nothing
+    manifest = record.manifest
+    whole = f"{len(manifest.files)} files, each with the SHA-256 of the manifest" if manifest else ""
+    yield Check(whole or f"{looked} file{'s' if looked != 1 else ''} with the SHA-256 of the report")
+    if manifest is not None and not manifest.passed:
+        yield Check(f"bundled though it did not pass: {'; '.join(manifest.reasons)}", target=manifest.target)
+    for name in artifacts_of(record):
+        yield from _golden(record, name)
+
+
+def artifacts_of(record: Record) -> list[str]:
+    """The targets whose artifact is asked for."""
+    found = {name: record.artifact(name) for name in record.targets}
+    return [
+        name
+        for name, entry in found.items()
+        if entry is not None and (record.file is None or record.file.resolve() == record.path(entry).resolve())
+    ]
+
+
+def is_engine(record: Record, name: str) -> bool:
+    """Whether a target's artifact runs on the board it was built for and nowhere else."""
+    artifact = record.artifact(name)
+    return artifact is not None and artifact["format"] == "engine"
+
+
+def measured_again(record: Record, data: str | None, device: str | None, ui: Progress) -> Iterator[Check]:
+    """Accuracy on the run's own data, speedup on a device, and an engine's golden answers there; see `recheck`."""
+    from . import recheck
+
+    for name in artifacts_of(record):
+        if data is not None:
+            figures, text, holds = recheck.accuracy(record, name, data)
+            yield Check(text, holds, name, ("accuracy", figures))
+        if device is not None and is_engine(record, name):
+            found = recheck.engine_answers(record, name, device)
+            yield Check(found.text, found.holds, name)
+        if device is not None:
+            figures, text, holds = recheck.latency(record, name, device, ui)
+            yield Check(text, holds, name, ("latency", figures))
+
+
+def report_with(record: Record, checks: Sequence[Check]) -> Json:
+    """The record's report, with the figures that were measured again in place of the recorded ones."""
+    report = copy.deepcopy(record.report)
+    for check in checks:
+        if check.figures is not None:
+            key, figures = check.figures
+            report["targets"][check.target][key] = figures
+    return report
+
+
+def _golden(record: Record, name: str) -> Iterator[Check]:
+    entry, artifact = record.report["targets"][name].get("golden"), record.artifact(name)
+    assert artifact is not None  # of `artifacts_of`
+    if entry is None:
+        if record.manifest is not None:
+            raise VerifyError(f"{record.name} has no golden images")
+        yield Check("no golden images: a run of an earlier version", target=name)
+        return
+    kept = golden.read(record.root / ref_of(entry).path)
+    if is_engine(record, name):
+        by = f"{kept.where.cpu} with {kept.where.version}"
+        text = f"{len(kept.logits)} golden images, answered by {by}: an engine answers on such a board alone; --device asks it"
+        yield Check(text, target=name)
+        return
+    found = golden.replay(kept, targets.load(name), record.path(artifact))
+    yield Check(found.text, found.holds, name)

@@ -1,0 +1,102 @@
+"""Writes files whole or not at all, and says what a full disk is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import UnavailableError
+from .types import FileRef
+
+_SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # what `atomic_write` writes to
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_ref(path: Path, base: Path) -> FileRef:
+    """The reference of a file, its path relative to `base` (the run folder).
+
+    Raises:
+        ValueError: the file does not lie under `base`.
+    """
+    return FileRef(path.relative_to(base).as_posix(), sha256_file(path), path.stat().st_size)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: under another name in the same folder, synced, then renamed.
+
+    Raises:
+        UnavailableError: the disk is full. The old file, if any, is as it was.
+    """
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with disk_errors(path):
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                rest = memoryview(data.encode() if isinstance(data, str) else data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            scratch.replace(path)
+            _sync_folder(path.parent)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left", however a library reports it, into one line that names the file and what is free.
+
+    Raises:
+        UnavailableError: the disk that holds `path` is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UnavailableError) or not _says_full(error):
+            raise
+        folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+        raise UnavailableError(
+            f"the disk is full: {path} could not be written",
+            found=f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free",
+            do="make room and run the same command again; finished stages are kept",
+        ) from error
+
+
+def _is_scratch(path: Path) -> bool:
+    return _SCRATCH.fullmatch(path.name) is not None
+
+
+def _says_full(error: BaseException) -> bool:
+    """Whether this error, or one it came from, is a full disk; libraries in C++ and Rust say so only in their text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in _FULL) or os.strerror(errno.ENOSPC).lower() in str(seen).lower():
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

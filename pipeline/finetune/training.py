@@ -1,0 +1,315 @@
+"""Training of the pruned network: Adam, distillation from the dense one, masks fixed or re-chosen, checkpoints.
+
+Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count, one or
+two processes; more add their gradients in an order that DistributedDataParallel settles anew in the first steps of a call).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import BuildError
+from ..network.memory_layout import fastest_layout
+from ..network.modes import borrowed
+from ..network.process_group import ALONE, World
+from ..network.weights import digest_of
+from ..task.inference import logits, top1
+from ..task.preprocess import augmented
+from ..types import Epoch, Preprocess, to_json
+from .state import CheckpointFile, Masks, TrainingState
+
+if TYPE_CHECKING:
+    from ..task.splits import DataSet, Split
+
+Remask = Callable[[int, nn.Module], Masks]
+Batch = tuple[Tensor, Tensor]  # inputs (n, C, H, W), labels (n,)
+
+CHECKPOINT = "finetune.safetensors"
+GENTLE, BOLD = 1e-3, 3e-3  # learning rates, see `learning_rate_for`; the paper's is the gentle one
+VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How the pruned network is trained. The result depends on all of it, on the device by rounding alone."""
+
+    epochs: int
+    seed: int
+    learning_rate: float = GENTLE  # the highest; falls to 0 along a cosine
+    warmup: float = 0.05  # share of all steps in which the learning rate rises from 0
+    batch: int = 128
+    weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
+    distill_weight: float = 0.9  # share of the teacher in the loss; without a teacher the labels have all of it
+    temperature: float = 4.0  # both sets of logits are divided by it for the teacher's part
+    search_images: int = 5000  # of the search split, at most, to tell epochs apart
+    autocast: bool = False  # bfloat16 in the student's and the teacher's forward pass
+    device: str = "cpu"
+
+    def recipe(self) -> dict[str, Any]:
+        """All but the device: a training begun on a machine with a GPU goes on on one without."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, for a progress bar."""
+
+    step: int  # 1..steps, over all epochs
+    steps: int
+    loss: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the whole work done."""
+        return self.step / self.steps
+
+
+Progress = Callable[[Step | Epoch], None]
+
+
+def finetune(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: DataSet,
+    prep: Preprocess,
+    settings: FinetuneSettings,
+    *,
+    folder: Path,
+    masks: Masks | None = None,
+    remask: Remask | None = None,
+    progress: Progress | None = None,
+    world: World = ALONE,
+) -> tuple[Epoch, ...]:
+    """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
+
+    The loss is `(1 - d) * CE(labels) + d * T^2 * KL(teacher || student)` at temperature T (Hinton et al. 2015, equation 1 and
+    section 2); teacher and student see the same augmented images. Equal epochs: the later one wins. The student is in eval
+    mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments, the
+    student as it was at the start, goes on from there. A checkpoint of anything else is not used.
+
+    Several processes call it alike and end with the same weights: each works on its part of every batch and of the search split,
+    gradients and accuracy are means over all images, rank 0 writes the checkpoint and all read it. For BatchNorm see
+    `World.parallel`.
+
+    Args:
+        student: the pruned network.
+        teacher: the dense network; None trains on the labels alone.
+        data: train is trained on, search decides which epoch is kept.
+        prep: mean, std and augmentation.
+        settings: see there.
+        folder: exists; the checkpoint goes here.
+        masks: parameters stay exactly 0 where theirs is 0. Adam's moments do too.
+        remask: called after each epoch but the last with the epoch's number (from 1) and the student, and gives all masks
+            anew (the paper's "dynamic"); a weight that comes back starts at 0, without moments. It must depend on its
+            arguments alone, and remove as much each time: the best epoch's weights carry that epoch's mask.
+        progress: told of each step and each epoch of this call.
+        world: the processes that train together; `settings.batch` is shared out over them.
+
+    Returns:
+        The epochs, also those of an earlier call that was interrupted.
+
+    Raises:
+        BuildError: the loss is not finite any more, or the processes differ in what they train, start from or have made.
+        InputError: batches too small to be shared out.
+    """
+    digest = _digest(student, teacher, data, prep, settings, masks, remask is not None, world)
+    world.agree("training", digest)
+    search = data.search.head(settings.search_images)
+    search = search.part(world.share(len(search)))
+    networks = [student] if teacher is None else [student, teacher]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(borrowed(network, settings.device))
+        layout = stack.enter_context(fastest_layout(networks, data.info.image_shape, settings.device))
+        state = TrainingState(student, masks or {}, settings.weight_decay)
+        file = CheckpointFile(folder / CHECKPOINT, digest)
+        file.load(state)
+        world.agree("checkpoint", json.dumps([to_json(state.history), state.best_top1]))
+        forward = world.parallel(student)
+        for epoch in range(len(state.history) + 1, settings.epochs + 1):
+            start = time.perf_counter()
+            loss = _run_epoch(state, forward, teacher, data.train, prep, settings, epoch, layout, progress, world)
+            world.average_buffers(student)
+            own = top1(logits(student, search, prep, device=settings.device, layout=layout), search.labels)
+            accuracy = world.mean_of(own, len(search))
+            state.keep_if_best(accuracy)
+            if remask is not None and epoch < settings.epochs:
+                student.eval()
+                state.set_masks(remask(epoch, student))
+            done = Epoch(epoch, loss, accuracy, time.perf_counter() - start)
+            state.history = (*state.history, done)
+            world.agree("weights or masks", state.tensors())
+            if world.first:
+                file.store(state)
+            if progress is not None:
+                progress(done)
+        state.finish()
+    student.eval()
+    return state.history
+
+
+def learning_rate_for(one_shot: float) -> float:
+    """The highest learning rate for a plan that was right on this share of images in the search, layers solved each by itself.
+
+    What is mostly right has more to lose than to find. On the search split of CIFAR-10 ResNet-20 at 0.09 of its latency,
+    right on a third, has 85.0 % after three epochs at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, right on 88 %, has 82.6 % and
+    94.5 % after the first of ten and eight.
+    """
+    return BOLD if one_shot < 0.5 else GENTLE
+
+
+def learning_rate(step: int, steps: int, settings: FinetuneSettings) -> float:
+    """The learning rate of step 0..steps-1: up along a line during the warm-up, then down along half a cosine to 0."""
+    rising = max(1, round(settings.warmup * steps))
+    if step < rising:
+        return settings.learning_rate * (step + 1) / rising
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1)))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor | None, labels: Tensor, settings: FinetuneSettings) -> Tensor:
+    """Mean loss of logits (n, classes) against labels (n,) and the teacher's logits (n, classes), if any.
+
+    `T^2` keeps the gradient of the teacher's part at one size whatever the temperature (Hinton et al. 2015, section 2.1).
+    """
+    hard = F.cross_entropy(student, labels)
+    if teacher is None:
+        return hard
+    weight, temperature = settings.distill_weight, settings.temperature
+    soft = F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return (1.0 - weight) * hard + weight * temperature**2 * soft
+
+
+def batches(split: Split, prep: Preprocess, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[Batch]:
+    """Every image of `split` once, shuffled and augmented by (seed, epoch), in batches of nearly one size.
+
+    Nearly one, so that no BatchNorm layer sees a left-over batch of a few images. Of each batch this rank's part of the world:
+    the parts of all ranks are the batch that one process would see.
+    """
+    generator = torch.Generator().manual_seed(_epoch_seed(settings, epoch))
+    order = torch.randperm(len(split), generator=generator).numpy()
+    labels = split.labels
+    for positions in np.array_split(order, -(-len(order) // settings.batch)):
+        part = world.share(len(positions), least=2)  # BatchNorm takes a variance over them
+        own = positions[part.start : part.stop]
+        images = augmented(split.read(own), prep, generator, whole=len(positions), first=part.start)
+        yield images, torch.from_numpy(labels[own])
+
+
+def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+    """The same items, each made in a thread while the one before it is being used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
+
+
+def _run_epoch(
+    state: TrainingState,
+    forward: nn.Module,
+    teacher: nn.Module | None,
+    train: Split,
+    prep: Preprocess,
+    settings: FinetuneSettings,
+    epoch: int,
+    layout: torch.memory_format,
+    progress: Progress | None,
+    world: World,
+) -> float:
+    """One pass over the training images; its mean loss."""
+    device, count = torch.device(settings.device), -(-len(train) // settings.batch)
+    made = batches(train, prep, settings, epoch, world)
+    steps, losses = count * settings.epochs, []
+    state.student.train()
+    with _own_randomness(device, _epoch_seed(settings, epoch, world.rank)):
+        # on the CPU a second thread would only take turns with the first
+        for step, (images, labels) in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
+            loss = _loss(forward, teacher, images.to(device, memory_format=layout), labels.to(device), settings)
+            value = world.mean_of(loss.item(), len(labels))
+            if world.size > 1:  # gradients are averaged over ranks, wanted over images
+                whole = len(train) // count + ((step % count) < len(train) % count)
+                loss = loss * (len(labels) * world.size / whole)
+            if not math.isfinite(value):
+                where = f"a loss of {value} in step {step + 1} of {steps}"
+                raise BuildError("fine-tuning diverged", found=where, do="lower the learning rate")
+            state.update(loss, learning_rate(step, steps, settings))
+            losses.append(value)
+            if progress is not None:
+                progress(Step(step + 1, steps, value))
+    return math.fsum(losses) / len(losses)
+
+
+def _loss(student: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, settings: FinetuneSettings) -> Tensor:
+    kind, guide = images.device.type, None
+    if teacher is not None:
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
+            guide = teacher(images.clone()).float()  # a clone: networks may normalise their input in place
+    with torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
+        outputs = student(images)
+    return distillation_loss(outputs.float(), guide, labels, settings)
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws from `seed`, kernels repeat their sums in one order, and the process's random state is left as it was."""
+    cuda = device.type == "cuda"
+    index = (torch.cuda.current_device() if device.index is None else device.index) if cuda else 0
+    with (
+        torch.random.fork_rng(devices=[index] if cuda else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _epoch_seed(settings: FinetuneSettings, epoch: int, rank: int = 0) -> int:
+    """Of an epoch's order and variation; with another rank's number, of its dropout."""
+    entropy = (settings.seed, epoch, rank) if rank else (settings.seed, epoch)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
+def _digest(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: DataSet,
+    prep: Preprocess,
+    settings: FinetuneSettings,
+    masks: Masks | None,
+    dynamic: bool,
+    world: World,
+) -> str:
+    """SHA-256 of all that the training depends on."""
+    record = {
+        "version": VERSION,
+        "settings": settings.recipe(),
+        "student": digest_of(student.state_dict()),
+        "teacher": None if teacher is None else digest_of(teacher.state_dict()),
+        "data": [data.info.sha256, len(data.train), len(data.search)],
+        "order": [hashlib.sha256(split.indices.tobytes()).hexdigest() for split in (data.train, data.search)],
+        "preprocess": to_json(prep),
+        "masks": digest_of(masks or {}),
+        "dynamic": dynamic,
+        **({"processes": world.size} if world.size > 1 else {}),  # BatchNorm's statistics depend on it
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""Several processes that work as one: each takes a share of the images, and all end with the same bits.
+
+`torchrun` starts them and says in the environment who they are (RANK, WORLD_SIZE, LOCAL_RANK) and where they meet (MASTER_ADDR,
+MASTER_PORT). They talk through gloo on the CPU and nccl on CUDA. A process that was started without it is a world of one, which
+opens nothing and computes what it would have computed anyway.
+
+Every method but `share` is called by all ranks, in the same order: a rank that is alone there waits for the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import BuildError, InputError, UnavailableError
+from .weights import digest_of
+
+TIMEOUT_S = 1800  # a rank waits so long for another one, which may be reading a large data set
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int = 0  # 0..size-1
+    size: int = 1
+    device: str = "cpu"  # "cuda" is the current CUDA device, which `opened` has set
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and reports."""
+        return self.rank == 0
+
+    def share(self, count: int, least: int = 1) -> range:
+        """The positions of 0..count-1 that this rank works on: one stretch, the ranks' in order, of nearly one size.
+
+        Raises:
+            InputError: a rank would have fewer than `least`.
+        """
+        if self.size > 1 and count < self.size * least:
+            found, expected = f"{count} images", f"at least {least} for each of {self.size} processes"
+            raise InputError(
+                "images to share out", found=found, expected=expected, do="start fewer processes or take more images at once"
+            )
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def mean(self, tensors: Mapping[str, Tensor], images: int) -> dict[str, Tensor]:
+        """Means over all images from the ranks' means, the same bits on every rank; summed in float64.
+
+        Args:
+            tensors: name -> the mean over this rank's images, of one shape on all ranks.
+            images: how many that were, at least 1.
+
+        Returns:
+            Name -> mean, of the argument's type and on its device. In a world of one: the argument's own tensors.
+        """
+        if self.size == 1:
+            return dict(tensors)
+        count = torch.tensor(float(images), dtype=torch.float64, device=self.device)
+        dist.all_reduce(count)
+        found = {}
+        for name, tensor in tensors.items():
+            total = tensor.detach().to(self.device, torch.float64, copy=True).contiguous().mul_(images)
+            dist.all_reduce(total)
+            # How an all-reduce adds is the backend's business, even whether each rank adds in the same order.
+            dist.broadcast(total, src=0)
+            found[name] = (total / count).to(tensor)
+        return found
+
+    def mean_of(self, value: float, images: int) -> float:
+        """`mean` of one number."""
+        if self.size == 1:
+            return value
+        return self.mean({"": torch.tensor(value, dtype=torch.float64)}, images)[""].item()
+
+    def agree(self, what: str, value: str | Mapping[str, Tensor]) -> None:
+        """Go on only if the value is the same on every rank, bit for bit.
+
+        Args:
+            what: what the value is, for the message: "masks".
+            value: a text, or tensors by name.
+
+        Raises:
+            BuildError: it is not; on every rank, with the ranks that differ from rank 0.
+        """
+        if self.size == 1:
+            return
+        digest = hashlib.sha256((value if isinstance(value, str) else digest_of(value)).encode()).digest()
+        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
+        all_ = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(all_, own)
+        others = [rank for rank, theirs in enumerate(all_) if not torch.equal(theirs, all_[0])]
+        if others:
+            named = ", ".join(map(str, others))
+            found = f"rank{'s' if len(others) > 1 else ''} {named} unlike rank 0"
+            do = "give all processes the same files, one shared output folder, and machines of one kind"
+            raise BuildError(f"the processes differ in their {what}", found=found, expected="the same on all", do=do)
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """BatchNorm's running statistics become the mean over all ranks, in place.
+
+        They are linear in those of the batches, so the mean at the end of an epoch is what averaging after each step would give.
+        """
+        if self.size == 1:
+            return
+        with torch.no_grad():
+            buffers = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
+            for name, value in self.mean(buffers, 1).items():
+                buffers[name].copy_(value)
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module, in a wrapper that averages gradients over all ranks in the backward pass; in a world of one, itself.
+
+        BatchNorm normalises each rank's images by their own statistics, as in Goyal et al. 2017 (arXiv 1706.02677, section 2.3),
+        where 32 images for each process train as well as one process does: synchronised layers would wait for all ranks twice
+        in each, and exist on CUDA only. `average_buffers` makes the running statistics one before anything is read off them.
+        """
+        if self.size == 1:
+            return module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument's new name is unknown to the older releases we take
+            return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+ALONE = World()
+
+
+@contextmanager
+def opened(accelerator: str = "auto") -> Iterator[World]:
+    """The world that `torchrun` started this process in; its process group is open inside. Without `torchrun`: `ALONE`'s kind.
+
+    Args:
+        accelerator: "cpu", "cuda", or "auto": CUDA where it is.
+
+    Raises:
+        InputError: the environment says half of what is needed, or nonsense.
+        UnavailableError: no CUDA device, or fewer than processes on this machine.
+    """
+    rank, size, local = _who()
+    cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
+    if cuda and local >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices for process {local + 1} of this machine"
+        raise UnavailableError("--accelerator cuda", found=found, expected="one for each", do="lower --nproc-per-node")
+    if cuda:
+        torch.cuda.set_device(local)
+    world = World(rank, size, "cuda" if cuda else "cpu")
+    if size == 1:
+        yield world
+        return
+    device = torch.device("cuda", local) if cuda else None
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
+    except (RuntimeError, ValueError) as error:
+        what, found = "the processes cannot meet", f"{type(error).__name__}: {error}"
+        raise UnavailableError(what, found=found, do="start them with torchrun, and check MASTER_ADDR and MASTER_PORT") from error
+    failed = True
+    try:
+        yield world
+        failed = False
+    finally:
+        # nccl's end waits for ranks that may never come; a process that fails is stopped, with the others, by torchrun
+        if not (failed and cuda):
+            dist.destroy_process_group()
+
+
+def _who() -> tuple[int, int, int]:
+    """Rank, number of ranks, and number among this machine's, from the environment."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if not given:
+        return 0, 1, 0
+    expected = "RANK, WORLD_SIZE and LOCAL_RANK, whole numbers, RANK below WORLD_SIZE"
+    try:
+        rank, size, local = (int(given[name]) for name in names)
+    except (KeyError, ValueError):
+        rank, size, local = -1, 0, 0
+    if not 0 <= rank < size or local < 0:
+        found = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError("the environment", found=found, expected=expected, do="start with torchrun, or unset them")
+    return rank, size, local

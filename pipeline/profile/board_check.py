@@ -1,0 +1,53 @@
+"""What `edge-compress devices check` does: what a board is like, and what it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ... import targets
+from ...devices import leases
+from ...devices.board import Board
+from ...devices.health import describe, lines, noise_floor, noise_line
+from ..errors import UnavailableError
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a board is like, and what stands in the way of building and measuring for its targets."""
+
+    lines: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def check(board: Board) -> Check:
+    """Ask a board what it is, and measure its noise floor where nothing is in the way.
+
+    A board that lacks nothing is taken back into its class, whatever failed before.
+
+    Raises:
+        DeviceError: it cannot be reached, or does not answer.
+        InputError: a template without an address.
+    """
+    lacking = list(_missing(board))
+    found = describe(board)
+    shown = list(lines(board, found))
+    if found.why_not:
+        lacking.append(found.why_not)
+    if not lacking:
+        try:
+            shown.append(noise_line(*noise_floor(board)))
+        except UnavailableError as error:
+            shown.append(f"{'noise floor':11} not measured: {error}")
+        if board.address:
+            leases.forgive(board)
+    return Check(tuple(shown), tuple(lacking))
+
+
+def _missing(board: Board) -> tuple[str, ...]:
+    found = []
+    for name in board.targets:
+        if name not in targets.names():
+            found.append(f"{name}: there is no such target in this version")
+        elif reason := targets.load(name).missing():
+            found.append(f"{name}: {reason}")
+    return tuple(found)

@@ -1,0 +1,106 @@
+"""Weights on the grid of an int8 file, each rounded so that the later ones of its row make up for what it lost.
+
+Rounding to the nearest value treats each weight alone; what a layer gets wrong is a sum over correlated inputs. The rule is
+that of Optimal Brain Quantization (Frantar and Alistarh 2022, arXiv 2208.11580) in the fixed order of GPTQ (Frantar et al. 2023,
+arXiv 2210.17323), on the same layer-local Hessian that compensation solves with, here of the pruned network's inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..score.curvature import local_hessian
+
+FloatArray = NDArray[np.float32]
+IMAGES = 100  # the layers' inner products are taken on
+DAMPING = 0.01  # share of the mean diagonal added to the diagonal
+LARGEST = (
+    5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit; wider ones stay as they are
+)
+STEPS = 127  # of an 8-bit weight to either side of zero
+
+
+def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = STEPS) -> nn.Module:
+    """A copy whose convolutions without groups and linear layers hold multiples of a step per output channel.
+
+    The step is the row's largest absolute weight over `steps`, and the largest weight stays what it is, so that a quantizer which
+    takes its scales from there changes nothing any more. Zeros stay zeros. A BatchNorm behind the layer may be folded in later:
+    it scales whole rows.
+
+    Args:
+        module: eval mode, any forward pass that takes the inputs.
+        inputs: arrays (n, C, H, W) to calibrate with; the first `IMAGES` are used.
+        steps: to either side of zero.
+
+    Raises:
+        InputError: see `curvature.local_hessian`.
+    """
+    rounded = copy.deepcopy(module).eval()
+    layers = {
+        name: layer
+        for name, layer in rounded.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    }
+    small = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= LARGEST}
+    images, left = [], IMAGES
+    for block in inputs:
+        part = torch.from_numpy(np.ascontiguousarray(block[:left]))
+        images.append((part, torch.zeros(len(part), dtype=torch.long)))
+        left -= len(part)
+        if left <= 0:
+            break
+    with torch.no_grad():
+        # None where all are small: a layer that is asked for by name has to be called
+        for name, hessian in local_hessian(rounded, images, None if len(small) == len(layers) else small).items():
+            layer = small.get(name)
+            if layer is not None:
+                layer.weight.copy_(round_rows(layer.weight.flatten(1), hessian, steps).view_as(layer.weight))
+    return rounded
+
+
+def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:
+    """The multiples of each row's step nearest to the row as the layer's inputs see it, one column settled after another.
+
+    Columns whose inputs are largest come first; what a column loses goes to those after it, `w -= e U_jk / U_jj` with U the upper
+    Cholesky factor of the inverse Hessian (GPTQ, section 3.3). A row that ends worse than rounded to the nearest is rounded so.
+
+    Args:
+        weight: (rows, k).
+        hessian: (k, k), the mean of x x^T over the layer's inputs.
+        steps: to either side of zero.
+    """
+    rows = weight.double()
+    largest, top = rows.abs().max(1, keepdim=True)
+    step = torch.where(largest > 0, largest / steps, torch.ones_like(largest))
+    nearest = (rows / step).round() * step
+    damp = DAMPING * hessian.diagonal().mean()
+    if not damp > 0:  # the inputs were all 0
+        return nearest.to(weight)
+    order = hessian.diagonal().argsort(descending=True)
+    place = order.argsort()
+    curvature = hessian.double()[order][:, order]
+    curvature.diagonal().add_(damp)
+    lower, bad = torch.linalg.cholesky_ex(curvature)
+    factor, worse = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if bad or worse:
+        return nearest.to(weight)
+    moving, settled = rows[:, order].clone(), torch.empty_like(rows)
+    kept = torch.where((top == order) | (rows[:, order] == 0), rows[:, order], torch.nan)  # the others are NaN
+    for j in range(len(order)):
+        value = (moving[:, j : j + 1] / step).round().clamp(-steps, steps) * step
+        value = torch.where(kept[:, j : j + 1].isnan(), value, kept[:, j : j + 1])
+        settled[:, j : j + 1] = value
+        moving[:, j + 1 :] -= (moving[:, j : j + 1] - value) / factor[j, j] * factor[j : j + 1, j + 1 :]
+    settled = settled[:, place]
+
+    def error(found: Tensor) -> Tensor:
+        off = found - rows
+        return ((off @ hessian.double()) * off).sum(1, keepdim=True)
+
+    return torch.where(error(settled) <= error(nearest), settled, nearest).to(weight)

@@ -1,0 +1,206 @@
+"""A .tar.gz that is the same bytes for the same files, and that shows every change of itself.
+
+    gzip header    constant but for an extra field: the SHA-256 of all that follows
+    deflate        a ustar archive: plain files below one folder, sorted by name, mode 644, no times, no owners
+    gzip trailer   CRC-32 and length
+
+Any gzip and tar read it. The digest finds damage, also where the files come out whole; who made the archive is a matter of its
+signature. Archives from outside are read within limits, and only what `pack` itself could have written is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, VerifyError
+
+MAX_ARCHIVE_BYTES = 2 << 30
+MAX_UNPACKED_BYTES = 4 << 30
+MAX_RATIO = 100  # unpacked to packed; weights do not reach 10
+MAX_FILES = 1000
+
+_FIXED = bytes.fromhex("1f8b0804 00000000 02ff 2400 4543 2000")  # deflate, an extra field, no time; its field "EC" of 32 bytes
+_BODY = len(_FIXED) + hashlib.sha256().digest_size
+_BLOCK = 512
+_END = bytes(2 * _BLOCK)
+_SLACK = 1 << 20  # what may be unpacked of an archive however small
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.DIRTYPE: "a folder",
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files of an archive."""
+
+    folder: str  # the one all files lie in
+    files: dict[str, bytes]  # by path below the folder
+
+
+class DamagedArchive(VerifyError):
+    """An archive that changed after it was written. `files` is what can still be read of it, to say what is affected."""
+
+    def __init__(self, name: str, found: str, files: Mapping[str, bytes]) -> None:
+        super().__init__(f"{name} is damaged", found=found, do="fetch it again")
+        self.files = dict(files)
+
+
+def pack(archive: Archive) -> bytes:
+    """The archive's bytes.
+
+    Raises:
+        ValueError: a name that an archive may not have.
+    """
+    for name in (archive.folder, *archive.files):
+        if complaint := _complaint(name):
+            raise ValueError(f"{name!r}: {complaint}")
+    tar = _tar(archive)
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    trailer = struct.pack("<II", zlib.crc32(tar), len(tar) & 0xFFFFFFFF)
+    body = engine.compress(tar) + engine.flush() + trailer
+    return _FIXED + hashlib.sha256(body).digest() + body
+
+
+def unpack(path: Path) -> Archive:
+    """The files of an archive that `pack` wrote.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedArchive: a bit of it has changed, or it was cut short.
+        VerifyError: it is none of ours, or made to do harm: paths that lead out of it, links, devices, two files of one name,
+            sizes that are not so, more data than is reasonable.
+    """
+    name = path.name
+    try:
+        if path.stat().st_size > MAX_ARCHIVE_BYTES:
+            raise VerifyError(f"{name} is refused", found=f"{path.stat().st_size} bytes", expected=f"at most {MAX_ARCHIVE_BYTES}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a bundle (.tar.gz)") from error
+    if data[: len(_FIXED)] != _FIXED:
+        raise VerifyError(
+            f"{name} is no bundle", found="another gzip header", expected="an archive written by `edge-compress release`"
+        )
+    body = memoryview(data)[_BODY:]
+    if hashlib.sha256(body).digest() != data[len(_FIXED) : _BODY]:
+        raise _damaged(name, body)
+    tar = b"".join(_inflate(name, body))
+    archive = _archive(name, dict(_members(name, tar)))
+    if _tar(archive) != tar:
+        raise VerifyError(f"{name} is refused", found="headers or padding that differ from what `edge-compress release` writes")
+    return archive
+
+
+def extract(archive: Archive, into: Path) -> None:
+    """Write the files below a folder that holds none of them yet."""
+    for name, data in archive.files.items():
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            file.write(data)
+
+
+def _tar(archive: Archive) -> bytes:
+    parts = []
+    for name, data in sorted(archive.files.items()):
+        info = tarfile.TarInfo(f"{archive.folder}/{name}")
+        info.size, info.mode = len(data), 0o644
+        parts += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK)]
+    return b"".join([*parts, _END])
+
+
+def _complaint(name: str) -> str | None:
+    """Why a file in an archive may not be called this."""
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        return "an absolute path"
+    if ".." in name.split("/"):
+        return "a path that leads out of the archive"
+    return None if _NAME.fullmatch(name) else "a name with other than letters, digits and . _ + -, or a hidden one"
+
+
+def _inflate(name: str, body: memoryview) -> Iterator[bytes]:
+    """The tar archive in parts, never more than the limits allow."""
+    engine, rest = zlib.decompressobj(-zlib.MAX_WBITS), bytes(body)
+    left = min(MAX_UNPACKED_BYTES, len(body) * MAX_RATIO + _SLACK)
+    crc, size = 0, 0
+    while not engine.eof:
+        try:
+            part = engine.decompress(rest, 1 << 20)
+        except zlib.error as error:
+            raise VerifyError(f"{name} is refused", found="compressed data that cannot be unpacked") from error
+        rest, crc, size = engine.unconsumed_tail, zlib.crc32(part, crc), size + len(part)
+        if size > left:
+            raise VerifyError(f"{name} is refused", found=f"more than {left} bytes in {len(body)} packed ones, as in a bomb")
+        if not part and not rest and not engine.eof:
+            raise VerifyError(f"{name} is refused", found="compressed data that are cut short")
+        yield part
+    trailer = engine.unused_data
+    if len(trailer) > 8:
+        raise VerifyError(f"{name} is refused", found=f"{len(trailer) - 8} bytes after its end")
+    if trailer != struct.pack("<II", crc, size & 0xFFFFFFFF):
+        raise VerifyError(f"{name} is refused", found="another checksum or length than its last bytes say")
+
+
+def _members(name: str, tar: bytes) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every file, one after the other."""
+    at, seen = 0, set[str]()
+    while tar[at : at + _BLOCK] != bytes(_BLOCK):
+        try:
+            info = tarfile.TarInfo.frombuf(tar[at : at + _BLOCK], "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise VerifyError(f"{name} is refused", found=f"a broken file header at byte {at} of the tar archive") from error
+        shown = ascii(info.name)
+        if info.type != tarfile.REGTYPE:
+            raise VerifyError(f"{name} is refused", found=f"{shown}: {_KINDS.get(info.type, 'no plain file')}")
+        if complaint := _complaint(info.name):
+            raise VerifyError(f"{name} is refused", found=f"{shown}: {complaint}")
+        if info.name.casefold() in seen:
+            raise VerifyError(f"{name} is refused", found=f"{shown} twice")
+        if len(seen) == MAX_FILES:
+            raise VerifyError(f"{name} is refused", found=f"more than {MAX_FILES} files")
+        start = at + _BLOCK
+        if not 0 <= info.size <= len(tar) - start:
+            raise VerifyError(
+                f"{name} is refused", found=f"{shown}: a size of {info.size} bytes, where {len(tar) - start} are left"
+            )
+        seen.add(info.name.casefold())
+        yield info.name, tar[start : start + info.size]
+        at = start + info.size + -info.size % _BLOCK
+
+
+def _archive(name: str, members: Mapping[str, bytes]) -> Archive:
+    folders = {path.partition("/")[0] for path in members}
+    if len(folders) != 1 or any("/" not in path for path in members):
+        raise VerifyError(f"{name} is refused", found=f"{len(members)} files in {len(folders)} folders", expected="one folder")
+    (folder,) = folders
+    return Archive(folder, {path.partition("/")[2]: data for path, data in members.items()})
+
+
+def _damaged(name: str, body: memoryview) -> DamagedArchive:
+    """What is wrong with an archive whose digest does not hold, as far as it can be read."""
+    parts, members, where = [], dict[str, bytes](), "its files can be unpacked, its bytes are not those that were written"
+    try:
+        for part in _inflate(name, body):
+            parts.append(part)
+    except VerifyError as error:
+        where = error.found
+    try:
+        for path, data in _members(name, b"".join(parts)):
+            members[path.partition("/")[2]] = data
+    except VerifyError as error:
+        where = error.found
+    last = f" after {list(members)[-1]}" if members and "unpacked, its" not in where else ""
+    return DamagedArchive(name, f"another SHA-256 than its header says; {where}{last}", members)

@@ -1,0 +1,210 @@
+"""What a team ships for one target: a run folder cut down to one artifact, with a manifest that holds every file's digest.
+
+    NAME/manifest.json            files, versions, digests, and every number with its device and protocol
+    NAME/MODEL_CARD.md            what it is, for people
+    NAME/artifacts/TARGET/        the artifact, its dense float baseline, golden images with the artifact's answers
+    NAME/labels.txt               class names, one a line, in the order of the logits
+    NAME/report.{json,html,md}    NAME/plan.json    NAME/config.toml, without the paths of the machine it was made on
+    NAME/sbom.cdx.json            CycloneDX
+    NAME/LICENSES/
+
+References in report.json hold here too: files keep the paths they have in the run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import VerifyError
+from ..report.intervals import Interval, latency_ci95, share_ci95
+from ..report.words import Json
+from ..types import FileRef, Kind, from_json, to_json
+from .archive import Archive, DamagedArchive, unpack
+
+SUFFIX = ".tar.gz"
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_RIGHT = "every test image once, in the artifact's own runtime"
+_PAIRED = f"{_RIGHT}; paired with the dense PyTorch network's answers"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A figure, with all that it needs to be believed."""
+
+    name: str
+    value: float
+    unit: str
+    ci95: Interval | None
+    kind: Kind
+    samples: int
+    device: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something that went in, by its digest."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a bundle."""
+
+    schema: int
+    name: str
+    target: str
+    passed: bool  # all gates; false only where a bundle of a failed run was asked for
+    reasons: tuple[str, ...]  # failed gates, one sentence each
+    tool: str  # its version
+    packages: dict[str, str]
+    model: Named  # the dense network; digest of its state dict
+    data: Named
+    artifact: str  # path of the file
+    format: str
+    precision: str
+    input_name: str
+    input_shape: tuple[int, ...]
+    numbers: tuple[Number, ...]
+    files: tuple[FileRef, ...]  # all but the manifest itself, sorted by path
+
+
+def manifest_of(name: str, report: Json, target: str, files: Mapping[str, bytes]) -> Manifest:
+    """The manifest of a bundle, from the run's report and the bundle's other files."""
+    found = report["targets"][target]
+    artifact = found["artifact"]
+    return Manifest(
+        schema=SCHEMA,
+        name=name,
+        target=target,
+        passed=bool(found["verdict"]["passed"]),
+        reasons=tuple(found["verdict"]["reasons"]),
+        tool=report["tool"]["version"],
+        packages=dict(sorted(report["tool"]["packages"].items())),
+        model=Named(report["model"]["name"], report["model"]["sha256"]),
+        data=Named(report["data"]["name"], report["data"]["sha256"]),
+        artifact=artifact["path"],
+        format=artifact["format"],
+        precision=artifact["precision"],
+        input_name=artifact["input_name"],
+        input_shape=tuple(artifact["input_shape"]),
+        numbers=numbers(report, target),
+        files=tuple(FileRef(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in sorted(files.items())),
+    )
+
+
+def numbers(report: Json, target: str) -> tuple[Number, ...]:
+    """The figures that a target's artifact is shipped with; of kind `none` there are none."""
+    accuracy, latency = report["targets"][target]["accuracy"], report["targets"][target]["latency"]
+    found = []
+    if accuracy["kind"] != Kind.NONE:
+        count, kind = accuracy["samples"], Kind(accuracy["kind"])
+        where = _machine(report, target)
+        top1 = accuracy["top1"]
+        found += [
+            Number("top1", top1, "percent", share_ci95(top1, count), kind, count, where, _RIGHT),
+            Number("drop", accuracy["drop_pp"], "points", _pair(accuracy["drop_ci95_pp"]), kind, count, where, _PAIRED),
+            Number("agreement", accuracy["agreement"], "share", None, kind, count, where, _PAIRED),
+        ]
+    if latency["kind"] != Kind.NONE:
+        pairs, kind = latency["pairs"], Kind(latency["kind"])
+        protocol = (
+            f"one image at a time, {latency['threads']} threads, artifact and dense float baseline interleaved in "
+            f"{latency['sessions']} fresh processes; noise floor {latency['noise_floor']:.4f}"
+        )
+        where = ", ".join((latency["device"], *(_facts(latency["environment"]))))
+        speedup = latency["speedup"]
+        ratio = Number("speedup", speedup["median"], "ratio", _pair(speedup["ci95"]), kind, pairs, where, protocol)
+        medians = [
+            Number(f"{side}_p50", latency[side]["p50_ms"], "ms", latency_ci95(latency, side), kind, pairs, where, protocol)
+            for side in ("artifact", "dense")
+        ]
+        found += [ratio, *medians]
+    return tuple(found)
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The manifest's file."""
+    return (json.dumps(to_json(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def read(path: Path) -> tuple[Manifest, Archive]:
+    """A bundle's manifest and files, every digest checked.
+
+    Raises:
+        InputError: there is no such file.
+        VerifyError: it is damaged, none of ours, made to do harm, or not what its manifest says; the file in it is named.
+    """
+    try:
+        archive = unpack(path)
+    except DamagedArchive as damage:
+        wrong = _changed_files(damage.files)
+        raise (DamagedArchive(path.name, f"{damage.found}; {'; '.join(wrong)}", damage.files) if wrong else damage) from None
+    manifest = _manifest(path.name, archive.files)
+    wrong = differences(manifest.files, archive.files)
+    if wrong:
+        raise VerifyError(f"{path.name} is not what its manifest says", found="; ".join(wrong))
+    return manifest, archive
+
+
+def differences(refs: tuple[FileRef, ...], files: Mapping[str, bytes]) -> list[str]:
+    """Which files are missing, changed, or in no manifest."""
+    wrong = []
+    for ref in refs:
+        data = files.get(ref.path)
+        if data is None:
+            wrong.append(f"{ref.path} is missing")
+        elif len(data) != ref.size_bytes:
+            wrong.append(f"{ref.path} has {len(data)} bytes, not {ref.size_bytes}")
+        elif hashlib.sha256(data).hexdigest() != ref.sha256:
+            wrong.append(f"{ref.path} has another SHA-256 than the manifest says")
+    known = {MANIFEST, *(ref.path for ref in refs)}
+    return wrong + [f"{name} is not in the manifest" for name in sorted(files) if name not in known]
+
+
+def _manifest(name: str, files: Mapping[str, bytes]) -> Manifest:
+    try:
+        manifest = from_json(Manifest, json.loads(files[MANIFEST]))
+        if manifest.schema != SCHEMA:
+            raise ValueError(f"schema {manifest.schema}, where this version reads {SCHEMA}")
+    except KeyError as error:
+        raise VerifyError(f"{name} is no bundle", found=f"no {error}", expected=MANIFEST) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise VerifyError(f"{name}: {MANIFEST} is no manifest", found=str(error)) from error
+    return manifest
+
+
+def _changed_files(files: Mapping[str, bytes]) -> list[str]:
+    """Of a damaged archive, the files that are not what its manifest says, where that can still be read."""
+    try:
+        return [text for text in differences(_manifest("", files).files, files) if not text.endswith("missing")]
+    except VerifyError:
+        return []
+
+
+def _machine(report: Json, target: str) -> str:
+    """Where the artifact answered the test images: an engine on its board, all else on the machine of the run, which the latency
+    names when it is the same.
+    """
+    latency, seen = report["targets"][target]["latency"], report["targets"][target].get("on_device")
+    if report["targets"][target]["artifact"]["format"] == "engine" and seen is not None:
+        return f"{seen['device']}, {seen['runtime']}"
+    facts = _facts(latency["environment"] or {}) if latency["device"] == "local" else []
+    return ", ".join(("local", *facts))
+
+
+def _facts(environment: Mapping[str, str]) -> list[str]:
+    runtime = " ".join(environment[key] for key in ("runtime", "runtime_version") if key in environment)
+    return [text for text in (environment.get("cpu", ""), runtime) if text]
+
+
+def _pair(values: list[float]) -> Interval:
+    low, high = values
+    return low, high

@@ -1,0 +1,168 @@
+"""Finished runs -> bundles to ship: one archive for each target, its digest and, where asked for, a signature beside it.
+
+Everything in a bundle comes from the run folder, so the same run gives the same bytes, wherever it lies and whenever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from .. import config
+from ..errors import InputError, VerifyError
+from ..files import atomic_write
+from ..report.words import Json
+from ..run_folder import CONFIG_NAME
+from . import bundle
+from .archive import Archive, pack
+from .licences import own_license
+from .model_card import model_card
+from .record import Record, digest_findings, files_of, full_report, open_record
+from .sbom import sbom
+from .signing import SUFFIX as SIGNED
+from .signing import Sign
+
+_COPIED = ("plan.json", "report.json", "report.html", "report.md")
+_ONLY_HERE = ("out", "json", "require-artifact")  # settings that say nothing of the result
+
+
+@dataclass(frozen=True)
+class Released:
+    """One bundle, written."""
+
+    path: Path
+    sha256: str
+    passed: bool
+
+
+def release(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    allow_failed: bool = False,
+    licenses: Sequence[Path] = (),
+    sign: Sign | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Released, ...]:
+    """Bundle every target of some runs into a folder. Nothing is written unless all of them may be shipped.
+
+    Args:
+        runs: folders of finished runs.
+        out: the bundles' folder, made where it is not there.
+        allow_failed: bundle artifacts that did not pass their gates too, marked as such.
+        licenses: files that go into each bundle's LICENSES/ beside the tool's own: the model's, the data's.
+        sign: makes a signature, see `signing.signer`.
+        say: told, in one line, of a target that was not built where the run was and so is left out.
+
+    Raises:
+        InputError: a folder that holds no finished run.
+        VerifyError: a gate failed, or a file is not what its record says.
+        UnavailableError: a package is missing.
+    """
+    texts = {f"LICENSES/{_plain(path.name)}": _read(path) for path in licenses}
+    texts["LICENSES/edge-compress.txt"] = own_license().encode()
+    archives: dict[str, bytes] = {}
+    passed: dict[str, bool] = {}
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"{run} is no run folder", found="a file" if run.exists() else "nothing there")
+        with open_record(run) as record:
+            report = full_report(run)
+            for target in _shippable(record, allow_failed, say):
+                archive = _archive(record, report, target, texts)
+                archives[f"{archive.folder}{bundle.SUFFIX}"] = pack(archive)
+                passed[f"{archive.folder}{bundle.SUFFIX}"] = report["targets"][target]["verdict"]["passed"]
+    out.mkdir(parents=True, exist_ok=True)
+    return tuple(_write(out, name, data, passed[name], sign) for name, data in archives.items())
+
+
+def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -> list[str]:
+    """The targets of a run that have an artifact to ship.
+
+    Raises:
+        VerifyError: a gate failed, there is nothing to ship, or a file is not what the report says.
+        InputError: the run has no golden images.
+    """
+    if wrong := digest_findings(record)[0]:
+        raise VerifyError(f"{record.name} is not what its record says", found="; ".join(wrong), do="run again")
+    why = {n: f"{n}: {'; '.join(t['verdict']['reasons']) or t['status']}" for n, t in record.report["targets"].items()}
+    absent = [n for n, t in record.report["targets"].items() if t["status"] == "not_built"]
+    failed = [why[n] for n, t in record.report["targets"].items() if not t["verdict"]["passed"] and n not in absent]
+    if failed and not allow_failed:
+        raise VerifyError(
+            f"{record.name} did not pass", found=". ".join(failed), do="--allow-failed bundles it all the same, marked as failed"
+        )
+    names = [name for name in record.targets if record.artifact(name) is not None and name not in absent]
+    if not names:
+        raise VerifyError(f"{record.name} has no artifact", found=". ".join(why.values()) or "no target")
+    for name in absent:
+        say(f"{record.name}: left out, it was not built: {why[name]}")
+    for name in names:
+        if record.report["targets"][name].get("golden") is None:
+            raise InputError(
+                f"{record.name} has no golden images for {name}",
+                found="a run of an earlier version, or one whose artifact ran nowhere",
+                do="give the run's own command again: it adds them, finished stages are kept",
+            )
+    return names
+
+
+def _archive(record: Record, report: Json, target: str, licenses: Mapping[str, bytes]) -> Archive:
+    files = {name: _read(record.root / name) for name in _COPIED}
+    files |= {ref.path: _read(record.root / ref.path) for name, ref in files_of(record) if name == target}
+    if masks := report["pruned"].get("masks"):
+        files[masks["path"]] = _read(record.path(masks))
+    files |= {CONFIG_NAME: portable(record.root / CONFIG_NAME).encode(), **licenses}
+    files["labels.txt"] = "".join(f"{' '.join(label.split())}\n" for label in report["data"]["classes"]).encode()
+    names = sorted(name.removeprefix("LICENSES/") for name in licenses)
+    files["MODEL_CARD.md"] = model_card(report, target, names).encode()
+    files["sbom.cdx.json"] = sbom(report, target, files)
+    named = f"{_short(report['model']['name'])}-{target}"
+    digest = hashlib.sha256(bundle.to_bytes(bundle.manifest_of(named, report, target, files))).hexdigest()
+    folder = f"{named}-{digest[:8]}"
+    return Archive(folder, {**files, bundle.MANIFEST: bundle.to_bytes(bundle.manifest_of(folder, report, target, files))})
+
+
+def portable(file: Path) -> str:
+    """A run's resolved configuration without what holds on this machine alone: its output folder, folders of its files.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    found = config.load(file, {})
+    weights = None if found.weights is None else Path(found.weights.name)
+    found = replace(found, model=_bare(found.model), data=_bare(found.data), device=_bare(found.device), weights=weights)
+    lines = config.to_toml(found).splitlines(keepends=True)
+    return "".join(line for line in lines if line.partition(" = ")[0] not in _ONLY_HERE)
+
+
+def _bare(spec: str) -> str:
+    """A model or data spec with its paths cut to their last part."""
+    return ":".join(PurePath(part).name or part for part in spec.split(":"))
+
+
+def _short(model: str) -> str:
+    return _plain(model.rpartition(":")[2]) or "model"
+
+
+def _plain(name: str) -> str:
+    """A name that an archive may have."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name).lstrip(".-+")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", found=error.strerror or str(error)) from error
+
+
+def _write(out: Path, name: str, data: bytes, passed: bool, sign: Sign | None) -> Released:
+    digest = hashlib.sha256(data).hexdigest()
+    beside = {f"{name}.sha256": f"{digest}  {name}\n".encode()} | ({f"{name}{SIGNED}": sign(name, data)} if sign else {})
+    for file, content in {name: data, **beside}.items():
+        atomic_write(out / file, content)
+    return Released(out / name, digest, passed)

@@ -1,0 +1,318 @@
+"""One page over several runs: accuracy against measured latency, the figures side by side, how the plans differ.
+
+Only what can be compared stands side by side: artifacts measured on the same test images and the same device are a group with
+a plot and a table of its own; plans are laid side by side where the dense networks have the same groups of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from ..types import Kind
+from . import pareto
+from .intervals import Interval, latency_ci95, share_ci95
+from .rendering import render
+from .svg import Label
+from .words import DASH, Json, count, fixed, millis, size, tag
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact of one run."""
+
+    name: str  # of the run, with the target where a run has several
+    run: str
+    report: Json
+    target: str
+
+    @property
+    def result(self) -> Json:
+        """Its entry in the report."""
+        found: Json = self.report["targets"][self.target]
+        return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in a table."""
+
+    text: str
+    interval: str = ""  # 95 %
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Artifacts that can be compared: the same test images, the same device."""
+
+    uid: str
+    title: str
+    short: str  # for the navigation
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    plot: Markup | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """What stays of a group of channels, or of a layer's connections, in one run."""
+
+    text: str
+    share: float | None  # None: the run has no such group
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Plans of networks with the same structure, side by side."""
+
+    title: str
+    runs: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[Share, ...]], ...]  # name, kind, what stays in each run; only where they differ
+    same: int  # rows in which all agree
+
+
+def to_html(reports: Sequence[tuple[str, Json]]) -> str:
+    """The page, from reports alone (name of the run, its report.json); everything from outside is escaped."""
+    entries = _entries(reports)
+    return render(
+        "comparison.html.jinja",
+        runs=[name for name, _ in _named(reports)],
+        entries=entries,
+        groups=groups(entries),
+        plans=plans(reports),
+        missing=[
+            f"{e.name}: {'; '.join(e.result['verdict']['reasons']) or e.result['status']}" for e in entries if not _built(e)
+        ],
+        failed=[f"{e.name}: {'; '.join(e.result['verdict']['reasons'])}" for e in entries if _built(e) and not _passed(e)],
+        passed=sum(_passed(e) for e in entries),
+    )
+
+
+def groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
+    """The artifacts by what they were measured on, in the order they were given."""
+    found: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        if _built(entry):
+            found.setdefault(_ground(entry), []).append(entry)
+    return tuple(_group(f"group-{number}", ground, members) for number, (ground, members) in enumerate(found.items(), start=1))
+
+
+def plans(reports: Sequence[tuple[str, Json]]) -> tuple[Plans, ...]:
+    """Where the plans of runs on the same dense structure differ, layer by layer."""
+    alike: dict[tuple[tuple[str, int], ...], list[tuple[str, Json]]] = {}
+    for name, report in _named(reports):
+        structure = tuple((knob["name"], knob["size"]) for knob in report["pruned"]["knobs"])
+        alike.setdefault(structure, []).append((name, report))
+    return tuple(_plans(members) for structure, members in alike.items() if len(members) > 1 and structure)
+
+
+def _entries(reports: Sequence[tuple[str, Json]]) -> list[Entry]:
+    several = any(len(report["targets"]) > 1 for _, report in reports) or len({t for _, r in reports for t in r["targets"]}) > 1
+    return [
+        Entry(f"{name} ({target})" if several else name, name, report, target)
+        for name, report in _named(reports)
+        for target in report["targets"]
+    ]
+
+
+def _named(reports: Sequence[tuple[str, Json]]) -> list[tuple[str, Json]]:
+    """Runs by names that differ."""
+    seen: dict[str, int] = {}
+    found = []
+    for name, report in reports:
+        seen[name] = seen.get(name, 0) + 1
+        found.append((f"{name} #{seen[name]}" if seen[name] > 1 else name, report))
+    return found
+
+
+def _built(entry: Entry) -> bool:
+    return entry.result["artifact"] is not None
+
+
+def _passed(entry: Entry) -> bool:
+    return bool(entry.result["verdict"]["passed"])
+
+
+def _reasons(entry: Entry) -> str:
+    return "; ".join(entry.result["verdict"]["reasons"]) or str(entry.result["status"])
+
+
+def _ground(entry: Entry) -> tuple[str, ...]:
+    """What figures must have in common to be compared: test images; device, its processor, threads."""
+    data, latency = entry.report["data"], entry.result["latency"]
+    device = latency["device"] or "no device"
+    environment = latency["environment"] or {}
+    return data["sha256"], data["name"], device, environment.get("cpu", ""), str(latency["threads"] or "")
+
+
+def _group(uid: str, ground: tuple[str, ...], members: Sequence[Entry]) -> Group:
+    _, data, device, cpu, threads = ground
+    where = ", ".join(
+        part for part in (device, cpu, f"{threads} thread{'s' if threads != '1' else ''}" if threads else "") if part
+    )
+    title = f"{data} on {where}"
+    plot, caption = _plot(uid, title, members)
+    head = ("top-1, %", "points lost", "median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
+    return Group(uid, title, f"{data} on {device}", head, _rows(members), plot, caption)
+
+
+def _rows(members: Sequence[Entry]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+    """A row for each artifact. The best of a column is the best of those of the best kind there is; a draw has several."""
+    columns = [[figure(entry) for entry in members] for figure in (_top1, _drop, _latency, _speedup, _size, _macs, _params)]
+    best = [_best(column) for column in columns]
+    rows = []
+    for i, entry in enumerate(members):
+        found = [(column[i], i in winners) for column, winners in zip(columns, best, strict=True)]
+        cells = [Cell(figure.text, figure.interval, won) for figure, won in found]
+        rows.append((entry.name, (*cells, Cell("passed" if _passed(entry) else "failed"))))
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, and what it is compared by: lower is better; None where there is nothing to compare."""
+
+    text: str
+    rank: float | None = None
+    interval: str = ""
+
+
+def _best(column: Sequence[Figure]) -> set[int]:
+    known = {i: figure.rank for i, figure in enumerate(column) if figure.rank is not None}
+    if len(known) < 2 or len(set(known.values())) == 1:
+        return set()
+    return {i for i, rank in known.items() if rank == min(known.values())}
+
+
+def _top1(entry: Entry) -> Figure:
+    accuracy = entry.result["accuracy"]
+    if accuracy["kind"] == Kind.NONE:
+        return Figure(DASH)
+    low, high = share_ci95(accuracy["top1"], accuracy["samples"])
+    return Figure(tag(fixed(accuracy["top1"]), accuracy["kind"]), -accuracy["top1"], f"{fixed(low)} to {fixed(high)}")
+
+
+def _drop(entry: Entry) -> Figure:
+    accuracy = entry.result["accuracy"]
+    if accuracy["kind"] == Kind.NONE:
+        return Figure(DASH)
+    low, high = accuracy["drop_ci95_pp"]
+    return Figure(tag(fixed(accuracy["drop_pp"]), accuracy["kind"]), accuracy["drop_pp"], f"{fixed(low)} to {fixed(high)}")
+
+
+def _latency(entry: Entry) -> Figure:
+    latency = entry.result["latency"]
+    if latency["kind"] == Kind.NONE:
+        return Figure(DASH)
+    interval, median = _latency_interval(latency, "artifact"), latency["artifact"]["p50_ms"]
+    span = f"{millis(interval[0])} to {millis(interval[1])}" if interval else ""
+    return Figure(tag(millis(median), latency["kind"]), median if latency["kind"] == Kind.MEASURED else None, span)
+
+
+def _speedup(entry: Entry) -> Figure:
+    latency = entry.result["latency"]
+    if latency["kind"] == Kind.NONE:
+        return Figure(DASH)
+    low, high = latency["speedup"]["ci95"]
+    median = latency["speedup"]["median"]
+    rank = -median if latency["kind"] == Kind.MEASURED else None
+    return Figure(tag(f"{fixed(median)}×", latency["kind"]), rank, f"{fixed(low)} to {fixed(high)}")
+
+
+def _size(entry: Entry) -> Figure:
+    value = entry.result["artifact"]["size_bytes"]
+    return Figure(size(value), value)
+
+
+def _macs(entry: Entry) -> Figure:
+    value = entry.report["pruned"]["macs"]
+    return Figure(count(value), value)
+
+
+def _params(entry: Entry) -> Figure:
+    value = entry.report["pruned"]["params"]
+    return Figure(count(value), value)
+
+
+def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None, str]:
+    """The plot of a group's measured artifacts and their dense baselines, and the sentences under it."""
+    dense: dict[str, pareto.Point] = {}  # one for each baseline file, whoever measured it first
+    artifacts, left = [], []
+    for entry in members:
+        accuracy, latency, baseline = (entry.result["accuracy"], entry.result["latency"], entry.result["artifact"]["baseline"])
+        if accuracy["kind"] == Kind.NONE or latency["kind"] != Kind.MEASURED:
+            left.append(f"{entry.name} (latency {latency['kind']})")
+            continue
+        artifacts.append(_point(entry))
+        if baseline is not None:
+            dense.setdefault(baseline["sha256"], _dense_point(entry))
+    points = [*dense.values(), *artifacts]
+    missing = f" Not drawn, for want of a measured latency: {', '.join(left)}." if left else ""
+    if not points:
+        return None, f"Nothing was measured here.{missing}"
+    front = [points[i].name for i in pareto.front(points)]
+    caption = (
+        "Up and to the left is better; the area is the file's size, the bars are 95 % intervals. On the line, no other point is "
+        f"both faster and more accurate: {', '.join(front)}.{missing}"
+    )
+    label = Label(f"{uid}-plot", f"Accuracy against latency: {title}", caption)
+    return Markup(pareto.plot(points, label)), caption  # noqa: S704 - our own SVG
+
+
+def _point(entry: Entry) -> pareto.Point:
+    accuracy, latency, artifact = (entry.result[key] for key in ("accuracy", "latency", "artifact"))
+    return pareto.Point(
+        entry.name,
+        latency["artifact"]["p50_ms"],
+        _latency_interval(latency, "artifact"),
+        accuracy["top1"],
+        share_ci95(accuracy["top1"], accuracy["samples"]),
+        artifact["size_bytes"],
+    )
+
+
+def _dense_point(entry: Entry) -> pareto.Point:
+    """The dense float model, in the artifact's runtime; its accuracy is PyTorch's on the same images."""
+    accuracy, latency, artifact = (entry.result[key] for key in ("accuracy", "latency", "artifact"))
+    top1, model = accuracy["dense_top1"], entry.report["model"]["name"]
+    return pareto.Point(
+        f"dense {model.rpartition(':')[2]}, float {artifact['format']}",
+        latency["dense"]["p50_ms"],
+        _latency_interval(latency, "dense"),
+        top1,
+        share_ci95(top1, accuracy["samples"]),
+        artifact["baseline"]["size_bytes"],
+        dense=True,
+    )
+
+
+def _latency_interval(latency: Json, side: str) -> Interval | None:
+    return latency_ci95(latency, side) if latency[f"{side}_samples_ms"] else None
+
+
+def _plans(members: Sequence[tuple[str, Json]]) -> Plans:
+    rows, same = [], 0
+    for found in zip(*(report["pruned"]["knobs"] for _, report in members), strict=True):
+        shares = [knob["kept"] / knob["size"] for knob in found]
+        if len(set(shares)) == 1:
+            same += 1
+            continue
+        usual = max(shares, key=shares.count)
+        cells = tuple(Share(_kept(knob), share, share != usual) for knob, share in zip(found, shares, strict=True))
+        rows.append((found[0]["name"], found[0]["kind"], cells))
+    names = tuple(name for name, _ in members)
+    models = dict.fromkeys(report["model"]["name"] for _, report in members)
+    return Plans(", ".join(models), names, tuple(rows), same)
+
+
+def _kept(knob: Json) -> str:
+    if knob["kind"] == "block":
+        return "kept" if knob["kept"] else "removed"
+    if knob["kind"] == "layer":
+        return f"{100 * knob['kept'] / knob['size']:.0f} %"
+    return "gone with its block" if knob.get("block") else f"{knob['kept']}/{knob['size']}"

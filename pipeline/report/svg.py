@@ -1,0 +1,330 @@
+"""The report's plots as inline SVG: same data, same bytes.
+
+Text stays text and every colour is a CSS variable of the page (with a fallback), so a plot is small, can be searched and
+follows light and dark. Ids are prefixed, so that several plots can stand in one page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..types import Kind
+
+# Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
+# colour-blind readers too.
+_INK, _MUTED, _BLUE, _RED, _GREEN = "#010101", "#010102", "#010103", "#010104", "#010105"
+_PAGE_COLOURS = {
+    _INK: "currentColor",
+    _MUTED: "var(--plot-muted,#7a828c)",
+    _BLUE: "var(--plot-blue,#0072b2)",
+    _RED: "var(--plot-red,#d55e00)",
+    _GREEN: "var(--plot-green,#009e73)",
+}
+_WIDTH = 360.0  # SVG units; small on purpose: a phone shows it at about this size and the text stays readable
+_SPENDING = {"latency": "latency, share of the dense float model's", "density": "connections that stay, share of all"}
+_MARKERS = {Kind.MEASURED: "o", Kind.EMULATED: "s", Kind.ESTIMATED: "^"}
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "edge-compress",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a layer name with a dollar sign is a name
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same layout on every machine
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _MUTED,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.4,
+    "legend.borderpad": 0.2,
+    "hatch.color": _RED,
+    "hatch.linewidth": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a plot is named in the page and read aloud."""
+
+    uid: str  # prefix of every id in the SVG, unique in the page: [a-z0-9-]+
+    title: str
+    description: str  # what the plot shows, in a sentence
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate of the search."""
+
+    spent: float  # share of the dense model's latency, or of its connections
+    accuracy: float  # percent
+    kind: Kind  # of the latency
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What stays of one group, or of one layer's connections."""
+
+    name: str
+    kind: str  # "inner", "stream", "block" or "layer"
+    kept: int
+    size: int
+    removed: str = ""  # why nothing stays, e.g. "block removed"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Latencies of one model, milliseconds, and what to call it."""
+
+    name: str
+    values_ms: tuple[float, ...]
+    p50_ms: float
+
+
+def tradeoff(
+    points: Sequence[Point], chosen: Point | None, dense: Point | None, budget: float, label: Label, spending: str = "latency"
+) -> str:
+    """Accuracy against latency (or, `spending` "density", connections kept): every candidate, the budget, the chosen one.
+
+    `points` and `chosen` of kind `none` are left out: they have no place on the axis.
+    """
+    shown = [p for p in points if p.kind is not Kind.NONE]
+
+    def named(what: str, kind: Kind) -> str:
+        return f"{what} ({kind})" if spending == "latency" else what  # connections are counted
+
+    with rc_context(_STYLE):
+        figure, axes = _axes(265)
+        for kind, marker in _MARKERS.items():
+            mine = [p for p in shown if p.kind is kind]
+            if mine:
+                xs, ys = [p.spent for p in mine], [p.accuracy for p in mine]
+                axes.plot(xs, ys, marker, color=_BLUE, alpha=0.45, ms=4, mew=0, label=named("candidate", kind))
+        axes.axvline(budget, color=_MUTED, lw=1.2, ls=(0, (4, 3)), label=f"budget {budget:.2f}")
+        if dense is not None:
+            axes.plot([dense.spent], [dense.accuracy], "P", color=_MUTED, ms=7, mew=0, label="dense float")
+        if chosen is not None and chosen.kind is not Kind.NONE:
+            name = named("chosen", chosen.kind)
+            axes.plot([chosen.spent], [chosen.accuracy], "D", color=_RED, ms=7, mec=_INK, mew=0.8, label=name)
+        axes.set_xlabel(_SPENDING[spending])
+        axes.set_ylabel("top-1 before fine-tuning, %")
+        axes.grid(True)
+        axes.margins(0.06)
+        _legend(figure, axes)
+        return _svg(figure, label)
+
+
+def kept_shares(bars: Sequence[Bar], label: Label) -> str:
+    """One bar per group: the share of its units that stays. Removed blocks are hatched and named."""
+    legend = {"inner": "inner channels", "stream": "residual stream", "layer": "connections"}
+    with rc_context({**_STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
+        figure, axes = _axes(64.0 + 14.5 * len(bars))
+        for kind, meaning in legend.items():
+            if any(b.kind == kind and not b.removed for b in bars):
+                axes.barh([0], [0], color=_GREEN if kind == "stream" else _BLUE, label=meaning)
+        for row, bar in enumerate(bars):
+            if bar.removed:
+                axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=_RED, linewidth=0.8, hatch="////", alpha=0.6)
+                axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=_RED)
+            else:
+                axes.barh(row, 1.0, height=0.7, color=_MUTED, alpha=0.18, linewidth=0)
+                axes.barh(row, bar.kept / bar.size, height=0.7, color=_GREEN if bar.kind == "stream" else _BLUE, linewidth=0)
+                kept = f"{100 * bar.kept / bar.size:.0f} %" if bar.kind == "layer" else f"{bar.kept}/{bar.size}"
+                axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=_INK)
+        axes.set_yticks(range(len(bars)), [_short(b.name) for b in bars])
+        axes.set_ylim(len(bars) - 0.4, -0.6)  # the network's first layer on top
+        axes.set_xlim(0, 1.3)
+        axes.set_xticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
+        axes.set_xlabel("kept share", loc="left")
+        _legend(figure, axes)
+        return _svg(figure, label)
+
+
+def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], label: Label) -> str:
+    """Reward of every evaluation, and the best so far. `None` is an evaluation without a reward.
+
+    Rewards far under all others (candidates over the budget) would flatten the curve: see `reward_floor`. They are drawn as
+    triangles on the lower edge.
+
+    Args:
+        rewards: one for each evaluation, in order.
+        positions: the evaluations to draw; the best so far counts all.
+        label: its name in the page.
+    """
+    best = best_so_far(rewards)
+    values = np.array([r for r in rewards if r is not None], dtype=np.float64)
+    with rc_context(_STYLE):
+        figure, axes = _axes(265)
+        drawn = [(i + 1, r) for i in positions if (r := rewards[i]) is not None]
+        if values.size:
+            floor = reward_floor(values.tolist())
+            span = float(values.max()) - floor
+            inside = [(i, r) for i, r in drawn if r >= floor]
+            outside = [i for i, r in drawn if r < floor]
+            axes.plot([i for i, _ in inside], [r for _, r in inside], "o", color=_BLUE, alpha=0.45, ms=4, mew=0, label="reward")
+            if outside:
+                edge = floor - 0.05 * span
+                axes.plot(outside, [edge] * len(outside), "v", color=_BLUE, alpha=0.6, ms=5, mew=0, label="far lower")
+            steps = [(i + 1, b) for i, b in enumerate(best) if b is not None and b >= floor]
+            turns = [s for k, s in enumerate(steps) if k in (0, len(steps) - 1) or s[1] != steps[k - 1][1]]
+            axes.step(
+                [i for i, _ in turns],
+                [b for _, b in turns],
+                where="post",
+                color=_RED,
+                lw=1.8,
+                label="best so far",
+            )
+        axes.set_xlabel("evaluation")
+        axes.set_ylabel("reward")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(True)
+        axes.margins(0.04, 0.08)
+        _legend(figure, axes)
+        return _svg(figure, label)
+
+
+def latency_histogram(dense: Samples, artifact: Samples, kind: Kind, label: Label) -> str:
+    """Latency distributions of the dense model and the artifact over the same bins, with their medians.
+
+    The axis ends at the slower one's 99 % quantile; `beyond_axis` counts what lies past it.
+
+    Raises:
+        ValueError: kind is `none`, which has no samples, or there are none.
+    """
+    if kind is Kind.NONE or not dense.values_ms or not artifact.values_ms:
+        message = f"no latencies to draw: kind {kind}, {len(dense.values_ms)} and {len(artifact.values_ms)} samples"
+        raise ValueError(message)
+    end = axis_end(dense.values_ms, artifact.values_ms)
+    start = min(min(dense.values_ms), min(artifact.values_ms))
+    edges = np.linspace(start, end if end > start else start + 1e-3, 49)
+    with rc_context(_STYLE):
+        figure, axes = _axes(265)
+        for samples, colour in ((dense, _MUTED), (artifact, _BLUE)):
+            counts, _ = np.histogram(samples.values_ms, bins=edges)
+            shares = 100.0 * counts / len(samples.values_ms)
+            name = f"{samples.name}: median {samples.p50_ms:.3g} ms ({kind})"
+            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.45, label=name)
+            axes.axvline(samples.p50_ms, color=colour, lw=1.6)
+        axes.set_xlabel(f"latency of one inference, ms ({kind})")
+        axes.set_ylabel("share of samples, %")
+        axes.grid(True, axis="y")
+        axes.set_ylim(bottom=0)
+        _legend(figure, axes, columns=1)
+        return _svg(figure, label)
+
+
+def finetuning(epochs: Sequence[int], top1: Sequence[float | None], dense_top1: float | None, label: Label) -> str:
+    """Top-1 on the search split after each epoch of fine-tuning, percent, with the dense model's as a line."""
+    with rc_context(_STYLE):
+        figure, axes = _axes(265)
+        drawn = [(e, t) for e, t in zip(epochs, top1, strict=True) if t is not None]
+        axes.plot([e for e, _ in drawn], [t for _, t in drawn], "-o", color=_BLUE, lw=1.8, ms=4, mew=0, label="pruned")
+        if dense_top1 is not None:
+            axes.axhline(dense_top1, color=_MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {dense_top1:.2f} %")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("top-1 on the search split, %")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(True)
+        axes.margins(0.04, 0.1)
+        _legend(figure, axes)
+        return _svg(figure, label)
+
+
+def best_so_far(rewards: Sequence[float | None]) -> list[float | None]:
+    """The highest reward up to and with each evaluation; `None` before the first one."""
+    best: list[float | None] = []
+    for reward in rewards:
+        last = best[-1] if best else None
+        best.append(last if reward is None else reward if last is None else max(last, reward))
+    return best
+
+
+def reward_floor(rewards: Sequence[float]) -> float:
+    """The lowest reward that the learning curve's axis shows.
+
+    The lowest of all, unless the widest gap between neighbouring rewards is wider than all that lies above it spans, and at
+    least a fifth of them lie above it: then the lowest above the gap.
+    """
+    rising = np.sort(np.asarray(rewards, dtype=np.float64))
+    gaps = np.diff(rising[: rising.size - max(rising.size // 5, 4) + 1])
+    if gaps.size == 0:
+        return float(rising[0])
+    after = int(gaps.argmax()) + 1
+    return float(rising[after] if gaps[after - 1] > rising[-1] - rising[after] else rising[0])
+
+
+def axis_end(*samples_ms: Sequence[float]) -> float:
+    """Where the latency axis ends: the highest of the 99 % quantiles."""
+    return max(float(np.quantile(s, 0.99)) for s in samples_ms)
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH / 72.0, height / 72.0), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.tick_params(length=3)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def _short(name: str, limit: int = 24) -> str:
+    return name if len(name) <= limit else f"…{name[1 - limit :]}"
+
+
+def _svg(figure: Figure, label: Label) -> str:
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        # The layout's font only measures the text; the browser's own has the glyphs of other scripts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    # The page's own rules hold for the page: matplotlib's style sheet would reach every element of it.
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<defs>\s*</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\sid="|\shref="#|url\(#)', rf"\g<1>{label.uid}-", body.replace("xlink:href", "href"))
+    body = re.sub(r"font(-family)?:[^;\"]*'DejaVu Sans'[^;\"]*", _page_font, body)
+    for sentinel, colour in _PAGE_COLOURS.items():
+        body = body.replace(sentinel, colour)
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    width, height = figure.get_size_inches() * 72.0
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {math.ceil(width)} {math.ceil(height)}" role="img"'
+        f' aria-labelledby="{label.uid}-title {label.uid}-desc" style="stroke-linejoin:round">'
+        f'<title id="{label.uid}-title">{escape(label.title)}</title>'
+        f'<desc id="{label.uid}-desc">{escape(label.description)}</desc>'
+    )
+    return head + body
+
+
+def _page_font(found: re.Match[str]) -> str:
+    """The page's font in place of matplotlib's, at the same size."""
+    size = re.search(r"([\d.]+)px", found.group(0))
+    return f"font-size:{size.group(1)}px" if size else "font-family:inherit"

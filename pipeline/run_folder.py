@@ -1,0 +1,218 @@
+"""A run folder: what is finished is kept under the key of what made it, and nothing half-written is taken for finished.
+
+    with RunFolder(config, log) as run:
+        stage = run.stage("search", "1", settings, inputs=(subject.key,))
+        found = stage.result(SearchResult)
+        if found is None:
+            found = search(...)          # checkpoints of its own go to stage.folder
+            stage.finish(found)
+
+A stage's key is the digest of its name, its version, its own settings and its inputs' keys. Results carry their own digest and
+those of the files they name; what does not hold is treated as absent and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .config import Config, differences, load, to_toml
+from .errors import InputError
+from .files import _is_scratch, _says_full, atomic_write, disk_errors, sha256_file
+from .types import FileRef, from_json, to_json
+
+T = TypeVar("T")
+Log = Callable[[str], None]
+
+CONFIG_NAME = "config.toml"
+_LOCK_NAME = ".lock"
+_HOLDER_NAME = ".holder"
+
+
+class RunFolder:
+    """An open run folder, held by one process at a time.
+
+    Entering makes the folder (`config.out`) with its `config.toml`, or opens the one of the same run, and locks it.
+
+    Args:
+        config: the resolved configuration.
+        log: told, in one line, what was found damaged and is made again.
+
+    Raises:
+        InputError: on entering, if another process holds the folder, or it holds another run or something else.
+    """
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self.path = config.out.absolute()
+        self.log = log
+        self._config = config
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk_errors(self.path))
+            try:
+                self._refuse_what_is_no_run()
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock(stack)
+            except OSError as error:
+                if _says_full(error):
+                    raise
+                raise InputError(
+                    f"{self.path} cannot be a run folder", found=error.strerror or str(error), do="choose another --out"
+                ) from error
+            self._claim()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        return bool(self._open.__exit__(kind, error, trace))
+
+    def stage(self, name: str, version: str, settings: object, inputs: tuple[str, ...] = ()) -> Stage:
+        """The stage of this name with these settings.
+
+        Args:
+            name: letters, digits, "-".
+            version: raised when the stage's code gives another result for the same settings and inputs.
+            settings: dataclasses, dicts, lists, texts and numbers: all that the result depends on besides `inputs`.
+            inputs: keys of the stages, and digests of the files, that it reads.
+        """
+        record = {"stage": name, "version": version, "settings": to_json(settings), "inputs": list(inputs)}
+        key = hashlib.sha256(_canonical(record)).hexdigest()
+        folder = self.path / "stages" / f"{name}-{key[:16]}"
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return Stage(name, key, folder, self, record)
+
+    def _refuse_what_is_no_run(self) -> None:
+        """Before anything is written: the folder is new, empty, or a run's."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file", expected="a folder for the run", do="choose another --out")
+        if not self.path.is_dir() or (self.path / CONFIG_NAME).is_file():
+            return
+        # a run killed before it wrote its config leaves only these
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in (_LOCK_NAME, _HOLDER_NAME) and not _is_scratch(p))
+        if foreign:
+            raise InputError(
+                f"{self.path} is no run folder",
+                found=foreign[0],
+                expected=f"an empty folder or one with {CONFIG_NAME}",
+                do="choose another --out",
+            )
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
+        import filelock
+
+        lock = filelock.FileLock(self.path / _LOCK_NAME)
+        holder = self.path / _HOLDER_NAME
+        try:
+            stack.enter_context(lock.acquire(timeout=0))
+        except filelock.Timeout as error:
+            pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+            raise InputError(
+                f"another run is at work in {self.path}", found=f"process {pid}", do="wait for it to end, or choose another --out"
+            ) from error
+        atomic_write(holder, str(os.getpid()))
+        stack.callback(holder.unlink, missing_ok=True)
+
+    def _claim(self) -> None:
+        """With the lock held: this run's config stands in the folder, and no leavings of a killed one."""
+        for leaving in self.path.rglob(".*.tmp"):
+            if _is_scratch(leaving):
+                leaving.unlink(missing_ok=True)
+        file = self.path / CONFIG_NAME
+        other = load(file, {}) if file.is_file() else None
+        if other is not None and (differing := differences(other, self._config)) and self._holds_work():
+            found, expected = (
+                ", ".join(line for line in to_toml(c).splitlines() if line.split(" = ")[0] in differing) or "the defaults"
+                for c in (other, self._config)
+            )
+            raise InputError(
+                f"{self.path} holds another run",
+                found=found,
+                expected=expected,
+                do="choose another --out; nothing was changed",
+            )
+        if other != self._config:
+            atomic_write(file, to_toml(self._config))
+
+    def _holds_work(self) -> bool:
+        """Whether there is more than a configuration: a run that stopped at wrong input left no more, and is put right here."""
+        own = (CONFIG_NAME, _LOCK_NAME, _HOLDER_NAME)
+        return any(p.is_file() and not (p.parent == self.path and p.name in own) for p in self.path.rglob("*"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its key, its folder, and its result once it is finished."""
+
+    name: str
+    key: str  # SHA-256 of name, version, settings and inputs' keys; an input of the stages that read this one
+    folder: Path  # the stage's own: checkpoints, scratch and output files
+    run: RunFolder
+    record: dict[str, Any]  # what the key was made of, kept beside the result for readers
+
+    def result(self, cls: type[T]) -> T | None:
+        """The finished result, or None if there is none that holds: its digest, and those of the files it names, are checked."""
+        file = self._file
+        if not file.is_file():
+            return None
+        try:
+            stored = json.loads(file.read_bytes())
+            if stored["key"] != self.key or stored["sha256"] != hashlib.sha256(_canonical(stored["result"])).hexdigest():
+                raise ValueError("its digest does not hold")
+            value = from_json(cls, stored["result"])
+            self._check_files(value)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            self.run.log(f"{self.name}: {file} is damaged ({error}); made again")
+            return None
+        return value
+
+    def finish(self, value: object) -> None:
+        """Record the stage's result; from here on it is not run again.
+
+        Raises:
+            ValueError: a file it names is missing or is not what its reference says.
+            UnavailableError: the disk is full.
+        """
+        self._check_files(value)
+        result = to_json(value)
+        stored = {**self.record, "key": self.key, "sha256": hashlib.sha256(_canonical(result)).hexdigest(), "result": result}
+        atomic_write(self._file, json.dumps(stored, indent=1, sort_keys=True) + "\n")
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "result.json"
+
+    def _check_files(self, value: object) -> None:
+        for ref in _file_refs(value):
+            path = self.run.path / ref.path
+            if not path.is_file():
+                raise ValueError(f"{ref.path} is missing")
+            if path.stat().st_size != ref.size_bytes or sha256_file(path) != ref.sha256:
+                raise ValueError(f"{ref.path} has changed")
+
+
+def _file_refs(value: object) -> Iterator[FileRef]:
+    if isinstance(value, FileRef):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _file_refs(getattr(value, field.name))
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _file_refs(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _file_refs(item)
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,0 +1,65 @@
+"""Scores of single connections by lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor, fx
+
+from ..graph.trace import layer_nodes
+from ..network.process_group import ALONE, World
+from ..task.samples import batches
+from . import criteria as hasa
+from .curvature import gauss_newton
+from .ranking import CURVATURE_IMAGES
+
+
+class Scores(Protocol):
+    """Scores of all connections: of a layer the lowest go first."""
+
+    @property
+    def name(self) -> str:
+        """What the ranking is called."""
+        ...
+
+    def at(self, lambda_: float) -> Mapping[str, Tensor]:
+        """Layer -> score of the weight's shape."""
+        ...
+
+    def grid(self) -> tuple[float, ...]:
+        """Lambdas worth trying."""
+        ...
+
+
+class ConnectionScores:
+    """Scores of all connections by lambda; the curvature is computed once, when it is first needed.
+
+    Args:
+        net: canonical dense network, eval mode.
+        inputs: gives training images (n, C, H, W), augmented.
+        score: a name in `hasa.SCORES`.
+        seed: of the signs the curvature is sampled with, and of the score `random`.
+        world: whose ranks share the images out; all of them get the curvature over all images.
+    """
+
+    def __init__(self, net: fx.GraphModule, inputs: Callable[[], Tensor], score: str, seed: int, world: World = ALONE) -> None:
+        self.name, self._net, self._inputs, self._seed, self._world = hasa.known(score), net, inputs, seed, world
+        self._curvature: dict[str, Tensor] | None = None
+
+    def at(self, lambda_: float) -> dict[str, Tensor]:
+        """Layer -> score of the weight's shape."""
+        weights = {str(node.target): layer.weight for node, layer in layer_nodes(self._net)}
+        return hasa.score(self.name, weights, self._measured(), lambda_, seed=self._seed)
+
+    def grid(self) -> tuple[float, ...]:
+        """Lambdas worth trying."""
+        return hasa.lambda_grid(self.name, self._measured())
+
+    def _measured(self) -> dict[str, Tensor] | None:
+        if self._curvature is None and self.name in hasa.CURVED:
+            images = self._inputs()[:CURVATURE_IMAGES]
+            part = self._world.share(len(images))
+            own = gauss_newton(self._net, batches(images[part.start : part.stop]), seed=self._seed, skip=part.start)
+            self._curvature = self._world.mean(own, len(part))
+        return self._curvature

@@ -1,0 +1,273 @@
+"""Local curvature of the loss, one number per connection (paper, section 3: second derivative by finite differences).
+
+    gradient_difference   diagonal of the Hessian from differences of the gradient along random sign vectors
+    gauss_newton          diagonal of the Gauss-Newton matrix (random signs) or of the empirical Fisher (true labels)
+    local_hessian         the layer's own Hessian X X^T: of its output error, with every off-diagonal entry
+    second_difference     the paper's literal difference, one connection a call: the oracle of the tests
+
+The loss is cross-entropy, the mean over all images given, in eval mode and exact float32 (see `steady`).
+Results lie on the module's device. Considered are the weights of Conv2d and Linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..network.exact_mode import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
+from .layer_inputs import parts, positions_of, squared, unfolded
+
+CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
+
+
+def gradient_difference(
+    module: nn.Module, batches: Sequence[Batch], probes: int, step: float = 1e-3, seed: int = 0, *, absolute: bool = False
+) -> dict[str, Tensor]:
+    """Hessian diagonal by central differences of the gradient: the mean over probes of `v * (g(w + ev) - g(w - ev)) / 2e`.
+
+    v is a random sign vector over all weights, e the step; this is Hutchinson's estimator (Bekas et al. 2007) without a second
+    backward pass. Unbiased up to O(e^2); the variance of entry k is sum_{j != k} H_kj^2 / probes, so it ranks well only with
+    hundreds of probes. The weights themselves are never written to.
+
+    Args:
+        module: gives logits (N, classes).
+        batches: calibration images with their true labels.
+        probes: sign vectors; each costs two gradients of all batches.
+        step: e, in units of the weights.
+        seed: of the sign vectors; the same on every device.
+        absolute: the mean of `|v * Hv|` instead. That is not the diagonal but a proxy of each row's norm: about
+            sqrt(2/pi) * ||H_k||_2. It ranks well with few probes.
+
+    Returns:
+        Layer name -> curvature of the weight's shape. A layer the forward pass does not use gets zeros.
+
+    Raises:
+        InputError: no images, a half-precision module, shared weights, or a result that is not finite.
+    """
+    if probes < 1 or not step > 0:
+        raise ValueError(f"probes {probes} and step {step} must be positive")
+    layers = weight_layers(module)
+    generator = torch.Generator().manual_seed(seed)
+    with steady(module) as place:
+        weights = {_key(name): layer.weight.detach() for name, layer in layers.items()}
+        total = {key: torch.zeros_like(w) for key, w in weights.items()}
+        images = counted(batches)
+        for _ in range(probes):
+            signs = {key: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for key, w in weights.items()}
+            product = {key: torch.zeros_like(w) for key, w in weights.items()}  # H v
+            for batch in batches:
+                # The two gradients of one batch right after each other: no sum over batches is subtracted from another.
+                for sign in (1.0, -1.0):
+                    shifted = {key: (w + sign * step * signs[key]).requires_grad_() for key, w in weights.items()}
+                    gradients = _gradients(module, shifted, batch, place)
+                    for key, gradient in gradients.items():
+                        product[key].add_(gradient, alpha=sign / (2 * step * images))
+            for key, hv in product.items():
+                total[key] += hv.abs() if absolute else hv * signs[key]
+    return finite({name: total[_key(name)] / probes for name in layers})
+
+
+def gauss_newton(
+    module: nn.Module,
+    batches: Sequence[Batch],
+    draws: int = 1,
+    seed: int = 0,
+    *,
+    empirical: bool = False,
+    chunk: int = CHUNK,
+    skip: int = 0,
+) -> dict[str, Tensor]:
+    """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient of a `probing_loss`.
+
+    For softmax and cross-entropy this is unbiased for the Gauss-Newton (= Fisher) diagonal (Martens 2020, section 9); it is
+    never negative and ranks far better than `gradient_difference` at the same cost. Per-image gradients are formed layer by
+    layer from its input and the output's gradient, some images at a time, and never kept.
+
+    Args:
+        module: gives logits (N, classes); images must not influence each other.
+        batches: calibration images; the labels matter only with `empirical`.
+        draws: of the loss's signs; each costs one backward pass.
+        seed: of the signs.
+        empirical: take the true labels, once (the empirical Fisher: cheaper to rank by, but not a curvature).
+        chunk: elements of unfolded inputs held at a time. Bounds memory; the result does not depend on it.
+        skip: images before these whose signs are drawn first: a share of the images gets the signs it has among all of them.
+            With one draw only.
+
+    Returns:
+        Layer name -> curvature of the weight's shape, >= 0. A layer the forward pass does not use gets zeros.
+
+    Raises:
+        InputError: a layer is called twice, is fed something else than one row per image, or has its weight used behind its
+            back; and as `gradient_difference`.
+    """
+    if draws < 1 or chunk < 1:
+        raise ValueError(f"draws {draws} and chunk {chunk} must be positive")
+    if skip < 0 or (skip and draws > 1):
+        raise ValueError(f"skip {skip} with {draws} draws: signs are drawn batch by batch, so only one draw can be skipped in")
+    layers = weight_layers(module)
+    generator = torch.Generator().manual_seed(seed)
+    rounds = 1 if empirical else draws
+    with steady(module) as place:
+        total = {name: torch.zeros_like(layer.weight, requires_grad=False) for name, layer in layers.items()}
+        images = counted(batches)
+        for inputs, labels in batches:
+            leaf = inputs.detach().to(place.device, place.dtype).requires_grad_()
+            seen: set[str] = set()
+
+            def record(name: str, layer: Layer, x: Tensor, out: Tensor, seen: set[str] = seen, n: int = len(inputs)) -> None:
+                if name in seen:
+                    raise InputError(f"layer {name!r} is called twice in one forward pass", expected="one call", do="copy it")
+                if not out.requires_grad or x.shape[0] != n:
+                    what = f"per-image gradients of layer {name!r} cannot be told apart"
+                    raise InputError(what, found=f"{x.shape[0]} rows for {n} images", expected="one row per image")
+                seen.add(name)
+                version = x._version
+
+                def add(gradient: Tensor) -> None:
+                    if x._version != version:
+                        raise InputError(
+                            f"the input of layer {name!r} is changed in place after use", do="drop inplace=True there"
+                        )
+                    total[name] += squared(name, layer, x, gradient, chunk)
+
+                out.register_hook(add)  # type: ignore[no-untyped-call]
+
+            with watched(layers, record):
+                logits = checked_logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
+            _refuse_unseen(layers, logits, seen)
+            if skip:
+                torch.randint(0, 2, (skip, logits.shape[1]), generator=generator)
+                skip = 0
+            for turn in range(rounds):
+                if empirical:
+                    loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+                else:
+                    loss = probing_loss(logits, generator)
+                # With respect to the images alone: the hooks see every layer, and no weight gradient is computed.
+                torch.autograd.grad(loss, leaf, retain_graph=turn + 1 < rounds)
+    return finite({name: value / (images * rounds) for name, value in total.items()})
+
+
+def local_hessian(
+    module: nn.Module, batches: Sequence[Batch], layers: Collection[str] | None = None, *, chunk: int = CHUNK
+) -> dict[str, Tensor]:
+    """The layer-local Hessian X X^T, the mean over images and output positions of each layer's (unfolded) inputs.
+
+    It is the Hessian (but for the factor 2) of the squared error of the layer's output, the same for every output row (OBC,
+    Frantar & Alistarh 2022). Products of float32 chunks are summed in float64; memory is 12 k^2 bytes for each layer asked for.
+
+    Args:
+        module: any forward pass; the labels are not used.
+        batches: calibration images.
+        layers: names; None for all that the forward pass uses.
+        chunk: elements of unfolded inputs held at a time.
+
+    Returns:
+        Layer name -> (k, k) with k = C_in/groups * kh * kw in the order of `weight.flatten(1)`; (groups, k, k) where groups > 1.
+
+    Raises:
+        InputError: a layer asked for is not in the model or is never called; and as `gradient_difference`.
+    """
+    every = weight_layers(module)
+    for name in layers or ():
+        if name not in every:
+            raise InputError(f"no layer {name!r} in the model", expected="the name of a Conv2d or Linear layer")
+    chosen = every if layers is None else {name: every[name] for name in layers}
+    sums: dict[str, Tensor] = {}
+    columns: dict[str, int] = {}
+
+    def record(name: str, layer: Layer, x: Tensor, out: Tensor) -> None:
+        for start, stop in parts(layer, x, out, chunk):
+            u = unfolded(layer, x[start:stop], positions_of(layer, out), name).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
+            product = (u @ u.transpose(1, 2)).double()
+            sums[name] = sums[name].add_(product) if name in sums else product
+            columns[name] = columns.get(name, 0) + u.shape[2]
+
+    with steady(module) as place, torch.no_grad(), watched(chosen, record):
+        counted(batches)
+        for inputs, _ in batches:
+            module(inputs.to(place.device, place.dtype, copy=True))
+    for name in layers or ():
+        if name not in sums:
+            raise InputError(f"layer {name!r} is never called in the forward pass", do="leave it out")
+    done = {name: (sums.pop(name) / columns[name]).to(place.dtype) for name in chosen if name in sums}
+    return finite({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
+
+
+def local_diagonal(hessian: Tensor, weight: Tensor) -> Tensor:
+    """The diagonal of a `local_hessian` as a curvature of the weight's shape: the same for every output channel of a group."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, 1, weight[0].numel())  # (groups, 1, k)
+    return diagonal.expand(-1, weight.shape[0] // diagonal.shape[0], -1).reshape(weight.shape)
+
+
+def second_difference(
+    module: nn.Module, loss: Callable[[nn.Module], Tensor], layer: str, index: tuple[int, ...], step: float
+) -> float:
+    """`(L(w + e) - 2 L(w) + L(w - e)) / e^2` of one connection, as the paper writes it.
+
+    Two forward passes a connection, and its rounding error is about 4e-7 * L / e^2 in float32: an oracle for small float64
+    networks, nothing else. The weight is put back bit for bit.
+    """
+    weight = weight_layers(module)[layer].weight
+    with steady(module), torch.no_grad():
+        before = weight[index].clone()
+        values = []
+        try:
+            for offset in (step, 0.0, -step):
+                weight[index] = before + offset
+                values.append(float(loss(module)))
+        finally:
+            weight[index] = before
+    return (values[0] - 2 * values[1] + values[2]) / step**2
+
+
+def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, place: Tensor) -> dict[str, Tensor]:
+    """Gradient of the batch's summed loss at other weights; the module's own are not touched."""
+    inputs, labels = batch
+    images = inputs.to(place.device, place.dtype, copy=True)
+    logits = checked_logits(torch.func.functional_call(module, dict(weights), (images,)))
+    loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {key: g for key, g in zip(weights, found, strict=True) if g is not None}
+
+
+def probing_loss(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """A random loss, summed over images, whose squared per-image gradients are the Gauss-Newton matrix on average.
+
+    `sum_c s_c sqrt(p_c) (z_c - p.z)` with random signs s, logits z and p held fixed (curvature propagation, Martens, Sutskever &
+    Swersky 2012, arXiv 1206.6464). Labels drawn from p average to the same matrix, but where the network is sure nearly every
+    draw is the label it expects, whose gradient is nothing; a root of p lets every class speak in every draw. Signs are drawn on
+    the CPU, so that the device does not matter.
+
+    Args:
+        logits: (N, classes).
+        generator: of the signs.
+        temperature: p is the softmax of logits / temperature, and the matrix that of the cross-entropy of such logits (but for
+            a factor, the temperature squared).
+    """
+    shares = (logits.detach().double() / temperature).softmax(1)
+    if not bool(shares.isfinite().all()):
+        raise InputError("the model's outputs are not finite", found="NaN or infinity", do="check weights and images")
+    signs = torch.randint(0, 2, shares.shape, generator=generator).to(shares) * 2 - 1
+    return ((signs * shares.sqrt()).to(logits) * (logits - (shares.to(logits) * logits).sum(1, keepdim=True))).sum()
+
+
+def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection[str]) -> None:
+    """A layer that was never called may still be used: attention reads its projections' weights directly."""
+    unseen = [name for name in layers if name not in seen]
+    if not unseen:
+        return
+    weights = [layers[name].weight for name in unseen]
+    found = torch.autograd.grad(logits.sum(), weights, retain_graph=True, allow_unused=True)
+    for name, gradient in zip(unseen, found, strict=True):
+        if gradient is not None:
+            what = f"the weight of layer {name!r} is used outside of its own forward pass"
+            raise InputError(what, expected="a layer that is called", do="use the gradient difference for this model")
+
+
+def _key(name: str) -> str:
+    return f"{name}.weight" if name else "weight"

@@ -1,0 +1,167 @@
+"""A candidate's answers in ONNX Runtime: the dense graph, exported once, cut to shape and given the candidate's weights.
+
+In int8, where the artifact will be: two to three times as fast as float on processors with int8 kernels, and what int8 costs a
+candidate is in its reward. Activation ranges are the dense network's. They fit its candidates, whose BatchNorm statistics are
+their own, well enough to compare them; the artifact's are calibrated on the pruned network itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from ...calibration.ranges import collect, ranges
+from ...targets.base import Structure
+from ...targets.onnx.edit import cut
+from ...targets.onnx.export import INPUT_NAME, export_float
+from ...targets.onnx.fill import fill
+from ...targets.onnx.int8 import Recipe, has_vnni, quantize
+from ..errors import BuildError
+from ..graph.trace import layer_nodes, shape_of
+
+BATCH = 250
+RECIPE = Recipe("min-max", 8 if has_vnni() else 7)
+NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
+
+Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm2d | nn.BatchNorm1d
+
+
+class CandidateGraph:
+    """The graph of a canonical network with a free batch axis.
+
+    It is exported with drawn values in place of the network's own: the exporter leaves out a bias that is zero and makes one of
+    two tensors that are equal, and either would leave a candidate's value without a place. Every value is written for every
+    candidate; one that has no place is an error, never left out.
+
+    Args:
+        net: canonical dense network, eval mode, shapes propagated.
+        image_shape: (C, H, W).
+        calibration: (n, C, H, W) network inputs that the dense network's activation ranges are taken on: candidates answer in
+            int8. None: in float.
+
+    Raises:
+        BuildError: the exporter refused the network, or a layer's values are not in what it gave.
+    """
+
+    def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...], calibration: NDArray[np.float32] | None = None) -> None:
+        channels, height, width = image_shape
+        self._after = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
+        self._model = export_float(_drawn(net, self._after), (channels, height, width))
+        for value in (*self._model.graph.input, *self._model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        exported = {initializer.name for initializer in self._model.graph.initializer}
+        # A BatchNorm that has no statistics of its own in the graph is part of the layer before it.
+        self._norms = {layer: norm for layer, norm in self._after.items() if f"{norm}.running_mean" not in exported}
+        dense, drawn = self._values(net), _drawn_layers(net)
+        self._written = {name for name in dense if name.rpartition(".")[0] in drawn}
+        self._fixed = {name: value.detach().clone() for name, value in dense.items() if name not in self._written}
+        missing = sorted(self._written - exported)
+        if missing:
+            raise BuildError(f"{missing[0]} is not in the exported graph", do="replace the operation that reads this layer")
+        if calibration is not None:
+            real = cut(self._model, Structure({}))
+            self._fill(real, net)
+            found = ranges(collect(real, [calibration], threads=os.cpu_count() or 1), RECIPE.ranges)
+            self._model = quantize(real, found, RECIPE)
+
+    def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n, classes) of the candidate.
+
+        Args:
+            net: the candidate with its weights and BatchNorm statistics.
+            structure: its shape.
+            inputs: (n, C, H, W).
+
+        Raises:
+            BuildError: the candidate's values and the graph cut to the structure do not fit each other.
+        """
+        model = cut(self._model, structure)
+        self._fill(model, net)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = os.cpu_count() or 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        parts = [session.run(None, {INPUT_NAME: inputs[i : i + BATCH]})[0] for i in range(0, len(inputs), BATCH)]
+        return np.concatenate(parts)
+
+    def _fill(self, model: onnx.ModelProto, net: nn.Module) -> None:
+        values = self._values(net)
+        for name, dense in self._fixed.items():
+            value = values.pop(name, dense)
+            if not torch.equal(value.detach().cpu(), dense.cpu()):
+                raise BuildError(f"{name} of the candidate is not the dense network's", expected="a layer that no plan changes")
+        places = {initializer.name.removesuffix("_quantized") for initializer in model.graph.initializer} & self._written
+        if lost := places - values.keys():
+            raise BuildError(f"the candidate has no {min(lost)}")
+        if lost := values.keys() - places:
+            raise BuildError(f"{min(lost)} of the candidate has no place in the cut graph")
+        fill(model, {name: value.detach().cpu().numpy() for name, value in values.items()}, 2 ** (RECIPE.weight_bits - 1) - 1)
+
+    def _values(self, net: nn.Module) -> dict[str, torch.Tensor]:
+        """All values of layers and of the norms that are not part of one, under the names of their initializers."""
+        modules, inside = dict(net.named_modules()), set(self._norms.values())
+        values: dict[str, torch.Tensor] = {}
+        for name, module in modules.items():
+            if isinstance(module, Layer):
+                weight, bias = module.weight, module.bias
+                if bias is None and name in self._after:
+                    bias = weight.new_zeros(len(weight))  # the exported graph was given one, see `_drawn`
+                norm = modules.get(self._norms.get(name, ""))
+                if isinstance(norm, Norm) and bias is not None:
+                    weight, bias = _folded(weight, bias, norm)
+                values[f"{name}.weight"] = weight
+                if bias is not None:
+                    values[f"{name}.bias"] = bias
+            elif isinstance(module, Norm) and name not in inside:
+                parts = {part: getattr(module, part) for part in NORM_VALUES}
+                values |= {f"{name}.{part}": value for part, value in parts.items() if value is not None}
+        return values
+
+
+def _drawn(net: fx.GraphModule, norms: dict[str, str]) -> fx.GraphModule:
+    """A copy in which no value that a candidate may change is zero or equal to another; a layer before a norm has a bias."""
+    same = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(0)
+    for name in _drawn_layers(net):
+        module = same.get_submodule(name)
+        if isinstance(module, Layer) and module.bias is None and name in norms:
+            module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
+        for key, value in (*module.named_parameters(), *module.named_buffers()):
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=generator) + 0.5  # above zero, as a variance must be
+                value.data = (noise if key == "running_var" else noise - 1.0).to(value)
+    return same
+
+
+def _drawn_layers(net: fx.GraphModule) -> dict[str, None]:
+    """Layers and norms whose values a candidate may change, in order: no plan reaches a linear layer on maps."""
+    flat = [str(n.target) for n, m in layer_nodes(net) if isinstance(m, nn.Conv2d) or len(shape_of(n) or ()) == 2]
+    norms = [name for name, m in net.named_modules() if isinstance(m, Norm) and m.track_running_stats]
+    return dict.fromkeys((*flat, *norms))
+
+
+def _folded(weight: torch.Tensor, bias: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a layer that computes what the layer and the BatchNorm (eval mode) after it compute."""
+    assert norm.running_mean is not None  # _norm_after
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (bias - norm.running_mean) * scale
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if norm.bias is None else shift + norm.bias
+
+
+def _norm_after(net: fx.GraphModule, node: fx.Node) -> str:
+    """Name of the BatchNorm that alone reads a layer's output: the exporter folds it into the layer."""
+    readers = list(node.users)
+    if len(readers) != 1 or readers[0].op != "call_module":
+        return ""
+    module = net.get_submodule(str(readers[0].target))
+    return str(readers[0].target) if isinstance(module, Norm) and module.track_running_stats else ""

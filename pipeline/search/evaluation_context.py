@@ -1,0 +1,190 @@
+"""What the search judges candidates with: images, the layers' inner products, a device and what it was measured to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+
+from ...devices.device import Device, Meter
+from ...devices.local import LocalDevice
+from ...devices.measure.latency_cache import LatencyCache
+from ...targets.base import Estimator, Prober, Structure, Target
+from ..config import Config
+from ..errors import UnavailableError
+from ..score.curvature import local_hessian
+from ..task.load import Loaded
+from ..task.samples import batches, scoring_inputs
+from ..types import Kind, Precision
+from .reward_images import RewardImages, reward_images
+
+REWARD_IMAGES = 1000
+AHEAD = 16  # candidates measured at once
+MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
+
+
+@dataclass
+class Bench:
+    """What candidates are judged with."""
+
+    inputs: Tensor  # training images (n, C, H, W), augmented
+    moments: dict[str, Tensor]  # layer -> X X^T of its inputs, on these images
+    images: RewardImages
+    prober: Prober
+    meter: Meter
+    cache: LatencyCache | None  # None where nothing is measured
+    memo: Path  # file of finished evaluations
+    precision: Precision = Precision.FP32  # what candidates answer in
+    sized: bool = False  # whether the artifact's size is limited: candidates then say theirs
+    reused: int = 0  # latencies read back from an earlier measurement on the same device
+    measured: int = 0  # latencies measured in this run
+    fresh: set[str] = field(default_factory=set)  # keys of the structures they were of
+
+    @property
+    def kind(self) -> Kind:
+        """What the latencies are."""
+        return Kind.MEASURED
+
+    def size_bytes(self, structure: Structure) -> int:
+        """Of a structure's file in the artifact's precision, without labels and metadata."""
+        return len(self.prober.candidate(structure))
+
+    def latency_ratio(self, structure: Structure) -> float:
+        """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
+        assert self.cache is not None  # or it is an EstimatingBench
+        key = structure.key()
+        known = self.cache.get(key)
+        if known is not None:
+            self.reused += key not in self.fresh
+            return known
+        return self._keep(key, self.meter.ratio(self.prober.candidate(structure)))
+
+    def measure_ahead(self, structures: Sequence[Structure]) -> None:
+        """Measure those that are not known, several at once where there are several boards."""
+        assert self.cache is not None  # or it is an EstimatingBench
+        wanted = {s.key(): s for s in structures}
+        new = {key: s for key, s in wanted.items() if self.cache.get(key) is None}
+        keys = list(new)
+        for start in range(0, len(keys), AHEAD):  # what is done is kept when a board fails
+            some = keys[start : start + AHEAD]
+            for key, ratio in zip(some, self.meter.ratios([self.prober.candidate(new[k]) for k in some]), strict=True):
+                self._keep(key, ratio)
+
+    def expect(self, structures: Sequence[Structure]) -> None:
+        """What is likely to be asked for next: measured now if there are several boards, left for later if there is one."""
+        if self.meter.width > 1:
+            self.measure_ahead(structures)
+
+    def _keep(self, key: str, ratio: float) -> float:
+        assert self.cache is not None  # or it is an EstimatingBench
+        self.measured += 1
+        self.fresh.add(key)
+        return self.cache.put(key, ratio)
+
+
+class EstimatingBench(Bench):
+    """A bench without a device: latencies are the prober's estimates, and there are no times."""
+
+    @property
+    def kind(self) -> Kind:
+        """See `Bench.kind`."""
+        return Kind.ESTIMATED
+
+    def latency_ratio(self, structure: Structure) -> float:
+        """Estimated latency of a structure, as a share of the dense one's in the same precision."""
+        assert isinstance(self.prober, Estimator)  # open_bench
+        return self.prober.estimate(structure)
+
+    def measure_ahead(self, structures: Sequence[Structure]) -> None:
+        """Nothing: an estimate costs nothing."""
+
+
+class _NoMeter:
+    """What there is to measure with where there is no device."""
+
+    width = 1
+
+    @property
+    def dense_ms(self) -> float:
+        raise UnavailableError("latencies in milliseconds", found="no device to measure on", expected="a share, such as 0.5")
+
+    def ratio(self, candidate: bytes) -> float:
+        raise UnavailableError("a candidate's latency", found="no device to measure on")
+
+    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+        return [self.ratio(candidate) for candidate in candidates]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@contextmanager
+def open_bench(
+    config: Config,
+    loaded: Loaded,
+    net: fx.GraphModule,
+    target: Target,
+    precision: Precision,
+    memo: Path,
+    *,
+    device: Device | None = None,
+    latencies: Path | None = None,
+    estimated: bool = False,
+) -> Iterator[Bench]:
+    """A bench whose device measures until the context ends.
+
+    Args:
+        config: its device, threads and seed are used.
+        loaded: trained subject.
+        net: its canonical network, eval mode.
+        target: that the search is for.
+        precision: of its artifact.
+        memo: file of finished evaluations.
+        device: that latencies are measured on; None: this machine.
+        latencies: folder of measured latencies; None: the user's.
+        estimated: there is no device; latencies are estimates of the target's.
+
+    Raises:
+        UnavailableError: `estimated`, and the target cannot estimate.
+    """
+    device = LocalDevice() if device is None else device
+    data, prep = loaded.data, loaded.subject.preprocess
+    if estimated:
+        prober = target.prober(net, data.info.image_shape, precision)
+        if not isinstance(prober, Estimator):
+            raise UnavailableError(f"latencies of target {target.name}", found="no device to measure them on")
+        inputs = scoring_inputs(loaded, config.seed)
+        images = reward_images(data, prep, REWARD_IMAGES, config.seed)
+        sized = config.max_size is not None
+        yield EstimatingBench(inputs, moments(net, inputs), images, prober, _NoMeter(), None, memo, precision, sized)
+        return
+    context = _context(config, loaded, target, precision, device)  # first: a device that does not answer is said at once
+    prober = target.prober(net, data.info.image_shape, precision)  # then what cannot be converted
+    inputs = scoring_inputs(loaded, config.seed)
+    grams = moments(net, inputs)
+    images = reward_images(data, prep, REWARD_IMAGES, config.seed)
+    cache = LatencyCache(context, latencies)
+    with closing(device.meter(prober.baseline(), target.runtime, config.threads, config.seed)) as meter:
+        yield Bench(inputs, grams, images, prober, meter, cache, memo, precision, config.max_size is not None)
+
+
+def moments(net: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
+    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
+    return local_hessian(net, batches(inputs[:MOMENT_IMAGES]), layers)
+
+
+def _context(config: Config, loaded: Loaded, target: Target, precision: Precision, device: Device) -> dict[str, str]:
+    """All that a latency depends on besides the structure."""
+    return {
+        "device": config.device,
+        "runtime": target.runtime,
+        **device.facts(target.runtime, config.threads),
+        "threads": str(config.threads),
+        "precision": str(precision),
+        "dense": str(loaded.subject.cost.macs),
+        "model": loaded.subject.model_sha256,
+    }

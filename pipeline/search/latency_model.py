@@ -1,0 +1,89 @@
+"""Latency of a setting from a table of measured savings, corrected by what the search measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..types import Candidate, Knob
+from .problem import FloatArray, Levels, SearchSettings, canonical, dependents
+
+if TYPE_CHECKING:
+    pass
+
+Rows = tuple[FloatArray, ...]  # one array per knob, one number per level
+
+
+KINDS = ("inner", "stream", "block")
+
+
+PATIENCE = 300  # proposals in a row that were already known, after which a search has seen all it can reach
+
+
+class LatencyModel:
+    """The additive latency table, corrected by measured whole models.
+
+    The table adds up single knobs, but what a thinner stream saves in a layer, that layer's own pruning cannot save again.
+    So the savings of each kind of knob get a factor, and the whole an offset, by ridge regression (prior: the table is right) on
+    the measured candidates, those near the budget first.
+
+    Args:
+        knobs: the decisions.
+        estimate: latency ratio of levels by the table.
+        settings: budget and mode.
+    """
+
+    NOISE = 0.02  # of one measured ratio
+    PRIOR = np.array([0.03, 0.5, 0.5, 0.5])  # standard deviations: offset, factor per kind
+    NEAR = 0.2  # distance from the budget, relative to it, at which a measurement counts exp(-1)
+    LEAST = 0.1  # of a tabled saving at least this share stays, so that more pruning never looks slower
+
+    def __init__(self, knobs: tuple[Knob, ...], estimate: Callable[[Levels], float], settings: SearchSettings) -> None:
+        self._knobs, self._estimate, self._settings = knobs, estimate, settings
+        self._inside = dependents(knobs)
+        self._kind = np.array([KINDS.index(k.kind) if k.kind in KINDS else 0 for k in knobs])
+        dense = (0,) * len(knobs)
+        self._dense = estimate(dense)
+        self._alone = tuple(
+            np.array([self._dense - estimate((*dense[:i], j, *dense[i + 1 :])) for j in range(len(knob.kept))])
+            for i, knob in enumerate(knobs)
+        )
+        self._precision: FloatArray = np.diag(1.0 / self.PRIOR**2)
+        self._moment: FloatArray = np.zeros(len(self.PRIOR))
+        self._weights: FloatArray = np.zeros(len(self.PRIOR))
+
+    def _features(self, levels: Levels) -> FloatArray:
+        """[1, tabled saving of the inner, stream and block knobs]."""
+        savings: list[float] = []
+        for kind in range(len(KINDS)):
+            only = tuple(i if k == kind else 0 for i, k in zip(levels, self._kind, strict=True))
+            savings.append(self._dense - self._estimate(only) if any(only) else 0.0)
+        return np.array([1.0, *savings])
+
+    def __call__(self, levels: Levels) -> float:
+        """Predicted latency ratio."""
+        levels = canonical(self._knobs, levels, self._inside)
+        table = self._estimate(levels)
+        return table + float(self._weights @ self._features(levels)) if self._weights.any() else table
+
+    def observe(self, candidate: Candidate) -> None:
+        """Learn from a measured whole model."""
+        x: FloatArray = self._features(candidate.levels)
+        distance = abs(candidate.spent / self._settings.budget - 1.0) / self.NEAR
+        weight = (1.0 if self._settings.mode == "soft" else max(0.02, float(np.exp(-(distance**2))))) / self.NOISE**2
+        self._precision = self._precision + weight * np.outer(x, x)
+        self._moment = self._moment + weight * x * (candidate.spent - self._estimate(candidate.levels))
+        solved = np.linalg.solve(self._precision, self._moment)
+        self._weights = np.minimum(solved, 1.0 - self.LEAST)
+
+    def rows(self) -> Rows:
+        """Predicted saving per knob and level, alone."""
+        factors = 1.0 - self._weights[1 + self._kind]
+        return tuple(factor * row for factor, row in zip(factors, self._alone, strict=True))
+
+    @property
+    def dense(self) -> float:
+        """Predicted latency ratio of level 0 everywhere, as `rows` are counted from it."""
+        return self._dense + float(self._weights[0])

@@ -1,0 +1,60 @@
+"""Images of the search split that candidates are judged on, and what prepares a candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...targets.base import FloatArray
+from ..compute import fast_bfloat16
+from ..network.batchnorm import reestimate_on
+from ..task.preprocess import to_input
+from ..task.samples import training_inputs
+from ..task.splits import DataSet
+from ..types import Precision, Preprocess
+
+RANGE_IMAGES = 100  # the dense network's activation ranges are taken on
+
+
+STATISTICS_IMAGES = 128  # a candidate's BatchNorm statistics are taken on; they are taken again for the chosen plan
+
+
+@dataclass(frozen=True)
+class RewardImages:
+    """What a candidate answers, and what it is made ready with."""
+
+    inputs: torch.Tensor  # (n, C, H, W) of the search split, as they are
+    labels: torch.Tensor  # (n,)
+    statistics: torch.Tensor  # (m, C, H, W) of the training split, augmented: BatchNorm is re-estimated on them
+    bfloat16: bool = False  # re-estimate in it
+
+    def calibration(self, precision: Precision) -> FloatArray | None:
+        """What the activation ranges of int8 are taken on, (n, C, H, W); None where candidates answer in float."""
+        if precision is not Precision.INT8:
+            return None
+        found: FloatArray = self.statistics[:RANGE_IMAGES].numpy()
+        return found
+
+    def restore(self, net: nn.Module) -> None:
+        """Take the network's BatchNorm statistics anew."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            reestimate_on(net, [self.statistics])
+
+    def judge(self, answers: FloatArray) -> tuple[float, float]:
+        """Accuracy (share) and loss of logits (n, classes) for the inputs."""
+        outputs = torch.from_numpy(answers)
+        accuracy = float((outputs.argmax(1) == self.labels).float().mean())
+        return accuracy, float(F.cross_entropy(outputs, self.labels))
+
+
+def reward_images(data: DataSet, prep: Preprocess, count: int, seed: int) -> RewardImages:
+    """The first `count` images of the search split, and a few training images for BatchNorm statistics."""
+    count = min(count, len(data.search))
+    inputs = to_input(data.search.read(np.arange(count)), prep)
+    labels = torch.from_numpy(data.search.labels[:count].copy())
+    statistics = training_inputs(data, prep, STATISTICS_IMAGES, seed + 3)
+    return RewardImages(inputs, labels, statistics, fast_bfloat16("cpu"))

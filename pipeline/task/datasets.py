@@ -1,0 +1,232 @@
+"""Images and labels from where the user keeps them, as three disjoint splits: train, search and test.
+
+The search split is cut from the training images; everything that is chosen is chosen on it. The test split is only for the
+report. Pixels stay uint8 (n, H, W, C) until `preprocess` makes network inputs of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from ..errors import InputError
+from ..types import DataInfo, Splits
+from .image_folder import open_folder, read_dataset_class
+from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
+
+SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
+NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+MIN_TRAIN = 10  # the least that can be cut into a train and a search split
+MAX_CLASSES = 100_000  # beyond this, labels without `classes` are taken for something else than class numbers
+DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
+
+
+def load_data(spec: str, *, seed: int, image_size: int | None = None) -> DataSet:
+    """The data set that `spec` names, split into train, search and test.
+
+    Args:
+        spec: one of `SCHEMES`.
+        seed: decides what goes into the search split and the order of train and search. Test images are the given ones in
+            the given order; a flat image folder has none, so a fifth of it is cut with this seed too.
+        image_size: height and width that the images of an image folder are cropped to, default 224. Arrays stay as they are.
+
+    Raises:
+        InputError: the data is missing or unusable.
+        UnavailableError: the user's factory needs a package that is not here.
+    """
+    scheme, _, rest = spec.partition(":")
+    if spec == "digits":
+        data = _digits()
+    elif scheme == "npz" and rest:
+        data = _npz(spec, Path(rest).expanduser())
+    elif scheme == "imagefolder" and rest:
+        data = _image_folder(spec, Path(rest).expanduser(), image_size)
+    elif scheme == "torchvision" and rest:
+        name, arrays = read_dataset_class(spec, rest)
+        data = _from_arrays(spec, name, arrays)
+    elif spec.rpartition(":")[0].endswith(".py"):
+        data = _factory(spec)
+    else:
+        raise InputError("unknown data", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
+    return _split(spec, data, seed)
+
+
+def cut(labels: IntArray, count: int, seed: int) -> tuple[IntArray, IntArray]:
+    """Positions (rest, cut) with `count` of them in the second, both shuffled; class-balanced where every class allows it."""
+    present, members = np.unique(labels, return_counts=True)
+    rng = np.random.default_rng(seed)
+    if members.min() >= 2 and len(present) <= min(count, len(labels) - count):
+        state = int(rng.integers(2**31))
+        rest, part = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=state)
+    else:
+        order = rng.permutation(len(labels))
+        rest, part = order[count:], order[:count]
+    return np.asarray(rest, np.int64), np.asarray(part, np.int64)
+
+
+def search_size(train: int) -> int:
+    """How many of `train` images go to the search split: a tenth, but of small sets a fifth (up to 500); at most 5,000."""
+    return min(5000, max(train // 10, min(train // 5, 500)))
+
+
+def _split(spec: str, data: SourceData, seed: int) -> DataSet:
+    if len(data.classes) < 2:
+        raise InputError(f"data {spec}", found=f"{len(data.classes)} class", expected="at least 2", do="add the other classes")
+    everything = np.arange(len(data.train.labels), dtype=np.int64)
+    if len(everything) < MIN_TRAIN + (data.test is None):
+        found, expected = f"{len(everything)} training images", f"at least {MIN_TRAIN} to cut train and search from"
+        raise InputError(f"data {spec}: too few images for three splits", found=found, expected=expected, do="add images")
+    if data.test is None:
+        test_seed = seed if data.test_seed is None else data.test_seed
+        rest, held_out = cut(data.train.labels, max(1, len(everything) // 5), test_seed)
+        everything, test = np.sort(rest), Split(data.train, np.sort(held_out))
+    else:
+        test = Split(data.test, np.arange(len(data.test.labels), dtype=np.int64))
+    rest, part = cut(data.train.labels[everything], search_size(len(everything)), seed)
+    train, search = Split(data.train, everything[rest]), Split(data.train, everything[part])
+    splits = Splits(len(train), len(search), len(test))
+    return DataSet(DataInfo(data.name, data.sha256, data.classes, data.image_shape, splits), train, search, test)
+
+
+def _digits() -> SourceData:
+    """Scanned digits, 1,797 of 8x8 with 16 grey levels (UCI optical recognition of handwritten digits; in scikit-learn)."""
+    scans, labels = load_digits(return_X_y=True)
+    images = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    source = ArraySource(images, labels.astype(np.int64))
+    names = tuple(str(i) for i in range(10))
+    return SourceData("digits", names, (1, 8, 8), _digest(source), source, None, DIGITS_TEST_SEED)
+
+
+def _npz(spec: str, path: Path) -> SourceData:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"data {spec}", found=found, expected="an .npz file", do="check the path")
+    damaged = InputError(
+        f"data {spec}",
+        found="a file that is not an .npz, or a damaged one",
+        expected="an .npz with " + ", ".join(NPZ_KEYS),
+        do="write it with numpy.savez",
+    )
+    if not zipfile.is_zipfile(path):
+        raise damaged
+    arrays: dict[str, Any] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in (k for k in archive.files if k in (*NPZ_KEYS, "classes")):
+                try:
+                    arrays[key] = archive[key]
+                except ValueError as error:
+                    if "allow_pickle" not in str(error):
+                        raise
+                    do = "make all images one size and save plain arrays, without pickles"
+                    expected = "an array of strings" if key == "classes" else "an array of integers"
+                    raise InputError(f"data {spec}: {key}", found="an object array", expected=expected, do=do) from error
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise damaged from error
+    return _from_arrays(spec, f"npz:{path.name}", arrays)
+
+
+def _factory(spec: str) -> SourceData:
+    from .user_code import user_factory
+
+    factory = user_factory(spec, "data")
+    try:
+        arrays = factory.function()
+    except (Exception, SystemExit) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"data {spec}: the factory failed", found=found, do="call it on its own to see where") from error
+    if not isinstance(arrays, Mapping):
+        expected = "a mapping with " + ", ".join(NPZ_KEYS)
+        raise InputError(f"data {spec}", found=f"a {type(arrays).__name__}", expected=expected, do="return a dict of arrays")
+    return _from_arrays(spec, factory.name, arrays)
+
+
+def _image_folder(spec: str, folder: Path, image_size: int | None) -> SourceData:
+    found = open_folder(spec, folder, 224 if image_size is None else image_size)
+    shape = (3, found.image_size, found.image_size)
+    return SourceData(f"imagefolder:{folder.resolve().name}", found.classes, shape, found.sha256, found.train, found.test)
+
+
+def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:
+    """The data set in a mapping with the keys of an npz file, checked."""
+    missing = [key for key in NPZ_KEYS if key not in arrays]
+    if missing:
+        found = f"no {', '.join(missing)}"
+        raise InputError(f"data {spec}", found=found, expected=", ".join(NPZ_KEYS), do="name the arrays so")
+    train_images, test_images = (_images(f"data {spec}: {part}_images", arrays[f"{part}_images"]) for part in ("train", "test"))
+    if train_images.shape[1:] != test_images.shape[1:]:
+        found, expected = f"{test_images.shape[1:]} (H, W, C)", f"{train_images.shape[1:]} as in train_images"
+        raise InputError(f"data {spec}: test_images", found=found, expected=expected, do="make all images one shape")
+    classes = _class_names(f"data {spec}: classes", arrays["classes"]) if "classes" in arrays else None
+    train_labels = _labels(f"data {spec}: train_labels", arrays["train_labels"], len(train_images), classes)
+    if classes is None:  # the training labels say how many classes there are; a test label beyond them was never learnt
+        classes = tuple(str(i) for i in range(int(train_labels.max()) + 1))
+    test_labels = _labels(f"data {spec}: test_labels", arrays["test_labels"], len(test_images), classes)
+    train, test = ArraySource(train_images, train_labels), ArraySource(test_images, test_labels)
+    _, height, width, channels = train_images.shape
+    return SourceData(name, classes, (channels, height, width), _digest(train, test), train, test)
+
+
+def _images(what: str, value: Any) -> UInt8Array:
+    images, expected = np.asarray(value), "uint8 (N, H, W, C), pixels 0..255"
+    if images.dtype.kind == "f":
+        carrying = sum(int(not np.isfinite(image).all()) for image in images)
+        scale = "x.astype('uint8')" if images.size and np.nanmax(images) > 1 else "(x * 255).round().astype('uint8')"
+        found = f"{images.dtype} with NaN or infinity in {carrying} of {len(images)} images" if carrying else str(images.dtype)
+        do = "remove or repair those images" if carrying else f"store {scale}"
+        raise InputError(what, found=found, expected=expected, do=do)
+    if images.dtype != np.uint8:
+        raise InputError(what, found=str(images.dtype), expected=expected, do="store pixels as uint8")
+    if images.ndim != 4:
+        do = "add a last axis of length 1" if images.ndim == 3 else "store one 4-dimensional array"
+        raise InputError(what, found=f"shape {images.shape}", expected=expected, do=do)
+    if images.size == 0:
+        raise InputError(what, found=f"shape {images.shape}: no image", expected=expected, do="put images into it")
+    if images.shape[1] <= 4 < images.shape[3]:
+        found, do = f"shape {images.shape}, channels first", "store x.transpose(0, 2, 3, 1)"
+        raise InputError(what, found=found, expected=expected, do=do)
+    return images
+
+
+def _class_names(what: str, value: Any) -> tuple[str, ...]:
+    names = np.asarray(value)
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        found = f"{names.dtype} of shape {names.shape}"
+        raise InputError(what, found=found, expected="a list of names", do="store one string for each class")
+    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names.tolist())
+
+
+def _labels(what: str, value: Any, count: int, classes: tuple[str, ...] | None) -> IntArray:
+    labels = np.asarray(value)
+    top = MAX_CLASSES if classes is None else len(classes)
+    expected = f"integers 0..{top - 1} (N,)"
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        found = f"{labels.dtype} of shape {labels.shape}"
+        raise InputError(what, found=found, expected=expected, do="store one class number for each image")
+    if len(labels) != count:
+        found, expected = f"{len(labels)} labels for {count} images", "as many labels as images"
+        raise InputError(what, found=found, expected=expected, do="check how the arrays were cut")
+    wrong = labels[(labels < 0) | (labels >= top)]
+    if len(wrong):
+        found = f"label {wrong[0]} ({len(wrong)} out of range)"
+        raise InputError(what, found=found, expected=expected, do="number the classes from 0, in the order of `classes`")
+    return labels.astype(np.int64)
+
+
+def _digest(*sources: ArraySource) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(repr(source.images.shape).encode())
+        digest.update(np.ascontiguousarray(source.images).data)
+        digest.update(np.ascontiguousarray(source.labels, np.dtype("<i8")).data)
+    return digest.hexdigest()

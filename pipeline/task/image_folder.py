@@ -1,0 +1,158 @@
+"""Image files and data set classes, read through torchvision: one folder per class, or `torchvision:NAME:DIR`.
+
+Files are decoded when they are asked for: short side to `image_size * 256 / 224`, then the central `image_size` square, which
+is how ImageNet networks are evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import datasets, transforms
+
+from ..errors import InputError
+
+UInt8Array = NDArray[np.uint8]
+IntArray = NDArray[np.int64]
+
+THREADS = min(8, os.cpu_count() or 1)  # Pillow and hashlib let go of the interpreter lock
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSource:
+    """Image files with labels, decoded on reading."""
+
+    paths: tuple[Path, ...]
+    labels: IntArray  # (N,)
+    image_size: int
+
+    def read(self, indices: IntArray) -> UInt8Array:
+        """Pixels (n, S, S, 3), S = image_size.
+
+        Raises:
+            InputError: a file cannot be decoded.
+        """
+        images = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+        with ThreadPoolExecutor(THREADS) as pool:
+            decoded = pool.map(lambda i: _decode(self.paths[int(i)], self.image_size), indices)
+            for position, image in enumerate(decoded):
+                images[position] = image
+        return images
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What an image folder holds."""
+
+    classes: tuple[str, ...]
+    sha256: str  # of relative paths and file contents
+    image_size: int
+    train: FolderSource
+    test: FolderSource | None  # None where DIR holds the class folders themselves
+
+
+def open_folder(spec: str, folder: Path, image_size: int) -> Folder:
+    """The image folder DIR: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes in sorted order.
+
+    Raises:
+        InputError: no such folder, no images, or classes that differ between training and test folder.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        raise InputError(f"data {spec}", found=found, expected="a folder with one folder per class", do="check the path")
+    if image_size < 1:
+        raise InputError(f"data {spec}: image size", found=str(image_size), expected="at least 1", do="use 224")
+    parts = [folder]
+    if (folder / "train").is_dir():
+        held_out = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+        if not held_out:
+            expected, do = "train and test (or val)", "add the test images, or put the class folders straight into the folder"
+            raise InputError(f"data {spec}", found="train without test", expected=expected, do=do)
+        parts = [folder / "train", held_out[0]]
+    opened = [_open_part(spec, part) for part in parts]
+    classes = opened[0].classes
+    if opened[-1].classes != classes:
+        differing = sorted(set(classes) ^ set(opened[-1].classes))
+        found = f"{len(classes)} classes in train, {len(opened[-1].classes)} in {parts[-1].name}, {differing[0]!r} in one only"
+        raise InputError(f"data {spec}", found=found, expected="the same class folders in both", do="make the folders alike")
+    sources = [
+        FolderSource(tuple(Path(path) for path, _ in part.samples), np.asarray(part.targets, np.int64), image_size)
+        for part in opened
+    ]
+    sha256 = _digest(folder, [path for source in sources for path in source.paths])
+    return Folder(tuple(classes), sha256, image_size, sources[0], sources[1] if len(sources) > 1 else None)
+
+
+def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
+    """Name and arrays (keys as in an npz file) of `NAME:DIR`, NAME a data set class of torchvision that takes `train=`.
+
+    Raises:
+        InputError: no such class, its files are not in DIR, or its images have several shapes.
+    """
+    name, _, folder = rest.partition(":")
+    factory = getattr(datasets, name, None)
+    if not isinstance(factory, type) or "train" not in inspect.signature(factory).parameters or not folder:
+        expected = "torchvision:NAME:DIR with a class of torchvision.datasets that takes train=, such as CIFAR10"
+        do = "keep other data sets as imagefolder:DIR or npz:FILE"
+        raise InputError(f"data {spec}", found=repr(rest), expected=expected, do=do)
+    arrays: dict[str, Any] = {}
+    for part in ("train", "test"):
+        try:
+            items: Any = factory(str(Path(folder).expanduser()), train=part == "train", download=False)
+            pairs = [(np.asarray(image), int(label)) for image, label in items]
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
+            do = f"put them there: torchvision.datasets.{name}(DIR, download=True) fetches them"
+            found = f"{type(error).__name__}: {error}"
+            raise InputError(f"data {spec}: cannot read {name}", found=found, expected=f"its files in {folder}", do=do) from error
+        shapes = sorted({image.shape for image, _ in pairs})
+        if len(shapes) != 1:
+            found, do = f"{len(shapes)} shapes: {shapes[:3]}", "keep them as imagefolder:DIR, which crops to one size"
+            raise InputError(f"data {spec}: {part} images", found=found, expected="one shape", do=do)
+        stack = np.stack([image for image, _ in pairs])
+        arrays[f"{part}_images"] = stack[..., np.newaxis] if stack.ndim == 3 else stack
+        arrays[f"{part}_labels"] = np.asarray([label for _, label in pairs], np.int64)
+        if getattr(items, "classes", None):
+            arrays["classes"] = np.asarray([str(c) for c in items.classes])
+    return f"torchvision:{name}", arrays
+
+
+def _open_part(spec: str, part: Path) -> Any:
+    try:
+        return datasets.ImageFolder(str(part))
+    except (FileNotFoundError, OSError) as error:
+        found, do = f"{error}", "put images (.jpg, .png, .bmp, .webp, ...) into one folder per class"
+        raise InputError(f"data {spec}: {part.name}", found=found, expected="class folders with images", do=do) from error
+
+
+def _decode(path: Path, image_size: int) -> UInt8Array:
+    resize = transforms.Resize(round(image_size * 256 / 224))
+    try:
+        with Image.open(path) as image:
+            cropped = transforms.CenterCrop(image_size)(resize(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow on broken PNGs
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error
+    return np.asarray(cropped, np.uint8)
+
+
+def _digest(root: Path, paths: list[Path]) -> str:
+    ordered = sorted(paths)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, contents in zip(ordered, pool.map(_file_digest, ordered), strict=True):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + contents)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

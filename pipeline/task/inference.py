@@ -1,0 +1,86 @@
+"""Inference with a PyTorch network on a split, and top-1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ...targets.base import FloatArray, Target
+from ..network.modes import borrowed
+from ..types import Preprocess
+from .preprocess import to_input
+from .splits import Split
+
+
+def logits(
+    module: nn.Module,
+    split: Split,
+    prep: Preprocess,
+    *,
+    device: str = "cpu",
+    batch: int = 100,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> NDArray[np.float32]:
+    """Outputs (N, classes) of every image of `split`, un-augmented and in order, in eval mode.
+
+    The module comes back on the device and in the modes (train or eval, of each submodule) it was in.
+
+    Args:
+        module: gives logits (N, classes).
+        split: not empty.
+        prep: mean and std.
+        device: where it is computed.
+        batch: images at a time; on a CPU about a hundred small ones stay in its cache.
+        layout: how images lie in memory; channels-last is the faster order on a CPU, where the module can take it
+            (`memory_layout.layout_for`).
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    if len(split) == 0:
+        raise ValueError("a split without images has no logits")
+    outputs = []
+    with borrowed(module, device), torch.inference_mode():
+        module.eval()
+        for first in range(0, len(split), batch):
+            images = split.read(np.arange(first, min(first + batch, len(split))))
+            inputs = to_input(images, prep).to(device, memory_format=layout)
+            outputs.append(module(inputs).float().cpu().numpy())
+    return np.concatenate(outputs)
+
+
+def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Percent of rows (N, classes) whose largest value stands at the label (N,). A row with a NaN in it is wrong.
+
+    Raises:
+        ValueError: no rows, or another number of labels than rows.
+    """
+    if len(logits) != len(labels) or len(labels) == 0:
+        raise ValueError(f"{len(logits)} rows of logits and {len(labels)} labels")
+    return 100.0 * float((predictions(logits) == labels).mean())
+
+
+def predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The class (N,) of every row (N, classes); -1, which is none, for a row with a NaN in it."""
+    # argmax takes a NaN for the largest, and so a broken network's answer for a class
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+
+
+def answers(predict: Callable[[FloatArray], FloatArray], split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
+    """Logits (N, classes) of every image of a split, by a function of network inputs (n, C, H, W)."""
+    parts = []
+    for first in range(0, len(split), batch):
+        positions = np.arange(first, min(first + batch, len(split)))
+        parts.append(predict(to_input(split.read(positions), prep).numpy()))
+    return np.concatenate(parts)
+
+
+def artifact_logits(target: Target, path: Path, split: Split, prep: Preprocess) -> FloatArray:
+    """What the artifact answers, (N, classes), to every image of a split in its own runtime."""
+    with target.runner(path) as run:
+        return answers(run, split, prep)

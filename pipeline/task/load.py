@@ -1,0 +1,55 @@
+"""Model and data -> Subject: what is to be compressed, loaded and checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..config import Config
+from ..errors import InputError
+from ..network.cost import cost_of
+from ..types import Preprocess, Subject
+from .datasets import load_data
+from .models import LoadedModel, load_model
+from .preprocess import check_augment
+from .splits import DataSet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when no weights are given
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A subject with its live objects."""
+
+    subject: Subject
+    module: nn.Module  # the user's dense network, eval mode
+    data: DataSet
+    untrained: bool  # the embedded network without weights: it has to be trained first
+
+
+def load_subject(config: Config) -> Loaded:
+    """Load model and data, and settle how images become inputs.
+
+    Raises:
+        InputError: see `data.load_data` and `models.load_model`; or mean and std do not fit the images.
+    """
+    data = load_data(config.data, seed=config.seed, image_size=config.image_size)
+    shape = data.info.image_shape
+    model = load_model(config.model, config.weights, classes=len(data.info.classes), image_shape=shape)
+    preprocess = _preprocess(config, model, shape)
+    subject = Subject(model.name, model.sha256, data.info, preprocess, cost_of(model.module, shape))
+    return Loaded(subject, model.module, data, untrained=config.model == DIGITS_MODEL and config.weights is None)
+
+
+def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int]) -> Preprocess:
+    mean, std = config.mean or model.mean, config.std or model.std
+    if mean is None or std is None:
+        mean, std = (mean or IMAGENET_MEAN, std or IMAGENET_STD) if shape[0] == 3 else (mean or (0.5,), std or (0.5,))
+    for name, values in (("--mean", mean), ("--std", std)):
+        if len(values) != shape[0]:
+            raise InputError(name, found=f"{len(values)} values", expected=f"one for each of the {shape[0]} image channels")
+    augment = config.augment or ("shift" if config.data == "digits" else "crop-flip")
+    check_augment(augment)
+    return Preprocess(tuple(mean), tuple(std), augment)

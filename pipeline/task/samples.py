@@ -1,0 +1,38 @@
+"""Which images a stage sees: fixed, seeded draws from the train and the search split, as network inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...targets.base import FloatArray
+from ..network.exact_mode import Batch
+from ..types import Preprocess
+from .load import Loaded
+from .preprocess import augmented
+from .splits import DataSet
+
+SCORING_IMAGES = 2000  # scores and moments are taken on
+BATCH = 100
+
+
+def training_inputs(data: DataSet, prep: Preprocess, count: int, seed: int) -> torch.Tensor:
+    """The first `count` training images (their order is a seeded shuffle), varied as in training: (n, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = data.train.read(np.arange(min(count, len(data.train))))
+    return augmented(images, prep, generator)
+
+
+def scoring_inputs(loaded: Loaded, seed: int) -> torch.Tensor:
+    """Training images that scores and moments are taken on: (n, C, H, W), augmented."""
+    return training_inputs(loaded.data, loaded.subject.preprocess, SCORING_IMAGES, seed)
+
+
+def batches(inputs: torch.Tensor) -> list[Batch]:
+    """Network inputs (n, C, H, W) in batches for a curvature that asks for no labels."""
+    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(inputs, BATCH)]
+
+
+def calibration_batches(data: DataSet, prep: Preprocess, count: int, seed: int, batch: int = 50) -> list[FloatArray]:
+    """Training images, varied as in training, to calibrate activation ranges with."""
+    return [part.numpy() for part in torch.split(training_inputs(data, prep, count, seed), batch)]

@@ -1,0 +1,91 @@
+"""Images by split: calibration (train), search and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import DataInfo
+
+UInt8Array = NDArray[np.uint8]
+
+
+IntArray = NDArray[np.int64]
+
+
+class ImageSource(Protocol):
+    """A store of labelled images of one shape; reading is lazy."""
+
+    @property
+    def labels(self) -> IntArray:
+        """Class numbers (N,)."""
+        ...
+
+    def read(self, indices: IntArray) -> UInt8Array:
+        """Pixels (n, H, W, C) of the images at `indices`, in that order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images that lie in memory."""
+
+    images: UInt8Array  # (N, H, W, C)
+    labels: IntArray  # (N,)
+
+    def read(self, indices: IntArray) -> UInt8Array:
+        """Pixels (n, H, W, C), a copy."""
+        return self.images[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some images of a source, in a fixed order."""
+
+    source: ImageSource
+    indices: IntArray  # into the source
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> IntArray:
+        """Class numbers (n,) in the split's order."""
+        return self.source.labels[self.indices]
+
+    def read(self, positions: IntArray) -> UInt8Array:
+        """Pixels (n, H, W, C) of the images at `positions` within the split."""
+        return self.source.read(self.indices[positions])
+
+    def head(self, n: int) -> Split:
+        """The first `n` images; the order of train and search is a seeded shuffle, so this is a fair sample."""
+        return replace(self, indices=self.indices[: max(n, 0)])
+
+    def part(self, positions: range) -> Split:
+        """The images at a stretch of positions."""
+        return replace(self, indices=self.indices[positions.start : positions.stop])
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Three disjoint splits and what is known of them."""
+
+    info: DataInfo
+    train: Split
+    search: Split
+    test: Split
+
+
+class SourceData(NamedTuple):
+    """A data set before it is split."""
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    sha256: str
+    train: ImageSource
+    test: ImageSource | None = None  # None: a fifth of `train`, cut with `test_seed` or else with the run's seed
+    test_seed: int | None = None

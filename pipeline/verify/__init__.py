@@ -1,0 +1,5 @@
+"""The artifact in its own runtime: accuracy on the test split, latency on its device, golden samples, the gates.
+
+In: an `Artifact` and the PyTorch references. Out: a `TargetResult` with its verdict. Start at `artifact.py`; engines that are
+finished on a board have `engines.py`.
+"""

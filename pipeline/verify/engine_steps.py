@@ -1,0 +1,213 @@
+"""An engine on one board, from its file to its figures: built, asked, compared, timed, each step kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ...devices.measure.timing import TimingSettings
+from ...devices.tensorrt.device import TensorRtDevice
+from ...devices.tensorrt.engines import SPARSITY_KEY, Engine, Engines
+from ...targets.base import Target
+from ..errors import UnavailableError
+from ..files import atomic_write, file_ref
+from ..run_context import Run
+from ..run_folder import Stage
+from ..types import Artifact, FileRef, OnDevice, Timing
+from . import engine_answers
+from .engine_answers import Answers
+
+T = TypeVar("T")
+
+
+class SimulatedError(Exception):
+    """A stand-in for trtexec was at work."""
+
+
+@dataclass(frozen=True)
+class EngineWork:
+    """The work on one board, step by step. What was done is kept in the run folder under this board's name: nothing of another
+    board's is ever taken for it.
+    """
+
+    run: Run
+    before: Stage
+    target: Target
+    artifact: Artifact
+    device: TensorRtDevice
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        kinds = {"answers": FileRef, "device": OnDevice, "timing": Timing, "golden": FileRef}
+        engine = self._engine_stage.result(Artifact)
+        return engine is not None and all(self._stage(name, engine).result(kind) is not None for name, kind in kinds.items())
+
+    def do(self) -> None:
+        """Everything, from where it was left.
+
+        Raises:
+            BoardError: the board failed.
+            SimulatedError: what builds engines there is a stand-in.
+            BuildError, DeviceError, UnavailableError: see `Engines`.
+        """
+        with self.run.stage(f"engine of {self.target.name} on {self.device.name}"):
+            for step in (self.engine, self.answers, self.beside_file, self.timing, self.golden):
+                step()
+
+    def forget(self) -> None:
+        """Leave what was begun: another board takes its place in the run folder."""
+        shutil.rmtree(self._engine_stage.folder, ignore_errors=True)
+
+    def engine(self) -> Artifact:
+        """The engine's file."""
+        return _once(self._engine_stage, Artifact, lambda: _built(self.run, self.artifact, self.device))
+
+    def answers(self) -> Answers:
+        """What it answers to test images."""
+        engine = self.engine()
+        stage = self._stage("answers", engine)
+        file = _once(stage, FileRef, lambda: engine_answers.keep(self.run, stage, _asked(self.run, engine, self.device)))
+        return engine_answers.kept(self.run.folder.path / file.path)
+
+    def beside_file(self) -> OnDevice:
+        """These beside what its file computes on this machine."""
+        engine = self.engine()
+        source = self.run.folder.path / engine.options["onnx"]
+
+        def compare() -> OnDevice:
+            return engine_answers.beside_file(self.run, self.target, source, self.answers())
+
+        return _once(self._stage("device", engine), OnDevice, compare)
+
+    def timing(self) -> Timing:
+        """Its latency."""
+        engine = self.engine()
+        return _once(self._stage("timing", engine), Timing, lambda: _timing(self.run, engine, self.device))
+
+    def golden(self) -> FileRef:
+        """Its golden images."""
+        engine = self.engine()
+        folder = (self.run.folder.path / engine.file.path).parent
+        stage = self._stage("golden", engine)
+        return _once(stage, FileRef, lambda: engine_answers.golden_images(self.run, self.answers(), folder))
+
+    @property
+    def _engine_stage(self) -> Stage:
+        settings = {"device": self.run.config.device, "name": self.device.name}
+        inputs = (self.before.key, self.artifact.file.sha256)
+        return self.run.folder.stage(f"engine-{self.target.name}", "2", settings, inputs)
+
+    def _stage(self, name: str, engine: Artifact) -> Stage:
+        """What is known of this very engine: two that are built from one file are not the same."""
+        return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, (self._engine_stage.key, engine.file.sha256))
+
+
+def _once(stage: Stage, kind: type[T], make: Callable[[], T]) -> T:
+    """A stage's result, made where it is not kept."""
+    found = stage.result(kind)
+    if found is None:
+        found = make()
+        stage.finish(found)
+    return found
+
+
+def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
+    """The engine's file beside the file it was built from, with its layers' times; of two with and without sparse kernels the
+    faster.
+    """
+    assert artifact.baseline is not None  # every target builds one
+    model, baseline = (run.folder.path / ref.path for ref in (artifact.file, artifact.baseline))
+    notes: list[str] = []
+    source = model
+    if "two_four_layers" in artifact.options:
+        source, said = _faster_kernels(run, model, device)
+        notes.append(said)
+    with device.engines() as engines:
+        made = {path: engines.engine(path) for path in (source, baseline)}
+        _require_real(engines, list(made.values()))
+        files = {}
+        for path, name in ((source, "model"), (baseline, "baseline")):
+            file = model.with_name(f"{name}.engine")
+            engines.fetch(made[path], file)
+            files[name] = file_ref(file, run.folder.path)
+        notes += _layers(engines, {"model": made[source], "baseline": made[baseline]}, model.with_name("layers.json"))
+        version = str(engines.version)
+    options = artifact.options | {
+        "tensorrt": version,
+        "built_on": device.name,
+        "onnx": source.relative_to(run.folder.path).as_posix(),
+        "onnx_baseline": artifact.baseline.path,
+    }
+    notes.append(f"engine built on {device.name} by TensorRT {version}: for this GPU, this TensorRT and this power mode only")
+    return replace(
+        artifact,
+        file=files["model"],
+        baseline=files["baseline"],
+        format="engine",
+        notes=(*artifact.notes, *notes),
+        options=options,
+    )
+
+
+def _faster_kernels(run: Run, sparse: Path, device: TensorRtDevice) -> tuple[Path, str]:
+    """Of one file with sparse kernels allowed and not, the one whose engine is faster on the device; and what was found."""
+    import onnx
+
+    plain = sparse.with_name("model-dense-kernels.onnx")
+    model = onnx.load(sparse)
+    for entry in model.metadata_props:
+        if entry.key == SPARSITY_KEY:
+            entry.value = "disable"
+    atomic_write(plain, model.SerializeToString(deterministic=True))
+    with device.engines() as engines:
+        made = [engines.engine(path) for path in (sparse, plain)]
+        _require_real(engines, made)
+        found = made[0].sparsity
+    timing = device.measure(plain, sparse, TimingSettings(runtime="tensorrt", seed=run.config.seed))
+    (low, high), median = timing.speedup.ci95, timing.speedup.median
+    counts = f"2:4: {len(found.eligible)} layers eligible, sparse kernels picked for {len(found.picked)}"
+    told = f"{counts}; with them {median:.2f} times as fast as without (95 % interval {low:.2f} to {high:.2f})"
+    return (sparse, f"{told}: kept") if low > 1.0 else (plain, f"{told}: not faster, so left out")
+
+
+def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
+    """Times by layer, in a file; a note where there are none."""
+    try:
+        found = {name: [vars(layer) for layer in engines.layers(engine)] for name, engine in made.items()}
+    except UnavailableError as error:
+        return [f"no {error}"]
+    atomic_write(file, json.dumps(found, indent=1) + "\n")
+    return [f"times by layer, with the profiler attached: {file.name}"]
+
+
+def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
+    with device.engines() as engines:
+        made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built anew
+        _require_real(engines, [made])
+        return engine_answers.ask(run, engines, made)
+
+
+def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:
+    """Latency of the engine against the dense float one, and what the board takes meanwhile where that can be read."""
+    assert engine.baseline is not None  # _built
+    model, baseline = (run.folder.path / ref.path for ref in (engine.file, engine.baseline))  # the files that are shipped
+    settings = TimingSettings(runtime="tensorrt", seed=run.config.seed)
+    with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
+        timing = device.measure(baseline, model, settings, lambda done, total: bar.advance())
+    with device.engines() as engines:
+        power = {name: engines.power(engines.engine(path)) for name, path in (("artifact", model), ("dense", baseline))}
+    told = {f"power_{name}": str(value) for name, value in power.items() if value is not None}
+    return replace(timing, environment=timing.environment | (told or {"power": "cannot be read"}))
+
+
+def _require_real(engines: Engines, made: list[Engine]) -> None:
+    for engine in made:
+        try:
+            engines.require_real(engine)
+        except UnavailableError as error:
+            raise SimulatedError(str(error)) from error

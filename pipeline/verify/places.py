@@ -1,0 +1,83 @@
+"""Where each target is measured: the board asked for, or the GPU of this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...devices.board import Board
+from ...devices.device import Device
+from ...devices.local import LocalDevice
+from ...devices.measure.latency_cache import cache_folder
+from ...devices.pool import Pool
+from ...devices.ray_boards import ADDRESS
+from ...devices.tensorrt import loop as tensorrt_loop
+from ...devices.tensorrt.boards_of import boards_of
+from ...devices.tensorrt.device import TensorRtDevice
+from ...devices.transport.here import HereTransport
+from ...targets.base import Target
+from ..config import Config
+from ..errors import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    pass
+from ...targets.base import needs_device
+
+
+def device_for(target: Target, board: Device) -> Device | None:
+    """Where a target's artifact runs: on the board asked for where that can, else on this machine; None where neither can."""
+    if needs_device(target):
+        return board if boards_of(board) else gpu_here()
+    return LocalDevice() if boards_of(board) else board
+
+
+def gpu_here() -> TensorRtDevice | None:
+    """A CUDA GPU of this machine with TensorRT; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    programs: list[Sequence[str]] = [("trtexec",)] if shutil.which("trtexec") else []
+    programs += [(sys.executable, tensorrt_loop.__file__)] if find_spec("tensorrt") is not None else []
+    if not programs:
+        return None
+    name = f"{torch.cuda.get_device_name()} (this machine, not a Jetson)"
+    board = Board(name, ("jetson",), "local", runtime="tensorrt", python=sys.executable)
+    folder = cache_folder().parent / "engines"
+    return TensorRtDevice(board, HereTransport(name, str(folder)), programs)
+
+
+def places_of(config: Config, chosen: Sequence[Target], board: Device) -> dict[str, Device | None]:
+    """Where each target's artifact runs, by the target's name; see `device_for`.
+
+    Raises:
+        UnavailableError: nowhere, and the artifact is required.
+        InputError: a budget in milliseconds without anything to measure on, or boards of other hosts for what is built on them.
+    """
+    found = {target.name: device_for(target, board) for target in chosen}
+    lone = [target.name for target in chosen if needs_device(target)]
+    if lone and isinstance(board, Pool) and not boards_of(board) and all(one.runtime == "tensorrt" for one in board.boards):
+        raise InputError(
+            f"--device {config.device} with --target {lone[0]}",
+            found="boards that other hosts reach, through Ray",
+            expected="boards that this machine reaches: engines come here as files",
+            do=f"unset {ADDRESS}",
+        )
+    absent = [name for name in lone if found[name] is None]
+    if absent and config.require_artifact:
+        raise UnavailableError(
+            f"the engine of target {absent[0]}",
+            found="no board with TensorRT, and no TensorRT with a CUDA GPU on this machine",
+            expected="one of them, with --require-artifact",
+            do="name a board with --device, see `edge-compress devices`",
+        )
+    if config.latency_budget.ratio is None and not any(found.values()):
+        raise InputError(
+            f"--latency-budget {config.latency_budget}",
+            found="no device to measure milliseconds on",
+            expected="a share of the dense model's latency, such as 0.5",
+        )
+    return found

@@ -1,0 +1,188 @@
+"""A torch module as a float ONNX graph: BatchNorm folded, names kept, bytes that depend on the module alone."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ...pipeline.errors import BuildError, deepest_cause
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+SCOPES = "pkg.torch.onnx.name_scopes"  # what the exporter notes at a node: where in the module tree it comes from
+OPSET = 18  # the exporter's own; a later one would go through its version converter for nothing
+
+
+def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The module in eval mode as an ONNX graph of float32 operators, batch 1.
+
+    Input `input` (1, C, H, W), output `logits` (1, classes). Initializers carry their module names
+    (`layer1.0.conv1.weight`, `.bias`), BatchNorm is folded into the convolution before it, constant reshapes name no
+    channel count (so that `onnx_graph.cut` can change it), and no trace of the machine or the time is left: equal
+    modules give equal bytes. The module is not changed.
+
+    Raises:
+        BuildError: the exporter refused an operator.
+    """
+    folded = fold_batchnorm(module)
+    example = torch.zeros(1, *image_shape)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                folded,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                optimize=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+            )
+            if program is None:
+                raise BuildError("the ONNX exporter gave no graph", do="export the module with torch.onnx.export to see why")
+            model = program.model_proto
+    except BuildError:
+        raise
+    except Exception as error:  # the exporter raises many types, all of them about the user's module
+        raise BuildError(
+            "the model cannot be exported to ONNX", found=deepest_cause(error), do="replace this operation"
+        ) from error
+    _separate_layers(model)
+    _strip(model)
+    _free_reshapes(model)
+    _pool_means(model)
+    return model
+
+
+def fold_batchnorm(module: nn.Module) -> nn.Module:
+    """An eval-mode float32 copy on the CPU in which each BatchNorm right after a convolution is part of that convolution.
+
+    A module that torch.fx cannot trace comes back as a plain copy; the exporter's optimizer then folds what it finds.
+    """
+    plain = copy.deepcopy(module).cpu().float().eval()
+    try:
+        traced = fx.symbolic_trace(plain)
+    except Exception as error:  # tracing runs the user's forward: any type can come out of it
+        logging.getLogger(__name__).info("not traceable, BatchNorm is left to the exporter: %s", error)
+        return plain
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        conv = modules[str(source.target)]
+        if not isinstance(conv, nn.Conv2d) or calls[node.target] != 1 or calls[source.target] != 1:
+            continue
+        _replace(traced, str(source.target), fuse_conv_bn_eval(conv, modules[node.target]))
+        node.replace_all_uses_with(source)
+        traced.graph.erase_node(node)
+    traced.graph.lint()
+    traced.recompile()
+    return traced.eval()
+
+
+def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, new)
+
+
+def _separate_layers(model: onnx.ModelProto) -> None:
+    """Every layer gets initializers of its own: the exporter's optimizer makes one of small tensors that are equal."""
+    graph = model.graph
+    initializers = {i.name: i for i in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
+        path = ast.literal_eval(scopes)[-2:-1] if scopes else []  # modules from the outside in, then the node
+        for at, name in enumerate(node.input):
+            owner, _, part = name.rpartition(".")
+            shared = name in initializers and uses[name] > 1  # an operator into which another one was folded may stand elsewhere
+            if shared and path and owner and path[0] != owner and part in ("weight", "bias"):
+                own = f"{path[0]}.{part}"
+                if own not in initializers:
+                    initializers[own] = graph.initializer.add()
+                    initializers[own].CopyFrom(initializers[name])
+                    initializers[own].name = own
+                node.input[at] = own
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out what says where and when: stack traces, source paths, notes."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name, graph.doc_string = "network", ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]  # shapes: the runtime infers them, a cut changes them
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _free_reshapes(model: onnx.ModelProto) -> None:
+    """Constant targets (1, C) become (0, -1), the batch and the rest, so that both may change."""
+    constants = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        initializer = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+        target = numpy_helper.to_array(initializer) if initializer is not None else np.zeros(0)
+        if initializer is not None and target.shape == (2,) and target[0] in (0, 1):
+            initializer.CopyFrom(numpy_helper.from_array(np.array([0, -1], dtype=np.int64), initializer.name))
+            for attribute in [a for a in node.attribute if a.name == "allowzero"]:
+                node.attribute.remove(attribute)  # it would make 0 a size
+
+
+def _pool_means(model: onnx.ModelProto) -> None:
+    """`x.mean((2, 3))` becomes GlobalAveragePool (+ Flatten), which has an int8 kernel; ReduceMean has none."""
+    graph = model.graph
+    axes_of = {i.name: numpy_helper.to_array(i).tolist() for i in graph.initializer if i.data_type == onnx.TensorProto.INT64}
+    for at, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "ReduceMean" or len(node.input) < 2:
+            continue
+        axes = axes_of.get(node.input[1])
+        if axes is None or sorted(axes) not in ([2, 3], [-2, -1]):
+            continue
+        keep = next((bool(a.i) for a in node.attribute if a.name == "keepdims"), True)
+        pooled = node.output[0] if keep else f"{node.output[0]}_pooled"
+        new = [onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool")]
+        if not keep:
+            new.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1))
+        graph.node.remove(node)
+        for offset, item in enumerate(new):
+            graph.node.insert(at + offset, item)
+    used = {name for node in graph.node for name in node.input}
+    unused = [i for i in graph.initializer if i.name not in used]
+    for initializer in unused:
+        graph.initializer.remove(initializer)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about its own insides; neither is for the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,227 @@
+"""What in an ONNX graph TensorRT 10.3 (JetPack 6.2) to 11.x would refuse, or take and run slowly, found without TensorRT.
+
+A pure function from a graph to findings. Each rule is one that TensorRT's own parser was seen to enforce (TensorRT-RTX 1.7) or
+that decides whether int8 kernels are used; 2026-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ..onnx.edit import LAYER_OPS
+
+OPSETS = range(17, 20)  # per-channel pairs need 13; TensorRT 10.3 knows up to 20, the oldest parsers we mean are sure of 19
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_OPERATOR_FORM = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "QAttention")
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something TensorRT would not take, or not take as int8."""
+
+    rule: str  # name in RULES
+    node: str  # the node's name, or "graph"
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.found} ({self.rule})"
+
+
+def lint(model: onnx.ModelProto, *, two_four: Set[str] = frozenset()) -> tuple[Finding, ...]:
+    """Everything that is wrong, in the order of the rules and of the nodes; empty when nothing is.
+
+    Args:
+        model: float or QDQ.
+        two_four: layers that are claimed to be 2:4 sparse, by module name.
+    """
+    graph = _Graph(model, two_four)
+    return tuple(Finding(rule, node, found) for rule, check in RULES.items() for node, found in check(graph))
+
+
+@dataclass
+class _Graph:
+    """A graph with who makes each tensor."""
+
+    model: onnx.ModelProto
+    two_four: Set[str]
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    consumers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.constants = {i.name: i for i in self.model.graph.initializer}
+        for node in self.nodes:
+            self.producer |= dict.fromkeys(node.output, node)
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return list(self.model.graph.node)
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """A constant's values, None where the tensor is none."""
+        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+    def weight(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
+        """The constant a layer's weight comes from, "" if it is computed, and the quantizers between them, last first."""
+        name, between = (node.input[1] if len(node.input) > 1 else ""), []
+        while name in self.producer and self.producer[name].op_type in (QUANTIZE, DEQUANTIZE):
+            between.append(self.producer[name])
+            name = between[-1].input[0]
+        return (name if name in self.constants else ""), between
+
+
+def _opset(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for entry in graph.model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version not in OPSETS:
+            yield "graph", f"opset {entry.version}, not {OPSETS.start} to {OPSETS.stop - 1}"
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx"):
+            yield _name(node), f"operator {node.op_type} of the domain {node.domain}"
+
+
+def _operator_form(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type.startswith("QLinear") or node.op_type in _OPERATOR_FORM:
+            yield _name(node), f"{node.op_type}: a quantized operator, not one between Q/DQ pairs"
+
+
+def _unsigned(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type == QUANTIZE and len(node.input) < 3 and not _attributes(node).get("output_dtype"):
+            yield _name(node), "no zero point, which makes its output uint8"
+        for name in (*node.input, *node.output):
+            if name in graph.constants and graph.constants[name].data_type == TensorProto.UINT8:
+                yield _name(node), f"{name} is uint8"
+        if node.op_type == "Cast" and _attributes(node).get("to") == TensorProto.UINT8:
+            yield _name(node), "casts to uint8"
+    for value in (*graph.model.graph.input, *graph.model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.UINT8:
+            yield "graph", f"{value.name} is uint8"
+
+
+def _zero_point(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type not in (QUANTIZE, DEQUANTIZE) or len(node.input) < 3:
+            continue
+        zero = graph.array(node.input[2])
+        if zero is None:
+            yield _name(node), "its zero point is computed"
+        elif zero.any():
+            yield _name(node), f"zero point {zero.ravel()[np.flatnonzero(zero)[0]]}"
+
+
+def _scale(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type not in (QUANTIZE, DEQUANTIZE):
+            continue
+        scale = graph.array(node.input[1])
+        if scale is None:
+            yield _name(node), "its scale is computed"
+        elif not (np.isfinite(scale).all() and (scale > 0).all()):
+            yield _name(node), f"scale {scale.ravel()[np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))[0]]}"
+
+
+def _bias(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type not in _BIASED or len(node.input) < 3 or not node.input[2]:
+            continue
+        bias = node.input[2]
+        if bias in graph.producer and graph.producer[bias].op_type in (QUANTIZE, DEQUANTIZE):
+            yield _name(node), f"its bias {graph.producer[bias].input[0]} is quantized"
+        elif bias in graph.constants and graph.constants[bias].data_type == TensorProto.INT32:
+            yield _name(node), f"its bias {bias} is int32"
+
+
+def _per_channel(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        constant, between = graph.weight(node) if node.op_type in LAYER_OPS else ("", [])
+        if not constant or not between:
+            continue
+        dims = list(graph.constants[constant].dims)
+        axis = output_axis(node)
+        for pair in between:
+            scale = graph.array(pair.input[1])
+            if scale is not None and (scale.size != dims[axis] or scale.ndim != 1):
+                yield _name(node), f"one scale for {dims[axis]} output channels of {constant}"
+            elif scale is not None and _attributes(pair).get("axis", 1) % len(dims) != axis:
+                yield _name(node), f"scales along axis {_attributes(pair).get('axis', 1)} of {constant}, not {axis}"
+
+
+def _pairs(graph: _Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes:
+        if node.op_type == QUANTIZE:
+            users = graph.consumers.get(node.output[0], [])
+            if not users or any(user.op_type != DEQUANTIZE for user in users):
+                yield _name(node), "what it gives is used without a DequantizeLinear"
+        elif node.op_type == DEQUANTIZE and node.input[0] not in graph.constants:
+            source = graph.producer.get(node.input[0])
+            if source is None or source.op_type != QUANTIZE:
+                yield _name(node), "what it takes comes from no QuantizeLinear"
+
+
+def _two_four(graph: _Graph) -> Iterator[tuple[str, str]]:
+    seen = set[str]()
+    for node in graph.nodes:
+        constant, _ = graph.weight(node) if node.op_type in LAYER_OPS else ("", [])
+        name = constant.removesuffix("_quantized").removesuffix(".weight")
+        if name not in graph.two_four:
+            continue
+        seen.add(name)
+        values = graph.array(constant)
+        assert values is not None  # `weight` gives constants
+        broken = fours_over_two(np.moveaxis(values, output_axis(node), 0))
+        if broken:
+            yield _name(node), f"{broken} groups of four inputs of {constant} have more than two that are not zero"
+    for name in sorted(graph.two_four - seen):
+        yield "graph", f"layer {name} is claimed to be 2:4 and is not there"
+
+
+def fours_over_two(weight: NDArray[Any]) -> int:
+    """How many groups of four consecutive inputs hold more than two nonzero values; all, where inputs do not come in fours.
+
+    Args:
+        weight: (O, C) or (O, C, kh, kw).
+    """
+    if weight.shape[1] % 4:
+        return int(np.ceil(weight.size / 4))
+    fours = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:])
+    return int(((fours != 0).sum(axis=2) > 2).sum())
+
+
+def output_axis(node: onnx.NodeProto) -> int:
+    """The axis of a layer's weight that counts its outputs."""
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attributes(node).get("transB", 0)):
+        return 1
+    return 0
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or (node.output[0] if node.output else node.op_type)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+# name -> what it finds: (node, what is wrong)
+RULES: dict[str, Callable[[_Graph], Iterator[tuple[str, str]]]] = {
+    "opset": _opset,
+    "qoperator": _operator_form,
+    "uint8": _unsigned,
+    "zero-point": _zero_point,
+    "scale": _scale,
+    "bias": _bias,
+    "per-channel": _per_channel,
+    "pairs": _pairs,
+    "2:4": _two_four,
+}

@@ -1,0 +1,1 @@
+"""TFLite files: conversion, editing, quantisation, running, for the target `phone`. Start at `convert.py`."""

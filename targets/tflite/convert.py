@@ -1,0 +1,167 @@
+"""A torch module as a float .tflite network: NHWC, BatchNorm folded, normalisation inside, short names, no layout transposes."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...pipeline.errors import BuildError, deepest_cause
+from ..onnx.export import fold_batchnorm
+from .edit import RELUS
+from .file import compact, constant, graph_of, op_name, read, write
+from .quiet import quiet
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+_TO_CHANNELS_FIRST = [0, 3, 1, 2]
+
+
+class Normalised(nn.Module):
+    """The network behind a normalisation of pixels 0..255, as a 1x1 depthwise convolution.
+
+    It is an operator of its own because it cannot be folded into a first convolution with padding: the padding is zero after
+    normalisation, which is another pixel value in each channel. In int8 its weights (one a channel, with their own scale) are
+    exact and its bias is within 1/250 of a pixel step.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        channels = len(mean)
+        self.pixels = nn.Conv2d(channels, channels, 1, groups=channels)
+        self.network = network
+        spread = torch.tensor(std, dtype=torch.float64)
+        with torch.no_grad():
+            self.pixels.weight.copy_((1.0 / (255.0 * spread)).view(-1, 1, 1, 1))
+            self.pixels.bias = nn.Parameter((-torch.tensor(mean, dtype=torch.float64) / spread).float())
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of pixels (n, C, H, W)."""
+        logits: torch.Tensor = self.network(self.pixels(pixels))
+        return logits
+
+
+def convert(
+    module: nn.Module, image_shape: tuple[int, int, int], mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
+    """The module in eval mode as a float .tflite file, batch 1, and the weights its layers have there.
+
+    Input `image` (1, H, W, C), output `logits` (1, classes). The module is not changed.
+
+    Args:
+        module: the network.
+        image_shape: (C, H, W).
+        mean: per channel, of pixels on [0, 1]; with it, the input is pixels 0..255. Empty: network inputs, as they are.
+        std: the same.
+
+    Returns:
+        The file, and module name -> weight as torch keeps it, BatchNorm folded in: what `tflite_cut.layer_names` asks for.
+
+    Raises:
+        BuildError: the converter refused an operator; the message names it with its module where that can be found.
+    """
+    folded = fold_batchnorm(module)
+    weights = {n: m.weight.detach().numpy() for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    network = Normalised(folded, mean, std) if mean else folded
+    channels, height, width = image_shape
+    example = torch.zeros(1, height, width, channels)
+    try:
+        with quiet(), torch.no_grad():
+            import litert_torch
+
+            nhwc = litert_torch.to_channel_last_io(network.eval(), args=[0]).eval()
+            with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
+                path = Path(folder) / "float.tflite"
+                litert_torch.convert(nhwc, (example,)).export(str(path))
+                data = path.read_bytes()
+    except Exception as error:  # the converter raises many types, all of them about the user's module
+        raise BuildError(
+            "the model cannot be converted to .tflite",
+            found=culprit(module, image_shape, str(error)) or deepest_cause(error),
+            do="replace this operation",
+        ) from error
+    return tidy(data), weights
+
+
+def tidy(data: bytes) -> bytes:
+    """The same network with short names, without the converter's notes and without transposes that a mean can do without."""
+    model = read(data)
+    graph = graph_of(model)
+    _mean_without_transpose(model)
+    _relu_once(model)
+    model.metadata = [entry for entry in model.metadata or [] if entry.name == b"min_runtime_version"]
+    model = compact(model)
+    model.description = None
+    graph.name = None
+    for number, tensor in enumerate(graph.tensors):
+        tensor.name = f"t{number}".encode()
+    for signature in model.signatureDefs or []:
+        for name, tensor_maps in ((INPUT_NAME, signature.inputs), (OUTPUT_NAME, signature.outputs)):
+            for tensor_map in tensor_maps:
+                tensor_map.name = name.encode()
+    for name, tensors in ((INPUT_NAME, graph.inputs), (OUTPUT_NAME, graph.outputs)):
+        for tensor in tensors:
+            graph.tensors[tensor].name = name.encode()
+    return write(model)
+
+
+def _mean_without_transpose(model: Any) -> None:
+    """TRANSPOSE to NCHW and MEAN over the last two axes is MEAN over the middle two."""
+    graph = graph_of(model)
+    for op in list(graph.operators):
+        if op_name(model, op) != "TRANSPOSE":
+            continue
+        order = constant(model, graph.tensors[op.inputs[1]])
+        users = [user for user in graph.operators if op.outputs[0] in user.inputs]
+        means = [u for u in users if op_name(model, u) == "MEAN" and not u.builtinOptions.keepDims]
+        if order is None or order.tolist() != _TO_CHANNELS_FIRST or not users or len(means) < len(users):
+            continue
+        axes = [constant(model, graph.tensors[mean.inputs[1]]) for mean in means]
+        if any(a is None or sorted(int(i) % 4 for i in a) != [2, 3] for a in axes):
+            continue
+        for mean in means:
+            tensor = copy.copy(graph.tensors[mean.inputs[1]])
+            buffer = copy.copy(model.buffers[tensor.buffer])
+            buffer.data = np.frombuffer(np.array([1, 2], "<i4").tobytes(), np.uint8)
+            tensor.buffer = len(model.buffers)
+            model.buffers.append(buffer)
+            graph.tensors.append(tensor)
+            mean.inputs = [op.inputs[0], len(graph.tensors) - 1]
+        graph.operators.remove(op)
+
+
+def _relu_once(model: Any) -> None:
+    """Take out a RELU of what a RELU gave: what is left where a residual block between them was removed."""
+    graph = graph_of(model)
+    producer = {out: op for op in graph.operators for out in op.outputs}
+    for op in list(graph.operators):
+        before = producer.get(op.inputs[0]) if len(op.inputs) else None
+        if op_name(model, op) != "RELU" or before is None or op.outputs[0] in graph.outputs:
+            continue
+        if op_name(model, before) == "RELU" or getattr(before.builtinOptions, "fusedActivationFunction", 0) in RELUS:
+            for user in graph.operators:
+                user.inputs = [op.inputs[0] if i == op.outputs[0] else i for i in user.inputs]
+            graph.operators.remove(op)
+
+
+def culprit(module: nn.Module, image_shape: tuple[int, int, int], message: str) -> str:
+    """The operator that a converter's message names, with the module it stands in; "" if the message names none."""
+    match = re.search(r"Lowering not found: (\S+)", message)
+    if match is None:
+        return ""
+    with quiet(), torch.no_grad():
+        program = torch.export.export(copy.deepcopy(module).eval(), (torch.zeros(1, *image_shape),))
+        for stage in (lambda: program, program.run_decompositions):
+            for node in stage().graph.nodes:
+                if str(node.target) == match[1]:
+                    stack = list((node.meta.get("nn_module_stack") or {}).values())
+                    path = next((str(path) for path, _ in reversed(stack) if path), "")
+                    return f"{match[1]} in {path or 'the forward of ' + type(module).__name__}"
+    return match[1]

@@ -1,0 +1,151 @@
+"""A float .tflite network quantized: int8 activations and weights (per channel), int8 weights alone, or half precision ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...calibration.ranges import Histogram, Range, count
+from ...pipeline.errors import BuildError
+from ..base import FloatArray
+from .convert import INPUT_NAME
+from .file import constant, graph_of, read, write
+from .quiet import quiet
+
+
+def collect(data: bytes, inputs: Sequence[FloatArray], *, threads: int = 1) -> dict[str, Histogram]:
+    """Counts of every activation of a float network, in LiteRT without its delegate, which would keep them to itself.
+
+    Args:
+        data: the network's file.
+        inputs: what it takes, arrays (n, H, W, C).
+        threads: of the runtime.
+
+    Raises:
+        BuildError: an activation is NaN or infinite, or there are no inputs.
+    """
+    with quiet():
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        interpreter = Interpreter(
+            model_content=data,
+            num_threads=threads,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+        )
+        interpreter.allocate_tensors()
+    places = _activations(data)
+    image = interpreter.get_input_details()[0]["index"]
+
+    def run(blocks: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
+        for block in blocks:
+            for at in range(len(block)):
+                interpreter.set_tensor(image, np.ascontiguousarray(block[at : at + 1], dtype=np.float32))
+                interpreter.invoke()
+                yield [interpreter.get_tensor(index) for index in places.values()]
+
+    return count(list(places), run, inputs)
+
+
+def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False) -> bytes:
+    """The full-integer network: int8 weights per channel, int8 activations, int32 biases.
+
+    Args:
+        data: the float network's file.
+        ranges: of its activations, by name; every range holds 0.
+        float_io: input and output stay float, with an operator each that converts them.
+
+    Raises:
+        BuildError: the quantizer refused the network.
+    """
+    shapes = {tensor.name.decode(): len(tensor.shape) for tensor in graph_of(read(data)).tensors}
+    with quiet():
+        from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
+        from ai_edge_quantizer.utils import qsv_utils
+
+        with _refusal_named():
+            work = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
+            if float_io:
+                for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+                    work.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
+            manager = recipe_manager.RecipeManager()
+            manager.load_quantization_recipe(work.get_quantization_recipe())
+            # one image, for the values of the weights; what it says of activations is replaced
+            measured = calibrator.Calibrator(bytearray(data), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+            (signature,) = _signatures(data)
+            measured.calibrate({signature: [_zero_image(data)]}, manager)
+            values = measured.get_model_qsvs()
+            for name, (low, high) in ranges.items():
+                ones = (1,) * shapes[name]
+                values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
+            result = work.quantize(values, enable_progress_report=False).quantized_model
+    return write(read(bytes(result)))
+
+
+def with_int8_weights(data: bytes) -> bytes:
+    """The network with int8 weights, per channel; activations stay float and are quantized as they come, image by image.
+
+    Raises:
+        BuildError: the quantizer refused the network.
+    """
+    with quiet():
+        from ai_edge_quantizer import quantizer, recipe
+
+        with _refusal_named():
+            work = quantizer.Quantizer(bytearray(data), recipe.dynamic_wi8_afp32())
+            result = work.quantize(enable_progress_report=False).quantized_model
+    return write(read(bytes(result)))
+
+
+def halve(data: bytes) -> bytes:
+    """The network with weights in half precision; activations stay float.
+
+    Raises:
+        BuildError: the quantizer refused the network.
+    """
+    with quiet():
+        from ai_edge_quantizer import qtyping, quantizer, recipe
+
+        with _refusal_named():
+            work = quantizer.Quantizer(bytearray(data))
+            work.update_quantization_recipe(
+                ".*",
+                qtyping.TFLOperationName.ALL_SUPPORTED,
+                qtyping.OpQuantizationConfig(
+                    weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+                    compute_precision=qtyping.ComputePrecision.FLOAT,
+                    explicit_dequantize=True,
+                ),
+                recipe.AlgorithmName.FLOAT_CASTING,
+            )
+            result = work.quantize(enable_progress_report=False).quantized_model
+    return write(read(bytes(result)))
+
+
+@contextmanager
+def _refusal_named() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+        raise BuildError("ai-edge-quantizer refused the network", found=str(error)[:500], do="try --precision fp32") from error
+
+
+def _activations(data: bytes) -> dict[str, int]:
+    """Name -> tensor, of every tensor that is computed, the input included."""
+    model = read(data)
+    graph = graph_of(model)
+    found = {int(i) for i in graph.inputs} | {int(i) for op in graph.operators for i in op.outputs}
+    tensors = {graph.tensors[i].name.decode(): i for i in sorted(found)}
+    return {name: i for name, i in tensors.items() if constant(model, graph.tensors[i]) is None and graph.tensors[i].type == 0}
+
+
+def _signatures(data: bytes) -> list[str]:
+    return [signature.signatureKey.decode() for signature in read(data).signatureDefs]
+
+
+def _zero_image(data: bytes) -> dict[str, Any]:
+    graph = graph_of(read(data))
+    return {INPUT_NAME: np.zeros([int(n) for n in graph.tensors[graph.inputs[0]].shape], np.float32)}

@@ -1,0 +1,85 @@
+"""Which operator of a .tflite network is which layer of the module, found by its weights, and how large the layers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...pipeline.errors import BuildError
+from .file import Array, constant, graph_of, op_name
+
+LAYER_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as it stands in a file."""
+
+    inputs: int
+    outputs: int
+    kernel: int  # kernel positions: 9 for 3x3, 1 for a linear layer
+    groups: int
+    positions: int  # output positions: height x width, 1 for a linear layer on a vector
+
+
+def layer_names(model: Any, weights: Mapping[str, Array]) -> tuple[str, ...]:
+    """The module name of each layer operator, in the order they run; "" for one that is none of them.
+
+    Args:
+        model: a float network whose BatchNorm is folded.
+        weights: module name -> weight as torch keeps it, (O, I, kh, kw) or (O, I). No two may be equal.
+
+    Raises:
+        BuildError: a layer has not exactly one operator.
+    """
+    graph = graph_of(model)
+    wanted = {_key(stored): name for name, weight in weights.items() for stored in _as_stored(weight)}
+    names = []
+    for op in graph.operators:
+        if op_name(model, op) not in LAYER_OPS:
+            continue
+        stored = constant(model, graph.tensors[op.inputs[1]])
+        names.append("" if stored is None else wanted.get(_key(stored), ""))
+    for name in weights:
+        if names.count(name) != 1:
+            found = f"{names.count(name)} operators with its weights"
+            raise BuildError(
+                f"layer {name} in the converted network", found=found, expected="one", do="report the network's forward"
+            )
+    return tuple(names)
+
+
+def layers(model: Any, names: Sequence[str]) -> dict[str, Layer]:
+    """The layers by module name; `names` as `layer_names` gave them."""
+    graph, found = graph_of(model), {}
+    for name, op in zip(names, layer_ops(model), strict=True):
+        shape, kind = [int(n) for n in graph.tensors[op.inputs[1]].shape], op_name(model, op)
+        out = [int(n) for n in graph.tensors[op.outputs[0]].shape]
+        channels = int(graph.tensors[op.inputs[0]].shape[-1])
+        positions = int(np.prod(out[:-1]))
+        if kind == "FULLY_CONNECTED":
+            found[name] = Layer(shape[1], shape[0], 1, 1, positions)
+        elif kind == "DEPTHWISE_CONV_2D":
+            found[name] = Layer(channels, shape[3], shape[1] * shape[2], channels, positions)
+        else:
+            found[name] = Layer(channels, shape[0], shape[1] * shape[2], channels // shape[3], positions)
+    return {name: layer for name, layer in found.items() if name}
+
+
+def layer_ops(model: Any) -> list[Any]:
+    """The layer operators, in the order they run."""
+    return [op for op in graph_of(model).operators if op_name(model, op) in LAYER_OPS]
+
+
+def _as_stored(weight: Array) -> list[Array]:
+    """A weight as the format keeps it: (O, kh, kw, I), depthwise (1, kh, kw, O), linear (O, I)."""
+    if weight.ndim != 4:
+        return [weight]
+    return [weight.transpose(0, 2, 3, 1), *([weight.transpose(1, 2, 3, 0)] if weight.shape[1] == 1 else [])]
+
+
+def _key(value: Array) -> tuple[tuple[int, ...], bytes]:
+    return value.shape, np.ascontiguousarray(value, dtype=np.float32).tobytes()

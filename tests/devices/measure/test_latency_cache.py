@@ -1,0 +1,160 @@
+"""A latency is measured once, and whatever happens to the file, the cache works."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from edge_compress.devices.measure.latency_cache import LatencyCache, cache_folder
+from edge_compress.pipeline.errors import InputError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CONTEXT = {"device": "local", "cpu": "a cpu", "threads": "1"}
+
+
+def test_ratio_is_kept_between_runs(tmp_path):
+    first = LatencyCache(CONTEXT, tmp_path)
+    assert first.get("a") is None
+    assert first.put("a", 0.1 + 0.2) == 0.1 + 0.2
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.1 + 0.2
+    assert len(LatencyCache(CONTEXT, tmp_path)) == 1
+
+
+def test_first_write_wins_here_and_in_other_runs(tmp_path):
+    one, other = LatencyCache(CONTEXT, tmp_path), LatencyCache(CONTEXT, tmp_path)
+    assert one.put("a", 0.5) == 0.5
+    assert one.put("a", 0.6) == 0.5
+    assert other.put("a", 0.7) == 0.5
+    assert other.get("a") == 0.5
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
+
+
+def test_what_another_run_stores_meanwhile_is_seen(tmp_path):
+    one, other = LatencyCache(CONTEXT, tmp_path), LatencyCache(CONTEXT, tmp_path)
+    assert one.get("a") is None
+    other.put("a", 0.5)
+    assert one.get("a") == 0.5
+
+
+def test_another_context_is_another_cache_whatever_the_order_of_its_keys(tmp_path):
+    LatencyCache(CONTEXT, tmp_path).put("a", 0.5)
+    assert LatencyCache({**CONTEXT, "threads": "2"}, tmp_path).get("a") is None
+    assert LatencyCache(dict(reversed(CONTEXT.items())), tmp_path).get("a") == 0.5
+
+
+def test_cut_at_any_byte_of_the_last_line_it_stays_usable(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a hundred times
+    cache = LatencyCache(CONTEXT, tmp_path)
+    cache.put("a", 0.5)
+    begin = cache.path.stat().st_size
+    cache.put("b", 0.25)
+    whole = cache.path.read_bytes()
+    for cut in range(begin, len(whole)):
+        cache.path.write_bytes(whole[:cut])
+        after = LatencyCache(CONTEXT, tmp_path)
+        assert after.get("a") == 0.5
+        kept = after.get("b")
+        assert kept in (None, 0.25)
+        assert (kept is None) == (cut < len(whole) - 1)
+        stored = after.put("b", 0.75)
+        assert stored == (0.75 if kept is None else 0.25)
+        after.put("c", 0.125)
+        again = LatencyCache(CONTEXT, tmp_path)
+        assert (again.get("a"), again.get("b"), again.get("c")) == (0.5, stored, 0.125)
+
+
+@given(st.integers(0, 2**20), st.integers(0, 7))
+@settings(deadline=None, max_examples=60)
+def test_a_flipped_bit_never_gives_a_wrong_ratio(tmp_path_factory, place, bit):
+    folder = tmp_path_factory.mktemp("cache")
+    cache = LatencyCache(CONTEXT, folder)
+    cache.put("a", 0.5)
+    cache.put("b", 0.25)
+    data = bytearray(cache.path.read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    cache.path.write_bytes(bytes(data))
+    after = LatencyCache(CONTEXT, folder)
+    assert after.get("a") in (None, 0.5)
+    assert after.get("b") in (None, 0.25)
+    assert after.put("c", 2.0) == LatencyCache(CONTEXT, folder).get("c")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from edge_compress.devices.measure.latency_cache import LatencyCache
+cache = LatencyCache({"device": "local"}, Path(sys.argv[1]))
+print("ready", flush=True)
+for i in range(int(sys.argv[3])):
+    cache.put(str(i), float(sys.argv[2]))
+"""
+
+
+def writer(folder, ratio, count):
+    command = [sys.executable, "-P", "-c", WRITER, str(folder), str(ratio), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def test_two_runs_at_once_agree_on_every_structure(tmp_path):
+    runs = [writer(tmp_path, ratio, 60) for ratio in (0.25, 0.75)]
+    for run in runs:
+        run.communicate(timeout=60)
+        assert run.returncode == 0
+    cache = LatencyCache({"device": "local"}, tmp_path)
+    assert len(cache) == 60
+    assert all(cache.get(str(i)) in (0.25, 0.75) for i in range(60))
+    assert cache.path.read_bytes().count(b"\n") == 61  # nothing is stored twice
+
+
+def test_killed_while_it_writes_it_stays_usable(tmp_path):
+    run = writer(tmp_path, 0.5, 10**9)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"ready\n"
+    time.sleep(0.3)
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=60)
+    cache = LatencyCache({"device": "local"}, tmp_path)
+    assert len(cache) > 0
+    assert cache.get("0") == 0.5
+    assert cache.put("new", 0.125) == 0.125
+    assert LatencyCache({"device": "local"}, tmp_path).get("new") == 0.125
+
+
+def test_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch):
+    cache = LatencyCache(CONTEXT, tmp_path)
+    cache.put("a", 0.5)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
+    with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)) as caught:
+        cache.put("b", 0.25)
+    assert "\n" not in str(caught.value)
+    assert "EDGE_COMPRESS_CACHE" in str(caught.value)
+    monkeypatch.undo()
+    assert cache.put("b", 0.75) == 0.75
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        LatencyCache(CONTEXT, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
+def test_ratio_that_is_none_is_refused(tmp_path, ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        LatencyCache(CONTEXT, tmp_path).put("a", ratio)
+
+
+def test_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("EDGE_COMPRESS_CACHE", raising=False)
+    assert cache_folder() == tmp_path / "xdg" / "edge-compress" / "latency"
+    monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "latency"
+    LatencyCache(CONTEXT).put("a", 0.5)
+    assert list((tmp_path / "own" / "latency").glob("*.jsonl"))

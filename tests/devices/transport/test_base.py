@@ -1,0 +1,147 @@
+"""Command lines that nothing can break out of, deadlines that hold, and messages that tell faults apart."""
+
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from edge_compress.devices.board import Board
+from edge_compress.devices.remote import RemoteDevice
+from edge_compress.devices.transport.adb import AdbTransport
+from edge_compress.devices.transport.ssh import SshTransport
+from edge_compress.pipeline.errors import DeviceError, UnavailableError
+
+NASTY = ["printf", "%s|", "a b", "$HOME", "`id`", "'; touch broken; '", "-oProxyCommand=x", "*", "\n", ""]
+
+
+@pytest.fixture(params=["ssh", "adb"])
+def transport(request, standin):
+    if request.param == "ssh":
+        found = SshTransport("bench", "board", ".cache/edge-compress")
+    else:
+        found = AdbTransport("bench", "SERIAL", "edge-compress")
+    yield found
+    found.close()
+
+
+def test_arguments_arrive_as_they_are(transport, standin):
+    done = transport.run(NASTY, 20)
+    assert done.stdout.decode() == "|".join(NASTY[2:]) + "|"
+    assert not (standin.home / "broken").exists()
+
+
+def test_exit_codes_and_stderr_are_the_commands_own(transport):
+    done = transport.run(["sh", "-c", "echo out; echo err >&2; exit 7"], 20)
+    assert (done.code, done.stdout, done.stderr) == (7, b"out\n", "err\n")
+
+
+def test_files_are_copied_both_ways(transport, standin, tmp_path):
+    source, back = tmp_path / "a file", tmp_path / "back"
+    source.write_bytes(bytes(range(256)))
+    transport.push(source, "there", 20)
+    assert (standin.home / "there").read_bytes() == source.read_bytes()
+    transport.pull("there", back, 20)
+    assert back.read_bytes() == source.read_bytes()
+
+
+def test_every_call_ends_at_its_deadline(transport, standin, tmp_path):
+    transport.run(["true"], 20)  # adb has asked for features now
+    standin.tell(hang=True)
+    source = tmp_path / "a"
+    source.write_bytes(b"")
+    calls = [
+        lambda: transport.run(["true"], 0.5),
+        lambda: transport.push(source, "b", 0.5),
+        lambda: transport.pull("b", tmp_path / "c", 0.5),
+        lambda: transport.open(["true"], 0.5),
+    ]
+    for call in calls:
+        started = time.monotonic()
+        with pytest.raises(DeviceError, match=r"bench.*no answer after"):
+            call()
+        assert time.monotonic() - started < 10
+
+
+def test_ssh_never_asks_and_always_checks_host_keys(standin):
+    transport = SshTransport("bench", "board")
+    transport.run(["true"], 20)
+    (call,) = standin.calls("ssh")
+    options = {value for flag, value in pairwise(call) if flag == "-o"}
+    assert {"BatchMode=yes", "StrictHostKeyChecking=yes", "ControlMaster=auto"} <= options
+    assert {"ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"} <= options
+    assert call[-3:-1] == ["--", "board"]
+    transport.close()
+    assert not transport._sockets.exists()
+
+
+SSH = [
+    ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "host key has changed"),
+    ("No ED25519 host key is known for x and you have requested strict checking.\nHost key verification failed.", "not known"),
+    ("pi@board: Permission denied (publickey).", "login was refused"),
+    ("ssh: Could not resolve hostname board: Name or service not known", "no such host name"),
+    ("ssh: connect to host board port 22: No route to host", "no route"),
+    ("ssh: connect to host board port 22: Connection timed out", "no route"),
+    ("ssh: connect to host board port 22: Connection refused", "nothing listens"),
+    ("Timeout, server board not responding.", "link went down"),
+]
+ADB = [
+    ("adb: device unauthorized.", "does not trust"),
+    ("error: device offline", "offline"),
+    ("adb: device 'SERIAL' not found", "no such device"),
+    ("* cannot connect to daemon at tcp:5037: Connection refused", "server on this machine"),
+]
+
+
+@pytest.mark.parametrize(("kind", "code", "said", "meant"), [("ssh", 255, *c) for c in SSH] + [("adb", 1, *c) for c in ADB])
+def test_each_fault_tells_itself_apart_in_one_line_with_what_to_do(standin, kind, code, said, meant):
+    standin.tell(say=said, code=code)
+    transport = SshTransport("bench", "board") if kind == "ssh" else AdbTransport("bench", "SERIAL")
+    lines = set()
+    for call in (transport.run, transport.open):
+        with pytest.raises(DeviceError, match=meant) as caught:
+            call(["true"], 20)
+        assert "\n" not in str(caught.value)
+        assert "expected" in str(caught.value)
+        lines.add(str(caught.value).partition(";")[2])
+    assert lines != {""}
+    transport.close()
+
+
+def test_a_board_without_python_says_so(standin):
+    device = RemoteDevice(Board("bench", (), "ssh", address="board", python="no-such/python3"), SshTransport("bench", "board"))
+    with pytest.raises(DeviceError, match=r"no python3 on the board.*3\.8.*install"):
+        device.connect()
+    device.close()
+
+
+def test_a_full_disk_while_files_are_sent_is_said(standin, tmp_path):
+    standin.tell(say="scp: write remote: No space left on device", code=1)
+    source = tmp_path / "a"
+    source.write_bytes(b"")
+    with pytest.raises(DeviceError, match="disk is full"):
+        SshTransport("bench", "board").push(source, "b", 20)
+
+
+def test_a_folder_that_cannot_be_written_is_said(standin):
+    device = RemoteDevice(Board("b", (), "ssh", python=sys.executable), SshTransport("b", "board", "/proc/edge-compress"))
+    with pytest.raises(DeviceError, match="folder"):
+        device.connect()
+
+
+def test_adb_without_shell_v2_is_refused(standin):
+    standin.tell(features="cmd\nstat_v2")
+    with pytest.raises(DeviceError, match="shell_v2"):
+        AdbTransport("bench", "SERIAL").run(["true"], 20)
+
+
+def test_the_agent_answers_over_adb_too(standin):
+    device = RemoteDevice(Board("bench", (), "adb", python=sys.executable), AdbTransport("bench", "SERIAL", "edge-compress"))
+    with device.connect() as agent:
+        assert agent.hello()["protocol"] == 1
+    assert {call[2] for call in standin.calls("adb")} == {"SERIAL"}
+
+
+def test_a_missing_program_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="adb"):
+        AdbTransport("bench", "SERIAL").run(["true"], 20)

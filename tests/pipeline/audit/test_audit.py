@@ -1,0 +1,199 @@
+"""Verifying a run again: golden answers, accuracy on its data, speedup on a device; and the command around them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_compress.pipeline.audit import recheck
+from edge_compress.pipeline.cli import main
+from edge_compress.pipeline.release.record import open_record
+from edge_compress.pipeline.types import Kind, Speedup, Timing
+from fake_run import fake_timing
+from small_run import change, small_run
+
+Ended = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = main(["verify", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str, Any]]]:
+    """Puts a device in place that measures what a test wants; gives what it was asked for."""
+
+    def put(low: float, high: float, **changes: Any) -> list[tuple[str, str, Any]]:
+        asked: list[tuple[str, str, Any]] = []
+
+        class Device:
+            def measure(self, baseline: Path, artifact: Path, settings: Any, progress: Any) -> Timing:
+                assert baseline.is_file()
+                assert artifact.is_file()
+                asked.append((baseline.name, artifact.name, settings))
+                here = open_environment(artifact)
+                timing = fake_timing(device="local", environment=here, speedup=Speedup((low + high) / 2, (low, high)))
+                return replace(timing, **changes)
+
+            def close(self) -> None: ...
+
+        monkeypatch.setattr(recheck, "open_named", lambda name: Device())
+        return asked
+
+    return put
+
+
+def open_environment(artifact: Path) -> dict[str, str]:
+    report = json.loads((artifact.parents[2] / "report.json").read_text())
+    found: dict[str, str] = report["targets"]["x86"]["latency"]["environment"]
+    return found
+
+
+def test_accuracy_on_the_runs_own_data_agrees(made: Path, verify: Callable[..., Ended]) -> None:
+    code, out, err = verify(made, "--data", "digits")
+    assert (code, err) == (0, "")
+    (line,) = (line for line in out.splitlines() if "test images" in line)
+    assert line.startswith("x86: top-1 95.26 % of 359 test images (95 % interval 92.55 to 97.02)")
+    assert "agrees with the recorded 95.26 %" in line
+
+
+def test_an_accuracy_that_was_never_reached_does_not_agree(run: Path, verify: Callable[..., Ended]) -> None:
+    change(run, accuracy__top1=99.9)
+    code, out, err = verify(run, "--data", "digits")
+    assert code == 1
+    assert "does not agree with the recorded 99.90 %" in err
+    assert "golden images" in out  # what held is said all the same
+
+
+def test_other_data_is_wrong_input(run: Path, verify: Callable[..., Ended], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    np.savez(tmp_path / "other.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    code, _, err = verify(run, "--data", f"npz:{tmp_path / 'other.npz'}")
+    assert code == 2
+    assert "is not what" in err
+
+
+def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        @contextmanager
+        def runner(self, path: Path):
+            yield lambda inputs: np.full((len(inputs), 10), np.nan, np.float32)
+
+    monkeypatch.setattr(recheck.targets, "load", lambda name: Broken())
+    with open_record(made) as record:
+        figures, _, holds = recheck.accuracy(record, "x86", "digits")
+    assert (figures["top1"], holds) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("interval", "changes", "code", "words"),
+    [
+        ((2.2, 2.3), {}, 0, "agrees with the recorded 2.31 (2.25 to 2.38)"),
+        ((3.0, 3.2), {}, 1, "does not agree with the recorded 2.31"),
+        ((1.0, 1.2), {}, 1, "does not agree"),
+        ((1.0, 1.2), {"device": "board"}, 0, "is of another device"),
+        ((1.0, 1.2), {"environment": {"cpu": "other"}}, 0, "is of another cpu"),
+        ((2.2, 2.3), {"kind": Kind.EMULATED}, 0, "the record has none that is emulated"),
+        ((2.2, 2.3), {"quality": ("noisy",)}, 0, "2.20 to 2.30, noisy; measured"),
+    ],
+)
+def test_a_speedup_agrees_where_its_interval_meets_the_recorded_one_of_the_same_machine(
+    interval: tuple[float, float],
+    changes: dict[str, Any],
+    code: int,
+    words: str,
+    made: Path,
+    verify: Callable[..., Ended],
+    device: Callable[..., list[tuple[str, str, Any]]],
+) -> None:
+    asked = device(*interval, **changes)
+    found = verify(made, "--device", "local")
+    assert found[0] == code
+    assert words in (found[1] if code == 0 else found[2])
+    ((baseline, artifact, settings),) = asked
+    assert (baseline, artifact, settings.threads, settings.runtime) == ("baseline.onnx", "model.onnx", 1, "onnxruntime")
+
+
+def test_nothing_is_measured_of_files_that_changed(
+    run: Path, verify: Callable[..., Ended], device: Callable[..., list[tuple[str, str, Any]]]
+) -> None:
+    asked = device(1, 2)
+    (run / "artifacts/x86/baseline.onnx").write_bytes(b"")
+    code, _, err = verify(run, "--device", "local", "--data", "digits")
+    assert (code, asked) == (1, [])
+    assert "artifacts/x86/baseline.onnx has 0 bytes" in err
+
+
+def test_a_run_of_an_earlier_version_is_verified_without_golden_images(run: Path, verify: Callable[..., Ended]) -> None:
+    change(run, golden=None)
+    code, out, _ = verify(run)
+    assert code == 0
+    assert "x86: no golden images" in out
+
+
+def test_one_artifact_alone_is_asked_its_golden_images(made: Path, verify: Callable[..., Ended]) -> None:
+    assert "golden images" in verify(made / "artifacts/x86/model.onnx")[1]
+    code, out, _ = verify(made / "artifacts/x86/baseline.onnx")
+    assert (code, "golden" in out) == (0, False)
+
+
+def test_against_a_stored_report_the_output_is_markdown_and_worse_is_1(
+    run: Path, made: Path, verify: Callable[..., Ended], tmp_path: Path
+) -> None:
+    old = tmp_path / "old.json"
+    shutil.copy(made / "report.json", old)
+    code, out, err = verify(run, "--against", old)
+    assert (code, err) == (0, "")
+    assert out.startswith("## edge-compress: run no worse than before\n\n| target |")
+    assert "- x86: 16 golden images" in out
+    change(run, latency__speedup={"median": 1.1, "ci95": [1.05, 1.2]})
+    code, out, err = verify(run, "--against", old)
+    assert code == 1
+    assert out.startswith("## edge-compress: run got worse\n\n- **x86: speedup")
+    assert "x86: speedup: its whole interval" in err
+    assert verify(run, "--against", tmp_path / "absent.json")[0] == 2
+
+
+def test_against_a_stored_report_figures_measured_again_count(
+    run: Path, made: Path, verify: Callable[..., Ended], device: Callable[..., list[tuple[str, str, Any]]]
+) -> None:
+    device(1.2, 1.3, environment={"cpu": "other"})
+    code, out, err = verify(run, "--device", "local", "--data", "digits", "--against", made / "report.json")
+    assert code == 1
+    assert "1.25 (1.20 to 1.30)" in out
+    assert "another cpu" in err
+
+
+def test_a_key_for_what_is_never_signed_is_wrong_input(made: Path, verify: Callable[..., Ended]) -> None:
+    assert verify(made, "--public-key", "RWQ")[0] == 2
+
+
+@pytest.mark.slow
+def test_a_speedup_is_measured_again_on_this_machine(made: Path, verify: Callable[..., Ended]) -> None:
+    _, out, err = verify(made, "--device", "local")
+    assert "speedup" in out + err
+    assert "measured" in out + err

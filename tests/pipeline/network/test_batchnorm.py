@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from edge_compress.pipeline.network.batchnorm import reestimate_on
+from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.inference import logits, top1
+from edge_compress.pipeline.task.preprocess import augmented, to_input
+from edge_compress.pipeline.task.splits import DataSet, Split
+from edge_compress.pipeline.types import Preprocess
+from torch import nn
+
+PREP = Preprocess((0.305,), (0.376,), "shift")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def reestimate(net: nn.Module, split: Split, prep: Preprocess, *, images: int = 2000, seed: int, batch: int = 250) -> None:
+    """On the first images of a split, augmented, in batches of nearly one size."""
+    count = min(images, len(split))
+    generator = torch.Generator().manual_seed(seed)
+    parts = np.array_split(np.arange(count), -(-count // batch)) if count else []
+    reestimate_on(net, (augmented(split.read(part), prep, generator) for part in parts))
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return load_data("digits", seed=0)
+
+
+@pytest.fixture(scope="module")
+def trained(data: DataSet) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 10)),
+        )
+        generator = torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+        labels = torch.from_numpy(data.train.labels)
+        for _ in range(100):
+            chosen = torch.randint(0, len(data.train), (64,), generator=generator)
+            loss = nn.functional.cross_entropy(net(augmented(data.train.read(chosen.numpy()), PREP, generator)), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture
+def net(trained: nn.Module) -> nn.Module:
+    return copy.deepcopy(trained)
+
+
+def _accuracy(net: nn.Module, data: DataSet) -> float:
+    return top1(logits(net, data.search, PREP), data.search.labels)
+
+
+def _norms(net: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    return (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_ruined_statistics_are_found_again(net: nn.Module, data: DataSet) -> None:
+    whole = _accuracy(net, data)
+    for layer in _norms(net):
+        layer.running_mean.add_(2.0)  # type: ignore[union-attr]
+        layer.running_var.mul_(30.0)  # type: ignore[union-attr]
+    ruined = _accuracy(net, data)
+    reestimate(net, data.train, PREP, images=500, seed=0)
+    assert whole > 85
+    assert ruined < 50
+    assert _accuracy(net, data) > whole - 3
+
+
+def test_a_network_whose_weights_were_scaled_works_again(net: nn.Module, data: DataSet) -> None:
+    whole = _accuracy(net, data)
+    with torch.no_grad():
+        net[0].weight.mul_(7.0)  # type: ignore[index, union-attr, operator]
+        net[3].weight.mul_(0.1)  # type: ignore[index, union-attr, operator]
+    scaled = _accuracy(net, data)
+    reestimate(net, data.train, PREP, images=500, seed=0)
+    assert scaled < whole - 20
+    assert _accuracy(net, data) > whole - 3
+
+
+def test_nothing_but_statistics_changes(net: nn.Module, data: DataSet) -> None:
+    net.train()
+    next(_norms(net)).momentum = 0.3
+    modes = [m.training for m in net.modules()]
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    reestimate(net, data.train, PREP, images=300, seed=0)
+    after = net.state_dict()
+    assert [k for k in before if not torch.equal(before[k], after[k])] == [k for k in before if k.endswith(STATISTICS)]
+    assert [layer.momentum for layer in _norms(net)] == [0.3, 0.1]
+    assert [m.training for m in net.modules()] == modes
+
+
+def test_statistics_are_the_plain_average_over_augmented_batches(net: nn.Module, data: DataSet) -> None:
+    reestimate(net, data.train, PREP, images=200, seed=5, batch=50)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        outputs = [
+            net[0](augmented(data.train.read(np.arange(i, i + 50)), PREP, generator))  # type: ignore[index, operator]
+            for i in range(0, 200, 50)
+        ]
+    mean = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
+    var = torch.stack([o.transpose(0, 1).flatten(1).var(1) for o in outputs]).mean(0)
+    layer = next(_norms(net))
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, var, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_bits_whatever_the_random_state(net: nn.Module, data: DataSet) -> None:
+    others = [copy.deepcopy(net) for _ in range(2)]
+    reestimate(net, data.train, PREP, images=300, seed=1)
+    torch.rand(7)
+    reestimate(others[0], data.train, PREP, images=300, seed=1)
+    reestimate(others[1], data.train, PREP, images=300, seed=2)
+    assert all(torch.equal(v, others[0].state_dict()[k]) for k, v in net.state_dict().items())
+    assert not torch.equal(next(_norms(net)).running_mean, next(_norms(others[1])).running_mean)  # type: ignore[arg-type]
+
+
+def test_more_images_than_there_are_means_all(net: nn.Module, data: DataSet) -> None:
+    reestimate(net, data.train.head(130), PREP, images=2000, seed=0, batch=50)
+    assert int(next(_norms(net)).num_batches_tracked) == 3  # type: ignore[arg-type]
+
+
+def test_without_batchnorm_or_images_nothing_happens(net: nn.Module, data: DataSet) -> None:
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    reestimate(net, data.train.head(0), PREP, seed=0)
+    reestimate_on(net, [])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)).train()
+    weights = {k: v.clone() for k, v in plain.state_dict().items()}
+    reestimate(plain, data.train, PREP, seed=0)
+    assert plain.training
+    assert all(torch.equal(v, weights[k]) for k, v in plain.state_dict().items())
+
+
+def test_modes_and_momenta_come_back_when_the_network_fails(net: nn.Module) -> None:
+    net.train()
+    with pytest.raises(RuntimeError):
+        reestimate_on(net, [torch.zeros(4, 3, 8, 8)])
+    assert all(m.training for m in net.modules())
+    assert [layer.momentum for layer in _norms(net)] == [0.1, 0.1]
+
+
+def test_ready_made_inputs_give_the_same_as_their_images(net: nn.Module, data: DataSet) -> None:
+    other, plain = copy.deepcopy(net), Preprocess(PREP.mean, PREP.std, "none")
+    reestimate(net, data.train, plain, images=100, seed=0, batch=50)
+    reestimate_on(other, to_input(data.train.read(np.arange(100)), plain).split(50))
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())

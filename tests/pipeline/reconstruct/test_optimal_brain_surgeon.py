@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import itertools
+
+import nets
+import pytest
+import torch
+from edge_compress.pipeline.graph.coupling import residual_branches
+from edge_compress.pipeline.graph.masks import weight_masks
+from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
+from edge_compress.pipeline.reconstruct.least_squares import sequential_masked, solve_masked
+from torch import nn
+
+
+def problem(k: int, outputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlated inputs' X X^T, and weights."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.eye(k, dtype=torch.float64) + 0.7 * torch.randn(k, k, generator=generator, dtype=torch.float64)
+    x = mix @ torch.randn(k, 200, generator=generator, dtype=torch.float64)
+    return x @ x.T, torch.randn(outputs, k, generator=generator, dtype=torch.float64)
+
+
+def error(gram: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor) -> float:
+    lost = weight - solve_masked(weight, gram, mask, damping=0.0)
+    return float(((lost @ gram) * lost).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_cost_is_what_removing_that_connection_costs(seed):
+    gram, weight = problem(6, 1, seed)
+    costs = obs.removal_costs(gram, weight @ gram, damping=1e-6, share=0.01)
+    alone = [error(gram, weight, torch.arange(6)[None] != p) for p in range(6)]
+    assert int(costs.argmin()) == min(range(6), key=alone.__getitem__)
+    assert float(costs.min()) == pytest.approx(min(alone), rel=0.05)  # but for the damping
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_by_one_the_costs_add_up_to_the_error_where_they_rise_on_their_own(seed):
+    gram, weight = problem(8, 2, seed)
+    costs = obs.removal_costs(gram, weight @ gram, damping=1e-6, share=0.01)
+    kept = obs.highest(costs, 8)
+    assert int(kept.sum()) == 8
+    assert error(gram, weight, kept) <= float(costs[~kept].sum()) * (1 + 1e-3)  # never more: costs are made to rise
+
+
+def test_the_support_is_far_better_than_magnitudes_and_near_the_best_there_is():
+    ratios = []
+    for seed in range(20):
+        gram, weight = problem(9, 1, seed)
+        supports = [torch.tensor([[i in s for i in range(9)]]) for s in itertools.combinations(range(9), 4)]
+        best = min(error(gram, weight, s) for s in supports)
+        found = error(gram, weight, obs.highest(obs.removal_costs(gram, weight @ gram, damping=1e-6), 4))
+        by_size = error(gram, weight, obs.highest(weight.abs(), 4))
+        ratios.append((found / best, by_size / best))
+    chosen, magnitude = torch.tensor(ratios).median(0).values.tolist()
+    assert chosen < 1.15
+    assert magnitude > 1.5 * chosen
+
+
+def test_costs_survive_inputs_that_are_always_zero():
+    gram, weight = problem(5, 2)
+    gram[2], gram[:, 2] = 0.0, 0.0
+    costs = obs.removal_costs(gram, weight @ gram)
+    assert costs.isfinite().all()
+    assert (costs[:, 2] <= costs.min(1).values + 1e-9).all()
+
+
+def test_output_curvature_is_the_squared_jacobian_of_a_linear_network():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 5, bias=False))
+    found = obs.output_curvature(net, torch.randn(4000, 4))
+    expected = net[1].weight.detach().double().square().sum(0)  # E[(v^T J)_o^2] = sum_c J_co^2
+    torch.testing.assert_close(found["0"], expected, rtol=0.1, atol=0.0)
+    torch.testing.assert_close(found["1"], torch.ones(5, dtype=torch.float64), rtol=0.1, atol=0.0)
+
+
+def test_output_curvature_sums_over_positions_and_leaves_the_network_alone():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(8, 2, bias=False)).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = obs.output_curvature(net, torch.randn(4000, 1, 2, 2))
+    expected = net[2].weight.detach().double().square().sum(0).view(2, 4).sum(1)
+    torch.testing.assert_close(found["0"], expected, rtol=0.1, atol=0.0)
+    assert net.training
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_dearest_keeps_connections_where_they_cost_most():
+    costs = {"a": torch.tensor([[9.0, 8.0, 1.0, 7.0]]), "b": torch.tensor([[2.0, 0.5], [0.1, 6.0]])}
+    assert obs.dearest(costs, 0.5) == {"a": 3, "b": 1}
+
+
+def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magnitudes():
+    net = canonical(nets.OptionA(widths=(8, 16, 24)), nets.SHAPE)
+    images = torch.randn(300, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in n]
+    weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
+    masks = weight_masks({n: w.abs() for n, w in weights.items()}, dict.fromkeys(names, 0.7))
+    curvature = obs.output_curvature(net, images)
+    lost = []
+    for choose in (None, obs.chooser(curvature)):
+        found = sequential_masked(net, residual_branches(net), masks, images, fixed=("shortcut_0", "shortcut_1"), choose=choose)
+        assert all(int((found.get_parameter(f"{n}.weight") != 0).sum()) <= int(masks[n].sum()) for n in names)
+        with torch.no_grad():
+            lost.append(float((found(images) - net(images)).square().mean()))
+    assert lost[1] < 0.9 * lost[0]
+
+
+def test_a_layer_too_dear_to_choose_from_keeps_its_mask(monkeypatch):
+    net = canonical(nets.OptionA(widths=(8, 16, 24)), nets.SHAPE)
+    images = torch.randn(50, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in n]
+    weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
+    masks = weight_masks({n: w.abs() for n, w in weights.items()}, dict.fromkeys(names, 0.5))
+    dearest = max(names, key=lambda n: len(weights[n]) * weights[n][0].numel() ** 3)
+    monkeypatch.setattr(obs, "DEAREST", len(weights[dearest]) * float(weights[dearest][0].numel()) ** 3 - 1)
+    found = obs.chosen_masks(net, masks, images, fixed=("shortcut_0", "shortcut_1"))
+    assert torch.equal(found[dearest], masks[dearest])
+    assert sum(not torch.equal(found[n], masks[n]) for n in names) > len(names) // 2
+    assert all(int(found[n].sum()) == int(masks[n].sum()) for n in names)

@@ -1,0 +1,120 @@
+"""A record on disk: what its files must be, what may lie elsewhere, and what is no record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.release.record import digest_findings, full_report, open_record
+
+
+def findings(path: Path) -> list[str]:
+    with open_record(path) as record:
+        return digest_findings(record)[0]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    targets = {}
+    for name, data in (("x86", b"one artifact"), ("phone", b"another one")):
+        path = folder / "artifacts" / name / "model.bin"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        ref = {"path": f"artifacts/{name}/model.bin", "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        targets[name] = {"artifact": ref}
+    targets["jetson"] = {"artifact": None}
+    (folder / "report.json").write_text(json.dumps({"targets": targets}))
+    return folder
+
+
+def test_a_run_as_it_was_written_holds(run):
+    assert findings(run) == []
+    assert findings(run / "artifacts" / "x86" / "model.bin") == []
+    assert findings(run / "report.json") == []
+    assert findings(run / "artifacts") == []
+
+
+def test_a_missing_artifact_is_found(run):
+    (run / "artifacts/x86/model.bin").unlink()
+    assert findings(run) == ["x86: artifacts/x86/model.bin is missing"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"one artifacT", "another SHA-256"), (b"one artifact.", "13 bytes, not 12"), (b"", "0 bytes")]
+)
+def test_a_changed_artifact_is_found(run, data, words):
+    file = run / "artifacts/x86/model.bin"
+    file.write_bytes(data)
+    for path in (run, file):
+        (found,) = findings(path)
+        assert found.startswith("x86: artifacts/x86/model.bin")
+        assert words in found
+    assert findings(run / "artifacts/phone/model.bin") == []  # asked about the other one alone
+
+
+def test_every_damage_is_listed(run):
+    (run / "artifacts/x86/model.bin").unlink()
+    (run / "artifacts/phone/model.bin").write_bytes(b"")
+    assert len(findings(run)) == 2
+
+
+def test_a_file_the_report_does_not_know_is_foreign(run):
+    foreign = run / "artifacts" / "x86" / "other.bin"
+    foreign.write_bytes(b"one artifact")
+    assert findings(foreign) == ["other.bin is not named in the report"]
+
+
+def test_where_there_is_no_report_there_is_nothing_to_verify(run, tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", run / "artifacts" / "x86" / "gone.bin"):
+        with pytest.raises(InputError, match="nothing to verify at"):
+            findings(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"targets": {"x86": {}}}', '{"targets": 3}', '{"targets": {"x86": {"artifact": 3}}}', "null"]
+)
+def test_a_report_that_is_none_is_wrong_input(run, text):
+    (run / "report.json").write_text(text)
+    with pytest.raises(InputError, match="is no report") as caught:
+        findings(run)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "artifacts/../../secret", "a\\b", "", "."])
+def test_a_path_that_leads_elsewhere_makes_no_record(run, path):
+    (run.parent / "secret").write_bytes(b"")
+    entry = {"path": path, "sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
+    for target in ({"artifact": entry}, {"artifact": None, "golden": entry}):
+        (run / "report.json").write_text(json.dumps({"targets": {"x86": target}}))
+        with pytest.raises(InputError, match="is no report"), open_record(run):
+            pass
+
+
+def test_baseline_golden_images_and_the_networks_state_are_looked_at_too(run):
+    for name in ("baseline.bin", "golden.safetensors", "state.safetensors"):
+        (run / name).write_bytes(name.encode())
+    refs = {
+        name: {"path": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "size_bytes": len(name)}
+        for name in ("baseline.bin", "golden.safetensors", "state.safetensors")
+    }
+    report = json.loads((run / "report.json").read_text())
+    report["targets"]["x86"]["artifact"]["baseline"] = refs["baseline.bin"]
+    report["targets"]["x86"]["golden"] = refs["golden.safetensors"]
+    report["pruned"] = {"state": refs["state.safetensors"], "masks": None}
+    (run / "report.json").write_text(json.dumps(report))
+    assert findings(run) == []
+    for name in refs:
+        (run / name).unlink()
+    assert [text.split(": ")[1] for text in findings(run)] == [f"{name} is missing" for name in refs]
+
+
+def test_a_stored_report_has_to_be_whole(run):
+    with pytest.raises(InputError, match="no schema, model"):
+        full_report(run / "report.json")
+    with pytest.raises(InputError, match="is no report"):
+        full_report(run / "absent.json")

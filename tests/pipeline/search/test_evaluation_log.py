@@ -1,0 +1,35 @@
+"""The evaluations on disk: what was finished is read back, what a killed run left unfinished is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from edge_compress.pipeline.search.evaluation_log import Memo
+from edge_compress.pipeline.types import Candidate, Kind, ModelCost
+
+FIRST = Candidate((0, 2), 0.5, 1.25, 0.75, Kind.MEASURED, ModelCost(10, 100), 0.5)
+SECOND = replace(FIRST, levels=(1, 0), accuracy=0.75, density=0.3)
+
+
+def test_candidates_are_read_back_by_their_levels(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "memo")
+    assert [memo.add(c) for c in (FIRST, SECOND)] == [FIRST, SECOND]
+    again = Memo(tmp_path / "memo")
+    assert [again.get(levels) for levels in ((0, 2), (1, 0), (1, 1))] == [FIRST, SECOND, None]
+    assert memo.get((1, 0)) == SECOND
+
+
+@pytest.mark.parametrize("leaving", [b'{"levels": [1', b'{"levels": [1, 0]}\n{"le', b"nonsense\n", b"[]\n", b"\xff\n"])
+def test_what_a_killed_run_left_is_cut_off_and_written_again(tmp_path: Path, leaving: bytes) -> None:
+    path = tmp_path / "memo"
+    Memo(path).add(FIRST)
+    good = path.read_bytes()
+    path.write_bytes(good + leaving)
+    memo = Memo(path)
+    assert path.read_bytes() == good
+    assert memo.get((1, 0)) is None
+    memo.add(SECOND)
+    again = Memo(path)
+    assert [again.get(levels) for levels in ((0, 2), (1, 0))] == [FIRST, SECOND]

@@ -1,0 +1,335 @@
+"""Loading data: three disjoint splits whatever the source, digests that see every change, and one line for bad input."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.task import image_folder
+from edge_compress.pipeline.task.datasets import cut, load_data, search_size
+from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+
+def arrays(train: int = 40, test: int = 10, classes: int = 2, size: int = 6, channels: int = 3, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "train_images": rng.integers(0, 256, (train, size, size, channels), dtype=np.uint8),
+        "train_labels": np.arange(train) % classes,
+        "test_images": rng.integers(0, 256, (test, size, size, channels), dtype=np.uint8),
+        "test_labels": np.arange(test) % classes,
+    }
+
+
+def saved(folder: Path, **changes: Any) -> str:
+    content = {**arrays(), **changes}
+    np.savez(folder / "set.npz", **{k: v for k, v in content.items() if v is not None})
+    return f"npz:{folder / 'set.npz'}"
+
+
+def refusal(spec: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_data(spec, seed=0)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.found
+    return message
+
+
+def write_images(folder: Path, count: int, colour: int, size: tuple[int, int] = (12, 9)) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", size, (colour, i, 0)).save(folder / f"{i:03}.png")
+
+
+def image_sets(data: DataSet) -> list[set[tuple[int, int]]]:
+    return [{(id(s.source), int(i)) for i in s.indices} for s in (data.train, data.search, data.test)]
+
+
+# -- splits ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(train=st.integers(10, 80), test=st.integers(1, 20), classes=st.integers(2, 12), seed=st.integers(0, 2**40))
+def test_three_splits_of_given_arrays_are_disjoint_and_lose_nothing(
+    tmp_path_factory: pytest.TempPathFactory, train: int, test: int, classes: int, seed: int
+) -> None:
+    spec = saved(tmp_path_factory.mktemp("set"), **arrays(train, test, min(classes, train)))
+    data = load_data(spec, seed=seed)
+    sets = image_sets(data)
+    assert sum(len(s) for s in sets) == len(set.union(*sets)) == train + test
+    assert min(len(s) for s in sets) > 0
+    assert data.test.indices.tolist() == list(range(test))
+    assert [len(data.train), len(data.search), len(data.test)] == [
+        data.info.splits.train,
+        data.info.splits.search,
+        data.info.splits.test,
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(labels=st.lists(st.integers(0, 5), min_size=11, max_size=120), share=st.floats(0.05, 0.9), seed=st.integers(0, 2**40))
+def test_cut_is_a_partition_of_the_asked_size_and_repeats_itself(labels: list[int], share: float, seed: int) -> None:
+    array, count = np.asarray(labels), max(1, int(share * len(labels)))
+    rest, part = cut(array, count, seed)
+    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(len(labels)))
+    assert len(part) == count
+    again = cut(array, count, seed)
+    assert all((a == b).all() for a, b in zip((rest, part), again, strict=True))
+
+
+def test_cut_keeps_the_shares_of_the_classes_where_it_can() -> None:
+    labels = np.repeat([0, 1, 2], [200, 80, 20])
+    _, part = cut(labels, 30, 3)
+    assert np.bincount(labels[part]).tolist() == [20, 8, 2]
+    assert (np.diff(part) < 0).any()  # shuffled
+
+
+@pytest.mark.parametrize(("train", "expected"), [(50_000, 5000), (200_000, 5000), (1437, 287), (4000, 500), (20, 4), (10, 2)])
+def test_search_split_is_a_tenth_and_of_small_sets_a_fifth(train: int, expected: int) -> None:
+    assert search_size(train) == expected
+
+
+def test_digits_are_the_scans_and_their_test_images_do_not_depend_on_the_seed() -> None:
+    from sklearn.datasets import load_digits
+
+    first, other = load_data("digits", seed=1), load_data("digits", seed=2)
+    assert first.info.splits == other.info.splits
+    assert (first.info.splits.train, first.info.splits.search, first.info.splits.test) == (1151, 287, 359)
+    assert (first.test.indices == other.test.indices).all()
+    assert set(first.search.indices.tolist()) != set(other.search.indices.tolist())
+    assert first.info.sha256 == other.info.sha256
+    sets = image_sets(first)
+    assert len(set.union(*sets)) == sum(len(s) for s in sets) == 1797
+    scans = load_digits()
+    pixels = first.search.read(np.arange(5))
+    assert pixels.shape == (5, 8, 8, 1)
+    assert np.abs(pixels[..., 0] / 255 * 16 - scans.images[first.search.indices[:5]]).max() < 0.05
+    assert (first.search.labels == scans.target[first.search.indices]).all()
+    assert pixels.max() == 255
+
+
+def test_split_reads_in_its_own_order_and_head_is_its_beginning() -> None:
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    split = Split(ArraySource(images, np.arange(20) * 10), np.array([7, 3, 11, 5]))
+    assert split.read(np.array([2, 0])).ravel().tolist() == [11, 7]
+    assert split.labels.tolist() == [70, 30, 110, 50]
+    assert len(split.head(2)) == 2
+    assert split.head(2).read(np.arange(2)).ravel().tolist() == [7, 3]
+    assert len(split.head(9)) == 4
+
+
+# -- npz ---------------------------------------------------------------------------------------------------------------
+
+
+def test_npz_gives_its_pixels_labels_and_class_names(tmp_path: Path) -> None:
+    content = arrays()
+    data = load_data(saved(tmp_path, classes=np.array(["cat", "dog", "never seen"])), seed=0)
+    assert data.info.name == "npz:set.npz"
+    assert data.info.classes == ("cat", "dog", "never seen")
+    assert data.info.image_shape == (3, 6, 6)
+    assert (data.test.read(np.arange(10)) == content["test_images"]).all()
+    assert (data.train.read(np.array([4])) == content["train_images"][data.train.indices[4]]).all()
+    assert (data.search.labels == content["train_labels"][data.search.indices]).all()
+
+
+def test_digest_sees_one_pixel_and_one_label_but_not_the_seed(tmp_path: Path) -> None:
+    content = arrays()
+    digests = [load_data(saved(tmp_path), seed=s).info.sha256 for s in (0, 1)]
+    content["test_images"][3, 2, 1, 0] ^= 1
+    digests.append(load_data(saved(tmp_path, test_images=content["test_images"]), seed=0).info.sha256)
+    content["train_labels"][3] ^= 1
+    digests.append(load_data(saved(tmp_path, train_labels=content["train_labels"]), seed=0).info.sha256)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def with_nan() -> np.ndarray:
+    images = np.zeros((40, 6, 6, 3), np.float32)
+    images[[3, 5], 0, 0, 0] = np.nan
+    return images
+
+
+BAD_ARRAYS = [
+    ({"test_labels": None}, "no test_labels"),
+    ({"train_images": np.array([np.zeros((2, 2)), None], object)}, "train_images: found an object array"),
+    ({"train_images": with_nan()}, "train_images: found float32 with NaN or infinity in 2 of 40 images, expected uint8"),
+    ({"train_images": np.zeros((40, 6, 6, 3), np.float32)}, r"train_images: found float32.*\* 255"),
+    ({"train_images": np.zeros((40, 6, 6, 3), np.int32)}, "found int32, expected uint8"),
+    ({"train_images": np.zeros((40, 6, 6), np.uint8)}, r"found shape \(40, 6, 6\).*last axis"),
+    ({"train_images": np.zeros((40, 3, 6, 6), np.uint8)}, "channels first.*transpose"),
+    ({"train_images": np.zeros((0, 6, 6, 3), np.uint8), "train_labels": np.zeros(0, int)}, "no image"),
+    ({"test_images": np.zeros((0, 6, 6, 3), np.uint8), "test_labels": np.zeros(0, int)}, "test_images.*no image"),
+    ({"test_images": np.zeros((10, 7, 6, 3), np.uint8)}, r"test_images: found \(7, 6, 3\).*expected \(6, 6, 3\)"),
+    ({"train_labels": np.arange(39) % 2}, "train_labels: found 39 labels for 40 images"),
+    ({"train_labels": np.arange(40) % 2 - 1}, "train_labels: found label -1 .20 out of range"),
+    ({"train_labels": (np.arange(40) % 2).astype(float)}, "train_labels: found float64"),
+    ({"train_labels": np.full(40, 2**60)}, "out of range"),
+    ({"test_labels": np.full(10, 2)}, r"test_labels: found label 2 .*expected integers 0\.\.1"),
+    ({"classes": np.array(["only"])}, "found label 1"),
+    ({"classes": np.array([["a", "b"]])}, "classes: found"),
+    ({"train_labels": np.zeros(40, int), "test_labels": np.zeros(10, int)}, "found 1 class"),
+    ({"train_images": np.zeros((9, 6, 6, 3), np.uint8), "train_labels": np.arange(9) % 2}, "too few images for three splits"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS, ids=[m[:40] for _, m in BAD_ARRAYS])
+def test_bad_arrays_are_refused_with_what_was_found(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert re.search(message, refusal(saved(tmp_path, **changes)))
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
+    assert "no such file" in refusal(f"npz:{tmp_path / 'absent.npz'}")
+    assert "found a folder" in refusal(f"npz:{tmp_path}")
+    (tmp_path / "text.npz").write_text("images")
+    assert "not an .npz" in refusal(f"npz:{tmp_path / 'text.npz'}")
+    spec = saved(tmp_path)
+    damaged = bytearray((tmp_path / "set.npz").read_bytes())
+    damaged[300:330] = b"\xff" * 30
+    (tmp_path / "set.npz").write_bytes(damaged)
+    assert "damaged" in refusal(spec)
+
+
+@pytest.mark.parametrize("spec", ["cifar", "npz:", "http://x", "", "net.txt:f"])
+def test_unknown_schemes_list_the_known_ones(spec: str) -> None:
+    assert "npz:FILE" in refusal(spec)
+
+
+# -- a user's factory, torchvision -------------------------------------------------------------------------------------
+
+
+def test_a_factory_gives_the_same_data_as_the_npz_with_its_arrays(tmp_path: Path) -> None:
+    spec = saved(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        f"import numpy as np\ndef make():\n    return dict(np.load({str(tmp_path / 'set.npz')!r}))\n"
+    )
+    made, read = load_data(f"{tmp_path / 'mine.py'}:make", seed=4), load_data(spec, seed=4)
+    assert made.info.name == "mine.py:make"
+    assert made.info.sha256 == read.info.sha256
+    assert (made.train.indices == read.train.indices).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [("raise ValueError('no disk')", "ValueError: no disk"), ("return 3", "found a int"), ("return {}", "found no train_images")],
+)
+def test_a_factory_that_fails_is_named_with_its_own_words(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(f"def make():\n    {body}\n")
+    assert message in refusal(f"{tmp_path / 'mine.py'}:make")
+
+
+def test_torchvision_says_what_is_missing_where(tmp_path: Path) -> None:
+    assert re.search(rf"cannot read CIFAR10.*its files in {tmp_path}.*download=True", refusal(f"torchvision:CIFAR10:{tmp_path}"))
+    assert "imagefolder" in refusal(f"torchvision:NoSuchSet:{tmp_path}")
+    assert "imagefolder" in refusal("torchvision:CIFAR10")
+
+
+def test_torchvision_reads_the_files_of_a_data_set_class(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 20), ("t10k", 5)):  # MNIST's own format: magic number and sizes, big-endian, then bytes
+        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        header = np.array([0x803, n, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = np.arange(n, dtype=np.uint8) % 10
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([0x801, n], ">i4").tobytes() + labels.tobytes())
+    data = load_data(f"torchvision:MNIST:{tmp_path}", seed=0)
+    assert data.info.image_shape == (1, 28, 28)
+    assert len(data.info.classes) == 10
+    assert (data.test.read(np.arange(5))[..., 0] == images).all()
+    assert data.test.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+# -- image folders -----------------------------------------------------------------------------------------------------
+
+
+def test_image_folder_with_train_and_val_crops_the_centre_of_the_resized_image(tmp_path: Path) -> None:
+    for part, count in (("train", 10), ("val", 3)):
+        write_images(tmp_path / part / "a", count, 50)
+        write_images(tmp_path / part / "b", count, 200)
+    wide = np.zeros((16, 64, 3), np.uint8)
+    wide[:, 28:36] = 250  # the centre
+    Image.fromarray(wide).save(tmp_path / "val" / "a" / "000.png")
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=14)
+    assert data.info.image_shape == (3, 14, 14)
+    assert data.info.classes == ("a", "b")
+    assert (data.info.splits.train, data.info.splits.search, data.info.splits.test) == (16, 4, 6)
+    pixels = data.test.read(np.arange(6))
+    assert (pixels[0, :, 3:11] == 250).all()  # 14 * 256 / 224 = 16: not scaled, 7 to each side of the centre
+    assert (pixels[0, :, [0, 1, 12, 13]] == 0).all()
+    assert pixels[1, 5, 5].tolist() == [50, 1, 0]
+    assert pixels[4, 5, 5].tolist() == [200, 1, 0]
+    train = data.train.read(np.arange(16))
+    assert (train[:, 0, 0, 0] == np.where(data.train.labels == 0, 50, 200)).all()
+
+
+def test_image_folder_defaults_to_224_pixels(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", 8, 1)
+    write_images(tmp_path / "b", 8, 2)
+    data = load_data(f"imagefolder:{tmp_path}", seed=0)
+    assert data.train.read(np.array([0])).shape == (1, 224, 224, 3)
+
+
+def test_flat_image_folder_is_split_by_seed_and_stays_disjoint(tmp_path: Path) -> None:
+    for name, colour in (("x", 10), ("y", 20)):
+        write_images(tmp_path / name, 20, colour)
+    first, again, other = (load_data(f"imagefolder:{tmp_path}", seed=s, image_size=4) for s in (0, 0, 1))
+    assert first.info == again.info
+    assert (first.train.indices == again.train.indices).all()
+    assert set(first.test.indices.tolist()) != set(other.test.indices.tolist())
+    assert np.bincount(first.test.labels).tolist() == [4, 4]
+    sets = image_sets(first)
+    assert len(set.union(*sets)) == sum(len(s) for s in sets) == 40
+
+
+def test_image_folder_digest_sees_contents_and_names(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", 10, 1)
+    write_images(tmp_path / "b", 10, 2)
+    digests = [load_data(f"imagefolder:{tmp_path}", seed=0).info.sha256]
+    Image.new("RGB", (12, 9), (9, 9, 9)).save(tmp_path / "a" / "004.png")
+    digests.append(load_data(f"imagefolder:{tmp_path}", seed=0).info.sha256)
+    (tmp_path / "a" / "005.png").rename(tmp_path / "b" / "905.png")
+    digests.append(load_data(f"imagefolder:{tmp_path}", seed=1).info.sha256)
+    assert len(set(digests)) == 3
+    assert load_data(f"imagefolder:{tmp_path}", seed=0).info.sha256 == digests[-1]
+
+
+def test_image_folder_is_not_decoded_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "a", 10, 1)
+    write_images(tmp_path / "b", 10, 2)
+    decoded: list[Path] = []
+    decode = image_folder._decode
+    monkeypatch.setattr(image_folder, "_decode", lambda path, size: (decoded.append(path), decode(path, size))[1])
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=8)
+    assert decoded == []
+    data.search.read(np.array([1, 0]))
+    assert len(decoded) == 2
+
+
+def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
+    assert "no such folder" in refusal(f"imagefolder:{tmp_path / 'absent'}")
+    assert "class" in refusal(f"imagefolder:{tmp_path}")
+    write_images(tmp_path / "set" / "train" / "a", 10, 1)
+    write_images(tmp_path / "set" / "train" / "b", 10, 2)
+    assert "train without test" in refusal(f"imagefolder:{tmp_path / 'set'}")
+    write_images(tmp_path / "set" / "test" / "a", 2, 1)
+    assert "2 classes in train, 1 in test, 'b' in one only" in refusal(f"imagefolder:{tmp_path / 'set'}")
+    (tmp_path / "set" / "test" / "b").mkdir()
+    assert "images" in refusal(f"imagefolder:{tmp_path / 'set'}")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", 10, 1)
+    write_images(tmp_path / "b", 10, 2)
+    (tmp_path / "b" / "003.png").write_bytes((tmp_path / "b" / "003.png").read_bytes()[:40])
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=8)
+    everything = Split(data.train.source, np.arange(20))
+    with pytest.raises(InputError, match=r"b/003\.png"):
+        everything.read(np.arange(20))

@@ -1,0 +1,371 @@
+"""Loading a user's network: the weights that are asked for are the ones that compute, and bad input is one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from edge_compress.pipeline.errors import InputError, UnavailableError
+from edge_compress.pipeline.network.weights import state_sha256
+from edge_compress.pipeline.task.models import LoadedModel, load_model, put_state, read_state
+from edge_compress.pipeline.task.user_code import user_factory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+NET = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from torch import nn
+
+MEAN = (0.5, 0.4, 0.3)
+STD = [0.2, 0.2, 0.2]
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 4
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5, config=Config()):
+        super().__init__()
+        self.conv = nn.Conv2d(3, config.width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(config.width)
+        self.fc = nn.Linear(config.width, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+def fixed():
+    return Net(5)
+
+def sized(num_classes):
+    return Net(num_classes)
+
+def needs(path):
+    return Net()
+
+def raises():
+    raise RuntimeError("no licence\\nfor this")
+
+def number():
+    return 7
+
+def pair():
+    class Pair(Net):
+        def forward(self, x):
+            return super().forward(x), x
+    return Pair()
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+
+class Broken(Net):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+net = Net()
+"""
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(NET)
+    return tmp_path / "net.py"
+
+
+def made(net: Path, factory: str = "fixed") -> nn.Module:
+    module = user_factory(f"{net}:{factory}", "model").function()
+    assert isinstance(module, nn.Module)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(generator=generator)
+    return module.eval()
+
+
+def saved(net: Path, state: Any = None, name: str = "net.pt") -> Path:
+    torch.save(made(net).state_dict() if state is None else state, net.parent / name)
+    return net.parent / name
+
+
+def load(spec: str | Path, weights: Path | None, classes: int = 5, image_shape: tuple[int, int, int] = SHAPE) -> LoadedModel:
+    return load_model(str(spec), weights, classes=classes, image_shape=image_shape)
+
+
+def refusal(spec: str | Path, weights: Path | None, classes: int = 5, image_shape: tuple[int, int, int] = SHAPE) -> str:
+    with pytest.raises(InputError) as caught:
+        load(spec, weights, classes, image_shape)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# -- what is loaded computes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", ["fixed", "sized", "Net"])
+def test_file_factory_with_its_weights_computes_what_the_original_computes(net: Path, factory: str) -> None:
+    original = made(net)
+    loaded = load(f"{net}:{factory}", saved(net))
+    images = torch.randn(4, *SHAPE)
+    assert torch.equal(loaded.module(images), original(images))
+    assert not loaded.module.training
+    assert loaded.name == f"net.py:{factory}"
+    assert loaded.mean == (0.5, 0.4, 0.3)
+    assert loaded.std == (0.2, 0.2, 0.2)
+    assert loaded.sha256 == state_sha256(original)
+    assert not any(name == "net" for name in sys.modules)
+
+
+def test_wrapped_prefixed_and_half_precision_states_give_the_same_network(net: Path) -> None:
+    state = {k: v.half().float() if v.is_floating_point() else v for k, v in made(net).state_dict().items()}
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    parallel = {f"module.{k}": v for k, v in state.items()}
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    safetensors.torch.save_file(half, net.parent / "half.safetensors")
+    variants = [
+        saved(net, state, "plain.pth"),
+        saved(net, {"state_dict": parallel, "epoch": 3}, "wrapped.pt"),
+        saved(net, {"model": half, "arch": "net"}, "half.pt"),
+        saved(net, {f"_orig_mod.{k}": v for k, v in state.items()}, "compiled.pt"),
+        saved(net, old, "old.pt"),
+        net.parent / "half.safetensors",
+    ]
+    loaded = [load(f"{net}:fixed", path) for path in variants]
+    assert len({m.sha256 for m in loaded}) == 1
+    assert all(p.dtype == torch.float32 for m in loaded for p in m.module.parameters())
+
+
+def test_package_factory_is_imported_from_the_working_folder(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (net.parent / "some_package_of_mine").mkdir()
+    (net.parent / "some_package_of_mine" / "nets.py").write_text(NET)
+    weights = saved(net)
+    monkeypatch.chdir(net.parent)
+    path = list(sys.path)
+    loaded = load("some_package_of_mine.nets:sized", weights)
+    assert loaded.name == "some_package_of_mine.nets:sized"
+    assert loaded.mean == (0.5, 0.4, 0.3)
+    assert sys.path == path
+
+
+def test_a_file_may_import_what_lies_beside_it(net: Path) -> None:
+    (net.parent / "layers_beside_it.py").write_text("WIDTH = 4\n")
+    (net.parent / "user.py").write_text(NET.replace("import torch\n", "import torch\nfrom layers_beside_it import WIDTH\n", 1))
+    path = list(sys.path)
+    assert load(f"{net.parent / 'user.py'}:fixed", saved(net)).sha256 == state_sha256(made(net))
+    assert sys.path == path
+
+
+def test_torchvision_network_is_sized_for_the_data_and_takes_its_weights(tmp_path: Path) -> None:
+    from torchvision.models import squeezenet1_1
+
+    original = squeezenet1_1(num_classes=7).eval()
+    torch.save(original.state_dict(), tmp_path / "net.pt")
+    loaded = load("torchvision:squeezenet1_1", tmp_path / "net.pt", 7, (3, 64, 64))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.module(images), original(images))
+    assert loaded.mean == (0.485, 0.456, 0.406)
+    assert "did you mean 'resnet18'" in refusal("torchvision:resnet_18", tmp_path / "net.pt")
+
+
+def test_timm_network_brings_its_statistics_and_size(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    original = timm.create_model("test_resnet", pretrained=False, num_classes=7).eval()
+    torch.save(original.state_dict(), tmp_path / "net.pt")
+    loaded = load("timm:test_resnet", tmp_path / "net.pt", 7, (3, 64, 64))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.module(images), original(images))
+    assert loaded.mean == tuple(original.default_cfg["mean"])
+    assert loaded.std == tuple(original.default_cfg["std"])
+    assert loaded.image_size == original.default_cfg["input_size"][-1]
+    assert "did you mean" in refusal("timm:test_resnett", tmp_path / "net.pt", 7)
+
+
+def test_timm_that_is_not_installed_is_unavailable_with_the_extra(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UnavailableError, match=r"edge-compress\[timm\]"):
+        load("timm:resnet18", saved(net))
+
+
+def test_digits_resnet_needs_no_weights_and_does_not_touch_the_random_state() -> None:
+    before = torch.random.get_rng_state()
+    first, again = (load("digits-resnet", None, 10, (1, 8, 8)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.sha256 == again.sha256
+    assert first.image_size == 8
+    assert first.mean is not None
+    assert re.search(r"fails on an input \(1, 3, 8, 8\)", refusal("digits-resnet", None, 10))
+    assert "classes do not match" in refusal("digits-resnet", None, 7, (1, 8, 8))
+
+
+# -- the digest ----------------------------------------------------------------------------------------------------------
+
+
+def test_state_digest_sees_values_names_types_and_shapes_but_not_order() -> None:
+    def module(**tensors: torch.Tensor) -> nn.Module:
+        made = nn.Module()
+        for name, tensor in tensors.items():
+            made.register_buffer(name, tensor)
+        return made
+
+    a, b = torch.arange(6.0), torch.zeros(())
+    digests = [
+        state_sha256(m)
+        for m in (
+            module(a=a, b=b),
+            module(a=a + torch.tensor([0, 0, 0, 0, 0, 1e-5]), b=b),
+            module(a=a.view(2, 3), b=b),
+            module(a=a, c=b),
+            module(a=a.bfloat16(), b=b),
+        )
+    ]
+    assert len(set(digests)) == 5
+    assert state_sha256(module(b=b, a=a)) == digests[0]
+    assert state_sha256(module(a=torch.stack([a, a], 1)[:, 0], b=b)) == digests[0]  # strided the other way
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("absent", "found no 'absent'"),
+        ("fixd", "did you mean 'fixed'"),
+        ("net", "a Net"),
+        ("needs", "TypeError: needs.. missing 1 required positional argument: 'path'"),
+        ("raises", "RuntimeError: no licence for this"),
+        ("number", "found a int, expected a torch.nn.Module"),
+        ("pair", "its output: found a tuple"),
+        ("lazy", "expected no lazy layers"),
+        ("Broken", "found NaN or infinity, expected finite logits"),
+    ],
+)
+def test_unusable_factories_are_refused_with_their_own_words(net: Path, factory: str, message: str) -> None:
+    assert re.search(message, refusal(f"{net}:{factory}", saved(net)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:\n", "SyntaxError"),
+        ("import no_such_package_here\n", "no_such_package_here"),
+        ("raise SystemExit(3)", "SystemExit"),
+    ],
+)
+def test_files_that_do_not_run_are_refused_and_leave_nothing_behind(net: Path, text: str, message: str) -> None:
+    bad, weights = net.parent / "bad.py", saved(net)
+    modules, path = set(sys.modules), list(sys.path)
+    bad.write_text(text)
+    assert message in refusal(f"{bad}:f", weights)
+    assert not [name for name in set(sys.modules) - modules if name.startswith("_edge_compress")]
+    assert sys.path == path
+
+
+def test_unknown_specs_and_missing_files_are_refused(net: Path) -> None:
+    weights = saved(net)
+    assert "digits-resnet, torchvision:NAME" in refusal("resnet", weights)
+    assert "no such file" in refusal(f"{net.parent / 'absent.py'}:f", weights)
+    assert "No module named 'absent_package'" in refusal("absent_package.nets:f", weights)
+    assert "--weights" in refusal(f"{net}:fixed", None)
+    assert "--weights" in refusal("torchvision:resnet18", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("STD = (0, 1, 1)", "positive"), ("MEAN = 0.5", "MEAN: found 0.5"), ("MEAN = (1, 2)", "3 numbers")]
+)
+def test_statistics_that_cannot_be_are_refused(net: Path, line: str, message: str) -> None:
+    weights = saved(net)
+    net.write_text(NET + line + "\n")
+    assert message in refusal(f"{net}:fixed", weights)
+
+
+class Code:
+    """A class of this file: a pickle of it is code."""
+
+
+def test_weights_that_are_no_state_dict_are_refused(net: Path) -> None:
+    spec = f"{net}:fixed"
+    assert "no such file" in refusal(spec, net.parent / "absent.pt")
+    assert "expected .safetensors, .pt or .pth" in refusal(spec, net)
+    message = refusal(spec, saved(net, nn.Linear(2, 2), "module.pt"))
+    assert "a pickle of code (torch.nn.modules.linear.Linear)" in message
+    assert "torch.save(model.state_dict(), FILE)" in message
+    assert "a pickle of code" in refusal(spec, saved(net, {"state_dict": {}, "args": Code()}, "args.pt"))
+    assert "found a Tensor" in refusal(spec, saved(net, torch.zeros(3), "tensor.pt"))
+    assert "an empty one" in refusal(spec, saved(net, {}, "empty.pt"))
+    assert "'epoch' with a int" in refusal(spec, saved(net, {"epoch": 3}, "epoch.pt"))
+    for name in ("noise.pt", "noise.safetensors", "nothing.pt", "zip.pth"):
+        content = {"nothing.pt": b"", "zip.pth": b"PK\x03\x04 and then nothing"}.get(name, b"\x93 no weights in here")
+        (net.parent / name).write_bytes(content)
+        assert "expected a state dict" in refusal(spec, net.parent / name)
+
+
+def test_weights_of_another_model_are_named_with_the_first_key_and_the_count(net: Path) -> None:
+    spec, state = f"{net}:fixed", made(net).state_dict()
+    renamed = {k.replace("conv", "stem"): v for k, v in state.items()}
+    message = refusal(spec, saved(net, renamed))
+    assert "2 missing keys (first: conv.weight), 2 unexpected keys (first: stem.weight)" in message
+    wide = {**state, "conv.weight": torch.zeros(6, 3, 3, 3), "conv.bias": torch.zeros(6)}
+    message = refusal(spec, saved(net, wide))
+    assert "conv.weight of shape (6, 3, 3, 3) (2 keys of another shape), expected (4, 3, 3, 3)" in message
+
+
+def test_only_the_last_layer_differing_means_other_classes(net: Path) -> None:
+    state = made(net).state_dict() | {"fc.weight": torch.zeros(9, 4), "fc.bias": torch.zeros(9)}
+    message = refusal(f"{net}:sized", saved(net, state))
+    assert "classes do not match" in message
+    assert "did you mean data with 9 classes? This has 5" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(net: Path, value: float) -> None:
+    state = made(net).state_dict()
+    state["bn.running_var"][1] = value
+    assert "NaN or infinity in bn.running_var (1 of 4 values)" in refusal(f"{net}:fixed", saved(net, state))
+
+
+def test_values_too_large_for_the_module_are_refused(net: Path) -> None:
+    state = {k: v.double() for k, v in made(net).state_dict().items()} | {"fc.bias": torch.full((5,), 1e300, dtype=torch.float64)}
+    assert "fc.bias" in refusal(f"{net}:fixed", saved(net, state))
+
+
+def test_data_of_other_classes_or_shape_is_refused(net: Path) -> None:
+    weights = saved(net)
+    message = refusal(f"{net}:fixed", weights, classes=10)
+    assert "classes do not match: found output (1, 5), expected (1, 10)" in message
+    (net.parent / "net1.py").write_text(NET.replace("MEAN", "A").replace("STD", "B"))
+    message = refusal(f"{net.parent / 'net1.py'}:fixed", weights, image_shape=(1, 8, 8))
+    assert "fails on an input (1, 1, 8, 8)" in message
+    assert "expected input" in message
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_any_one_missing_extra_or_reshaped_key_is_named(data: st.DataObject) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    state = module.state_dict()
+    key = data.draw(st.sampled_from([k for k in state if not k.endswith("num_batches_tracked")]))
+    kind = data.draw(st.sampled_from(["missing", "unexpected", "shape"]))
+    changed = {
+        "missing": {k: v for k, v in state.items() if k != key},
+        "unexpected": {**state, f"extra.{key}": state[key]},
+        "shape": {**state, key: torch.zeros(*state[key].shape, 2)},
+    }[kind]
+    with pytest.raises(InputError, match=re.escape(key)):
+        put_state(module, changed, "net.pt", classes=3)
+    raised = {k: v + 1 for k, v in state.items()}
+    put_state(module, raised, "net.pt", classes=3)
+    assert torch.equal(module.state_dict()[key], raised[key])
+
+
+def test_read_state_strips_nothing_that_only_some_keys_have(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "net.pt")
+    assert set(read_state(tmp_path / "net.pt")) == {"module.a", "b"}

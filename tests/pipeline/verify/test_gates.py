@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_compress.pipeline.task.inference import answers, artifact_logits
+from edge_compress.pipeline.task.preprocess import to_input
+from edge_compress.pipeline.task.splits import ArraySource, Split
+from edge_compress.pipeline.types import Accuracy, Kind, Percentiles, Preprocess, Speedup, Timing
+from edge_compress.pipeline.verify.gates import compare, judge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def saying(classes: list[int], count: int = 3) -> np.ndarray:
+    """Logits whose largest is at the given class."""
+    logits = np.zeros((len(classes), count), np.float32)
+    logits[np.arange(len(classes)), classes] = 2.5
+    return logits
+
+
+# ------------------------------------------------------------------------------------------------ compare
+
+
+def test_accuracy_by_hand():
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    dense = saying([0, 1, 2, 0, 1, 2, 1, 2])  # 6 of 8
+    pruned = saying([0, 1, 2, 0, 1, 1, 0, 0])
+    artifact = saying([0, 1, 2, 0, 0, 1, 0, 0])  # 5 of 8: two lost, one won
+    found = compare(artifact, pruned, dense, labels)
+    assert (found.top1, found.dense_top1, found.drop_pp) == (62.5, 75.0, 12.5)
+    assert found.agreement == 7 / 8
+    assert (found.samples, found.kind) == (8, Kind.MEASURED)
+    half = 100 * 1.96 * math.sqrt((3 * 1 / 8) - (1 / 8) ** 2) / math.sqrt(8)  # of outcomes +1, +1, -1 and five zeros
+    assert found.drop_ci95_pp == pytest.approx((12.5 - half, 12.5 + half))
+    assert compare(artifact, pruned, dense, labels, Kind.EMULATED).kind is Kind.EMULATED
+
+
+@given(st.integers(1, 60), st.integers(0, 2**31), st.floats(0, 1))
+@settings(deadline=None)
+def test_accuracy_is_that_of_the_paired_outcomes(n, seed, wrong):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    dense, pruned, artifact = (saying(list(np.where(rng.random(n) < wrong, rng.integers(0, 3, n), labels))) for _ in range(3))
+    found = compare(artifact, pruned, dense, labels)
+    before, after = dense.argmax(1) == labels, artifact.argmax(1) == labels
+    assert found.top1 == pytest.approx(100 * after.mean())
+    assert found.drop_pp == pytest.approx(100 * (before.mean() - after.mean()))
+    assert found.agreement == pytest.approx((artifact.argmax(1) == pruned.argmax(1)).mean())
+    low, high = found.drop_ci95_pp
+    assert low <= found.drop_pp <= high
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    variance = (lost + won) / n - ((lost - won) / n) ** 2
+    assert high - low == pytest.approx(2 * 196 * math.sqrt(max(variance, 0) / n), abs=1e-6)
+
+
+def test_an_artifact_equal_to_the_dense_network_has_lost_nothing_for_certain():
+    labels = np.array([0, 1, 2, 1])
+    same = saying([0, 2, 2, 1])
+    found = compare(same, same, same, labels)
+    assert (found.drop_pp, found.drop_ci95_pp, found.agreement) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_an_answer_that_is_no_number_is_wrong():
+    labels = np.array([0, 1])
+    broken = np.array([[np.nan, 0, 0], [0, 1, 0]], np.float32)
+    found = compare(broken, saying([0, 1]), saying([0, 1]), labels)
+    assert (found.top1, found.drop_pp, found.agreement) == (50.0, 50.0, 0.5)
+    assert found.drop_ci95_pp[0] < 50.0 < found.drop_ci95_pp[1]
+    assert compare(broken, broken, saying([0, 1]), labels).agreement == 0.5  # no answer agrees with nothing
+
+
+# ------------------------------------------------------------------------------------------------ judge
+
+TIME = Percentiles(1.0, 1.1, 1.2)
+FAST = Timing("local", Kind.MEASURED, TIME, TIME, Speedup(2.0, (1.8, 2.2)), 0.01, 5, 200, 1)
+GOOD = Accuracy(91.0, 0.5, 0.99, 1000, Kind.MEASURED)
+
+
+def speed(low: float, high: float) -> Timing:
+    return replace(FAST, speedup=Speedup((low + high) / 2, (low, high)))
+
+
+def test_all_gates_passed():
+    verdict = judge(GOOD, FAST, max_drop_pp=1.0, min_speedup=1.0)
+    assert verdict.passed
+    assert verdict.reasons == ()
+
+
+@pytest.mark.parametrize("interval", [(1.0, 1.4), (0.97, 1.6), (0.5, 0.8), (math.nan, 2.0)])
+@pytest.mark.parametrize("min_speedup", [0.0, 0.5, 1.0, 1.3])
+def test_a_speedup_whose_interval_reaches_one_is_not_real_whatever_was_allowed(interval, min_speedup):
+    verdict = judge(GOOD, speed(*interval), max_drop_pp=1.0, min_speedup=min_speedup)
+    assert not verdict.passed
+    assert len(verdict.reasons) == 1
+    assert "not real" in verdict.reasons[0]
+    assert "reaches 1.0" in verdict.reasons[0]
+    assert f"{interval[0]:.2f}" in verdict.reasons[0]
+
+
+@given(
+    low=st.floats(0.2, 4, allow_nan=False),
+    width=st.floats(0, 2),
+    drop=st.floats(-5, 5),
+    max_drop=st.floats(0, 3),
+    min_speedup=st.floats(0.5, 3),
+)
+def test_a_verdict_is_the_gates_and_nothing_else(low, width, drop, max_drop, min_speedup):
+    accuracy = replace(GOOD, drop_pp=drop)
+    verdict = judge(accuracy, speed(low, low + width), max_drop_pp=max_drop, min_speedup=min_speedup)
+    failed = (drop > max_drop) + (low <= 1.0 or low < min_speedup)
+    assert verdict.passed == (failed == 0)
+    assert len(verdict.reasons) == failed
+    assert all("\n" not in reason for reason in verdict.reasons)
+
+
+def test_a_speedup_under_what_was_asked_for_names_both():
+    verdict = judge(GOOD, speed(1.2, 1.4), max_drop_pp=1.0, min_speedup=1.3)
+    assert verdict.reasons == ("speedup: lower end 1.20 of the 95 % interval is under --min-speedup 1.3",)
+
+
+@pytest.mark.parametrize(("drop", "passed"), [(1.0, True), (1.001, False), (-3.0, True), (math.nan, False)])
+def test_the_drop_may_reach_its_gate_and_not_pass_it(drop, passed):
+    verdict = judge(replace(GOOD, drop_pp=drop), FAST, max_drop_pp=1.0, min_speedup=1.0)
+    assert verdict.passed is passed
+    assert passed or verdict.reasons[0].startswith("accuracy: top-1 fell by")
+
+
+@pytest.mark.parametrize("kind", [Kind.EMULATED, Kind.ESTIMATED, Kind.NONE])
+def test_a_latency_that_was_not_measured_passes_no_gate(kind):
+    verdict = judge(GOOD, replace(FAST, kind=kind), max_drop_pp=1.0, min_speedup=1.0)
+    assert not verdict.passed
+    assert str(kind) in verdict.reasons[0]
+
+
+def test_every_failed_gate_is_named():
+    verdict = judge(replace(GOOD, drop_pp=2.0), speed(0.9, 1.1), max_drop_pp=1.0, min_speedup=1.0)
+    assert [reason.split(":")[0] for reason in verdict.reasons] == ["accuracy", "speedup"]
+
+
+# ------------------------------------------------------------------------------------------------ the artifact's answers
+
+
+class Runtime:
+    """A target whose artifact answers the mean of each third of an image."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.open = 0
+
+    @contextmanager
+    def runner(self, path: Path, threads: int = 1):
+        self.open += 1
+        yield self.run
+        self.open -= 1
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        assert self.open == 1
+        self.batches.append(len(inputs))
+        return inputs.reshape(len(inputs), 3, -1).mean(2)
+
+
+def test_every_image_of_the_split_is_answered_in_order():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (23, 6, 4, 1), dtype=np.uint8)
+    split = Split(ArraySource(pixels, np.zeros(23, np.int64)), rng.permutation(23)[:17])
+    prep = Preprocess((0.3,), (0.5,), "shift")
+    expected = to_input(pixels[split.indices], prep).numpy().reshape(17, 3, -1).mean(2)  # plain, whatever training varied
+    target = Runtime()
+    np.testing.assert_allclose(artifact_logits(target, Path("model.onnx"), split, prep), expected, rtol=1e-6)
+    assert target.open == 0  # closed again
+    target.open, target.batches = 1, []
+    np.testing.assert_allclose(answers(target.run, split, prep, batch=5), expected, rtol=1e-6)
+    assert target.batches == [5, 5, 5, 2]
+
+
+def test_a_file_over_its_size_fails_and_one_at_it_passes():
+    gates = {"max_drop_pp": 1.0, "min_speedup": 1.0, "max_size_bytes": 98_496}
+    verdict = judge(GOOD, FAST, **gates, size_bytes=98_497)
+    assert not verdict.passed
+    assert verdict.reasons == ("size: the file takes 98,497 bytes, at most 98,496 allowed",)
+    assert judge(GOOD, FAST, **gates, size_bytes=98_496).passed
