@@ -32,6 +32,8 @@ from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.compute import fast_bfloat16
+from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
+from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph.knobs import plan_for
@@ -45,8 +47,6 @@ from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.reconstruct import least_squares as compensate
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.score.ranking import rank_units
-from edge_compress.pipeline.search.channel_evaluator import StitchedEvaluator
-from edge_compress.pipeline.search.evaluation_context import open_bench
 from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.tally import best_first

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.local import QuickMeter, describe
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
+from edge_compress.pipeline.evaluate.evaluation_context import moments
+from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
+from edge_compress.pipeline.evaluate.reward_images import reward_images
 from edge_compress.pipeline.graph.coupling import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
 from edge_compress.pipeline.graph.trace import canonical
@@ -23,10 +27,6 @@ from edge_compress.pipeline.network.modes import borrowed
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.reconstruct.least_squares import sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
-from edge_compress.pipeline.search.evaluation_context import Bench as Judging
-from edge_compress.pipeline.search.evaluation_context import moments
-from edge_compress.pipeline.search.mask_evaluator import MaskEvaluator
-from edge_compress.pipeline.search.reward_images import reward_images
 from edge_compress.pipeline.task.inference import logits
 from edge_compress.pipeline.task.load import Loaded
 from edge_compress.pipeline.task.samples import training_inputs

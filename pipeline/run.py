@@ -31,6 +31,8 @@ from .build import artifact as artifacts
 from .compute import accelerator, fast_bfloat16
 from .config import Config
 from .errors import BuildError, UnavailableError
+from .evaluate.channel_evaluator import table_error
+from .evaluate.evaluation_context import Bench, open_bench
 from .files import atomic_write
 from .finetune.digits import train_digits
 from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
@@ -44,8 +46,6 @@ from .release.licences import license_of
 from .report.report import RunResults, to_html, to_markdown, to_report
 from .run_context import Run, read_seconds
 from .run_folder import RunFolder, Stage
-from .search.channel_evaluator import table_error
-from .search.evaluation_context import Bench, open_bench
 from .search.problem import SearchSettings
 from .search.search import search
 from .task.load import load_subject

@@ -14,11 +14,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..evaluate.evaluation_context import REWARD_IMAGES
 from ..network.weights import save_weights
 from ..reconstruct.memory import affordable
 from ..run_context import Run
 from ..run_folder import Stage
-from ..search.evaluation_context import REWARD_IMAGES
 from ..search.problem import SearchSettings
 from ..search.tally import best_first
 from ..task.inference import logits, top1

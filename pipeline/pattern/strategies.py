@@ -14,6 +14,9 @@ from torch import Tensor, fx, nn
 from ...targets.base import Limits, Target
 from ..config import Config
 from ..errors import InputError
+from ..evaluate.channel_evaluator import StitchedEvaluator
+from ..evaluate.evaluation_context import Bench
+from ..evaluate.mask_evaluator import MaskEvaluator
 from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
 from ..graph.coupling import couple, residual_branches
@@ -26,9 +29,6 @@ from ..reconstruct.memory import affordable
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..score.ranking import rank_units
-from ..search.channel_evaluator import StitchedEvaluator
-from ..search.evaluation_context import Bench
-from ..search.mask_evaluator import MaskEvaluator
 from ..search.problem import Evaluator, Levels
 from ..search.search import FINALISTS
 from ..types import Knob, Pattern, Plan, Sensitivity

@@ -7,12 +7,12 @@ import weakref
 import nets
 import pytest
 import torch
+from edge_compress.pipeline.evaluate.evaluation_context import moments
 from edge_compress.pipeline.graph.coupling import IN, Coupling, couple
 from edge_compress.pipeline.graph.surgery import cuts, prune
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.reconstruct.least_squares import columns, sequential, solve, solve_masked, stitched_weight
-from edge_compress.pipeline.search.evaluation_context import moments
 from edge_compress.pipeline.types import Pattern, Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st

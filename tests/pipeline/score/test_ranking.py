@@ -4,6 +4,8 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.evaluate import evaluation_context as bench
+from edge_compress.pipeline.evaluate.evaluation_context import moments
 from edge_compress.pipeline.graph.coupling import IN, OUT, couple
 from edge_compress.pipeline.graph.knobs import knobs_for
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
@@ -12,8 +14,6 @@ from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score import ranking as sensitivity
 from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.score.removal import removal_curvature
-from edge_compress.pipeline.search import evaluation_context as bench
-from edge_compress.pipeline.search.evaluation_context import moments
 from edge_compress.pipeline.types import Pattern, Plan, Precision, Sensitivity
 from edge_compress.targets.base import Limits
 

@@ -15,7 +15,7 @@ from edge_compress.devices.tensorrt.device import TensorRtDevice
 from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
-from edge_compress.pipeline.search.evaluation_context import EstimatingBench, _NoMeter
+from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
 from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
 from edge_compress.pipeline.verify import engines, places
 from edge_compress.targets.base import Structure, joint

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from edge_compress.pipeline.search.evaluation_log import Memo
+from edge_compress.pipeline.evaluate.evaluation_log import Memo
 from edge_compress.pipeline.types import Candidate, Kind, ModelCost
 
 FIRST = Candidate((0, 2), 0.5, 1.25, 0.75, Kind.MEASURED, ModelCost(10, 100), 0.5)

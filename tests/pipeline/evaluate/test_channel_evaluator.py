@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator, table_error
+from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
+from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
 from edge_compress.pipeline.graph.structure import structure_of
@@ -19,9 +22,6 @@ from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.reconstruct.least_squares import stitched_weight
-from edge_compress.pipeline.search.channel_evaluator import StitchedEvaluator, table_error
-from edge_compress.pipeline.search.evaluation_context import Bench, moments
-from edge_compress.pipeline.search.reward_images import RewardImages
 from edge_compress.pipeline.types import Candidate, Group, Kind, Knob, ModelCost, Pattern, Plan, Precision
 from edge_compress.targets.base import Limits, Structure
 from edge_compress.targets.x86 import OnnxProber
@@ -167,7 +167,7 @@ def exported() -> StitchedEvaluator:
 @pytest.fixture
 def make(exported, images, grams, tmp_path, monkeypatch) -> Make:
     net, coupling = nets.subject(NAME)
-    monkeypatch.setattr("edge_compress.pipeline.search.channel_evaluator.CandidateGraph", lambda *_: exported._graph)
+    monkeypatch.setattr("edge_compress.pipeline.evaluate.channel_evaluator.CandidateGraph", lambda *_: exported._graph)
     knobs = knobs_for(coupling, limits(2))
 
     def build(memo: str = "memo.jsonl", cache: str = "cache", prober: object = None) -> tuple[StitchedEvaluator, Meter]:
@@ -351,7 +351,7 @@ class NoisyMeter(Meter):
 
 def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_path, monkeypatch):
     """Of four equal blocks none looks better than the others because its measurement was lucky."""
-    monkeypatch.setattr("edge_compress.pipeline.search.channel_evaluator.CandidateGraph", lambda *_: None)
+    monkeypatch.setattr("edge_compress.pipeline.evaluate.channel_evaluator.CandidateGraph", lambda *_: None)
     deep = nets.OptionA()
     deep.layer2.extend(nets.PaddedBlock(8, 8, 1) for _ in range(2))
     net = canonical(nets.drawn(lambda: deep), nets.SHAPE)

@@ -18,6 +18,10 @@ from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
+from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
+from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
+from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.finetune.state import TrainingState
 from edge_compress.pipeline.graph.coupling import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
@@ -29,12 +33,8 @@ from edge_compress.pipeline.reconstruct.least_squares import sequential_masked, 
 from edge_compress.pipeline.report import svg as plots
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
-from edge_compress.pipeline.search import mask_evaluator as mask_evaluate
 from edge_compress.pipeline.search import search
-from edge_compress.pipeline.search.evaluation_context import Bench, moments
-from edge_compress.pipeline.search.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.search.problem import SearchSettings
-from edge_compress.pipeline.search.reward_images import RewardImages
 from edge_compress.pipeline.types import (
     Accuracy,
     Candidate,
