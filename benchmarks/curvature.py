@@ -41,7 +41,7 @@ from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.score import curvature
 from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import AUGMENT, MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.task.samples import training_inputs
 from edge_compress.pipeline.task.splits import DataSet
@@ -50,7 +50,7 @@ from oracles import exact_gauss_newton, second_differences
 from torch import Tensor, fx, nn
 
 PARTS = ("hessian", "fisher", "channels", "cost")
-DIGITS = Preprocess(MEAN, STD, AUGMENT)
+DIGITS = Preprocess(MEAN, STD, "shift")
 Values = Mapping[str, Tensor]  # layer or group -> values
 Row = dict[str, object]
 

@@ -44,7 +44,7 @@ def unit_estimates(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labe
     """Scores of all units by name: the product's at every lambda, and what they were chosen among."""
     ours = UnitScores(net, coupling, inputs, "hasa", 0)
     yield from ((f"hasa, lambda {lam}", ours.at(lam)) for lam in ours.grid())
-    published = UnitScores(net, coupling, inputs, "seed", 0)
+    published = UnitScores(net, coupling, inputs, "published", 0)
     yield from ((f"seed, lambda {lam:.3g}", published.at(lam)) for lam in published.grid()[2:4])
     yield from ((name, UnitScores(net, coupling, inputs, name, 0).at(0.0)) for name in ("magnitude", "random"))
     images = batches(inputs)

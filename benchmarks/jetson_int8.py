@@ -22,11 +22,12 @@ import numpy as np
 import onnx
 from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.build.artifact import CALIBRATION_IMAGES
+from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import atomic_write, sha256_file
 from edge_compress.pipeline.task.inference import answers, top1
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.task.samples import calibration_batches
-from edge_compress.pipeline.types import Precision, to_json
+from edge_compress.pipeline.types import Precision
 from edge_compress.pipeline.verify.gates import compare
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest

@@ -28,6 +28,7 @@ import click
 import paper_allocation
 import paper_recipe
 import torch
+from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.compute import fast_bfloat16
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
@@ -44,7 +45,7 @@ from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import training_inputs
 from edge_compress.pipeline.task.splits import Split
-from edge_compress.pipeline.types import Epoch, Preprocess, to_json
+from edge_compress.pipeline.types import Epoch, Preprocess
 from paper_allocation import Masks
 from paper_recipe import Recipe
 from safetensors import SafetensorError, safe_open

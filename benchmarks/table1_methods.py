@@ -40,7 +40,7 @@ def by_score(score: str, *, uniform: bool = False) -> Callable[[Bench, float], P
 
 def published(bench: Bench, sparsity: float) -> Pruned:
     """`|w| exp(-lambda |h|)` over all layers, lambda > 0 (0 is `magnitude`, a row of its own) by the loss on the search split."""
-    scores = bench.scores("seed")
+    scores = bench.scores("published")
 
     def prune(lam: float) -> Masks:
         return weight_masks(bench.own(scores.at(lam)), sparsity)

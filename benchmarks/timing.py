@@ -26,12 +26,12 @@ from edge_compress import targets
 from edge_compress.devices.access import open_named
 from edge_compress.devices.device import Device
 from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.types import to_json
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
 

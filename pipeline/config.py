@@ -13,21 +13,15 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from .. import targets as target_modules
 from .errors import InputError
+from .options import Accelerator, Augment, MaskMode, Reward, Score, SearchMethod
 from .types import Pattern, Precision
 
-AUGMENTS = ("none", "crop-flip", "shift")
-SCORES = ("hasa", "seed", "magnitude", "random")
-SEARCHES = ("ppo", "uniform", "random", "knapsack")
-REWARDS = ("hard", "soft")
-MASKS = ("fixed", "dynamic")
-PATTERNS = (*(str(p) for p in Pattern), "auto")
-PRECISIONS = tuple(str(p) for p in Precision)
-ACCELERATORS = ("auto", "cpu", "cuda")
 _NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between two calls of the same run
 
 
@@ -68,7 +62,7 @@ class Config:
     data: str = "digits"
     mean: tuple[float, ...] | None = None  # per channel, on [0, 1] pixels; None: the model's own, else ImageNet's
     std: tuple[float, ...] | None = None
-    augment: str | None = None  # None: "shift" for digits, else "crop-flip"
+    augment: Augment | None = None  # None: "shift" for digits, else "crop-flip"
     image_size: int | None = None  # pixels; None: the model's own, else the data's
     device: str = "local"
     pattern: Pattern | None = None  # None: "auto", what buys latency on the target
@@ -78,17 +72,17 @@ class Config:
     max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
     min_speedup: float = 1.0  # for the lower end of the 95 % interval
     max_size: int | None = None  # bytes of the artifact's file; None: any
-    reward: str = "hard"  # see `env.reward`
+    reward: Reward = Reward.HARD
     alpha: float = 1.0
     beta: float = 1.0
     lambda_: float | None = None  # None: "auto", tuned on the search split
-    score: str = "hasa"
-    search: str = "ppo"
+    score: Score = Score.HASA
+    search: SearchMethod = SearchMethod.PPO
     evaluations: int = 200  # 100 for digits
     finetune_epochs: int = 15  # 12 for digits
-    mask: str = "fixed"  # in fine-tuning, see `remask`
+    mask: MaskMode = MaskMode.FIXED
     seed: int = 0
-    accelerator: str = "auto"
+    accelerator: Accelerator = Accelerator.AUTO
     threads: int = 1  # of the artifact's runtime
     out: Path = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
     json: bool = False
@@ -210,22 +204,18 @@ def _device(value: Any, base: Path) -> str:
     return str(_path(text, base)) if text.endswith(".toml") or os.sep in text else text
 
 
-def _choice(*names: str) -> Parser:
-    def parse(value: Any, _: Path) -> str:
-        if value not in names:
-            raise ValueError(" or ".join(names))
-        return str(value)
+def _choice(kind: type[StrEnum]) -> Parser:
+    def parse(value: Any, _: Path) -> StrEnum:
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise ValueError(" or ".join(kind)) from error
 
     return parse
 
 
 def _pattern(value: Any, base: Path) -> Pattern | None:
-    name = _choice(*PATTERNS)(value, base)
-    return None if name == "auto" else Pattern(name)
-
-
-def _precision(value: Any, base: Path) -> Precision:
-    return Precision(_choice(*PRECISIONS)(value, base))
+    return None if value == "auto" else _choice(Pattern)(value, base)
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Parser:
@@ -316,27 +306,27 @@ _PARSERS: dict[str, Parser] = {
     "data": _spec,
     "mean": _channels(_number(-math.inf)),
     "std": _channels(_number(0.0, above=True)),
-    "augment": _choice(*AUGMENTS),
+    "augment": _choice(Augment),
     "image_size": _integer(4, 4096),
     "device": _device,
     "pattern": _pattern,
-    "precision": _precision,
+    "precision": _choice(Precision),
     "float_io": _bool,
     "latency_budget": _budget,
     "max_accuracy_drop": _number(0.0, 100.0),
     "min_speedup": _number(0.0),
     "max_size": _size,
-    "reward": _choice(*REWARDS),
+    "reward": _choice(Reward),
     "alpha": _number(0.0),
     "beta": _number(0.0),
     "lambda_": _lambda,
-    "score": _choice(*SCORES),
-    "search": _choice(*SEARCHES),
+    "score": _choice(Score),
+    "search": _choice(SearchMethod),
     "evaluations": _integer(1),
     "finetune_epochs": _integer(0),
-    "mask": _choice(*MASKS),
+    "mask": _choice(MaskMode),
     "seed": _integer(0),
-    "accelerator": _choice(*ACCELERATORS),
+    "accelerator": _choice(Accelerator),
     "threads": _integer(1, 1024),
     "out": _path,
     "json": _bool,

@@ -28,13 +28,14 @@ from ..devices.device import Device
 from ..devices.tensorrt.boards_of import boards_of
 from ..targets.base import Limits, Target, joint, needs_device
 from .build import artifact as artifacts
+from .codec import to_json
 from .compute import accelerator, fast_bfloat16
 from .config import Config
 from .errors import BuildError, UnavailableError
 from .evaluate.channel_evaluator import table_error
 from .evaluate.evaluation_context import Bench, open_bench
 from .files import atomic_write
-from .finetune.digits import train_digits
+from .finetune.digits import EPOCHS, train_digits
 from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
 from .graph.trace import canonical
 from .network.cost import cost_of
@@ -63,7 +64,6 @@ from .types import (
     Sensitivity,
     TargetResult,
     Verdict,
-    to_json,
 )
 from .verify import engines
 from .verify.artifact import verified
@@ -71,7 +71,6 @@ from .verify.places import places_of
 from .verify.references import References, references_of
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
-EPOCHS = 8  # of the embedded network
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
@@ -201,7 +200,7 @@ def _prepare_subject(run: Run) -> str:
             def tell(epoch: Epoch) -> None:
                 bar.advance(1, f"loss {epoch.loss:.3f}, top-1 on the search split {epoch.search_top1:.2f}")
 
-            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, epochs=EPOCHS, progress=tell)
+            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, progress=tell)
         ref = save_weights(stage, run.loaded.module)
         stage.finish(ref)
     load_weights(run.folder.path, ref, run.loaded.module)

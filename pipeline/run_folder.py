@@ -23,10 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .codec import from_json, to_json
 from .config import Config, differences, load, to_toml
 from .errors import InputError
 from .files import _is_scratch, _says_full, atomic_write, disk_errors, sha256_file
-from .types import FileRef, from_json, to_json
+from .types import FileRef
 
 T = TypeVar("T")
 Log = Callable[[str], None]

@@ -2,21 +2,17 @@
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
-All types are frozen and turn into JSON with `to_json` and back with `from_json`; tensors live in files and are named by
+All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by
 path and digest. Units stand in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
 `top1` is in percent (0..100) wherever it is reported; `accuracy` inside the search is a share (0..1).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
 
-T = TypeVar("T")
+SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
 
 class Kind(StrEnum):
@@ -330,50 +326,3 @@ class TargetResult:
     latency: Timing | None = None
     golden: FileRef | None = None  # a few test images with the artifact's answers, see `golden`
     on_device: OnDevice | None = None  # None: the device is this machine
-
-
-def to_json(value: Any) -> Any:
-    """A JSON-serialisable copy of a dataclass tree of this module."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return str(value) if isinstance(value, StrEnum) else value
-
-
-def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`: `from_json(type(x), to_json(x)) == x`.
-
-    Raises:
-        TypeError, KeyError, ValueError: the data does not have the type's shape.
-    """
-    return typing.cast(T, _build(cls, data))
-
-
-def _build(cls: Any, data: Any) -> Any:
-    origin = typing.get_origin(cls)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(cls)
-        if data is None and type(None) in options:
-            return None
-        return _build(next(o for o in options if o is not type(None)), data)
-    if origin is tuple:
-        args = typing.get_args(cls)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], v) for v in data)
-        return tuple(_build(a, v) for a, v in zip(args, data, strict=True))
-    if origin is dict:
-        value_type = typing.get_args(cls)[1]
-        return {str(k): _build(value_type, v) for k, v in data.items()}
-    if dataclasses.is_dataclass(cls):
-        if not isinstance(data, dict):
-            raise TypeError(f"{getattr(cls, '__name__', cls)}: an object was expected, found {type(data).__name__}")
-        hints = typing.get_type_hints(cls)
-        return typing.cast(Any, cls)(**{k: _build(hints[k], v) for k, v in data.items()})
-    if isinstance(cls, type) and issubclass(cls, StrEnum):
-        return cls(data)
-    if cls is float and isinstance(data, int):
-        return float(data)
-    return data

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..pipeline.errors import BuildError, UnavailableError
-from ..pipeline.types import Artifact, Kind, Pattern, Precision
+from ..pipeline.types import SPARSITY_KEY, Artifact, Kind, Pattern, Precision
 from .base import BuildRequest, FloatArray, Limits, Runner, Structure
 from .x86 import PACKAGES, OnnxProber, write_whole
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-SPARSITY_KEY = "edge-compress.sparsity"  # in the file's metadata: "enable" where sparse kernels may be tried
 _BLOCK = 64  # images a call
 
 

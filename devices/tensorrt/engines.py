@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
-from ...pipeline.types import Precision
+from ...pipeline.types import SPARSITY_KEY, Precision
 from ..connection import IDLE_S, AgentSession
 from ..transport.base import BoardError, Completed
 from . import loop as tensorrt_loop
@@ -28,7 +28,6 @@ _ENDED = 124  # exit code of `timeout` when it had to
 _CHUNK_BYTES = 64 << 20  # inputs sent at once
 _POWER_S = 10
 ENGINE = ".engine"  # what a file is called that is one already: for this GPU, this TensorRT and this power mode
-SPARSITY_KEY = "edge-compress.sparsity"  # in a file's metadata, see targets.jetson
 
 FloatArray = NDArray[np.float32]
 

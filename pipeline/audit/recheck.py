@@ -10,12 +10,13 @@ from ... import targets
 from ...devices.access import named, open_named
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.boards_of import boards_of
+from ..codec import to_json
 from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.intervals import overlap, share_ci95
 from ..report.words import Json, fixed
-from ..types import Kind, to_json
+from ..types import Kind
 from ..verify import golden
 from ..verify.golden import Replay, network_inputs
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,9 @@ import click
 
 from ... import targets
 from .. import config as settings
+from .. import options
 from ..errors import EdgeCompressError, UnavailableError
+from ..types import Pattern, Precision
 from .finished_runs import release, report, verify
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
@@ -29,6 +32,11 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     field = more.pop("field", name.removeprefix("--").replace("-", "_"))
     shown = default or str(_DEFAULTS[field])
     return click.option(name, field, default=more.pop("unset", None), help=f"{help}  [default: {shown}]", **more)
+
+
+def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
+    """The values of an enumeration, and other names for some."""
+    return click.Choice([*(member.value for member in kind), *more])
 
 
 @click.group(
@@ -66,7 +74,7 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     "--augment",
     "How training images are varied, as when the model was trained.",
     "shift for digits, else crop-flip",
-    type=click.Choice(settings.AUGMENTS),
+    type=_choice(options.Augment),
 )
 @_option("--image-size", "Height and width images are scaled to.", "the model's own, else the data's", type=int, metavar="PIXELS")
 @_option(
@@ -76,9 +84,9 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
     "--pattern",
     "What is removed: channels and blocks, single weights, or two of four.",
     "auto, what the target can use",
-    type=click.Choice(settings.PATTERNS),
+    type=_choice(Pattern, "auto"),
 )
-@_option("--precision", "Number format of the artifact.", "the target's best", type=click.Choice(settings.PRECISIONS))
+@_option("--precision", "Number format of the artifact.", "the target's best", type=_choice(Precision))
 @_option("--float-io", "Float input and output of an int8 .tflite, whose own are int8.", "off", is_flag=True, flag_value=True)
 @_option(
     "--latency-budget",
@@ -99,7 +107,7 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
 @_option(
     "--reward",
     "What the search maximises: hard, accuracy with the budget as a wall; soft, alpha * accuracy - beta * latency.",
-    type=click.Choice(settings.REWARDS),
+    type=_choice(options.Reward),
 )
 @_option("--alpha", "Weight of accuracy in the soft reward.", type=float, metavar="NUMBER")
 @_option("--beta", "Weight of latency (a share of the dense model's) in the soft reward.", type=float, metavar="NUMBER")
@@ -109,18 +117,18 @@ def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
 @_option(
     "--score",
     "What says how much a connection matters; seed is the published formula, sign and all.",
-    type=click.Choice(settings.SCORES),
+    type=_choice(options.Score, "seed"),
 )
-@_option("--search", "What sets the thresholds of the layers.", type=click.Choice(settings.SEARCHES))
+@_option("--search", "What sets the thresholds of the layers.", type=_choice(options.SearchMethod))
 @_option("--evaluations", "Distinct candidates the search may evaluate.", "200, for digits 100", type=int, metavar="COUNT")
 @_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
 @_option(
     "--mask",
     "In fine-tuning with --pattern weight: fixed, or dynamic, re-chosen after each epoch.",
-    type=click.Choice(settings.MASKS),
+    type=_choice(options.MaskMode),
 )
 @_option("--seed", "Same inputs and same seed give the same artifact on the same machine.", type=int, metavar="NUMBER")
-@_option("--accelerator", "Where scoring and fine-tuning run.", type=click.Choice(settings.ACCELERATORS))
+@_option("--accelerator", "Where scoring and fine-tuning run.", type=_choice(options.Accelerator))
 @_option("--threads", "Threads of the artifact's runtime when it is measured.", type=int, metavar="COUNT")
 @_option("--out", "Run folder. The same command on the same folder goes on where it stopped.", "runs/MODEL-TARGET", metavar="DIR")
 @click.option(
@@ -214,9 +222,9 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     result = profiling.profile(models, device, timing, progress.Progress())
     click.echo("\n".join(profiling.table(result)))
     if out is not None:
+        from ..codec import to_json
         from ..files import atomic_write
         from ..profile.page import to_html
-        from ..types import to_json
 
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "profile.json", json.dumps(to_json(result), indent=1) + "\n")

@@ -6,7 +6,8 @@ import itertools
 import json
 from pathlib import Path
 
-from ..types import Candidate, from_json, to_json
+from ..codec import from_json, to_json
+from ..types import Candidate
 
 
 class Memo:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..codec import from_json, to_json
 from ..files import atomic_write
 from ..network.weights import digest_of
-from ..types import Epoch, from_json, to_json
+from ..types import Epoch
 
 Masks = Mapping[str, Tensor]  # parameter name -> 0/1 of the parameter's shape
 

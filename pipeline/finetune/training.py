@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..codec import to_json
 from ..errors import BuildError
 from ..network.memory_layout import fastest_layout
 from ..network.modes import borrowed
@@ -29,7 +30,7 @@ from ..network.process_group import ALONE, World
 from ..network.weights import digest_of
 from ..task.inference import logits, top1
 from ..task.preprocess import augmented
-from ..types import Epoch, Preprocess, to_json
+from ..types import Epoch, Preprocess
 from .state import CheckpointFile, Masks, TrainingState
 
 if TYPE_CHECKING:

@@ -51,16 +51,6 @@ def weight_masks(scores: Mapping[str, Tensor], sparsity: float | Mapping[str, fl
     return {name: part.view(value.shape) for (name, value), part in zip(scores.items(), parts, strict=True)}
 
 
-def thresholds(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each layer's pruning threshold in the paper's sense: the lowest score that stays. inf where nothing does."""
-    return {name: float(scores[name].detach()[mask].min()) if bool(mask.any()) else math.inf for name, mask in masks.items()}
-
-
-def removed_shares(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each layer's share of connections that go, 0 to 1: what a Plan records as its thresholds."""
-    return {name: float((~mask).sum()) / mask.numel() for name, mask in masks.items()}
-
-
 def two_four_fits(shape: tuple[int, ...]) -> bool:
     """Whether a weight of this shape (O, C, ...) can carry 2:4: its inputs (per group) come in fours.
 
@@ -88,21 +78,6 @@ def two_four_mask(scores: Tensor) -> Tensor:
     order = fours.argsort(dim=2, stable=True)  # rising: the first two go
     mask = torch.ones_like(fours, dtype=torch.bool).scatter_(2, order[:, :, :2], value=False)
     return mask.flatten(1, 2)
-
-
-def two_four_masks(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`two_four_mask` of every layer that can carry it; the others keep everything."""
-    return {
-        name: two_four_mask(value) if two_four_fits(tuple(value.shape)) else torch.ones_like(value, dtype=torch.bool)
-        for name, value in scores.items()
-    }
-
-
-def is_two_four(weight: Tensor) -> bool:
-    """Whether at most two of every four consecutive inputs of a weight (O, C) or (O, C, kh, kw) are nonzero."""
-    if not two_four_fits(tuple(weight.shape)):
-        return False
-    return int((_fours(weight) != 0).sum(2).max()) <= 2
 
 
 def _fours(weight: Tensor) -> Tensor:

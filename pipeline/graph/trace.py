@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import InputError
 
 LAYERS = (nn.Conv2d, nn.Linear)
-SHAPE_METHODS = {"size", "dim", "numel"}
 
 
 def canonical(module: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..codec import from_json, to_json
 from ..errors import VerifyError
 from ..report.intervals import Interval, latency_ci95, share_ci95
 from ..report.words import Json
-from ..types import FileRef, Kind, from_json, to_json
+from ..types import FileRef, Kind
 from .archive import Archive, DamagedArchive, unpack
 
 SUFFIX = ".tar.gz"

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..codec import from_json
 from ..errors import InputError, VerifyError
 from ..files import sha256_file
 from ..report.words import Json
-from ..types import FileRef, from_json
+from ..types import FileRef
 from . import archive, bundle
 from .bundle import Manifest
 

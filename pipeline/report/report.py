@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from ..codec import to_json
 from ..types import (
     Accuracy,
     Candidate,
@@ -20,7 +21,6 @@ from ..types import (
     Subject,
     TargetResult,
     Timing,
-    to_json,
 )
 from .figures import figures
 from .markdown import md, md_table

@@ -2,7 +2,7 @@
 
 What scores lowest is removed first. The paper's formula is `S = |w| exp(-lambda ||H||)`. Its text wants weights of high
 curvature protected; its sign does the opposite, so of two equal weights the one the loss needs more goes first, and any lambda
-that acts at all does no better than random masks. It is kept, sign and all, as `seed`, for comparison. The score in use,
+that acts at all does no better than random masks. It is kept, sign and all, as `published`, for comparison. The score in use,
 `hasa`, grows with curvature as every second-order criterion does (Optimal Brain Damage, LeCun, Denker & Solla 1989:
 `1/2 h w^2`), damped by the layer's mean curvature. lambda stays the paper's constant, tuned on the search split: there it is
 the exponent of the curvature.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import Score
 
 Rule = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]  # weight, curvature, lambda, generator -> score, same shape
 Member = tuple[str, int, int]  # layer, axis of its weight (0 output, 1 input), index along it
@@ -40,9 +41,9 @@ def random(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Gener
     return torch.rand(weight.shape, generator=generator).to(weight)
 
 
-def seed(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generator) -> Tensor:
+def published(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generator) -> Tensor:
     """`|w| exp(-lambda |h|)`: the published formula, sign included; it *falls* with curvature. lambda >= 0, in units of 1/h."""
-    return weight.abs() * torch.exp(-_at_least_zero("seed", lam) * curvature.abs())
+    return weight.abs() * torch.exp(-_at_least_zero(Score.PUBLISHED, lam) * curvature.abs())
 
 
 def hasa(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generator) -> Tensor:
@@ -56,8 +57,8 @@ def hasa(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generat
     return weight.square() * (positive + positive.mean() + FLOOR) ** lam
 
 
-SCORES: dict[str, Rule] = {"hasa": hasa, "seed": seed, "magnitude": magnitude, "random": random}
-CURVED = frozenset({"hasa", "seed"})  # scores that need a curvature, and have a lambda to tune
+SCORES: dict[str, Rule] = {Score.HASA: hasa, Score.PUBLISHED: published, Score.MAGNITUDE: magnitude, Score.RANDOM: random}
+CURVED = frozenset({Score.HASA, Score.PUBLISHED})  # scores that need a curvature, and have a lambda to tune
 
 
 def known(name: str) -> str:
@@ -152,13 +153,13 @@ def removal_scores(squares: Tensor, curvature: Tensor, lam: float) -> Tensor:
 
 
 def lambda_grid(name: str, curvature: Mapping[str, Tensor] | None) -> tuple[float, ...]:
-    """Lambdas worth trying for a score: exponents for `hasa`; for `seed` 0 and steps of 1/mean|h|, since h has no fixed scale.
+    """Lambdas worth trying for a score: exponents for `hasa`; for `published` 0 and steps of 1/mean|h|.
 
     A score without lambda gets (0.0,).
     """
-    if name == "hasa":
+    if name == Score.HASA:
         return (0.0, 0.25, 0.5, 0.75, 1.0)
-    if name == "seed" and curvature:
+    if name == Score.PUBLISHED and curvature:
         count = sum(h.numel() for h in curvature.values())
         mean = sum(float(h.abs().sum(dtype=torch.float64)) for h in curvature.values()) / max(count, 1)
         if mean > 0:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.coupling import IN, OUT, Coupling
 from ..graph.knobs import plan_for
+from ..options import Score
 from ..task.samples import batches
 from ..types import Knob, Plan, Sensitivity
 from . import criteria as hasa
@@ -49,7 +50,7 @@ class UnitScores:
             for group, units in coupling.units.items()
         }
         images = batches(inputs[:CURVATURE_IMAGES])
-        self._connections = gauss_newton(net, images, seed=seed) if score == "seed" else None
+        self._connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
         self._units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == "hasa" else None
 
     def at(self, lambda_: float) -> dict[str, Tensor]:

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from ..options import Reward, SearchMethod
 from ..types import Candidate, Knob
 
 FloatArray = NDArray[np.float64]
 Levels = tuple[int, ...]
 
-METHODS = ("ppo", "uniform", "random", "knapsack")
-MODES = ("hard", "soft")
 UNITS = {  # of a budget: what it is counted in, what is called of which there can be no less, and its option
     "latency": ("of the dense float latency", "fastest", "--latency-budget"),
     "density": ("of the connections", "sparsest", "--latency-budget"),
@@ -89,10 +88,10 @@ class SearchSettings:
         InputError: a value that means nothing.
     """
 
-    method: str  # one of METHODS
+    method: str  # of SearchMethod
     evaluations: int  # distinct settings the evaluator is asked for, the same for every method
     budget: float  # on `Candidate.spent`; in soft mode only a hint
-    mode: str = "hard"  # one of MODES
+    mode: str = "hard"  # of Reward
     alpha: float = 1.0  # soft mode: weight of accuracy
     beta: float = 1.0  # soft mode: weight of the latency ratio, or of the density
     seed: int = 0
@@ -101,10 +100,10 @@ class SearchSettings:
     max_size_bytes: int | None = None  # hard mode: of the artifact; the evaluator has to be `Sized`
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError("search method", found=repr(self.method), expected=", ".join(METHODS))
-        if self.mode not in MODES:
-            raise InputError("search mode", found=repr(self.mode), expected=", ".join(MODES))
+        if self.method not in tuple(SearchMethod):
+            raise InputError("search method", found=repr(self.method), expected=", ".join(SearchMethod))
+        if self.mode not in tuple(Reward):
+            raise InputError("search mode", found=repr(self.mode), expected=", ".join(Reward))
         if self.limits not in UNITS:
             raise InputError("what the budget is on", found=repr(self.limits), expected=", ".join(UNITS))
         if self.evaluations < 1:

@@ -13,10 +13,10 @@ import numpy as np
 from ..types import Candidate, SearchResult
 from . import knapsack
 from .baselines import at_random, fill, uniform
-from .problem import METHODS, Evaluator, SearchSettings, excess
+from .problem import Evaluator, SearchSettings, excess
 from .tally import Hints, Progress, SpentError, Tally, best_first
 
-__all__ = ["METHODS", "Evaluator", "Hints", "SearchSettings", "Tally", "search"]
+__all__ = ["Evaluator", "Hints", "SearchSettings", "Tally", "search"]
 
 
 FINALISTS = 4  # plans that are solved whole before one is taken, see `finalists`

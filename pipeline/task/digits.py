@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    pass
-
 MEAN = (0.305,)  # of the 1,797 scans, pixels in [0, 1]
 STD = (0.376,)
-AUGMENT = "shift"  # a mirrored digit is no digit
 
 
 class Block(nn.Module):

@@ -12,10 +12,9 @@ from ..network.cost import cost_of
 from ..types import Preprocess, Subject
 from .datasets import load_data
 from .models import LoadedModel, load_model
-from .preprocess import check_augment
+from .preprocess import IMAGENET_MEAN, IMAGENET_STD, check_augment
 from .splits import DataSet
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when no weights are given
 
 

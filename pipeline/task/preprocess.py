@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..options import Augment
 from ..types import Preprocess
 
 UInt8Array = NDArray[np.uint8]
 
-AUGMENTATIONS = ("none", "crop-flip", "shift")  # "shift" = the crop without the flip, for images that have a left and a right
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -66,9 +66,9 @@ def augmented(
 
 
 def check_augment(name: str) -> None:
-    """Raises InputError unless `name` is one of `AUGMENTATIONS`."""
-    if name not in AUGMENTATIONS:
-        expected = "one of " + ", ".join(AUGMENTATIONS)
+    """Raises InputError unless `name` is an `Augment`."""
+    if name not in tuple(Augment):
+        expected = "one of " + ", ".join(Augment)
         raise InputError("unknown augmentation", found=repr(name), expected=expected, do="set --augment")
 
 

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import TensorRtDevice
-from ...devices.tensorrt.engines import SPARSITY_KEY, Engine, Engines
+from ...devices.tensorrt.engines import Engine, Engines
 from ...targets.base import Target
 from ..errors import UnavailableError
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
-from ..types import Artifact, FileRef, OnDevice, Timing
+from ..types import SPARSITY_KEY, Artifact, FileRef, OnDevice, Timing
 from . import engine_answers
 from .engine_answers import Answers
 

@@ -18,12 +18,13 @@ from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
 from edge_compress.pipeline import run
 from edge_compress.pipeline.build import artifact as artifacts
+from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import finalists
 from edge_compress.pipeline.pattern import strategies as pruning
 from edge_compress.pipeline.reconstruct import least_squares as compensate
 from edge_compress.pipeline.task.inference import logits, top1
-from edge_compress.pipeline.types import Epoch, Timing, from_json
+from edge_compress.pipeline.types import Epoch, Timing
 from edge_compress.targets.onnx import int8 as onnx_int8
 from edge_compress.targets.onnx import trials as onnx_trials
 from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from edge_compress import targets
-from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.config import Budget, Config, differences, load, to_toml
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.options import Accelerator, Augment, MaskMode, Reward, Score, SearchMethod
 from edge_compress.pipeline.types import Pattern, Precision
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -200,12 +200,16 @@ def test_two_configurations_differ_only_in_what_the_result_depends_on() -> None:
     assert differences(one, dataclasses.replace(one, seed=1, lambda_=0.1)) == ("lambda", "seed")
 
 
-def test_the_scores_and_augmentations_are_those_that_exist() -> None:
+def test_the_scores_on_offer_are_those_that_are_computed() -> None:
     from edge_compress.pipeline.score.criteria import SCORES
-    from edge_compress.pipeline.task.preprocess import AUGMENTATIONS
 
-    assert set(settings.SCORES) == set(SCORES)
-    assert set(settings.AUGMENTS) == set(AUGMENTATIONS)
+    assert set(SCORES) == set(Score)
+
+
+def test_the_published_formula_still_answers_to_its_old_name(tmp_path: Path) -> None:
+    for flags, file in (({**FLAGS, "score": "seed"}, None), (FLAGS, written(tmp_path, 'score = "seed"'))):
+        assert load(file, flags).score is Score.PUBLISHED
+    assert load(None, {**FLAGS, "score": "published"}).score is Score.PUBLISHED
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
@@ -226,7 +230,7 @@ configs = st.builds(
     data=st.one_of(st.just("digits"), paths.map(lambda p: f"npz:{p}"), paths.map(lambda p: f"torchvision:CIFAR10:{p}")),
     mean=channels,
     std=channels,
-    augment=st.sampled_from([None, *settings.AUGMENTS]),
+    augment=st.sampled_from([None, *Augment]),
     image_size=st.one_of(st.none(), st.integers(4, 4096)),
     device=st.one_of(st.just("local"), paths.map(lambda p: f"{p}.toml")),
     pattern=st.sampled_from([None, *Pattern]),
@@ -234,17 +238,17 @@ configs = st.builds(
     latency_budget=budgets,
     max_accuracy_drop=st.floats(0, 100),
     min_speedup=weights,
-    reward=st.sampled_from(settings.REWARDS),
+    reward=st.sampled_from(list(Reward)),
     alpha=weights,
     beta=weights,
     lambda_=st.one_of(st.none(), weights),
-    score=st.sampled_from(settings.SCORES),
-    search=st.sampled_from(settings.SEARCHES),
+    score=st.sampled_from(list(Score)),
+    search=st.sampled_from(list(SearchMethod)),
     evaluations=st.integers(1, 10**6),
     finetune_epochs=st.integers(0, 10**6),
-    mask=st.sampled_from(settings.MASKS),
+    mask=st.sampled_from(list(MaskMode)),
     seed=st.integers(0, 2**31 - 1),
-    accelerator=st.sampled_from(settings.ACCELERATORS),
+    accelerator=st.sampled_from(list(Accelerator)),
     threads=st.integers(1, 64),
     out=paths,
     json=st.booleans(),

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from edge_compress import targets
+from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.config import Config, to_toml
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.files import atomic_write, disk_errors, file_ref, sha256_file
 from edge_compress.pipeline.run_folder import RunFolder
-from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost, from_json, to_json
+from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -431,5 +432,5 @@ def test_a_stage_keeps_beside_its_result_what_its_key_was_made_of(config: Config
 
 
 def test_the_store_does_not_need_torch() -> None:
-    code = "import sys, edge_compress.pipeline.store; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'numpy')))"
+    code = "import sys, edge_compress.pipeline.run_folder; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

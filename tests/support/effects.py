@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import user_net
 from cli_runs import BUDGET, EPOCHS, EVALUATIONS, report_of
+from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
@@ -29,7 +30,7 @@ from edge_compress.pipeline.reconstruct import least_squares as compensate
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.preprocess import augmented
 from edge_compress.pipeline.task.splits import DataSet, Split
-from edge_compress.pipeline.types import Pattern, Plan, Preprocess, from_json
+from edge_compress.pipeline.types import Pattern, Plan, Preprocess
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import fx, nn

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import trtexec_standin
-from edge_compress.devices.tensorrt import engines
+from edge_compress.pipeline.types import SPARSITY_KEY
 from onnx import TensorProto, helper, numpy_helper
 
 MODE = '#!/bin/sh\necho "NV Power Mode: 15W"\n'
@@ -69,7 +69,7 @@ def onnx_file(path, *, channels=4, quantized=False, half=False, sparse=False):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if sparse:
-        helper.set_model_props(model, {engines.SPARSITY_KEY: "enable"})
+        helper.set_model_props(model, {SPARSITY_KEY: "enable"})
     path.write_bytes(model.SerializeToString())
     return path
 

@@ -25,6 +25,12 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: in
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
+def two_of_four(weight: torch.Tensor) -> bool:
+    """Whether at most two of every four consecutive inputs of a weight (O, C) or (O, C, kh, kw) are nonzero."""
+    fours = weight.detach().movedim(1, -1).reshape(-1, 4)  # KRSC: the input channel is the fastest axis
+    return int((fours != 0).sum(1).max()) <= 2
+
+
 class PaddedBlock(nn.Module):
     """He et al. 2015, shortcut of option A: subsample, then pad the channels with zeros."""
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from edge_compress import targets
 from edge_compress.pipeline import config
+from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import file_ref
 from edge_compress.pipeline.report.report import to_html, to_markdown, to_report
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict, to_json
+from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
 from fake_run import fake_results, fake_target, fake_timing
 from onnx import TensorProto, helper, numpy_helper

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from edge_compress import targets
-from edge_compress.pipeline.types import Artifact, Pattern, Precision, from_json, to_json
+from edge_compress.pipeline.codec import from_json, to_json
+from edge_compress.pipeline.types import Artifact, Pattern, Precision
 from edge_compress.targets.base import BuildRequest, Limits, Structure
 
 SHAPE = (3, 12, 12)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.types import Kind, Pattern, Precision
+from edge_compress.pipeline.types import SPARSITY_KEY, Kind, Pattern, Precision
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Structure
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
@@ -67,7 +67,7 @@ def test_int8_is_a_file_that_the_linter_has_nothing_on_and_answers_like_the_netw
     assert {n.op_type for n in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
     notes = {p.key: p.value for p in model.metadata_props}
     assert json.loads(notes["classes"]) == list("abcde")
-    assert notes[jetson.SPARSITY_KEY] == "disable"
+    assert notes[SPARSITY_KEY] == "disable"
     assert artifact.options["activation_type"] == "int8"
     assert artifact.options["linter"] == "nothing found"
     assert any("not seen by NVIDIA's parser" in note for note in artifact.notes)
@@ -178,10 +178,10 @@ def test_two_four_is_claimed_for_the_layers_that_have_it_and_stays_intact(tiny, 
     artifact = jetson.TARGET.build(asked)
     model = onnx.load(tmp_path / artifact.file.path)
     assert artifact.options["two_four_layers"] == "2"
-    assert {p.key: p.value for p in model.metadata_props}[jetson.SPARSITY_KEY] == "enable"
+    assert {p.key: p.value for p in model.metadata_props}[SPARSITY_KEY] == "enable"
     assert lint(model, two_four={"a.conv1", "c.conv2"}) == ()
     baseline = onnx.load(tmp_path / artifact.baseline.path)
-    assert {p.key: p.value for p in baseline.metadata_props}[jetson.SPARSITY_KEY] == "disable"
+    assert {p.key: p.value for p in baseline.metadata_props}[SPARSITY_KEY] == "disable"
 
 
 def test_an_engine_does_not_run_here_and_a_broken_file_is_named(tmp_path):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_compress.devices.measure.timing import Samples, Session, TimingSettings, build_timing
+from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.types import Kind, Timing, from_json, to_json
+from edge_compress.pipeline.types import Kind, Timing
 
 SETTINGS = TimingSettings(resamples=200)
 

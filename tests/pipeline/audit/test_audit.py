@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_compress.pipeline.audit import recheck
-from edge_compress.pipeline.cli import main
+from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.release.record import open_record
 from edge_compress.pipeline.types import Kind, Speedup, Timing
 from fake_run import fake_timing

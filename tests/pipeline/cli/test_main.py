@@ -105,7 +105,7 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
             alpha=2.0,
             beta=3.0,
             lambda_=0.25,
-            score="seed",
+            score="published",
             search="random",
             evaluations=7,
             finetune_epochs=3,
@@ -351,7 +351,7 @@ def run_pipeline(config, ui):
 {body}
 stub.run_pipeline = run_pipeline
 sys.modules[stub.__name__] = stub
-from edge_compress.pipeline.cli import main
+from edge_compress.pipeline.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

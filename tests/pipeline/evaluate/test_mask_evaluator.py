@@ -25,7 +25,6 @@ from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.finetune.state import TrainingState
 from edge_compress.pipeline.graph.coupling import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
-from edge_compress.pipeline.graph.masks import is_two_four
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.pattern.strategies import Masks, pattern_for
@@ -185,7 +184,7 @@ def test_a_mask_keeps_exactly_the_knobs_count_and_the_highest_scores(
         assert value[mask].min() >= value[~mask].max() if count < size else True
     half = layer_mask(value, Pattern.TWO_FOUR, Knob("a", "layer", size, (size, size // 2)), 1)
     assert int(half.sum()) == size // 2
-    assert is_two_four(value * half)
+    assert nets.two_of_four(value * half)
 
 
 def test_density_is_the_share_of_connections_in_the_masks() -> None:
@@ -432,7 +431,7 @@ def test_training_leaves_the_zeros_and_the_padding_alone(run_folder: RunFolder) 
     for name, mask in masks.items():
         assert not after[name][mask == 0].any()
     assert any(not torch.equal(after[name], before[name]) for name in masks)
-    assert is_two_four(after["layer3.0.conv2.weight"])
+    assert nets.two_of_four(after["layer3.0.conv2.weight"])
 
 
 # ---------------------------------------------------------------------------------------------- artifact, gate, plot
@@ -454,7 +453,7 @@ def test_zeros_reach_the_artifact_as_zeros(precision: Precision, run_folder: Run
         weight = weight if weight.shape == mask.shape else weight.T  # a linear layer may be stored inputs first
         assert not weight[mask == 0].any()
         assert float((weight[mask != 0] != 0).float().mean()) > 0.9
-        assert is_two_four(weight)
+        assert nets.two_of_four(weight)
 
 
 def test_a_missing_speedup_of_a_mask_is_explained() -> None:

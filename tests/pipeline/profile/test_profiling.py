@@ -12,12 +12,13 @@ import torch
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.profile import profiling
 from edge_compress.pipeline.profile.layer_names import names_of
 from edge_compress.pipeline.profile.page import to_html
 from edge_compress.pipeline.profile.profiling import LayerTime, Profile, Row
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.types import Kind, Percentiles, from_json, to_json
+from edge_compress.pipeline.types import Kind, Percentiles
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import Recipe, quantize
 from torch import nn

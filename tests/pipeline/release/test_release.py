@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.cli import main
+from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.errors import InputError, UnavailableError, VerifyError
 from edge_compress.pipeline.release import archive, bundle
 from edge_compress.pipeline.release.archive import Archive, pack, unpack

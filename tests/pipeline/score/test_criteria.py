@@ -34,21 +34,21 @@ def test_of_two_equal_weights_hasa_removes_the_flatter_and_the_published_formula
 ) -> None:
     flatter, sharper = pair("hasa", [w, -w], [low, low * factor], lam)
     assert flatter < sharper
-    flatter, sharper = pair("seed", [w, -w], [low, -low * factor], lam)
+    flatter, sharper = pair("published", [w, -w], [low, -low * factor], lam)
     assert flatter > sharper
 
 
 @settings(deadline=None)
 @given(h=finite, w=finite, factor=st.floats(1.01, 100.0), lam=st.floats(0.0, 1.0))
 def test_of_two_equally_curved_weights_the_smaller_goes_first(h: float, w: float, factor: float, lam: float) -> None:
-    for name in ("hasa", "seed", "magnitude"):
+    for name in ("hasa", "published", "magnitude"):
         smaller, larger = pair(name, [w, -w * factor], [h, h], lam)
         assert smaller < larger
 
 
 def test_the_scores_are_the_formulas() -> None:
     w, h = [2.0, -3.0, 1.0, 0.0], [0.5, 1.5, -4.0, 2.0]
-    assert pair("seed", w, h, 0.5) == pytest.approx([2 * math.exp(-0.25), 3 * math.exp(-0.75), math.exp(-2.0), 0.0])
+    assert pair("published", w, h, 0.5) == pytest.approx([2 * math.exp(-0.25), 3 * math.exp(-0.75), math.exp(-2.0), 0.0])
     assert pair("hasa", w, h, 0.5) == pytest.approx([4 * 1.5**0.5, 9 * 2.5**0.5, 1.0, 0.0])  # mean of clamped h: 1
     assert pair("hasa", w, h, 1.0) == pytest.approx([6.0, 22.5, 1.0, 0.0])
     assert pair("magnitude", w, h, 0.7) == [2.0, 3.0, 1.0, 0.0]
@@ -84,10 +84,10 @@ def test_for_a_least_squares_layer_the_score_is_the_true_increase_of_the_loss() 
     torch.testing.assert_close(layer.weight.detach().square() * diagonal["a"], increase)  # undamped it is equal
     ranks = {
         name: spearmanr(hasa.score(name, {"a": layer.weight}, diagonal, lam)["a"].flatten(), increase.flatten()).statistic
-        for name, lam in (("hasa", 1.0), ("magnitude", 0.0), ("seed", hasa.lambda_grid("seed", diagonal)[3]))
+        for name, lam in (("hasa", 1.0), ("magnitude", 0.0), ("published", hasa.lambda_grid("published", diagonal)[3]))
     }
     assert ranks["hasa"] > 0.9
-    assert ranks["hasa"] > ranks["magnitude"] + 0.02 > ranks["seed"]
+    assert ranks["hasa"] > ranks["magnitude"] + 0.02 > ranks["published"]
 
 
 def test_units_get_the_sum_of_the_scores_of_all_their_connections() -> None:
@@ -144,19 +144,19 @@ def test_lambda_is_the_best_of_the_grid_and_the_first_of_equals() -> None:
 def test_grids_lie_in_each_scores_range_and_follow_the_scale_of_the_curvature() -> None:
     h = {"a": torch.tensor([[1e-6, -3e-6]])}
     assert hasa.lambda_grid("hasa", h) == (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert hasa.lambda_grid("seed", h)[3] == pytest.approx(1 / 2e-6)
-    assert hasa.lambda_grid("seed", {"a": torch.zeros(2, 2)}) == (0.0,)
+    assert hasa.lambda_grid("published", h)[3] == pytest.approx(1 / 2e-6)
+    assert hasa.lambda_grid("published", {"a": torch.zeros(2, 2)}) == (0.0,)
     assert hasa.lambda_grid("magnitude", None) == (0.0,)
 
 
 def test_bad_requests_are_named() -> None:
     w, h = {"a": torch.ones(2, 2)}, {"a": torch.ones(2, 2)}
-    with pytest.raises(InputError, match="--score: found 'obd', expected one of hasa, seed, magnitude, random"):
+    with pytest.raises(InputError, match="--score: found 'obd', expected one of hasa, published, magnitude, random"):
         hasa.score("obd", w, h, 0.5)
     with pytest.raises(InputError, match=r"lambda of the score 'hasa': found 1\.5, expected 0 to 1"):
         hasa.score("hasa", w, h, 1.5)
-    with pytest.raises(InputError, match="lambda of the score 'seed': found nan"):
-        hasa.score("seed", w, h, math.nan)
+    with pytest.raises(InputError, match="lambda of the score 'published': found nan"):
+        hasa.score("published", w, h, math.nan)
     with pytest.raises(InputError, match="scores of layer 'a' are not finite"):
         hasa.score("magnitude", {"a": torch.tensor([[math.inf]])}, None, 0.0)
     with pytest.raises(ValueError, match="needs a curvature"):
@@ -184,7 +184,7 @@ def digits_top1_after(scores: tuple[tuple[str, float], ...], sparsity: float, se
         optimiser.step()
     weights = {name: layer.weight.detach() for name, layer in weight_layers(net).items()}
     h = curvature.gauss_newton(net, [(x[:1200], y[:1200])], draws=4, seed=seed)
-    unit = hasa.lambda_grid("seed", h)[3]
+    unit = hasa.lambda_grid("published", h)[3]
 
     def top1(masks: dict[str, Tensor]) -> float:
         masked = {f"{name}.weight": weights[name] * mask for name, mask in masks.items()}
@@ -193,14 +193,17 @@ def digits_top1_after(scores: tuple[tuple[str, float], ...], sparsity: float, se
 
     assert top1({name: torch.ones_like(w) for name, w in weights.items()}) > 0.93
     return [
-        top1(patterns.weight_masks(hasa.score(name, weights, h, lam * (unit if name == "seed" else 1), seed=seed), sparsity))
+        top1(patterns.weight_masks(hasa.score(name, weights, h, lam * (unit if name == "published" else 1), seed=seed), sparsity))
         for name, lam in scores
     ]
 
 
 def test_at_80_percent_hasa_keeps_what_the_published_sign_and_chance_destroy() -> None:
     rows = np.array(
-        [digits_top1_after((("hasa", 0.5), ("magnitude", 0.0), ("seed", 1.0), ("random", 0.0)), 0.8, seed) for seed in range(3)]
+        [
+            digits_top1_after((("hasa", 0.5), ("magnitude", 0.0), ("published", 1.0), ("random", 0.0)), 0.8, seed)
+            for seed in range(3)
+        ]
     )
     hasa_top1, magnitude, published, chance = rows.mean(axis=0)
     assert hasa_top1 > max(published, chance) + 0.4, rows

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.options import SearchMethod
 from edge_compress.pipeline.search import ppo
-from edge_compress.pipeline.search.problem import METHODS, SearchSettings, canonical
+from edge_compress.pipeline.search.problem import SearchSettings, canonical
 from edge_compress.pipeline.search.search import FINALISTS, choose, search
 from edge_compress.pipeline.search.tally import Hints, Tally
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 
-WAYS = [*METHODS, "ppo-cold"]
+WAYS = [*SearchMethod, "ppo-cold"]
 
 
 def settings(way="knapsack", evaluations=60, budget=0.4, **more):

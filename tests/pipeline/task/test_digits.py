@@ -10,13 +10,13 @@ import torch
 from edge_compress.pipeline.finetune.digits import train_digits
 from edge_compress.pipeline.network.weights import state_sha256
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import AUGMENT, MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.splits import DataSet
 from edge_compress.pipeline.types import Epoch, Preprocess
 from torch import nn
 
-PREP = Preprocess(MEAN, STD, AUGMENT)
+PREP = Preprocess(MEAN, STD, "shift")
 
 
 @pytest.fixture(scope="module")

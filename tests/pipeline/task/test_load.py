@@ -12,7 +12,8 @@ from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.network.weights import state_sha256, weights_file
 from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
-from edge_compress.pipeline.task.load import IMAGENET_MEAN, IMAGENET_STD, load_subject
+from edge_compress.pipeline.task.load import load_subject
+from edge_compress.pipeline.task.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from safetensors.torch import save_file
 
 CONFIG = Config(targets=("x86",))

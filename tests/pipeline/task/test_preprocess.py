@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.task.preprocess import AUGMENTATIONS, augmented, to_input
+from edge_compress.pipeline.options import Augment
+from edge_compress.pipeline.task.preprocess import augmented, to_input
 from edge_compress.pipeline.types import Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ def test_to_input_leaves_the_pixels_alone_even_when_they_are_read_only() -> None
     assert (images == before).all()
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", Augment)
 def test_augmentation_is_a_function_of_the_generator_alone(name: str) -> None:
     images = random_images(20, 16, 16, 3)
     first, again, other = (augmented(images, plain(name, 3), generator(s)) for s in (5, 5, 6))
