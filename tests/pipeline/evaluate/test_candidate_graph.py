@@ -82,6 +82,10 @@ def test_a_candidate_answers_what_torch_answers(name):
         assert distance(graph, small, structure_of(net, coupling, plan)) < 1e-5, plan
 
 
+# of the answers' spread; processors without VNNI have 7-bit weights, whose steps are twice as wide
+NEAR = 0.1 if candidate.RECIPE.weight_bits == 8 else 0.2
+
+
 @functools.cache
 def quantized(name: str) -> CandidateGraph:
     return CandidateGraph(nets.subject(name)[0], nets.SHAPE, nets.images(32).numpy())
@@ -96,7 +100,7 @@ def test_in_int8_a_candidate_answers_nearly_what_it_answers_in_float(name):
         small, structure = prune(net, coupling, plan), structure_of(net, coupling, plan)
         expected, found = float_graph.answers(small, structure, images), graph.answers(small, structure, images)
         error = np.sqrt(((found - expected) ** 2).mean() / expected.var())
-        assert 1e-7 < error < 0.1, plan
+        assert 1e-7 < error < NEAR, plan
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -113,7 +117,7 @@ def test_a_cut_int8_graph_is_the_candidate_quantized_from_scratch(name):
             images
         )
         found = graph.answers(small, structure, images)
-        assert np.sqrt(((found - expected) ** 2).mean() / expected.var()) < 0.1, plan
+        assert np.sqrt(((found - expected) ** 2).mean() / expected.var()) < NEAR, plan
 
 
 def filled(graph: CandidateGraph, net: nn.Module, structure: Structure) -> onnx.ModelProto:
