@@ -41,15 +41,15 @@ from edge_compress.pipeline.graph.structure import structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
-from edge_compress.pipeline.pattern.strategies import Channels
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.reconstruct import least_squares as compensate
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
-from edge_compress.pipeline.search.tally import best_first
+from edge_compress.pipeline.search.search_log import best_first
 from edge_compress.pipeline.task.inference import answers, logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import calibration_batches, scoring_inputs

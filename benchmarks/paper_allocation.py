@@ -20,7 +20,7 @@ from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.search.problem import Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
-from edge_compress.pipeline.search.tally import Hints
+from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Pattern, Preprocess

@@ -26,7 +26,7 @@ from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.pattern.strategies import Channels
+from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.search import search
 from edge_compress.pipeline.search.problem import SearchSettings

@@ -19,7 +19,7 @@ from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
-from edge_compress.pipeline.search.tally import Hints
+from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.types import Candidate, Knob
 from safetensors import safe_open
 from safetensors.torch import save

@@ -41,7 +41,8 @@ from .graph.trace import canonical
 from .network.cost import cost_of
 from .network.weights import load_weights, save_weights, state_sha256
 from .pattern import finalists
-from .pattern.strategies import Pruning, RankedEvaluator, pattern_for, pruning_for
+from .pattern.base import Pruning, RankedEvaluator
+from .pattern.choice import pattern_for, pruning_for
 from .progress import Progress
 from .release.licences import license_of
 from .report.report import RunResults, to_html, to_markdown, to_report

@@ -121,12 +121,12 @@ class Knob:
     size: int  # units in the dense network
     kept: tuple[int, ...]  # allowed counts, falling; kept[0] == size; what the target's limits leave
 
-    def level(self, threshold: float) -> int:
-        """The level for a score threshold in [0, 1]: the share of units whose score rank lies under it is removed.
+    def level(self, removed: float) -> int:
+        """The level that removes nearest to this share of the units, the lowest scored ones.
 
         0 keeps everything, 1 is the most pruned level; in between, the nearest allowed count.
         """
-        wanted = self.size * (1.0 - min(max(threshold, 0.0), 1.0))
+        wanted = self.size * (1.0 - min(max(removed, 0.0), 1.0))
         return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - wanted), i))
 
 

@@ -20,12 +20,12 @@ from ..reconstruct.memory import affordable
 from ..run_context import Run
 from ..run_folder import Stage
 from ..search.problem import SearchSettings
-from ..search.tally import best_first
+from ..search.search_log import best_first
 from ..task.inference import logits, top1
 from ..task.samples import training_inputs
 from ..task.splits import Split
 from ..types import Candidate, Finalist, Plan, Preprocess, SearchResult, Sensitivity, Solved
-from .strategies import Pruning
+from .base import Pruning
 
 SEQUENTIAL_IMAGES = 1000  # images a plan is solved on, layer after layer
 

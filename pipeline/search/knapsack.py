@@ -1,4 +1,4 @@
-"""The knapsack: a loss per knob and level, a latency per knob and level, and the cheapest setting within budget.
+"""Multiple-choice knapsack: a loss and a latency saving per knob and level, and the setting of least loss within budget.
 
 HALP (Shen et al. 2022) solves channel pruning as a knapsack over a latency table; SPDY (Frantar and Alistarh 2022) solves it
 again and again with varied sensitivities and judges the plans by whole models. Here both tables start from single knobs and are
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 from ..types import Candidate, Knob
 from .latency_model import PATIENCE, Rows
 from .problem import LOSS_CAP, FloatArray, Levels, canonical, dependents
-
-if TYPE_CHECKING:
-    from .tally import Tally
+from .search_log import SearchLog
 
 IntArray = NDArray[np.int64]
 
@@ -210,43 +207,43 @@ class LossModel:
         return tuple(m * row for m, row in zip(factors, rows, strict=True))
 
 
-def profile(tally: Tally, evaluations: int) -> LossModel:
+def profile(log: SearchLog, evaluations: int) -> LossModel:
     """Dense, then single knobs, at most so many: every knob's middle level first, then the last ones, then the rest.
 
     Where the losses of single knobs are given, dense alone.
     """
-    knobs = tally.knobs
+    knobs = log.knobs
     dense = (0,) * len(knobs)
-    model = LossModel(knobs, tally.evaluate(dense), tally.tried)
-    if tally.hints.losses is not None:
-        model.take(tally.hints.losses)
+    model = LossModel(knobs, log.evaluate(dense), log.tried)
+    if log.hints.losses is not None:
+        model.take(log.hints.losses)
         return model
     depth = max(len(k.kept) for k in knobs)
     middle = [(i, len(k.kept) // 2) for i, k in enumerate(knobs) if len(k.kept) > 1]
     last = [(i, len(k.kept) - 1) for i, k in enumerate(knobs) if len(k.kept) > 1]
     rest = [(i, j) for j in range(1, depth) for i, k in enumerate(knobs) if j < len(k.kept)]
     for i, j in list(dict.fromkeys([*middle, *last, *rest]))[: max(0, evaluations - 1)]:
-        model.observe_single(i, j, tally.evaluate((*dense[:i], j, *dense[i + 1 :])))
+        model.observe_single(i, j, log.evaluate((*dense[:i], j, *dense[i + 1 :])))
     return model
 
 
-def swap(tally: Tally, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator) -> Levels:
+def swap(log: SearchLog, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator) -> Levels:
     """A neighbour: one or two knobs keep more, and others less until the predicted latency is within `limit`."""
     out = list(levels)
     pruned = [i for i, j in enumerate(out) if j > 0]
     for i in rng.permutation(pruned)[: rng.integers(1, 3)]:
         out[i] -= 1
     freed = {i for i, j in enumerate(levels) if out[i] < j}
-    return tighten(tally, tuple(out), loss, limit, rng, freed)
+    return tighten(log, tuple(out), loss, limit, rng, freed)
 
 
 def tighten(
-    tally: Tally, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator, freed: Collection[int] = ()
+    log: SearchLog, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator, freed: Collection[int] = ()
 ) -> Levels:
     """Knob after knob one level further, the cheapest of a few for what they save, until the prediction is within `limit`."""
-    knobs, out = tally.knobs, list(levels)
-    while tally.latency_estimate(tuple(out)) > limit:
-        saving, _ = tally.savings(float(tally.size_counts(tuple(out))))
+    knobs, out = log.knobs, list(levels)
+    while log.latency_estimate(tuple(out)) > limit:
+        saving, _ = log.savings(float(log.size_counts(tuple(out))))
         open_ = [i for i, k in enumerate(knobs) if out[i] + 1 < len(k.kept) and i not in freed]
         if not open_:
             break
@@ -256,36 +253,36 @@ def tighten(
     return canonical(knobs, tuple(int(j) for j in out))
 
 
-def run(tally: Tally, until: int, rng: np.random.Generator) -> None:
+def run(log: SearchLog, until: int, rng: np.random.Generator) -> None:
     """Spend evaluations until `until` are spent: at most half on single knobs, the rest on plans and their neighbours."""
-    settings, knobs = tally.settings, tally.knobs
+    settings, knobs = log.settings, log.knobs
     if until < 2:  # the dense network would be all there is to see
-        tally.evaluate(tally.wall.levels(tally.wall.clip(np.zeros(len(knobs)))))
+        log.evaluate(log.constraint.project(np.zeros(len(knobs))))
         return
-    model = profile(tally, max(1, until // 2))
+    model = profile(log, max(1, until // 2))
     hard = settings.mode == "hard"
     # Soft mode has no budget: look where along the whole range of latencies the reward is highest.
-    sweep = [] if hard else list(np.linspace(tally.latency(tally.wall.fastest), tally.latency.dense, 10)[:-1])
+    sweep = [] if hard else list(np.linspace(log.latency(log.constraint.fastest), log.latency.dense, 10)[:-1])
     stale, turn = 0, 0
 
     def proposal(turn: int, limits: list[float], rng: np.random.Generator) -> Levels:
-        centre = settings.budget if hard else tally.latency(tally.leader.levels)
+        centre = settings.budget if hard else log.latency(log.leader.levels)
         width = 0.0 if turn == 0 else 1.0 + 0.1 * stale
         limit = limits.pop() if limits else centre * (1.0 + 0.01 * (1 + 0.1 * stale) * rng.standard_normal() * (turn > 0))
         loss = model.draw(rng, width)
         if turn % 3 == 2:
-            return swap(tally, tally.leader.levels, loss, limit, rng)
-        saving, dense = tally.savings(float(rng.uniform()) if tally.sized else 0.0)
+            return swap(log, log.leader.levels, loss, limit, rng)
+        saving, dense = log.savings(float(rng.uniform()) if log.sized else 0.0)
         levels = solve(knobs, loss, saving, dense - limit)
-        if levels is not None and tally.sized:  # what one knob saves in size, another cannot save again
-            levels = tighten(tally, levels, loss, limit, rng)
-        return tally.wall.fastest if levels is None else levels
+        if levels is not None and log.sized:  # what one knob saves in size, another cannot save again
+            levels = tighten(log, levels, loss, limit, rng)
+        return log.constraint.fastest if levels is None else levels
 
-    while len(tally.tried) < until and stale < PATIENCE:
-        if turn % tally.width == 0:
+    while len(log.tried) < until and stale < PATIENCE:
+        if turn % log.width == 0:
             twin, left = deepcopy(rng), sweep.copy()
-            tally.expect(proposal(turn + ahead, left, twin) for ahead in range(tally.width))
+            log.expect(proposal(turn + ahead, left, twin) for ahead in range(log.width))
         levels = proposal(turn, sweep, rng)
         turn += 1
-        stale = stale + 1 if tally.seen(levels) else 0
-        tally.evaluate(levels)
+        stale = stale + 1 if log.seen(levels) else 0
+        log.evaluate(levels)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..types import Candidate, Knob
 from .problem import FloatArray, Levels, SearchSettings, canonical, dependents
 
-if TYPE_CHECKING:
-    pass
-
 Rows = tuple[FloatArray, ...]  # one array per knob, one number per level
 
 
 KINDS = ("inner", "stream", "block")
-
-
 PATIENCE = 300  # proposals in a row that were already known, after which a search has seen all it can reach
 
 

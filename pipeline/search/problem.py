@@ -1,12 +1,12 @@
-"""The search problem: knobs, an evaluator, a reward, the budget as a wall; and all of it as a gymnasium environment.
+"""The search problem: knobs, an evaluator, a reward, and the budget as a hard constraint.
 
-A setting is one level per knob. Policies speak in thresholds: per knob the share of units to remove, in [0, 1]
-(`Knob.level` rounds it to what the target allows).
+A setting is one level per knob. Policies speak in pruning ratios: per knob the share of units to remove,
+in [0, 1] (`Knob.level` rounds it to what the target allows).
 
 The budget is on latency where pruning buys latency: where channels and blocks go. The zeros of a mask buy none, so there it is
-on density, the share of connections that stay (`Candidate.spent` is the one or the other). "Latency" and "fast" below are said
-of the first case; nothing else differs in the second. Where the artifact's size is limited too, a setting has to fit both: its
-size, as a share of what is allowed, counts as if that share of the budget were spent.
+on density, the share of connections that stay (`Candidate.spent` is the one or the other). "Latency" and "fast" below are the
+words of the first case; nothing else differs in the second. Where the artifact's size is limited too, a setting has to fit
+both: its size, as a share of what is allowed, counts as if that share of the budget were spent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOSS_CAP = 4.0  # a loss beyond it (or not finite) tells no more
 
 
 class Evaluator(Protocol):
-    """What a setting costs and what it is worth."""
+    """Answers what a setting costs and what it is worth."""
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -47,45 +47,45 @@ class Evaluator(Protocol):
         ...
 
     def evaluate(self, levels: Levels) -> Candidate:
-        """Accuracy on the reward set and measured latency ratio. Dear; the same levels give the same answer."""
+        """Accuracy on the reward set and measured latency ratio. Expensive; the same levels give the same answer."""
         ...
 
     def latency_estimate(self, levels: Levels) -> float:
         """What the budget limits, without measuring: the ratio to the dense float model from a table of single-knob
-        measurements, or the density of masks. Free.
+        measurements, or the density of masks.
         """
         ...
 
 
 @runtime_checkable
 class Sized(Protocol):
-    """An evaluator that knows how large artifacts become."""
+    """An evaluator that estimates the size of artifacts."""
 
     def size_estimate(self, levels: Levels) -> float:
-        """Bytes of a setting's artifact without labels and metadata. Free."""
+        """Bytes of a setting's artifact without labels and metadata."""
         ...
 
 
 @runtime_checkable
 class Wide(Protocol):
-    """An evaluator with several boards, which work side by side on what it is told of in time."""
+    """An evaluator with several boards, which measure in parallel what is announced to it."""
 
     @property
     def width(self) -> int:
-        """How many."""
+        """Number of boards."""
         ...
 
     def expect(self, settings: Sequence[Levels]) -> None:
-        """These are likely to be asked for next. Answers do not depend on it, only when there is one."""
+        """Announces settings that are likely to be asked for next. Changes when an answer is ready, never the answer."""
         ...
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search.
+    """Settings of a search.
 
     Raises:
-        InputError: a value that means nothing.
+        InputError: a value out of its range.
     """
 
     method: str  # of SearchMethod
@@ -113,12 +113,12 @@ class SearchSettings:
 
     @property
     def room_bytes(self) -> float | None:
-        """What a candidate's file may take; None: as much as it likes."""
+        """Most bytes a candidate's file may take; None: no limit."""
         return None if self.max_size_bytes is None else (1.0 - SIZE_ROOM) * self.max_size_bytes
 
 
 def excess(candidate: Candidate, settings: SearchSettings) -> float:
-    """By which share a candidate is over what is allowed, the tolerance taken off; 0 or less: it is within."""
+    """By which share a candidate exceeds what is allowed, less the tolerance; 0 or less: it is within."""
     over = candidate.spent / settings.budget - 1.0 - TOLERANCE
     if settings.room_bytes is None or candidate.size_bytes is None:
         return over
@@ -126,10 +126,10 @@ def excess(candidate: Candidate, settings: SearchSettings) -> float:
 
 
 def reward(candidate: Candidate, settings: SearchSettings) -> float:
-    """The reported reward.
+    """The reward that is reported.
 
-    hard: `accuracy - 5 * max(0, spent / budget - 1.02)`; inside the budget it is the accuracy. A size limit counts alike.
-    soft: `alpha * accuracy - beta * spent` (AMP-HASA's reward; where it can be, with measured latency in the place of sparsity).
+    hard: `accuracy - 5 * max(0, spent / budget - 1.02)`; inside the budget it is the accuracy. A size limit counts the same way.
+    soft: `alpha * accuracy - beta * spent` (AMP-HASA's reward, with measured latency in place of sparsity where there is one).
     """
     if settings.mode == "soft":
         return settings.alpha * candidate.accuracy - settings.beta * candidate.spent
@@ -137,9 +137,9 @@ def reward(candidate: Candidate, settings: SearchSettings) -> float:
 
 
 def signal(candidate: Candidate, settings: SearchSettings) -> float:
-    """What policies and local moves climb: the reward minus 0.1 times the loss, capped at 4.
+    """What policies and local moves maximise: the reward minus 0.1 times the loss, capped at 4.
 
-    Near chance every accuracy is the same and says nothing about where to go; the loss still falls.
+    Near chance accuracies are all alike and give no direction; the loss still falls.
     """
     loss = min(candidate.loss, LOSS_CAP) if math.isfinite(candidate.loss) else LOSS_CAP
     weight = settings.alpha if settings.mode == "soft" else 1.0
@@ -170,21 +170,21 @@ def canonical(knobs: tuple[Knob, ...], levels: Levels, inside: Mapping[int, tupl
     return tuple(out)
 
 
-def levels_of(knobs: tuple[Knob, ...], thresholds: ArrayLike) -> Levels:
-    """Levels of thresholds (shares to remove, one per knob)."""
-    return tuple(k.level(float(t)) for k, t in zip(knobs, np.asarray(thresholds, dtype=np.float64), strict=True))
+def levels_of(knobs: tuple[Knob, ...], shares: ArrayLike) -> Levels:
+    """Levels of pruning ratios (shares to remove, one per knob)."""
+    return tuple(k.level(float(t)) for k, t in zip(knobs, np.asarray(shares, dtype=np.float64), strict=True))
 
 
-def thresholds_of(knobs: tuple[Knob, ...], levels: Levels) -> FloatArray:
+def shares_of(knobs: tuple[Knob, ...], levels: Levels) -> FloatArray:
     """Shares removed at these levels; `levels_of` of them gives the levels again."""
     return np.array([1.0 - k.kept[i] / k.size for k, i in zip(knobs, levels, strict=True)], dtype=np.float64)
 
 
-class Wall:
-    """The budget as a wall (AMC, He et al. 2018, section 3.3, there by MACs): every action is made to fit.
+class BudgetConstraint:
+    """Projects actions onto the budget (AMC's constrained action, He et al. 2018, section 3.3, there by MACs).
 
-    Thresholds over budget move by one scalar t towards the fastest setting, `a' = a + t (f - a)` with f = 1 where a knob is
-    fastest at its last level, until the estimate is within budget. In soft mode there is no wall.
+    Shares over budget move by one scalar t towards the fastest setting, `a' = a + t (f - a)` with f = 1 where a knob is
+    fastest at its last level, until the estimate is within budget. In soft mode nothing is constrained.
 
     Args:
         knobs: the decisions.
@@ -202,7 +202,7 @@ class Wall:
         self._inside = dependents(knobs)
         far = self._find_fastest()
         last = [i == len(k.kept) - 1 for i, k in zip(far, knobs, strict=True)]
-        self._target = np.where(last, 1.0, thresholds_of(knobs, far))
+        self._target = np.where(last, 1.0, shares_of(knobs, far))
         self.fastest = canonical(knobs, far, self._inside)
         ratio = estimate(self.fastest)
         if settings.mode == "hard" and not ratio <= settings.budget:
@@ -233,13 +233,17 @@ class Wall:
                 break
         return levels
 
-    def levels(self, thresholds: ArrayLike) -> Levels:
-        """Canonical levels of thresholds."""
-        return canonical(self._knobs, levels_of(self._knobs, thresholds), self._inside)
+    def levels(self, shares: ArrayLike) -> Levels:
+        """Canonical levels of shares to remove."""
+        return canonical(self._knobs, levels_of(self._knobs, shares), self._inside)
 
-    def clip(self, thresholds: ArrayLike) -> FloatArray:
-        """Thresholds whose levels are within budget by the estimate; the same ones if they already are."""
-        start = np.clip(np.asarray(thresholds, dtype=np.float64), 0.0, 1.0)
+    def project(self, shares: ArrayLike) -> Levels:
+        """Canonical levels within budget of shares to remove."""
+        return self.levels(self.clip(shares))
+
+    def clip(self, shares: ArrayLike) -> FloatArray:
+        """Shares whose levels are within budget by the estimate; the same ones if they already are."""
+        start = np.clip(np.asarray(shares, dtype=np.float64), 0.0, 1.0)
         if self._settings.mode == "soft" or self._estimate(self.levels(start)) <= self._settings.budget:
             return start
         low, high = 0.0, 1.0

@@ -1,6 +1,6 @@
 """Search for the levels of all knobs: PPO, and what it must beat (uniform, random, knapsack), at equal evaluations.
 
-Every method asks the same evaluator through one `Tally`, which counts distinct settings, so the methods differ in nothing but
+Every method asks the same evaluator through one `SearchLog`, which counts distinct settings, so the methods differ in nothing but
 what they ask for. A search is deterministic given the evaluator's answers: with the answers kept, a resumed search is a replay.
 """
 
@@ -14,10 +14,7 @@ from ..types import Candidate, SearchResult
 from . import knapsack
 from .baselines import at_random, fill, uniform
 from .problem import Evaluator, SearchSettings, excess
-from .tally import Hints, Progress, SpentError, Tally, best_first
-
-__all__ = ["Evaluator", "Hints", "SearchSettings", "Tally", "search"]
-
+from .search_log import Hints, Progress, SearchLog, SpentError, best_first
 
 FINALISTS = 4  # plans that are solved whole before one is taken, see `finalists`
 
@@ -50,33 +47,33 @@ def search(
         InputError: hard mode, and the budget cannot be reached by the latency table.
     """
     began = time.perf_counter()
-    tally = Tally(evaluator, settings, progress, hints)
+    log = SearchLog(evaluator, settings, progress, hints)
     rng = np.random.default_rng(settings.seed)
     try:
-        for levels in tally.hints.plans:
-            tally.evaluate(levels)
+        for levels in log.hints.plans:
+            log.evaluate(levels)
         if settings.method == "ppo":
             from . import ppo  # imports torch and stable-baselines3: seconds that the other methods do without
 
-            ppo.run(tally, rng)
+            ppo.run(log, rng)
         elif settings.method == "knapsack":
-            knapsack.run(tally, settings.evaluations, rng)
+            knapsack.run(log, settings.evaluations, rng)
         elif settings.method == "uniform":
-            uniform(tally, rng)
+            uniform(log, rng)
         else:
-            at_random(tally, rng)
-        fill(tally, rng)
+            at_random(log, rng)
+        fill(log, rng)
     except SpentError:
         pass
-    tried = tuple(tally.tried)
+    tried = tuple(log.tried)
     finalists, notes = choose(tried, settings)
-    if tally.left > 0:
+    if log.left > 0:
         notes = (*notes, f"{len(tried)} of {settings.evaluations} evaluations were spent: no further setting was found")
     return SearchResult(
         method=settings.method,
         best=finalists[0],
         tried=tried,
-        rewards=tuple(tally.rewards),
+        rewards=tuple(log.rewards),
         evaluations=len(tried),
         seconds=time.perf_counter() - began,
         budget=settings.budget,

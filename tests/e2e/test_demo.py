@@ -20,9 +20,7 @@ from edge_compress.pipeline import run
 from edge_compress.pipeline.build import artifact as artifacts
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.surgery import prune
-from edge_compress.pipeline.pattern import finalists
-from edge_compress.pipeline.pattern import strategies as pruning
-from edge_compress.pipeline.reconstruct import least_squares as compensate
+from edge_compress.pipeline.pattern import channels, finalists
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Epoch, Timing
 from edge_compress.targets.onnx import int8 as onnx_int8
@@ -232,7 +230,7 @@ def again(
 
 
 def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    unit_scores = pruning.rank_units
+    unit_scores = channels.rank_units
 
     def reversed_order(*arguments: Any) -> Any:
         from dataclasses import replace
@@ -240,7 +238,7 @@ def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], mon
         found = unit_scores(*arguments)
         return replace(found, order={name: order[::-1] for name, order in found.order.items()})
 
-    monkeypatch.setattr(pruning, "rank_units", reversed_order)
+    monkeypatch.setattr(channels, "rank_units", reversed_order)
     changed = again("sensitivity")
     with pytest.raises(AssertionError):
         EFFECTS["sensitivity"](changed)
@@ -268,7 +266,7 @@ def test_compensation_repairs_what_removal_broke(again: Callable[..., Run]) -> N
 
 
 def test_a_compensation_that_only_cuts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compensate, "sequential", lambda net, coupling, plan, images: prune(net, coupling, plan).eval())
+    monkeypatch.setattr(channels, "sequential", lambda net, coupling, plan, images: prune(net, coupling, plan).eval())
     changed = again("compensate", finetune_epochs=0)
     with pytest.raises(AssertionError):
         compensation_repairs_what_removal_broke(changed)

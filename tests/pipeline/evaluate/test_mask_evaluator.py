@@ -27,7 +27,8 @@ from edge_compress.pipeline.graph.coupling import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
-from edge_compress.pipeline.pattern.strategies import Masks, pattern_for
+from edge_compress.pipeline.pattern.choice import pattern_for
+from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import sequential_masked, solve_masked
 from edge_compress.pipeline.report import svg as plots
 from edge_compress.pipeline.run_folder import RunFolder

@@ -5,8 +5,8 @@ import pytest
 from edge_compress.pipeline.search import knapsack
 from edge_compress.pipeline.search.knapsack import LossModel, profile, solve
 from edge_compress.pipeline.search.latency_model import LatencyModel
-from edge_compress.pipeline.search.problem import SearchSettings, canonical, thresholds_of
-from edge_compress.pipeline.search.tally import Tally
+from edge_compress.pipeline.search.problem import SearchSettings, canonical, shares_of
+from edge_compress.pipeline.search.search_log import SearchLog
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +68,7 @@ def test_solve_removes_a_block_rather_than_pay_inside_it_too():
 
 def latency(levels):
     """Twice too good for streams, and too good by an offset."""
-    share = thresholds_of(KNOBS, levels)
+    share = shares_of(KNOBS, levels)
     return 1.0 - 0.2 * share[:3].sum() - 0.8 * share[3] - 0.1 * share[4]
 
 
@@ -79,7 +79,7 @@ def test_latency_model_is_the_table_until_something_is_measured():
 
 def test_latency_model_learns_where_the_table_is_wrong():
     def real(levels):
-        return latency(levels) + 0.4 * thresholds_of(KNOBS, levels)[3] + 0.02
+        return latency(levels) + 0.4 * shares_of(KNOBS, levels)[3] + 0.02
 
     model = LatencyModel(KNOBS, latency, HARD)
     rng = np.random.default_rng(0)
@@ -131,17 +131,17 @@ class Additive:
     knobs = KNOBS
 
     def evaluate(self, levels):
-        return made(levels, 0.2 * float((thresholds_of(KNOBS, levels) ** 2).sum()), self.latency_estimate(levels))
+        return made(levels, 0.2 * float((shares_of(KNOBS, levels) ** 2).sum()), self.latency_estimate(levels))
 
     def latency_estimate(self, levels):
-        return 1.0 - 0.2 * float(thresholds_of(KNOBS, levels).sum())
+        return 1.0 - 0.2 * float(shares_of(KNOBS, levels).sum())
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 100])
 def test_profile_asks_for_the_dense_network_and_single_knobs_within_its_share(count):
-    tally = Tally(Additive(), SearchSettings("knapsack", 200, 0.9))
-    profile(tally, count)
-    asked = [c.levels for c in tally.tried]
+    log = SearchLog(Additive(), SearchSettings("knapsack", 200, 0.9))
+    profile(log, count)
+    asked = [c.levels for c in log.tried]
     assert asked[0] == (0,) * 5
     assert all(np.count_nonzero(ls) == 1 for ls in asked[1:])
     assert len(asked) == len(set(asked)) == min(count, 1 + sum(len(k.kept) - 1 for k in KNOBS))
@@ -152,7 +152,7 @@ def test_profile_asks_for_the_dense_network_and_single_knobs_within_its_share(co
 def test_knapsack_finds_the_best_setting_of_an_additive_problem_right_after_its_profile():
     evaluator = Additive()
     singles = 1 + sum(len(k.kept) - 1 for k in KNOBS)
-    tally = Tally(evaluator, SearchSettings("knapsack", 60, 0.66))
-    knapsack.run(tally, 2 * singles, np.random.default_rng(0))
+    log = SearchLog(evaluator, SearchSettings("knapsack", 60, 0.66))
+    knapsack.run(log, 2 * singles, np.random.default_rng(0))
     within = [evaluator.evaluate(ls).accuracy for ls in EVERY if evaluator.latency_estimate(ls) <= 0.66]
-    assert tally.tried[singles].accuracy == pytest.approx(max(within))
+    assert log.tried[singles].accuracy == pytest.approx(max(within))

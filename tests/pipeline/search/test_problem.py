@@ -8,7 +8,15 @@ import pytest
 import stable_baselines3.common.env_checker
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.search.gym_env import PruningEnv
-from edge_compress.pipeline.search.problem import SearchSettings, Wall, canonical, levels_of, reward, signal, thresholds_of
+from edge_compress.pipeline.search.problem import (
+    BudgetConstraint,
+    SearchSettings,
+    canonical,
+    levels_of,
+    reward,
+    shares_of,
+    signal,
+)
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,11 +38,11 @@ class Table:
         self.knobs, self.savings, self.asked = knobs, savings, []
 
     def latency_estimate(self, levels):
-        return 1.0 - float(np.dot(self.savings, thresholds_of(self.knobs, levels)))
+        return 1.0 - float(np.dot(self.savings, shares_of(self.knobs, levels)))
 
     def evaluate(self, levels):
         self.asked.append(levels)
-        removed = float(thresholds_of(self.knobs, levels).mean())
+        removed = float(shares_of(self.knobs, levels).mean())
         return Candidate(levels, 0.9 - 0.5 * removed, 1 + removed, self.latency_estimate(levels), Kind.MEASURED, ModelCost(0, 0))
 
 
@@ -56,7 +64,7 @@ def test_action_is_a_threshold_per_knob_and_one_step_is_an_episode():
     table, asked = Table(), replace(HARD, budget=1.0)
     env = PruningEnv(table, asked)
     env.reset(seed=0)
-    # thresholds 0.25, 0.6, 0.5, 0.4, 1.0; the last block is gone, and with it the choice inside it
+    # shares 0.25, 0.6, 0.5, 0.4, 1.0; the last block is gone, and with it the choice inside it
     observation, value, terminated, truncated, info = env.step(np.array([-0.5, 0.2, 0.0, -0.2, 1.0], dtype=np.float32))
     assert table.asked == [(1, 0, 2, 0, 1)]
     assert (terminated, truncated) == (True, False)
@@ -83,33 +91,33 @@ def test_best_reward_in_the_observation_never_falls():
     assert env.step(np.ones(5, dtype=np.float32))[0][-1] == mild
 
 
-thresholds = st.lists(st.floats(0, 1), min_size=5, max_size=5)
+shares = st.lists(st.floats(0, 1), min_size=5, max_size=5)
 savings = st.lists(st.floats(-0.05, 0.3), min_size=5, max_size=5)
 
 
 @settings(deadline=None, max_examples=200)
-@given(thresholds, savings, st.floats(0.01, 1.0))
+@given(shares, savings, st.floats(0.01, 1.0))
 def test_every_action_is_within_budget_by_the_estimate(start, saved, tightness):
     table = Table(saved)
-    wall = Wall(KNOBS, table.latency_estimate, replace(HARD, budget=10))
-    fastest = table.latency_estimate(wall.fastest)
+    constraint = BudgetConstraint(KNOBS, table.latency_estimate, replace(HARD, budget=10))
+    fastest = table.latency_estimate(constraint.fastest)
     assert (
         fastest <= min(table.latency_estimate(tuple(ls)) for ls in np.ndindex(4, 2, 3, 2, 2) if canonical(KNOBS, ls) == ls) + 0.1
     )
     budget = max(fastest + (1 - fastest) * (1 - tightness), fastest, 1e-6)
-    wall = Wall(KNOBS, table.latency_estimate, replace(HARD, budget=budget))
-    clipped = wall.clip(start)
-    assert table.latency_estimate(wall.levels(clipped)) <= budget
+    constraint = BudgetConstraint(KNOBS, table.latency_estimate, replace(HARD, budget=budget))
+    clipped = constraint.clip(start)
+    assert table.latency_estimate(constraint.levels(clipped)) <= budget
     assert ((clipped >= 0) & (clipped <= 1)).all()
 
 
 @settings(deadline=None)
-@given(thresholds, st.floats(0.56, 1.0))
+@given(shares, st.floats(0.56, 1.0))
 def test_wall_raises_thresholds_together_and_only_when_over_budget(start, budget):
     table = Table()
-    wall = Wall(KNOBS, table.latency_estimate, replace(HARD, budget=budget))
-    clipped = wall.clip(start)
-    if table.latency_estimate(wall.levels(start)) <= budget:
+    constraint = BudgetConstraint(KNOBS, table.latency_estimate, replace(HARD, budget=budget))
+    clipped = constraint.clip(start)
+    if table.latency_estimate(constraint.levels(start)) <= budget:
         np.testing.assert_array_equal(clipped, start)
     else:
         before = np.array(start)[np.array(start) < 0.999]
@@ -121,33 +129,33 @@ def test_wall_raises_thresholds_together_and_only_when_over_budget(start, budget
 def test_wall_goes_no_further_than_needed():
     fine = (Knob("a", "inner", 1000, tuple(range(1000, 0, -1))),)
     table = Table((1.0,), fine)
-    wall = Wall(fine, table.latency_estimate, replace(HARD, budget=0.5))
-    assert table.latency_estimate(wall.levels(wall.clip([0.1]))) == pytest.approx(0.5, abs=0.002)
+    constraint = BudgetConstraint(fine, table.latency_estimate, replace(HARD, budget=0.5))
+    assert table.latency_estimate(constraint.levels(constraint.clip([0.1]))) == pytest.approx(0.5, abs=0.002)
 
 
 def test_soft_mode_has_no_wall():
-    wall = Wall(KNOBS, Table().latency_estimate, replace(HARD, mode="soft", budget=1e-3))
-    np.testing.assert_array_equal(wall.clip([0.1] * 5), [0.1] * 5)
+    constraint = BudgetConstraint(KNOBS, Table().latency_estimate, replace(HARD, mode="soft", budget=1e-3))
+    np.testing.assert_array_equal(constraint.clip([0.1] * 5), [0.1] * 5)
 
 
 def test_unreachable_budget_names_the_fastest_ratio():
     with pytest.raises(InputError, match=r"0\.100.*at least 0\.375, the fastest reachable.*--latency-budget"):
-        Wall(KNOBS[:4], Table((0.3, 0.4, 0.4, 0.0), KNOBS[:4]).latency_estimate, replace(HARD, budget=0.1))
+        BudgetConstraint(KNOBS[:4], Table((0.3, 0.4, 0.4, 0.0), KNOBS[:4]).latency_estimate, replace(HARD, budget=0.1))
 
 
 def test_wall_knows_that_the_narrowest_layer_need_not_be_the_fastest():
     knobs = (Knob("a", "inner", 4, (4, 3, 2)),)
     slow = {0: 1.0, 1: 0.4, 2: 0.6}
-    wall = Wall(knobs, lambda levels: slow[levels[0]], replace(HARD, budget=0.5))
-    assert wall.fastest == (1,)
-    assert wall.levels(wall.clip([1.0])) == wall.levels(wall.clip([0.0])) == (1,)
+    constraint = BudgetConstraint(knobs, lambda levels: slow[levels[0]], replace(HARD, budget=0.5))
+    assert constraint.fastest == (1,)
+    assert constraint.levels(constraint.clip([1.0])) == constraint.levels(constraint.clip([0.0])) == (1,)
 
 
 @given(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 2), st.integers(0, 1), st.integers(0, 1)))
 def test_thresholds_of_levels_give_the_levels_again(levels):
-    assert levels_of(KNOBS, thresholds_of(KNOBS, levels)) == levels
+    assert levels_of(KNOBS, shares_of(KNOBS, levels)) == levels
     env = PruningEnv(Table(), replace(HARD, budget=1.0))
-    assert env.wall.levels(env.thresholds(env.action(levels))) == canonical(KNOBS, levels)
+    assert env.constraint.levels(env.shares(env.action(levels))) == canonical(KNOBS, levels)
 
 
 def test_knobs_inside_a_removed_block_do_not_matter_and_others_do():

@@ -13,7 +13,7 @@ from edge_compress.pipeline.options import SearchMethod
 from edge_compress.pipeline.search import ppo
 from edge_compress.pipeline.search.problem import SearchSettings, canonical
 from edge_compress.pipeline.search.search import FINALISTS, choose, search
-from edge_compress.pipeline.search.tally import Hints, Tally
+from edge_compress.pipeline.search.search_log import Hints, SearchLog
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost
 
 WAYS = [*SearchMethod, "ppo-cold"]
@@ -244,26 +244,26 @@ def test_soft_mode_chooses_the_highest_reward_and_needs_no_budget(way):
 def test_table_that_is_too_hopeful_is_corrected_by_what_was_measured():
     """Predictions start up to 0.1 off and end near, so that candidates land on the budget and not beyond it."""
     evaluator = ResNet20(noise=0.0)
-    tally = Tally(evaluator, settings("random", 40))
+    log = SearchLog(evaluator, settings("random", 40))
     asked = levels_of(search(ResNet20(noise=0.0), settings("random", 80)))
     for levels in asked[:40]:
-        tally.evaluate(levels)
+        log.evaluate(levels)
     real = [0.675 * evaluator.time(levels) / evaluator.whole for levels in asked[40:]]
     before = np.abs([evaluator.latency_estimate(ls) - r for ls, r in zip(asked[40:], real, strict=True)])
-    after = np.abs([tally.latency_estimate(ls) - r for ls, r in zip(asked[40:], real, strict=True)])
+    after = np.abs([log.latency_estimate(ls) - r for ls, r in zip(asked[40:], real, strict=True)])
     assert np.median(after) < 0.25 * np.median(before)
 
 
 def test_settings_that_differ_inside_a_removed_block_are_one_evaluation():
     evaluator = ResNet20()
-    tally = Tally(evaluator, settings())
+    log = SearchLog(evaluator, settings())
     gone = [0] * 19
     gone[evaluator.index["block:layer1.1.conv2"]] = 1
     inside = list(gone)
     inside[evaluator.index["layer1.1.conv1"]] = 3
-    assert tally.evaluate(tuple(inside)) is tally.evaluate(tuple(gone))
+    assert log.evaluate(tuple(inside)) is log.evaluate(tuple(gone))
     assert evaluator.asked == [tuple(gone)]
-    assert tally.seen(tuple(inside))
+    assert log.seen(tuple(inside))
 
 
 def test_interrupt_passes_through_and_leaves_threads_and_generators_as_they_were():

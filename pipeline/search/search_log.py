@@ -1,4 +1,4 @@
-"""The evaluations of a search: which settings were asked for, and what they came to."""
+"""The evaluations of a search: which settings were asked for, and their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import numpy as np
 
 from ..types import Candidate, Knob
 from .latency_model import LatencyModel, Rows
-from .problem import Evaluator, Levels, SearchSettings, Sized, Wall, Wide, canonical, dependents, excess, reward, signal
+from .problem import (
+    BudgetConstraint,
+    Evaluator,
+    Levels,
+    SearchSettings,
+    Sized,
+    Wide,
+    canonical,
+    dependents,
+    excess,
+    reward,
+    signal,
+)
 
 Progress = Callable[[Candidate, float], None]
 
@@ -21,16 +33,16 @@ class SpentError(Exception):
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known before a search."""
+    """Prior knowledge for a search."""
 
     plans: tuple[Levels, ...] = ()  # settings to begin with: they are evaluated first, and count
     losses: Rows | None = None  # per knob what each level costs alone, in any unit; the knapsack then need not measure it
 
 
-class Tally:
-    """The evaluator as the methods see it: counted, remembered, and with a latency table that learns.
+class SearchLog:
+    """The evaluator as the search methods see it: counted, cached, and with a latency table that learns.
 
-    Repeats are answered from memory and cost nothing; settings that differ only inside removed blocks are repeats.
+    Repeats are answered from the cache and cost nothing; settings that differ only inside removed blocks are repeats.
 
     Args:
         evaluator: answers for a setting.
@@ -39,7 +51,7 @@ class Tally:
         hints: see there.
 
     Raises:
-        InputError: hard mode, and the budget or the size limit cannot be reached (see `Wall`).
+        InputError: hard mode, and the budget or the size limit cannot be reached (see `BudgetConstraint`).
     """
 
     def __init__(
@@ -52,8 +64,8 @@ class Tally:
         self.latency = LatencyModel(evaluator.knobs, evaluator.latency_estimate, settings)
         self._room = settings.room_bytes if settings.mode == "hard" else None
         if self._room is not None:  # whether it can be kept at all
-            Wall(evaluator.knobs, self._size, replace(settings, budget=self._room, limits="size"))
-        self.wall = Wall(evaluator.knobs, self.latency_estimate, settings)
+            BudgetConstraint(evaluator.knobs, self._size, replace(settings, budget=self._room, limits="size"))
+        self.constraint = BudgetConstraint(evaluator.knobs, self.latency_estimate, settings)
         self._inside = dependents(evaluator.knobs)
         self._memo: dict[Levels, Candidate] = {}
 

@@ -1,0 +1,81 @@
+"""The two protocols of a pattern: what the search asks of it, and what every later stage asks of it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, fx, nn
+
+from ..evaluate.evaluation_context import Bench
+from ..finetune.dynamic_masks import Remask
+from ..run_folder import Stage
+from ..search.problem import Evaluator, Levels
+from ..types import Knob, Plan, Sensitivity
+
+
+class RankedEvaluator(Evaluator, Protocol):
+    """An evaluator that knows, or finds out, which units matter most."""
+
+    def rank(self, lambda_: float | None) -> Sensitivity:
+        """Which units matter most; None tunes lambda on the search split."""
+        ...
+
+    def follow(self, ranking: Sensitivity) -> None:
+        """Go by this ranking; measures and checks what the search builds on."""
+        ...
+
+
+class Pruning(Protocol):
+    """One way to prune a canonical network."""
+
+    @property
+    def net(self) -> fx.GraphModule:
+        """The network, dense."""
+        ...
+
+    @property
+    def limits(self) -> str:
+        """What the budget is on: a key of `search.problem.UNITS`."""
+        ...
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The decisions of the search."""
+        ...
+
+    @property
+    def finalists(self) -> int:
+        """How many of the search's best plans are solved whole before one is taken, at most."""
+        ...
+
+    def evaluator(self, bench: Bench) -> RankedEvaluator:
+        """What the search asks."""
+        ...
+
+    def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
+        """The plan of a setting that the stage `before` chose; files that belong to it lie in a stage of their own."""
+        ...
+
+    def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
+        """The planned network, its layers solved one after another on training images (n, C, H, W), augmented."""
+        ...
+
+    def blank(self, plan: Plan) -> fx.GraphModule:
+        """A network of the planned shape, for weights from a file."""
+        ...
+
+    def masks(self, plan: Plan) -> dict[str, Tensor]:
+        """Parameter -> 0 where fine-tuning has to leave a zero."""
+        ...
+
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """For `--mask dynamic`: gives the masks anew after each epoch, see `remask.dynamic`."""
+        ...
+
+    def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
+        """Share of the dense network's weights that are gone or zero."""
+        ...
+
+    def remarks(self, runtime: str) -> tuple[str, ...]:
+        """What the report has to say about this way on this runtime."""
+        ...

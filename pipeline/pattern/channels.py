@@ -1,0 +1,91 @@
+"""Pattern `channel`: whole channels and residual blocks are removed, and the network gets smaller."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from ...targets.base import Limits
+from ..evaluate.channel_evaluator import StitchedEvaluator
+from ..evaluate.evaluation_context import Bench
+from ..finetune.dynamic_masks import Remask
+from ..graph.coupling import couple
+from ..graph.knobs import knobs_for, plan_for
+from ..graph.surgery import check_equivalence, prune
+from ..reconstruct.least_squares import sequential
+from ..run_folder import Stage
+from ..score.ranking import rank_units
+from ..search.problem import Levels
+from ..search.search import FINALISTS
+from ..types import Plan, Sensitivity
+from .base import RankedEvaluator
+
+
+class Channels:
+    """Channels and residual blocks go; the budget is on measured latency."""
+
+    limits = "latency"
+    finalists = FINALISTS
+
+    def __init__(self, net: fx.GraphModule, image_shape: tuple[int, int, int], limits: Limits, score: str, seed: int) -> None:
+        self.net, self.image_shape, self.score, self.seed = net, image_shape, score, seed
+        self.coupling = couple(net)
+        self.knobs = knobs_for(self.coupling, limits)
+
+    def evaluator(self, bench: Bench) -> RankedEvaluator:
+        """See `evaluate.channel_evaluator`."""
+        return _ChannelEvaluator(self, bench)
+
+    def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
+        """Of each group the highest-scored units stay. There are no files."""
+        return plan_for(self.knobs, levels, ranking.order, self.score)
+
+    def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
+        """See `least_squares.sequential`.
+
+        Raises:
+            BuildError: the pruned network is not the masked one.
+        """
+        check_equivalence(self.net, self.coupling, plan, self.image_shape)
+        return sequential(self.net, self.coupling, plan, images)
+
+    def blank(self, plan: Plan) -> fx.GraphModule:
+        """The network without the plan's channels and blocks."""
+        return prune(self.net, self.coupling, plan)
+
+    def masks(self, plan: Plan) -> dict[str, Tensor]:
+        """None: what is removed is gone."""
+        return {}
+
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """None: there are no masks."""
+        return None
+
+    def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
+        """Share of the dense network's parameters that are gone."""
+        own = {name for name, _ in dense.named_parameters()}  # without what stands for zero padding
+        stay = sum(p.numel() for name, p in student.named_parameters() if name in own)
+        return 1.0 - stay / sum(p.numel() for p in dense.parameters())
+
+    def remarks(self, runtime: str) -> tuple[str, ...]:
+        """Nothing: the numbers say it."""
+        return ()
+
+
+class _ChannelEvaluator(StitchedEvaluator):
+    def __init__(self, way: Channels, bench: Bench) -> None:
+        super().__init__(way.net, way.coupling, way.knobs, {}, bench)
+        self._way = way
+
+    def rank(self, lambda_: float | None) -> Sensitivity:
+        way = self._way
+        return rank_units(way.net, way.coupling, way.knobs, self, self.bench.inputs, way.score, lambda_, way.seed)
+
+    def follow(self, ranking: Sensitivity) -> None:
+        self.order = ranking.order
+        # Pruned == masked with every group cut and with every second block out, before anything is built on the graph.
+        deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in self.knobs)
+        blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(self.knobs))
+        for levels in (deepest, blocks):
+            plan = plan_for(self.knobs, levels, ranking.order, "")
+            check_equivalence(self.net, self.coupling, plan, self._way.image_shape)
+        self.fill_table()
