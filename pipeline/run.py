@@ -103,6 +103,9 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
         run = Run(config, ui, folder, loaded, accelerator(config), pattern, board, read_seconds(folder))
+        for note in loaded.notes:
+            ui.say(note)
+        run.notes += loaded.notes
         subject_key = _prepare_subject(run)
         loaded = run.loaded
         shape = loaded.subject.data.image_shape

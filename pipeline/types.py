@@ -60,6 +60,15 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """How image files become squares of one size. The defaults are how ImageNet networks are evaluated."""
+
+    size: int = 224  # pixels, height and width of the central square
+    resize: int = 256  # pixels, of the short side before the square is cut
+    interpolation: str = "bilinear"  # a value of torchvision's InterpolationMode
+
+
+@dataclass(frozen=True)
 class DataInfo:
     """The data set as it was used."""
 
@@ -68,6 +77,8 @@ class DataInfo:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (C, H, W)
     splits: Splits
+    crop: Crop | None = None  # image folders
+    test_given: bool = True  # False: the test split was cut from the images that the network may have been trained on
 
 
 @dataclass(frozen=True)

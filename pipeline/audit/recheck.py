@@ -10,13 +10,13 @@ from ... import targets
 from ...devices.access import named, open_named
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.boards_of import boards_of
-from ..codec import to_json
+from ..codec import from_json, to_json
 from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.intervals import overlap, share_ci95
 from ..report.words import Json, fixed
-from ..types import Kind
+from ..types import Crop, Kind
 from ..verify import golden
 from ..verify.golden import Replay, network_inputs
 
@@ -42,7 +42,7 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Json, str, bool]:
     from ..task.datasets import load_data
 
     report = record.report
-    data = load_data(spec, seed=report["seed"], image_size=report["data"]["image_shape"][-1])
+    data = load_data(spec, seed=report["seed"], crop=from_json(Crop, crop) if (crop := report["data"].get("crop")) else None)
     if data.info.sha256 != report["data"]["sha256"]:
         raise InputError(
             f"--data {spec} is not what {record.name} was made with",

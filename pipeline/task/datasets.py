@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from ..errors import InputError
-from ..types import DataInfo, Splits
+from ..types import Crop, DataInfo, Splits
 from .image_folder import open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
 
@@ -29,14 +29,14 @@ MAX_CLASSES = 100_000  # beyond this, labels without `classes` are taken for som
 DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
 
 
-def load_data(spec: str, *, seed: int, image_size: int | None = None) -> DataSet:
+def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
     """The data set that `spec` names, split into train, search and test.
 
     Args:
         spec: one of `SCHEMES`.
         seed: decides what goes into the search split and the order of train and search. Test images are the given ones in
             the given order; a flat image folder has none, so a fifth of it is cut with this seed too.
-        image_size: height and width that the images of an image folder are cropped to, default 224. Arrays stay as they are.
+        crop: how images of an image folder are resized and cropped, default `Crop()`. Arrays stay as they are.
 
     Raises:
         InputError: the data is missing or unusable.
@@ -48,7 +48,7 @@ def load_data(spec: str, *, seed: int, image_size: int | None = None) -> DataSet
     elif scheme == "npz" and rest:
         data = _npz(spec, Path(rest).expanduser())
     elif scheme == "imagefolder" and rest:
-        data = _image_folder(spec, Path(rest).expanduser(), image_size)
+        data = _image_folder(spec, Path(rest).expanduser(), crop or Crop())
     elif scheme == "torchvision" and rest:
         name, arrays = read_dataset_class(spec, rest)
         data = _from_arrays(spec, name, arrays)
@@ -93,7 +93,9 @@ def _split(spec: str, data: SourceData, seed: int) -> DataSet:
     rest, part = cut(data.train.labels[everything], search_size(len(everything)), seed)
     train, search = Split(data.train, everything[rest]), Split(data.train, everything[part])
     splits = Splits(len(train), len(search), len(test))
-    return DataSet(DataInfo(data.name, data.sha256, data.classes, data.image_shape, splits), train, search, test)
+    given = data.test is not None or data.test_seed is not None
+    info = DataInfo(data.name, data.sha256, data.classes, data.image_shape, splits, data.crop, given)
+    return DataSet(info, train, search, test)
 
 
 def _digits() -> SourceData:
@@ -151,10 +153,10 @@ def _factory(spec: str) -> SourceData:
     return _from_arrays(spec, factory.name, arrays)
 
 
-def _image_folder(spec: str, folder: Path, image_size: int | None) -> SourceData:
-    found = open_folder(spec, folder, 224 if image_size is None else image_size)
-    shape = (3, found.image_size, found.image_size)
-    return SourceData(f"imagefolder:{folder.resolve().name}", found.classes, shape, found.sha256, found.train, found.test)
+def _image_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
+    found = open_folder(spec, folder, crop)
+    name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
+    return SourceData(name, found.classes, shape, found.sha256, found.train, found.test, crop=crop)
 
 
 def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:

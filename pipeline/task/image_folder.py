@@ -1,7 +1,6 @@
 """Image files and data set classes, read through torchvision: one folder per class, or `torchvision:NAME:DIR`.
 
-Files are decoded when they are asked for: short side to `image_size * 256 / 224`, then the central `image_size` square, which
-is how ImageNet networks are evaluated.
+Files are decoded when they are asked for, resized and cropped as the model's evaluation was (`Crop`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from ..errors import InputError
+from ..types import Crop
 
 UInt8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
@@ -33,17 +33,17 @@ class FolderSource:
 
     paths: tuple[Path, ...]
     labels: IntArray  # (N,)
-    image_size: int
+    crop: Crop
 
     def read(self, indices: IntArray) -> UInt8Array:
-        """Pixels (n, S, S, 3), S = image_size.
+        """Pixels (n, S, S, 3), S = crop.size.
 
         Raises:
             InputError: a file cannot be decoded.
         """
-        images = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+        images = np.empty((len(indices), self.crop.size, self.crop.size, 3), np.uint8)
         with ThreadPoolExecutor(THREADS) as pool:
-            decoded = pool.map(lambda i: _decode(self.paths[int(i)], self.image_size), indices)
+            decoded = pool.map(lambda i: _decode(self.paths[int(i)], self.crop), indices)
             for position, image in enumerate(decoded):
                 images[position] = image
         return images
@@ -55,12 +55,11 @@ class Folder:
 
     classes: tuple[str, ...]
     sha256: str  # of relative paths and file contents
-    image_size: int
     train: FolderSource
     test: FolderSource | None  # None where DIR holds the class folders themselves
 
 
-def open_folder(spec: str, folder: Path, image_size: int) -> Folder:
+def open_folder(spec: str, folder: Path, crop: Crop) -> Folder:
     """The image folder DIR: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes in sorted order.
 
     Raises:
@@ -69,8 +68,6 @@ def open_folder(spec: str, folder: Path, image_size: int) -> Folder:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         raise InputError(f"data {spec}", found=found, expected="a folder with one folder per class", do="check the path")
-    if image_size < 1:
-        raise InputError(f"data {spec}: image size", found=str(image_size), expected="at least 1", do="use 224")
     parts = [folder]
     if (folder / "train").is_dir():
         held_out = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
@@ -85,11 +82,10 @@ def open_folder(spec: str, folder: Path, image_size: int) -> Folder:
         found = f"{len(classes)} classes in train, {len(opened[-1].classes)} in {parts[-1].name}, {differing[0]!r} in one only"
         raise InputError(f"data {spec}", found=found, expected="the same class folders in both", do="make the folders alike")
     sources = [
-        FolderSource(tuple(Path(path) for path, _ in part.samples), np.asarray(part.targets, np.int64), image_size)
-        for part in opened
+        FolderSource(tuple(Path(path) for path, _ in part.samples), np.asarray(part.targets, np.int64), crop) for part in opened
     ]
     sha256 = _digest(folder, [path for source in sources for path in source.paths])
-    return Folder(tuple(classes), sha256, image_size, sources[0], sources[1] if len(sources) > 1 else None)
+    return Folder(tuple(classes), sha256, sources[0], sources[1] if len(sources) > 1 else None)
 
 
 def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -133,11 +129,11 @@ def _open_part(spec: str, part: Path) -> Any:
         raise InputError(f"data {spec}: {part.name}", found=found, expected="class folders with images", do=do) from error
 
 
-def _decode(path: Path, image_size: int) -> UInt8Array:
-    resize = transforms.Resize(round(image_size * 256 / 224))
+def _decode(path: Path, crop: Crop) -> UInt8Array:
+    resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
     try:
         with Image.open(path) as image:
-            cropped = transforms.CenterCrop(image_size)(resize(image.convert("RGB")))
+            cropped = transforms.CenterCrop(crop.size)(resize(image.convert("RGB")))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow on broken PNGs
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error

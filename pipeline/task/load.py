@@ -9,12 +9,16 @@ from torch import nn
 from ..config import Config
 from ..errors import InputError
 from ..network.cost import cost_of
-from ..types import Preprocess, Subject
+from ..types import Crop, Preprocess, Subject
 from .datasets import load_data
-from .models import LoadedModel, load_model
+from .models import LoadedModel, evaluation_crop, load_model, resized
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD, check_augment
 from .splits import DataSet
 
+TEST_WAS_CUT = (
+    "The data have no test split, so a fifth of the images was held out as one. If the network was trained on these images, its "
+    "test accuracy is too high and the drop is not that on unseen images: give DIR/train and DIR/test to measure it."
+)
 DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when no weights are given
 
 
@@ -27,6 +31,11 @@ class Loaded:
     data: DataSet
     untrained: bool  # the embedded network without weights: it has to be trained first
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said of the data in the report."""
+        return () if self.subject.data.test_given else (TEST_WAS_CUT,)
+
 
 def load_subject(config: Config) -> Loaded:
     """Load model and data, and settle how images become inputs.
@@ -34,7 +43,9 @@ def load_subject(config: Config) -> Loaded:
     Raises:
         InputError: see `data.load_data` and `models.load_model`; or mean and std do not fit the images.
     """
-    data = load_data(config.data, seed=config.seed, image_size=config.image_size)
+    crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
+    crop = crop if config.image_size is None else resized(crop, config.image_size)
+    data = load_data(config.data, seed=config.seed, crop=crop)
     shape = data.info.image_shape
     model = load_model(config.model, config.weights, classes=len(data.info.classes), image_shape=shape)
     preprocess = _preprocess(config, model, shape)

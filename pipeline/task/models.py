@@ -5,13 +5,14 @@ A network is never unpickled: the factory is the user's own code, which is run, 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 
 from ..errors import InputError, UnavailableError
 from ..network.weights import state_sha256
+from ..types import Crop
 from .digits import MEAN as DIGITS_MEAN
 from .digits import STD as DIGITS_STD
 from .digits import digits_resnet
@@ -47,7 +49,6 @@ class LoadedModel:
     sha256: str  # of the state dict
     mean: Statistics | None  # per channel, of pixels in [0, 1]; None: not known
     std: Statistics | None
-    image_size: int | None  # the size the network was made for, where it says
 
 
 def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tuple[int, int, int]) -> LoadedModel:
@@ -74,9 +75,9 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     channels = image_shape[0]
     with _own_randomness():
         if spec == "digits-resnet":
-            loaded = LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD, 8)
+            loaded = LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD)
         elif scheme == "torchvision":
-            loaded = LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD, None)
+            loaded = LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD)
         elif scheme == "timm":
             loaded = _from_timm(spec, rest, classes, channels)
         else:
@@ -87,7 +88,40 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     _probe(spec, module, classes, image_shape)
     fits = loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(loaded.std) == channels
     mean, std = (loaded.mean, loaded.std) if fits else (None, None)
-    return LoadedModel(module, loaded.name, state_sha256(module), mean, std, loaded.image_size)
+    return LoadedModel(module, loaded.name, state_sha256(module), mean, std)
+
+
+def evaluation_crop(spec: str) -> Crop | None:
+    """How the evaluation of the model that `spec` names resizes and crops images; None where the model does not tell.
+
+    torchvision: the transforms of its default weights. timm: its configuration. A factory: `IMAGE_SIZE` in its file, resized in
+    ImageNet's proportion. Unknown names are for `load_model` to refuse.
+
+    Raises:
+        InputError: the file of a factory cannot be imported.
+    """
+    scheme, _, rest = spec.partition(":")
+    if scheme == "torchvision" and rest in torchvision.models.list_models(module=torchvision.models):
+        preset = torchvision.models.get_model_weights(rest).DEFAULT.transforms()
+        return Crop(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
+    if scheme == "timm":
+        with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: no such model
+            import timm
+
+            facts = timm.get_pretrained_cfg(rest)
+            if facts is not None:
+                known = {mode.value for mode in torchvision.transforms.InterpolationMode}
+                method = facts.interpolation if facts.interpolation in known else Crop.interpolation
+                return Crop(facts.input_size[-1], int(facts.input_size[-1] / facts.crop_pct), method)
+    elif rest and scheme != "torchvision":
+        size = getattr(user_factory(spec, "model").module, "IMAGE_SIZE", None)
+        return resized(Crop(), size) if isinstance(size, int) else None
+    return None
+
+
+def resized(crop: Crop, size: int) -> Crop:
+    """The same crop for another image size."""
+    return replace(crop, size=size, resize=round(size * crop.resize / crop.size))
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -211,7 +245,7 @@ def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel
         raise InputError(f"model {spec} cannot be made", found=f"{type(error).__name__}: {error}", do="use another") from error
     facts: Any = module.default_cfg
     mean, std = (tuple(float(v) for v in facts[key]) if facts.get(key) else None for key in ("mean", "std"))
-    return LoadedModel(module, spec, "", mean, std, facts["input_size"][-1] if facts.get("input_size") else None)
+    return LoadedModel(module, spec, "", mean, std)
 
 
 def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
@@ -232,8 +266,7 @@ def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     if lazy:
         raise InputError(f"model {spec}", found=f"{lazy[0]} without a shape", expected="no lazy layers", do="give its sizes")
     mean, std = (_statistics(spec, factory.module, name, channels) for name in ("MEAN", "STD"))
-    size = getattr(factory.module, "IMAGE_SIZE", None)
-    return LoadedModel(module, factory.name, "", mean, std, size if isinstance(size, int) else None)
+    return LoadedModel(module, factory.name, "", mean, std)
 
 
 def _statistics(spec: str, module: ModuleType, name: str, channels: int) -> Statistics | None:

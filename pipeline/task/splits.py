@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import DataInfo
+from ..types import Crop, DataInfo
 
 UInt8Array = NDArray[np.uint8]
 
@@ -89,3 +89,4 @@ class SourceData(NamedTuple):
     train: ImageSource
     test: ImageSource | None = None  # None: a fifth of `train`, cut with `test_seed` or else with the run's seed
     test_seed: int | None = None
+    crop: Crop | None = None  # image folders

@@ -65,6 +65,8 @@ def user_factory(spec: str, what: str) -> UserFactory:
 def _run_file(path: Path) -> ModuleType:
     source = path.resolve()
     name = "_edge_compress_user_" + hashlib.sha256(bytes(source) + source.read_bytes()).hexdigest()[:16]
+    if name in sys.modules:  # the same text was run before: once for the image size, once for the network
+        return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, source)
     if found is None or found.loader is None:
         raise ImportError(str(path))

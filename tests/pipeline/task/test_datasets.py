@@ -12,6 +12,7 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.task import image_folder
 from edge_compress.pipeline.task.datasets import cut, load_data, search_size
 from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
+from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -257,7 +258,7 @@ def test_image_folder_with_train_and_val_crops_the_centre_of_the_resized_image(t
     wide = np.zeros((16, 64, 3), np.uint8)
     wide[:, 28:36] = 250  # the centre
     Image.fromarray(wide).save(tmp_path / "val" / "a" / "000.png")
-    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=14)
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(14, 16))
     assert data.info.image_shape == (3, 14, 14)
     assert data.info.classes == ("a", "b")
     assert (data.info.splits.train, data.info.splits.search, data.info.splits.test) == (16, 4, 6)
@@ -277,10 +278,36 @@ def test_image_folder_defaults_to_224_pixels(tmp_path: Path) -> None:
     assert data.train.read(np.array([0])).shape == (1, 224, 224, 3)
 
 
+def test_an_image_folder_is_resized_and_cropped_as_the_network_was_evaluated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (50, 80, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    for crop, method in ((Crop(20, 25, "bicubic"), Image.Resampling.BICUBIC), (Crop(24, 30), Image.Resampling.BILINEAR)):
+        data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=crop)
+        with Image.open(tmp_path / "a" / "0.png") as image:
+            left, top = round((crop.resize * 80 / 50 - crop.size) / 2), round((crop.resize - crop.size) / 2)
+            whole = np.asarray(image.resize((int(crop.resize * 80 / 50), crop.resize), method))
+        square = whole[top : top + crop.size, left : left + crop.size]
+        assert (Split(data.train.source, np.arange(1)).read(np.arange(1))[0] == square).all()
+        assert (data.info.image_shape, data.info.crop) == ((3, crop.size, crop.size), crop)
+
+
+def test_only_a_test_split_that_was_given_is_taken_for_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / "both" / "train" / name, 10, 1)
+        write_images(tmp_path / "both" / "test" / name, 3, 1)
+        write_images(tmp_path / "flat" / name, 10, 1)
+    assert load_data(f"imagefolder:{tmp_path / 'both'}", seed=0).info.test_given
+    assert not load_data(f"imagefolder:{tmp_path / 'flat'}", seed=0).info.test_given
+    assert load_data("digits", seed=0).info.test_given  # always the same images, which the embedded network never trains on
+
+
 def test_flat_image_folder_is_split_by_seed_and_stays_disjoint(tmp_path: Path) -> None:
     for name, colour in (("x", 10), ("y", 20)):
         write_images(tmp_path / name, 20, colour)
-    first, again, other = (load_data(f"imagefolder:{tmp_path}", seed=s, image_size=4) for s in (0, 0, 1))
+    first, again, other = (load_data(f"imagefolder:{tmp_path}", seed=s, crop=Crop(4, 5)) for s in (0, 0, 1))
     assert first.info == again.info
     assert (first.train.indices == again.train.indices).all()
     assert set(first.test.indices.tolist()) != set(other.test.indices.tolist())
@@ -307,7 +334,7 @@ def test_image_folder_is_not_decoded_before_it_is_read(tmp_path: Path, monkeypat
     decoded: list[Path] = []
     decode = image_folder._decode
     monkeypatch.setattr(image_folder, "_decode", lambda path, size: (decoded.append(path), decode(path, size))[1])
-    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=8)
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9))
     assert decoded == []
     data.search.read(np.array([1, 0]))
     assert len(decoded) == 2
@@ -329,7 +356,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "a", 10, 1)
     write_images(tmp_path / "b", 10, 2)
     (tmp_path / "b" / "003.png").write_bytes((tmp_path / "b" / "003.png").read_bytes()[:40])
-    data = load_data(f"imagefolder:{tmp_path}", seed=0, image_size=8)
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9))
     everything = Split(data.train.source, np.arange(20))
     with pytest.raises(InputError, match=r"b/003\.png"):
         everything.read(np.arange(20))

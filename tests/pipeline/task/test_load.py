@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from edge_compress.pipeline.network.weights import state_sha256, weights_file
 from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.task.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from edge_compress.pipeline.types import Crop
+from PIL import Image
 from safetensors.torch import save_file
 
 CONFIG = Config(targets=("x86",))
@@ -95,6 +98,47 @@ def test_mean_and_std_come_from_the_option_then_the_model_then_a_default(user):
     assert (prep.mean, prep.std) == ((0.1,), (0.75,))
     prep = load_subject(replace(user(3), std=(0.2, 0.3, 0.4))).subject.preprocess
     assert (prep.mean, prep.std) == (IMAGENET_MEAN, (0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> str:
+    """An image folder of three classes without a test split."""
+    for name in "abc":
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40, 30), (i, i, i)).save(tmp_path / "pictures" / name / f"{i}.png")
+    return f"imagefolder:{tmp_path / 'pictures'}"
+
+
+def test_image_files_are_cropped_to_the_size_that_the_users_model_names(user, pictures):
+    config = replace(user(3, "IMAGE_SIZE = 96\n"), data=pictures)
+    assert load_subject(config).subject.data.image_shape == (3, 96, 96)
+    chosen = load_subject(replace(config, image_size=48)).subject.data  # the option wins
+    assert (chosen.image_shape, chosen.crop) == ((3, 48, 48), Crop(48, 55))
+    assert load_subject(replace(user(), data=pictures)).subject.data.image_shape == (3, 224, 224)
+
+
+def test_image_files_are_cropped_to_the_size_that_a_timm_model_was_made_for(user, pictures, monkeypatch):
+    timm = pytest.importorskip("timm")
+    config = replace(user(), data=pictures, model="timm:large_images")
+    scope: dict[str, object] = {}
+    exec(FACTORY.format(channels=3), scope)
+    network = scope["factory"]()
+    facts = {"input_size": (3, 299, 299), "crop_pct": 0.875, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    network.default_cfg = facts
+    monkeypatch.setattr(timm, "is_model", lambda name: True)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: SimpleNamespace(**facts))
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: network)
+    subject = load_subject(config).subject
+    assert (subject.data.image_shape, subject.data.crop) == ((3, 299, 299), Crop(299, 341, "bicubic"))
+    assert subject.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_test_split_cut_from_training_images_is_told(user, pictures):
+    (note,) = load_subject(replace(user(), data=pictures, image_size=8)).notes
+    assert "no test split" in note
+    assert "too high" in note
+    assert load_subject(user()).notes == ()
 
 
 @pytest.mark.parametrize(("option", "change"), [("--mean", {"mean": (0.1, 0.2)}), ("--std", {"std": (0.2,) * 4})])

@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
-from edge_compress.pipeline.task.models import LoadedModel, load_model, put_state, read_state
+from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, load_model, put_state, read_state
 from edge_compress.pipeline.task.user_code import user_factory
+from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -175,7 +176,7 @@ def test_torchvision_network_is_sized_for_the_data_and_takes_its_weights(tmp_pat
     assert "did you mean 'resnet18'" in refusal("torchvision:resnet_18", tmp_path / "net.pt")
 
 
-def test_timm_network_brings_its_statistics_and_size(tmp_path: Path) -> None:
+def test_timm_network_brings_its_statistics(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     original = timm.create_model("test_resnet", pretrained=False, num_classes=7).eval()
     torch.save(original.state_dict(), tmp_path / "net.pt")
@@ -184,8 +185,26 @@ def test_timm_network_brings_its_statistics_and_size(tmp_path: Path) -> None:
     assert torch.equal(loaded.module(images), original(images))
     assert loaded.mean == tuple(original.default_cfg["mean"])
     assert loaded.std == tuple(original.default_cfg["std"])
-    assert loaded.image_size == original.default_cfg["input_size"][-1]
     assert "did you mean" in refusal("timm:test_resnett", tmp_path / "net.pt", 7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "crop"),
+    [
+        ("torchvision:resnet18", Crop(224, 256, "bilinear")),
+        ("torchvision:inception_v3", Crop(299, 342, "bilinear")),
+        ("torchvision:efficientnet_b3", Crop(300, 320, "bicubic")),
+        ("torchvision:no_such_model", None),
+        ("timm:inception_v3", Crop(299, 341, "bicubic")),
+        ("timm:resnet50.a1_in1k", Crop(224, 235, "bicubic")),
+        ("timm:no_such_model", None),
+        ("digits-resnet", None),
+    ],
+)
+def test_the_evaluation_crop_is_the_published_one(spec: str, crop: Crop | None) -> None:
+    if spec.startswith("timm"):
+        pytest.importorskip("timm")
+    assert evaluation_crop(spec) == crop
 
 
 def test_timm_that_is_not_installed_is_unavailable_with_the_extra(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +218,6 @@ def test_digits_resnet_needs_no_weights_and_does_not_touch_the_random_state() ->
     first, again = (load("digits-resnet", None, 10, (1, 8, 8)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.sha256 == again.sha256
-    assert first.image_size == 8
     assert first.mean is not None
     assert re.search(r"fails on an input \(1, 3, 8, 8\)", refusal("digits-resnet", None, 10))
     assert "classes do not match" in refusal("digits-resnet", None, 7, (1, 8, 8))
