@@ -43,7 +43,7 @@ def random(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Gener
 
 def published(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generator) -> Tensor:
     """`|w| exp(-lambda |h|)`: the published formula, sign included; it *falls* with curvature. lambda >= 0, in units of 1/h."""
-    return weight.abs() * torch.exp(-_at_least_zero(Score.PUBLISHED, lam) * curvature.abs())
+    return weight.abs() * torch.exp(-_at_least_zero("published", lam) * curvature.abs())
 
 
 def hasa(weight: Tensor, curvature: Tensor, lam: float, generator: torch.Generator) -> Tensor:
