@@ -27,17 +27,17 @@ _NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between 
 
 @dataclass(frozen=True)
 class Budget:
-    """What latency may be: a share of the dense float model's, or milliseconds. One of the two is set."""
+    """Latency target: a fraction of the dense float model's, or milliseconds. One of the two is set."""
 
     ratio: float | None = None  # of the dense float model's latency on the same device, in (0, 1]
     ms: float | None = None  # wall time of one inference on the device
 
     @classmethod
     def parse(cls, text: str | float) -> Budget:
-        """`"0.5"` is half of the dense model's latency, `"8ms"` eight milliseconds.
+        """Parses `"0.5"` (half of the dense model's latency) and `"8ms"`.
 
         Raises:
-            ValueError: neither; its text says what was expected.
+            ValueError: neither; the text states what was expected.
         """
         number, unit = (text.strip().removesuffix("ms"), text.strip().endswith("ms")) if isinstance(text, str) else (text, False)
         try:
@@ -45,7 +45,7 @@ class Budget:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
-            raise ValueError("a share of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
+            raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
         return cls(ms=value) if unit else cls(ratio=value)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Config:
-    """Every option of the command line. None: decided later, from the model, the data or the target."""
+    """Every option of the command line. None means: derived later from the model, the data or the target."""
 
     targets: tuple[str, ...]
     model: str = "digits-resnet"
@@ -63,9 +63,9 @@ class Config:
     mean: tuple[float, ...] | None = None  # per channel, on [0, 1] pixels; None: the model's own, else ImageNet's
     std: tuple[float, ...] | None = None
     augment: Augment | None = None  # None: "shift" for digits, else "crop-flip"
-    image_size: int | None = None  # pixels; None: the model's own, else the data's
+    image_size: int | None = None  # pixels, of image files; None: the model's own, else 224
     device: str = "local"
-    pattern: Pattern | None = None  # None: "auto", what buys latency on the target
+    pattern: Pattern | None = None  # None: "auto", what the target can accelerate
     precision: Precision | None = None  # None: the target's best
     float_io: bool = False  # an int8 .tflite with float input and output
     latency_budget: Budget = Budget(ratio=0.5)
@@ -90,10 +90,10 @@ class Config:
 
 
 def load(path: Path | None, flags: Mapping[str, object]) -> Config:
-    """The configuration from a TOML file (or none) and flags, which win over it.
+    """Returns the configuration from an optional TOML file and flags, which take precedence.
 
     Args:
-        path: the file.
+        path: the TOML file, or None.
         flags: field of `Config` -> value as it was given; None and () mean "not given".
 
     Raises:
@@ -106,7 +106,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 raise InputError(
-                    f"{path}: {name!r} is no setting",
+                    f"{path}: unknown setting {name!r}",
                     do=f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}",
                 )
             values[known[name]] = _parsed(known[name], value, f"{path}: {name}", path.absolute().parent)
@@ -119,9 +119,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         )
     config = Config(**values)
     if config.mean and config.std and len(config.mean) != len(config.std):
-        raise InputError(
-            "--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one for each channel"
-        )
+        raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
     if config.data == "digits":  # small enough that less is enough
         evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
         config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
@@ -131,7 +129,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The file that `load` reads back as this configuration. What is None is left out."""
+    """Returns the text of a file that `load` reads back as this configuration. None values are left out."""
     lines = ["# Resolved by edge-compress."]
     for name in (f.name for f in fields(config)):
         value = getattr(config, name)
@@ -141,13 +139,13 @@ def to_toml(config: Config) -> str:
 
 
 def differences(one: Config, other: Config) -> tuple[str, ...]:
-    """The settings, by key, in which two configurations differ so that their results may."""
+    """Returns the keys of the settings that differ and that the result depends on."""
     names = (f.name for f in fields(Config) if f.name not in _NOT_IN_RESULT)
     return tuple(key(name) for name in names if getattr(one, name) != getattr(other, name))
 
 
 def key(field_name: str) -> str:
-    """The option's name without dashes in front, which is the key in a file: `latency_budget` -> `latency-budget`."""
+    """Returns a field's key in a file, the option's name without leading dashes: `latency_budget` -> `latency-budget`."""
     return "target" if field_name == "targets" else field_name.rstrip("_").replace("_", "-")
 
 
@@ -163,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parsed(name: str, value: object, where: str, base: Path) -> Any:
     try:
         if isinstance(value, str) and (not value.strip() or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)):
-            raise ValueError("a text in UTF-8")
+            raise ValueError("UTF-8 text")
         return _PARSERS[name](value, base)
     except (ValueError, OverflowError) as error:
         raise InputError(where, found=repr(value), expected=str(error)) from error
@@ -176,7 +174,7 @@ Parser = Callable[
 
 def _text(value: Any, _: Path) -> str:
     if not isinstance(value, str):
-        raise ValueError("a text")
+        raise ValueError("text")
     return value
 
 
@@ -187,7 +185,7 @@ def _path(value: Any, base: Path) -> Path:
 
 
 def _spec(value: Any, base: Path) -> str:
-    """A model or data spec; the path inside it is made absolute."""
+    """Returns a model or data spec with the path in it made absolute."""
     text = _text(value, base)
     kind, _, rest = text.partition(":")
     if kind in ("npz", "imagefolder") and rest:
@@ -219,7 +217,7 @@ def _pattern(value: Any, base: Path) -> Pattern | None:
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Parser:
-    """A number from `low` (`above`: without it) to `high`."""
+    """Returns a parser for a number from `low` (exclusive if `above`) to `high`."""
 
     def parse(value: Any, _: Path) -> float:
         good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -241,7 +239,7 @@ def _integer(low: int, high: int = 2**31 - 1) -> Parser:
 
 
 def _channels(each: Parser) -> Parser:
-    """One number for each channel: a list, or a text with commas between them."""
+    """Returns a parser for one number per channel: a list, or text with commas."""
 
     def parse(value: Any, base: Path) -> tuple[float, ...]:
         try:
@@ -250,7 +248,7 @@ def _channels(each: Parser) -> Parser:
         except (TypeError, ValueError):
             parsed = ()
         if not parsed:
-            raise ValueError("one number for each channel, on [0, 1] pixels, such as 0.49,0.48,0.45")
+            raise ValueError("one number per channel, for pixels on [0, 1], such as 0.49,0.48,0.45")
         return parsed
 
     return parse
@@ -271,7 +269,7 @@ def _budget(value: Any, _: Path) -> Budget:
 
 
 def _size(value: Any, _: Path) -> int:
-    """Bytes, or a number of kB or MB (powers of ten)."""
+    """Parses bytes, kB or MB (powers of ten)."""
     text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
     units = {"MB": 10**6, "kB": 10**3, "": 1}
     unit = next(unit for unit in units if text.endswith(unit))
@@ -296,7 +294,7 @@ def _targets(value: Any, base: Path) -> tuple[str, ...]:
         raise ValueError("a target or a list of targets")
     for name in names:
         target_modules.check(name)
-    return tuple(dict.fromkeys(names))  # asked for twice is built once
+    return tuple(dict.fromkeys(names))  # without repeats
 
 
 _PARSERS: dict[str, Parser] = {
@@ -335,7 +333,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _short(model: str) -> str:
-    """A folder name for a model spec: `torchvision:resnet18` -> `resnet18`, `net.py:small` -> `small`."""
+    """Returns a folder name for a model spec: `torchvision:resnet18` -> `resnet18`, `net.py:small` -> `small`."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in model.rpartition(":")[2])
 
 

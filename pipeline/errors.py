@@ -1,14 +1,15 @@
-"""What can go wrong, as one tree; the command line turns each into one line on stderr and an exit code.
+"""The errors meant for the user; the command line turns each into one line on stderr and an exit code.
 
     EdgeCompressError
     |-- InputError        2  the user's input is wrong: a file, an option, a data set, a model
-    |-- UnavailableError  3  something needed is not here: a package, a board, a GPU
+    |-- UnavailableError  3  something needed is missing: a package, a board, a GPU
     |-- DeviceError       4  a device failed while it was in use
-    |-- BuildError        1  the converter or the runtime refused the pruned model
-    `-- VerifyError       1  an artifact is not what its record says
+    |-- BuildError        1  the converter or the runtime refused the model
+    `-- VerifyError       1  a check failed: an artifact or a bundle does not match its record
 
-A gate that fails is no exception: the run ends with its report and exit code 1. 130 is an interrupt.
-Anything that is not in this tree is a bug and keeps its traceback.
+Exit code 1 is a negative verdict. In a run, a failed gate or a refused model ends with a report that says which, and no
+exception leaves `run_pipeline`; `verify` and `release` name the failed check on stderr. 130 is an interrupt. Any other exception
+is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class EdgeCompressError(Exception):
 
     Args:
         what: what is wrong, with the name of the file, option or layer.
-        found: what was there.
-        expected: what would have been right.
-        do: what the user can do about it.
+        found: what was found.
+        expected: what was expected.
+        do: what the user can do.
     """
 
     exit_code = 1
@@ -44,7 +45,7 @@ class InputError(EdgeCompressError):
 
 
 class UnavailableError(EdgeCompressError):
-    """Something needed is not on this machine (a package, a board, a GPU)."""
+    """Something needed is missing (a package, a board, a GPU)."""
 
     exit_code = 3
 
@@ -56,15 +57,15 @@ class DeviceError(EdgeCompressError):
 
 
 class BuildError(EdgeCompressError):
-    """A converter or a runtime refused the model."""
+    """The converter or the runtime refused the model."""
 
 
 class VerifyError(EdgeCompressError):
-    """An artifact is not what its record says it is."""
+    """A check failed: an artifact or a bundle does not match its record."""
 
 
 def deepest_cause(error: BaseException) -> str:
-    """What lies under an error, in one line: converters and exporters wrap what the user needs in a page of advice."""
+    """Returns the root cause of an error in one line: converters and exporters bury it under a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and says what a full disk is."""
+"""Writes files atomically, digests them, and reports a full disk as such."""
 
 from __future__ import annotations
 
@@ -16,31 +16,29 @@ from .errors import UnavailableError
 from .types import FileRef
 
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # what `atomic_write` writes to
-
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_ref(path: Path, base: Path) -> FileRef:
-    """The reference of a file, its path relative to `base` (the run folder).
+    """Returns a reference to a file, its path relative to `base` (the run folder).
 
     Raises:
-        ValueError: the file does not lie under `base`.
+        ValueError: the file is not below `base`.
     """
     return FileRef(path.relative_to(base).as_posix(), sha256_file(path), path.stat().st_size)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: under another name in the same folder, synced, then renamed.
+    """Writes a file atomically: to a temporary name in the same folder, fsynced, then renamed.
 
     Raises:
-        UnavailableError: the disk is full. The old file, if any, is as it was.
+        UnavailableError: the disk is full. An existing file is left unchanged.
     """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -62,7 +60,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", however a library reports it, into one line that names the file and what is free.
+    """Turns "no space left", however a library reports it, into an error that names the file and the free space.
 
     Raises:
         UnavailableError: the disk that holds `path` is full.
@@ -70,22 +68,23 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UnavailableError) or not _says_full(error):
+        if isinstance(error, UnavailableError) or not says_full(error):
             raise
         folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
         raise UnavailableError(
             f"the disk is full: {path} could not be written",
             found=f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free",
-            do="make room and run the same command again; finished stages are kept",
+            do="free some space and re-run the same command; finished stages are kept",
         ) from error
 
 
-def _is_scratch(path: Path) -> bool:
+def is_scratch(path: Path) -> bool:
+    """Tells whether a file is an unfinished one of `atomic_write`."""
     return _SCRATCH.fullmatch(path.name) is not None
 
 
-def _says_full(error: BaseException) -> bool:
-    """Whether this error, or one it came from, is a full disk; libraries in C++ and Rust say so only in their text."""
+def says_full(error: BaseException) -> bool:
+    """Tells whether an error, or one of its causes, is a full disk; C++ and Rust libraries say so only in their text."""
     seen: BaseException | None = error
     while seen is not None:
         if (isinstance(seen, OSError) and seen.errno in _FULL) or os.strerror(errno.ENOSPC).lower() in str(seen).lower():

@@ -1,14 +1,14 @@
-"""A run folder: what is finished is kept under the key of what made it, and nothing half-written is taken for finished.
+"""The run folder: keeps each finished stage under a key of everything it depends on, so that runs resume.
 
     with RunFolder(config, log) as run:
         stage = run.stage("search", "1", settings, inputs=(subject.key,))
         found = stage.result(SearchResult)
         if found is None:
-            found = search(...)          # checkpoints of its own go to stage.folder
+            found = search(...)          # its own checkpoints go to stage.folder
             stage.finish(found)
 
-A stage's key is the digest of its name, its version, its own settings and its inputs' keys. Results carry their own digest and
-those of the files they name; what does not hold is treated as absent and made again.
+A stage's key is the digest of its name, version, settings and inputs' keys. Results carry their own digest and those of the
+files they name; a result whose digests do not match is recomputed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from .codec import from_json, to_json
 from .config import Config, differences, load, to_toml
 from .errors import InputError
-from .files import _is_scratch, _says_full, atomic_write, disk_errors, sha256_file
+from .files import atomic_write, disk_errors, is_scratch, says_full, sha256_file
 from .types import FileRef
 
 T = TypeVar("T")
@@ -38,16 +38,16 @@ _HOLDER_NAME = ".holder"
 
 
 class RunFolder:
-    """An open run folder, held by one process at a time.
+    """An open run folder, locked by one process.
 
-    Entering makes the folder (`config.out`) with its `config.toml`, or opens the one of the same run, and locks it.
+    Entering creates the folder (`config.out`) with its `config.toml`, or opens an existing one of the same run.
 
     Args:
         config: the resolved configuration.
-        log: told, in one line, what was found damaged and is made again.
+        log: called with one line for each damaged result that is recomputed.
 
     Raises:
-        InputError: on entering, if another process holds the folder, or it holds another run or something else.
+        InputError: on entering, if another process holds the lock, or the folder contains another run or other files.
     """
 
     def __init__(self, config: Config, log: Log) -> None:
@@ -60,11 +60,11 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk_errors(self.path))
             try:
-                self._refuse_what_is_no_run()
+                self._refuse_other_folders()
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock(stack)
             except OSError as error:
-                if _says_full(error):
+                if says_full(error):
                     raise
                 raise InputError(
                     f"{self.path} cannot be a run folder", found=error.strerror or str(error), do="choose another --out"
@@ -77,13 +77,13 @@ class RunFolder:
         return bool(self._open.__exit__(kind, error, trace))
 
     def stage(self, name: str, version: str, settings: object, inputs: tuple[str, ...] = ()) -> Stage:
-        """The stage of this name with these settings.
+        """Returns the stage of this name with these settings.
 
         Args:
             name: letters, digits, "-".
-            version: raised when the stage's code gives another result for the same settings and inputs.
-            settings: dataclasses, dicts, lists, texts and numbers: all that the result depends on besides `inputs`.
-            inputs: keys of the stages, and digests of the files, that it reads.
+            version: to be raised when the stage's code gives another result for the same settings and inputs.
+            settings: dataclasses, dicts, lists, strings and numbers: all that the result depends on besides `inputs`.
+            inputs: keys of the stages and digests of the files that it reads.
         """
         record = {"stage": name, "version": version, "settings": to_json(settings), "inputs": list(inputs)}
         key = hashlib.sha256(_canonical(record)).hexdigest()
@@ -92,17 +92,17 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         return Stage(name, key, folder, self, record)
 
-    def _refuse_what_is_no_run(self) -> None:
-        """Before anything is written: the folder is new, empty, or a run's."""
+    def _refuse_other_folders(self) -> None:
+        """Checks, before anything is written, that the folder is new, empty, or a run's."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file", expected="a folder for the run", do="choose another --out")
         if not self.path.is_dir() or (self.path / CONFIG_NAME).is_file():
             return
         # a run killed before it wrote its config leaves only these
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in (_LOCK_NAME, _HOLDER_NAME) and not _is_scratch(p))
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in (_LOCK_NAME, _HOLDER_NAME) and not is_scratch(p))
         if foreign:
             raise InputError(
-                f"{self.path} is no run folder",
+                f"{self.path} is not a run folder",
                 found=foreign[0],
                 expected=f"an empty folder or one with {CONFIG_NAME}",
                 do="choose another --out",
@@ -118,16 +118,16 @@ class RunFolder:
         except filelock.Timeout as error:
             pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
             raise InputError(
-                f"another run is at work in {self.path}", found=f"process {pid}", do="wait for it to end, or choose another --out"
+                f"another run is active in {self.path}", found=f"process {pid}", do="wait for it to end, or choose another --out"
             ) from error
         atomic_write(holder, str(os.getpid()))
         stack.callback(holder.unlink, missing_ok=True)
 
     def _claim(self) -> None:
-        """With the lock held: this run's config stands in the folder, and no leavings of a killed one."""
-        for leaving in self.path.rglob(".*.tmp"):
-            if _is_scratch(leaving):
-                leaving.unlink(missing_ok=True)
+        """With the lock held, removes temporary files of a killed run and writes the configuration."""
+        for leftover in self.path.rglob(".*.tmp"):
+            if is_scratch(leftover):
+                leftover.unlink(missing_ok=True)
         file = self.path / CONFIG_NAME
         other = load(file, {}) if file.is_file() else None
         if other is not None and (differing := differences(other, self._config)) and self._holds_work():
@@ -145,7 +145,7 @@ class RunFolder:
             atomic_write(file, to_toml(self._config))
 
     def _holds_work(self) -> bool:
-        """Whether there is more than a configuration: a run that stopped at wrong input left no more, and is put right here."""
+        """Tells whether there is more than a configuration: a run that ended at wrong input leaves no more and may be changed."""
         own = (CONFIG_NAME, _LOCK_NAME, _HOLDER_NAME)
         return any(p.is_file() and not (p.parent == self.path and p.name in own) for p in self.path.rglob("*"))
 
@@ -161,26 +161,26 @@ class Stage:
     record: dict[str, Any]  # what the key was made of, kept beside the result for readers
 
     def result(self, cls: type[T]) -> T | None:
-        """The finished result, or None if there is none that holds: its digest, and those of the files it names, are checked."""
+        """Returns the finished result, or None if there is none or its digests, or those of its files, do not match."""
         file = self._file
         if not file.is_file():
             return None
         try:
             stored = json.loads(file.read_bytes())
             if stored["key"] != self.key or stored["sha256"] != hashlib.sha256(_canonical(stored["result"])).hexdigest():
-                raise ValueError("its digest does not hold")
+                raise ValueError("its digest does not match")
             value = from_json(cls, stored["result"])
             self._check_files(value)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            self.run.log(f"{self.name}: {file} is damaged ({error}); made again")
+            self.run.log(f"{self.name}: {file} is damaged ({error}); recomputed")
             return None
         return value
 
     def finish(self, value: object) -> None:
-        """Record the stage's result; from here on it is not run again.
+        """Records the stage's result, so that it is not run again.
 
         Raises:
-            ValueError: a file it names is missing or is not what its reference says.
+            ValueError: a file it names is missing or does not match its reference.
             UnavailableError: the disk is full.
         """
         self._check_files(value)

@@ -1,4 +1,4 @@
-"""The commands for finished runs: `verify`, `release`, `report`. Nothing is imported here that `--help` does not need."""
+"""The commands for finished runs: `verify`, `release`, `report`. Imports only what `--help` needs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("path", type=_PATH)
-@click.option("--data", metavar="SPEC", help="The run's own data: accuracy is measured again.  [default: it is not]")
+@click.option("--data", metavar="SPEC", help="Measure accuracy again on the run's own data.  [default: no]")
 @click.option(
-    "--device", metavar="NAME", help="A name from `edge-compress devices`: the speedup is measured again.  [default: it is not]"
+    "--device", metavar="NAME", help="Measure the speedup again on a device from `edge-compress devices`.  [default: no]"
 )
 @click.option(
     "--against",
     type=_PATH,
     metavar="FILE",
-    help="A stored report.json: exit 1 when accuracy or speedup got worse.  [default: none]",
+    help="Compare with a stored report.json; exit 1 if accuracy or speedup got worse.  [default: none]",
 )
 @click.option(
-    "--public-key", metavar="KEY", help="minisign's, or a file with one: who signed the bundle is checked.  [default: it is not]"
+    "--public-key", metavar="KEY", help="Check the bundle's signature with this minisign key or key file.  [default: not checked]"
 )
 def verify(path: Path, data: str | None, device: str | None, against: Path | None, public_key: str | None) -> int:
     """Check a bundle, a run folder or an artifact against its record.
 
-    Digests of all files, then the artifact's answers to its golden images in its own runtime. With --data and --device accuracy
-    and speedup are measured again: the new intervals must agree with the recorded ones. With --against the summary is Markdown.
+    Compares the digests of all files and the artifact's outputs on its golden images in its own runtime. --data and --device
+    measure accuracy and speedup again and compare them with the record. With --against the summary is Markdown.
+    Exit code 1 if a check fails or the bundle is damaged.
 
     \b
     Examples:
@@ -66,32 +67,32 @@ def verify(path: Path, data: str | None, device: str | None, against: Path | Non
     if stored is not None:
         click.echo(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name))
     if broken := [check.line for check in checks if not check.holds]:
-        raise VerifyError(f"{path} is not what its record says", found="; ".join(broken))
+        raise VerifyError(f"{path} does not match its record", found="; ".join(broken))
     if worse := [f"{row.target}: {row.worse}" for row in rows if row.worse]:
         raise VerifyError(f"{path} got worse", found="; ".join(worse))
     if stored is None:
-        click.echo(f"{path}: all of it is what its record says")
+        click.echo(f"{path}: all checks passed")
     return 0
 
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_PATH)
-@click.option("--out", type=_PATH, metavar="DIR", default=Path("dist"), show_default=True, help="Folder of the bundles.")
-@click.option("--allow-failed", is_flag=True, help="Bundle what did not pass its gates too, marked as such inside.")
+@click.option("--out", type=_PATH, metavar="DIR", default=Path("dist"), show_default=True, help="Folder to write the bundles to.")
+@click.option("--allow-failed", is_flag=True, help="Also bundle targets that failed a gate; the bundle says so.")
 @click.option(
     "--license",
     "licenses",
     metavar="FILE",
     multiple=True,
     type=_PATH,
-    help="The model's or the data's licence, for the bundle. Repeatable.  [default: none]",
+    help="Add the model's or the data's licence to the bundle. Repeatable.  [default: none]",
 )
 @click.option("--sign", "key", type=_PATH, metavar="KEY", help="Sign with this minisign secret key.  [default: not signed]")
 def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tuple[Path, ...], key: Path | None) -> int:
-    """Bundle finished runs for shipping: an archive for each target that passed its gates.
+    """Bundle finished runs for shipping: one reproducible archive for each target that passed its gates.
 
-    In it: the artifact with its baseline, labels, golden images, report, plan, settings, a manifest of digests and figures,
-    a model card, licences and a bill of materials. The same run gives the same bytes.
+    A bundle holds the artifact and its baseline, labels, golden images, report, plan, settings, a manifest of digests and
+    figures, a model card, licences and a bill of materials.
 
     \b
     Example:
@@ -115,12 +116,14 @@ def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tup
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=_PATH)
-@click.option("--out", type=_PATH, metavar="FILE", help="The page over several runs.  [default: comparison.html]")
+@click.option(
+    "--out", type=_PATH, metavar="FILE", help="Where to write the comparison of several runs.  [default: comparison.html]"
+)
 def report(runs: tuple[Path, ...], out: Path | None) -> int:
-    """Write the report of a run again, or one page over several runs.
+    """Re-render the report of a run, or compare several runs on one page.
 
-    One run folder: its report.md and report.html, from its report.json. Several (folders, or stored report.json files): accuracy
-    against measured latency, figures side by side, and how their plans differ.
+    One run folder: writes its report.md and report.html from its report.json. Several (folders, or stored report.json files):
+    plots accuracy against measured latency, tabulates the figures and shows where the plans differ.
 
     \b
     Examples:
@@ -133,7 +136,9 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
     reports = [full_report(run) for run in runs]
     if len(runs) == 1:
         if out is not None:
-            raise InputError("--out", found="one run", expected="several", do="a run's own report is written into its folder")
+            raise InputError(
+                "--out", found="one run", expected="several", do="leave it out: the report of one run is written to its folder"
+            )
         from ..report.report import to_html, to_markdown
 
         folder = runs[0] if runs[0].is_dir() else runs[0].parent

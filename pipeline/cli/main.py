@@ -1,4 +1,4 @@
-"""The command line: options in, one call, exit code out. Nothing here is imported that `--help` does not need."""
+"""The command line: parses options, makes one call, returns the exit code. Imports only what `--help` needs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ import click
 from ... import targets
 from .. import config as settings
 from .. import options
-from ..errors import EdgeCompressError, UnavailableError
+from ..errors import EdgeCompressError
 from ..types import Pattern, Precision
 from .finished_runs import release, report, verify
+from .on_devices import devices, profile
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _option(name: str, help: str, default: str = "", **more: Any) -> Decorator:
-    """An option that is None when it is not given, so that the file may set it; `default` is what the help says of that."""
+    """Declares an option that is None when it is not given, so that the file may set it; `default` is the text in the help."""
     field = more.pop("field", name.removeprefix("--").replace("-", "_"))
     shown = default or str(_DEFAULTS[field])
     return click.option(name, field, default=more.pop("unset", None), help=f"{help}  [default: {shown}]", **more)
@@ -57,7 +58,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 @_option(
     "--weights",
     "State dict: .safetensors, or .pt/.pth without pickled code.",
-    "none, the model as its factory gives it",
+    "none, needed for all but digits-resnet",
     metavar="FILE",
 )
 @_option(
@@ -67,114 +68,147 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     metavar="SPEC",
 )
 @_option(
-    "--mean", "Channel means of pixels on [0, 1], such as 0.49,0.48,0.45.", "the model's own, else ImageNet's", metavar="NUMBERS"
+    "--mean",
+    "Channel means of pixels scaled to [0, 1], such as 0.49,0.48,0.45.",
+    "the model's own, else ImageNet's",
+    metavar="NUMBERS",
 )
-@_option("--std", "Channel standard deviations of the same.", "the model's own, else ImageNet's", metavar="NUMBERS")
+@_option(
+    "--std", "Channel standard deviations of pixels scaled to [0, 1].", "the model's own, else ImageNet's", metavar="NUMBERS"
+)
 @_option(
     "--augment",
-    "How training images are varied, as when the model was trained.",
+    "Training-time augmentation; choose what the model was trained with.",
     "shift for digits, else crop-flip",
     type=_choice(options.Augment),
 )
-@_option("--image-size", "Height and width images are scaled to.", "the model's own, else the data's", type=int, metavar="PIXELS")
+@_option(
+    "--image-size",
+    "Height and width to which image files are cropped; arrays keep their size.",
+    "the model's own, else 224",
+    type=int,
+    metavar="PIXELS",
+)
 @_option(
     "--device", "Where latency is measured: a name from `edge-compress devices`, a TOML file, or class:NAME.", metavar="NAME"
 )
 @_option(
     "--pattern",
-    "What is removed: channels and blocks, single weights, or two of four.",
-    "auto, what the target can use",
+    "What is pruned: channels and residual blocks, single weights, or 2:4 (two of four weights).",
+    "auto, what the target can accelerate",
     type=_choice(Pattern, "auto"),
 )
-@_option("--precision", "Number format of the artifact.", "the target's best", type=_choice(Precision))
-@_option("--float-io", "Float input and output of an int8 .tflite, whose own are int8.", "off", is_flag=True, flag_value=True)
+@_option("--precision", "Numerical precision of the artifact.", "the target's best", type=_choice(Precision))
+@_option("--float-io", "Give an int8 .tflite float input and output instead of int8.", "off", is_flag=True, flag_value=True)
 @_option(
     "--latency-budget",
-    "What latency may be: a share of the dense float model's (0.5), or milliseconds (8ms).",
+    "Latency target: fraction of the dense FP32 latency (0.5), or milliseconds (8ms).",
     "0.5",
     metavar="BUDGET",
 )
-@_option("--max-accuracy-drop", "Gate: points of top-1 on the test split that may be lost.", type=float, metavar="POINTS")
+@_option(
+    "--max-accuracy-drop", "Gate: largest drop of top-1 on the test split, in percentage points.", type=float, metavar="POINTS"
+)
 @_option(
     "--min-speedup",
-    "Gate: the lower end of the speedup's 95 % interval must reach it.",
+    "Gate: least value of the lower end of the speedup's 95 % interval.",
     type=float,
     metavar="RATIO",
 )
 @_option(
-    "--max-size", "Budget and gate: what the artifact's file may take, such as 98496, 500kB or 1.5MB.", "any", metavar="SIZE"
+    "--max-size",
+    "Budget and gate: largest size of the artifact's file, such as 98496, 500kB or 1.5MB.",
+    "no limit",
+    metavar="SIZE",
 )
 @_option(
     "--reward",
-    "What the search maximises: hard, accuracy with the budget as a wall; soft, alpha * accuracy - beta * latency.",
+    "Search objective. hard: accuracy subject to the latency budget (hard constraint); soft: alpha * accuracy - beta * latency.",
     type=_choice(options.Reward),
 )
 @_option("--alpha", "Weight of accuracy in the soft reward.", type=float, metavar="NUMBER")
-@_option("--beta", "Weight of latency (a share of the dense model's) in the soft reward.", type=float, metavar="NUMBER")
+@_option("--beta", "Weight of latency (as a fraction of the dense model's) in the soft reward.", type=float, metavar="NUMBER")
 @_option(
-    "--lambda", "Weight of curvature in the score, or auto.", "auto, tuned on the search split", field="lambda_", metavar="NUMBER"
+    "--lambda",
+    "Exponent of the curvature in the score (0: magnitude, 1: Optimal Brain Damage), or auto.",
+    "auto, tuned on the search split",
+    field="lambda_",
+    metavar="NUMBER",
 )
 @_option(
     "--score",
-    "What says how much a connection matters; seed is the published formula, sign and all.",
+    "Importance criterion: hasa, magnitude, random, or the formula as published (seed is its old name).",
     type=_choice(options.Score, "seed"),
 )
-@_option("--search", "What sets the thresholds of the layers.", type=_choice(options.SearchMethod))
-@_option("--evaluations", "Distinct candidates the search may evaluate.", "200, for digits 100", type=int, metavar="COUNT")
+@_option("--search", "Search algorithm for the per-layer pruning ratios.", type=_choice(options.SearchMethod))
+@_option(
+    "--evaluations", "Number of distinct candidates that the search evaluates.", "200, for digits 100", type=int, metavar="COUNT"
+)
 @_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
 @_option(
     "--mask",
-    "In fine-tuning with --pattern weight: fixed, or dynamic, re-chosen after each epoch.",
+    "Masks during fine-tuning with --pattern weight: fixed, or dynamic (re-chosen after each epoch).",
     type=_choice(options.MaskMode),
 )
-@_option("--seed", "Same inputs and same seed give the same artifact on the same machine.", type=int, metavar="NUMBER")
-@_option("--accelerator", "Where scoring and fine-tuning run.", type=_choice(options.Accelerator))
-@_option("--threads", "Threads of the artifact's runtime when it is measured.", type=int, metavar="COUNT")
-@_option("--out", "Run folder. The same command on the same folder goes on where it stopped.", "runs/MODEL-TARGET", metavar="DIR")
+@_option(
+    "--seed",
+    "Random seed. Plans also depend on the latencies measured on the device.",
+    type=int,
+    metavar="NUMBER",
+)
+@_option("--accelerator", "Where the network is scored, reconstructed and fine-tuned.", type=_choice(options.Accelerator))
+@_option("--threads", "Threads of the artifact's runtime during measurement.", type=int, metavar="COUNT")
+@_option("--out", "Run folder. Re-running the same command resumes an interrupted run.", "runs/MODEL-TARGET", metavar="DIR")
 @click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The same options from a TOML file; flags win over it.  [default: none]",
+    help="Read the same options from a TOML file; flags take precedence.  [default: none]",
 )
 @_option(
-    "--require-artifact", "An artifact that cannot be built here is an error, not a note.", "off", is_flag=True, flag_value=True
+    "--require-artifact",
+    "Fail if an artifact cannot be built here, instead of noting it in the report.",
+    "off",
+    is_flag=True,
+    flag_value=True,
 )
-@_option("--json", "The report, and only it, on stdout.", "off", is_flag=True, flag_value=True)
+@_option("--json", "Print only the report, as JSON, on stdout.", "off", is_flag=True, flag_value=True)
 @click.version_option(version("edge-compress"), prog_name="edge-compress")
 @click.pass_context
 def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
-    """Make a trained vision model smaller and measurably faster, as a verified artifact for a device.
+    """Compress a trained image classifier into a smaller, measurably faster, verified artifact for a device.
 
-    The model is pruned by magnitude and curvature, with thresholds searched under latency measured on the device;
-    fine-tuned, quantised, and checked in the artifact's own runtime. What comes out lies in the run folder:
-    artifacts/TARGET/, report.html, report.json.
+    Prunes by magnitude and curvature to per-layer ratios searched under latency measured on the device, fine-tunes with
+    distillation, quantises, and verifies accuracy and speed in the artifact's own runtime. The run folder then holds
+    artifacts/TARGET/, report.html and report.json.
 
     \b
     Examples:
       edge-compress --target x86
-          the whole pipeline on the embedded default, in minutes
+          run the whole pipeline on the embedded digits network, in minutes
       edge-compress --target x86 --model net.py:resnet20 --weights net.safetensors \\
           --data npz:cifar10.npz --max-accuracy-drop 1.0 --out runs/resnet20
-          your own model and data
+          compress your own model on your own data
       edge-compress --config edge-compress.toml --seed 1
-          options from a file, one of them overridden
+          read options from a file, override one
       edge-compress verify runs/resnet20
-          is every file what the report says it is, and does the artifact still answer the same?
+          check the files against the report, and the artifact against its recorded outputs
 
     \b
     Exit codes:
       0    all gates passed
-      1    a gate failed; the report says which
+      1    a gate or a check failed, or the converter refused the model; the report or the list of checks says which
       2    an input is wrong
-      3    something needed is not here: a package, a board, a GPU
+      3    something needed is missing: a package, a board, a GPU
       4    a device failed
-      130  interrupted; the same command goes on
+      130  interrupted; run the same command again to resume
     """  # noqa: D301 (click wants the character, see its \b)
     if context.invoked_subcommand is not None:
         if any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in context.params):
-            raise click.UsageError(f"options before {context.invoked_subcommand!r} belong to a run; give them without a command")
+            raise click.UsageError(
+                f"options before {context.invoked_subcommand!r} are those of a run; remove them or the command"
+            )
         return 0
     config = settings.load(file, flags)
     from ..progress import Progress
@@ -188,100 +222,13 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     return code
 
 
-@cli.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--device",
-    metavar="NAME",
-    default="local",
-    show_default=True,
-    help="A name from `edge-compress devices`, a TOML file, or class:NAME for any free board of a class.",
-)
-@click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads of the runtime.  [default: the device's]")
-@click.option(
-    "--sessions", type=click.IntRange(1), metavar="COUNT", default=5, show_default=True, help="Fresh processes to measure in."
-)
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write profile.json and profile.html there.")
-def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions: int, out: Path | None) -> int:
-    """Measure artifacts on a device: latency, memory, time by layer.
-
-    The first is the baseline; the others are measured in turn with it.
-
-    \b
-    Example:
-      edge-compress profile dense.onnx pruned.onnx --device local --out profiles/pruned
-    """  # noqa: D301
-    from ...devices.access import named
-    from ...devices.measure.timing import TimingSettings
-    from .. import progress
-    from ..profile import profiling
-
-    board = named(device)[0]
-    runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
-    timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
-    result = profiling.profile(models, device, timing, progress.Progress())
-    click.echo("\n".join(profiling.table(result)))
-    if out is not None:
-        from ..codec import to_json
-        from ..files import atomic_write
-        from ..profile.page import to_html
-
-        out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "profile.json", json.dumps(to_json(result), indent=1) + "\n")
-        atomic_write(out / "profile.html", to_html(result))
-        click.echo(f"profile: {out / 'profile.html'}")
-    return 0
-
-
-@cli.group(invoke_without_command=True)
-@click.pass_context
-def devices(context: click.Context) -> int:
-    """List the devices latency can be measured on; `devices check NAME` says what is missing on one."""
-    from ...devices import board as boards
-
-    if context.invoked_subcommand is None:
-        for board in map(boards.load, boards.names()):
-            facts = [f"by {board.transport}", board.runtime, f"{board.threads} thread{'s' if board.threads > 1 else ''}"]
-            if board.memory_mib:
-                facts.append(f"{board.memory_mib / 1024:g} GB")
-            if board.precisions:
-                facts.append(" ".join(board.precisions))
-            if board.class_:
-                facts.append(f"class {board.class_}")
-            if board.transport != "local" and not board.address:
-                facts.append("a template: it has no address")
-            click.echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
-    return 0
-
-
-@devices.command()
-@click.argument("name")
-def check(name: str) -> int:
-    """Ask a device what it is: runtime, memory, disk, heat, clocks, noise floor; and say what is missing on it.
-
-    \b
-    Example:
-      edge-compress devices check local
-    """  # noqa: D301
-    from ...devices import board as boards
-    from ..profile import board_check
-
-    board = boards.load(name)
-    found = board_check.check(board)
-    click.echo("\n".join(found.lines))
-    if found.lacking:
-        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(found.lacking))
-    click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")
-    return 0
-
-
-for command in (verify, release, report):
+for command in (profile, devices, verify, release, report):
     cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code. What the user can mend is one line on stderr; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # stopped from outside is the same as Ctrl-C: folders are left, locks freed
+    """Runs the command line and returns its exit code. An error of the tree is one line on stderr; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)  # handled like Ctrl-C: folders are left in order, locks are released
     try:
         with cli.make_context("edge-compress", list(sys.argv[1:] if arguments is None else arguments)) as context:
             return int(cli.invoke(context))
@@ -292,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeCompressError as error:
         return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _failed("interrupted; run the same command again to go on", 130)
+        return _failed("interrupted; run the same command again to resume", 130)
 
 
 def _failed(text: str, code: int) -> int:
@@ -306,7 +253,7 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 @contextlib.contextmanager
 def _stdout_kept_clean() -> Iterator[None]:
-    """What libraries print (torch.onnx does, and C++ below it) goes to stderr: stdout is the caller's."""
+    """Redirects to stderr what libraries print (torch.onnx does, and C++ below it): stdout is the caller's."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

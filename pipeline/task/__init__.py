@@ -1,5 +1,5 @@
-"""What the user wants compressed: a network, its data and how images become inputs.
+"""Loads what is to be compressed: a network, its data, and the preprocessing between them.
 
-In: the specs of the command line (`--model`, `--weights`, `--data`). Out: `Loaded`, the live network with its splits. Start
-at `load.py`.
+In: the specs of the command line (`--model`, `--weights`, `--data`). Out: `Loaded`, the live network with its three splits.
+Start at `load.py`.
 """

@@ -1,7 +1,7 @@
-"""Images and labels from where the user keeps them, as three disjoint splits: train, search and test.
+"""Reads labelled images and splits them into train (calibration), search (validation) and test.
 
-The search split is cut from the training images; everything that is chosen is chosen on it. The test split is only for the
-report. Pixels stay uint8 (n, H, W, C) until `preprocess` makes network inputs of them.
+The search split is cut from the training images; every choice is made on it. The test split is only read for the report.
+Pixels stay uint8 (n, H, W, C) until `preprocess` turns them into network inputs.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Arra
 
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-MIN_TRAIN = 10  # the least that can be cut into a train and a search split
-MAX_CLASSES = 100_000  # beyond this, labels without `classes` are taken for something else than class numbers
+MIN_TRAIN = 10  # training images, to cut a train and a search split from
+MAX_CLASSES = 100_000  # without `classes`, larger labels are not taken for class numbers
 DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
 
 
 def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
-    """The data set that `spec` names, split into train, search and test.
+    """Returns the data set that `spec` names, split into train, search and test.
 
     Args:
         spec: one of `SCHEMES`.
-        seed: decides what goes into the search split and the order of train and search. Test images are the given ones in
-            the given order; a flat image folder has none, so a fifth of it is cut with this seed too.
+        seed: decides what goes into the search split and the order of train and search. The test split keeps the given images
+            in their order; a flat image folder has none, so a fifth of it is held out with this seed.
         crop: how images of an image folder are resized and cropped, default `Crop()`. Arrays stay as they are.
 
     Raises:
         InputError: the data is missing or unusable.
-        UnavailableError: the user's factory needs a package that is not here.
+        UnavailableError: the user's factory needs a package that is not installed.
     """
     scheme, _, rest = spec.partition(":")
     if spec == "digits":
@@ -60,7 +60,7 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
 
 
 def cut(labels: IntArray, count: int, seed: int) -> tuple[IntArray, IntArray]:
-    """Positions (rest, cut) with `count` of them in the second, both shuffled; class-balanced where every class allows it."""
+    """Returns shuffled positions (rest, cut) with `count` in the second, stratified by class where every class allows it."""
     present, members = np.unique(labels, return_counts=True)
     rng = np.random.default_rng(seed)
     if members.min() >= 2 and len(present) <= min(count, len(labels) - count):
@@ -73,7 +73,7 @@ def cut(labels: IntArray, count: int, seed: int) -> tuple[IntArray, IntArray]:
 
 
 def search_size(train: int) -> int:
-    """How many of `train` images go to the search split: a tenth, but of small sets a fifth (up to 500); at most 5,000."""
+    """Returns the size of the search split: a tenth of `train`, of small sets a fifth (up to 500), at most 5,000."""
     return min(5000, max(train // 10, min(train // 5, 500)))
 
 
@@ -99,7 +99,7 @@ def _split(spec: str, data: SourceData, seed: int) -> DataSet:
 
 
 def _digits() -> SourceData:
-    """Scanned digits, 1,797 of 8x8 with 16 grey levels (UCI optical recognition of handwritten digits; in scikit-learn)."""
+    """Returns 1,797 scanned digits of 8x8 pixels with 16 grey levels (UCI optical recognition, in scikit-learn)."""
     scans, labels = load_digits(return_X_y=True)
     images = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     source = ArraySource(images, labels.astype(np.int64))
@@ -160,7 +160,7 @@ def _image_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
 
 
 def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:
-    """The data set in a mapping with the keys of an npz file, checked."""
+    """Checks a mapping with the keys of an npz file and returns its data set."""
     missing = [key for key in NPZ_KEYS if key not in arrays]
     if missing:
         found = f"no {', '.join(missing)}"
@@ -171,7 +171,7 @@ def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:
         raise InputError(f"data {spec}: test_images", found=found, expected=expected, do="make all images one shape")
     classes = _class_names(f"data {spec}: classes", arrays["classes"]) if "classes" in arrays else None
     train_labels = _labels(f"data {spec}: train_labels", arrays["train_labels"], len(train_images), classes)
-    if classes is None:  # the training labels say how many classes there are; a test label beyond them was never learnt
+    if classes is None:  # from the training labels: a class only in the test labels was never learnt
         classes = tuple(str(i) for i in range(int(train_labels.max()) + 1))
     test_labels = _labels(f"data {spec}: test_labels", arrays["test_labels"], len(test_images), classes)
     train, test = ArraySource(train_images, train_labels), ArraySource(test_images, test_labels)

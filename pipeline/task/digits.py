@@ -1,4 +1,4 @@
-"""The embedded default: a residual network for scikit-learn's 8x8 digits, trained on the spot."""
+"""Architecture of the embedded default: a residual network for scikit-learn's 8x8 digits."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class DigitsResNet(nn.Module):
 
 
 def digits_resnet() -> nn.Module:
-    """A residual network for inputs (N, 1, 8, 8) and 10 classes, with initial weights."""
+    """Returns a residual network for inputs (N, 1, 8, 8) and 10 classes, with initial weights."""
     return DigitsResNet()

@@ -1,6 +1,6 @@
-"""Image files and data set classes, read through torchvision: one folder per class, or `torchvision:NAME:DIR`.
+"""Reads image folders (one folder per class) and torchvision's data set classes (`torchvision:NAME:DIR`).
 
-Files are decoded when they are asked for, resized and cropped as the model's evaluation was (`Crop`).
+Files are decoded on reading, resized and cropped as in the model's own evaluation (`Crop`).
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class Folder:
-    """What an image folder holds."""
+    """Contents of an image folder."""
 
     classes: tuple[str, ...]
     sha256: str  # of relative paths and file contents
     train: FolderSource
-    test: FolderSource | None  # None where DIR holds the class folders themselves
+    test: FolderSource | None  # None where DIR contains the class folders themselves
 
 
 def open_folder(spec: str, folder: Path, crop: Crop) -> Folder:
-    """The image folder DIR: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes in sorted order.
+    """Opens the image folder DIR: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes in sorted order.
 
     Raises:
         InputError: no such folder, no images, or classes that differ between training and test folder.
@@ -89,7 +89,7 @@ def open_folder(spec: str, folder: Path, crop: Crop) -> Folder:
 
 
 def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
-    """Name and arrays (keys as in an npz file) of `NAME:DIR`, NAME a data set class of torchvision that takes `train=`.
+    """Returns name and arrays (keys as in an npz file) of `NAME:DIR`, NAME a torchvision data set class that takes `train=`.
 
     Raises:
         InputError: no such class, its files are not in DIR, or its images have several shapes.

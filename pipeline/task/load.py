@@ -1,4 +1,4 @@
-"""Model and data -> Subject: what is to be compressed, loaded and checked before anything is computed."""
+"""Loads and checks model and data before anything is computed: `load_subject`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when
 
 @dataclass(frozen=True)
 class Loaded:
-    """A subject with its live objects."""
+    """A subject with its network and images."""
 
     subject: Subject
     module: nn.Module  # the user's dense network, eval mode
@@ -33,15 +33,15 @@ class Loaded:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said of the data in the report."""
+        """Caveats for the report."""
         return () if self.subject.data.test_given else (TEST_WAS_CUT,)
 
 
 def load_subject(config: Config) -> Loaded:
-    """Load model and data, and settle how images become inputs.
+    """Loads model and data, and decides the preprocessing.
 
     Raises:
-        InputError: see `data.load_data` and `models.load_model`; or mean and std do not fit the images.
+        InputError: see `load_data` and `load_model`; or mean and std do not fit the images.
     """
     crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
     crop = crop if config.image_size is None else resized(crop, config.image_size)

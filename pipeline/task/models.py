@@ -1,7 +1,4 @@
-"""Trained networks from where the user keeps them: a factory for the architecture, a state dict for the weights.
-
-A network is never unpickled: the factory is the user's own code, which is run, and the weights are data.
-"""
+"""Loads trained networks: a factory for the architecture, a state dict for the weights. Networks are never unpickled."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from .digits import MEAN as DIGITS_MEAN
 from .digits import STD as DIGITS_STD
 from .digits import digits_resnet
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD
-from .user_code import _importable, _own_randomness, user_factory
+from .user_code import importable, own_randomness, user_factory
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
@@ -42,7 +39,7 @@ Statistics = tuple[float, ...]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network, ready to be compressed."""
+    """A loaded network with its preprocessing, where it is known."""
 
     module: nn.Module  # eval mode, CPU, float32
     name: str
@@ -52,12 +49,12 @@ class LoadedModel:
 
 
 def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tuple[int, int, int]) -> LoadedModel:
-    """The network that `spec` names with the weights of a file, checked on one black image.
+    """Returns the network that `spec` names with the weights of a file, checked on one black image.
 
     Args:
-        spec: one of `SCHEMES`. A factory takes no argument, or `num_classes`. `MEAN`, `STD` and `IMAGE_SIZE` in its file count.
-        weights: a state dict as `.safetensors`, `.pt` or `.pth`. Without it only `digits-resnet` is allowed, which then comes
-            with its initial weights: the caller trains it.
+        spec: one of `SCHEMES`. A factory takes no argument, or `num_classes`. `MEAN` and `STD` in its file are used.
+        weights: a state dict as `.safetensors`, `.pt` or `.pth`. Required except for `digits-resnet`, which without
+            it has its initial weights: the caller trains it.
         classes: how many classes the data has.
         image_shape: of the data, (C, H, W).
 
@@ -70,10 +67,10 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
         raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
     if weights is None and spec != "digits-resnet":
         do = "give its trained state dict with --weights"
-        raise InputError(f"model {spec}", found="no weights", expected="a trained network: no other can be compressed", do=do)
+        raise InputError(f"model {spec}", found="no weights", expected="a trained network", do=do)
     state = None if weights is None else read_state(weights)
     channels = image_shape[0]
-    with _own_randomness():
+    with own_randomness():
         if spec == "digits-resnet":
             loaded = LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD)
         elif scheme == "torchvision":
@@ -92,10 +89,10 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
 
 
 def evaluation_crop(spec: str) -> Crop | None:
-    """How the evaluation of the model that `spec` names resizes and crops images; None where the model does not tell.
+    """Returns how the model that `spec` names is evaluated: resizing and cropping. None where that is not known.
 
     torchvision: the transforms of its default weights. timm: its configuration. A factory: `IMAGE_SIZE` in its file, resized in
-    ImageNet's proportion. Unknown names are for `load_model` to refuse.
+    ImageNet's proportion. Unknown names are left for `load_model` to refuse.
 
     Raises:
         InputError: the file of a factory cannot be imported.
@@ -120,12 +117,12 @@ def evaluation_crop(spec: str) -> Crop | None:
 
 
 def resized(crop: Crop, size: int) -> Crop:
-    """The same crop for another image size."""
+    """Returns the same crop for another image size."""
     return replace(crop, size=size, resize=round(size * crop.resize / crop.size))
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a `.safetensors`, `.pt` or `.pth` file, without wrappers and prefixes of training scripts.
+    """Returns the state dict in a `.safetensors`, `.pt` or `.pth` file, without wrappers and prefixes of training scripts.
 
     Raises:
         InputError: no such file, another format, a pickle of code, or not a state dict.
@@ -166,7 +163,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *, classes: int) -> None:
-    """Load `state` into `module`, cast to its types; `name` and `classes` are for messages.
+    """Loads `state` into `module`, cast to its types; `name` and `classes` are for messages.
 
     Raises:
         InputError: names or shapes differ, or a value is NaN or infinite. The module is then unchanged, or not to be used.
@@ -199,7 +196,7 @@ def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *
 
 
 def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:
-    """One black image through the network: does it take the data's shape and give one logit per class."""
+    """Runs one black image through the network and checks that it returns one logit per class."""
     shape = (1, *image_shape)
     try:
         with torch.no_grad():
@@ -253,7 +250,7 @@ def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     try:
         takes = inspect.signature(factory.function).parameters
         folder = Path(spec.rpartition(":")[0]).expanduser().resolve().parent
-        with _importable(folder):
+        with importable(folder):
             module = factory.function(**({"num_classes": classes} if "num_classes" in takes else {}))
     except (Exception, SystemExit) as error:
         found = f"{type(error).__name__}: {error}"

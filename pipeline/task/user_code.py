@@ -1,4 +1,4 @@
-"""Runs the user's own Python: factories of networks and of data."""
+"""Runs the user's own Python: factories of networks and data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class UserFactory:
-    """A function of the user's and the module it stands in."""
+    """A function of the user's and the module that defines it."""
 
     name: str  # "net.py:factory"
     function: Callable[..., Any]
@@ -31,9 +31,9 @@ class UserFactory:
 
 
 def user_factory(spec: str, what: str) -> UserFactory:
-    """The function that `FILE.py:FUNCTION` or `package.module:FUNCTION` names.
+    """Returns the function that `FILE.py:FUNCTION` or `package.module:FUNCTION` names.
 
-    A file is run under a private module name of its own; what lies beside it can be imported while it is.
+    A file is run under a private module name; it can import the modules beside it.
 
     Args:
         spec: where the function is.
@@ -48,7 +48,7 @@ def user_factory(spec: str, what: str) -> UserFactory:
     if is_file and not path.is_file():
         raise InputError(f"{what} {spec}", found="no such file", expected="a Python file", do="check the path")
     try:
-        with _importable(path.resolve().parent if is_file else Path.cwd()):
+        with importable(path.resolve().parent if is_file else Path.cwd()):
             module = _run_file(path) if is_file else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         found = f"{type(error).__name__}: {error}"
@@ -58,14 +58,14 @@ def user_factory(spec: str, what: str) -> UserFactory:
         found = f"no {attribute!r}" if function is None else f"{attribute!r}, a {type(function).__name__}"
         near = difflib.get_close_matches(attribute, [n for n, v in vars(module).items() if inspect.isroutine(v)], 1)
         do = f"did you mean {near[0]!r}?" if near else f"define `def {attribute}(): return ...`"
-        raise InputError(f"{what} {spec}", found=found, expected="a function that makes it", do=do)
+        raise InputError(f"{what} {spec}", found=found, expected="a function", do=do)
     return UserFactory(f"{path.name}:{attribute}" if is_file else spec, function, module)
 
 
 def _run_file(path: Path) -> ModuleType:
     source = path.resolve()
     name = "_edge_compress_user_" + hashlib.sha256(bytes(source) + source.read_bytes()).hexdigest()[:16]
-    if name in sys.modules:  # the same text was run before: once for the image size, once for the network
+    if name in sys.modules:  # run before: once for the image size, once for the network
         return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, source)
     if found is None or found.loader is None:
@@ -81,8 +81,8 @@ def _run_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """`folder` as the last place where imports are looked for, as if the file was run from there."""
+def importable(folder: Path) -> Iterator[None]:
+    """Appends `folder` to the import path."""
     sys.path.append(str(folder))
     try:
         yield
@@ -91,8 +91,8 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Initial weights do not depend on, nor disturb, the process's random state."""
+def own_randomness() -> Iterator[None]:
+    """Makes initial weights independent of the process's random state, and leaves that as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield

@@ -252,7 +252,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(existing: str, workshop: Works
     before = snapshot(tmp_path / "mine")
     ended = here(workshop.arguments(tmp_path / "mine"))
     assert ended.code == 2
-    assert "is no run folder" in ended.complaint
+    assert "is not a run folder" in ended.complaint
     assert snapshot(tmp_path / "mine") == before
 
 

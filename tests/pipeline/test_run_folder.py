@@ -121,7 +121,7 @@ def test_a_damaged_result_counts_as_absent_and_is_said(config: Config, damage: C
         damage(stage.folder / "result.json")
         assert stage.result(Checkpoint) is None
         assert len(said) == 1
-        assert "made again" in said[0]
+        assert "recomputed" in said[0]
         finished(run)
         assert stage.result(Checkpoint) is not None
 
@@ -200,7 +200,7 @@ def test_a_run_that_stopped_before_any_work_can_be_put_right_in_the_same_folder(
 def test_a_folder_with_something_else_in_it_is_refused_and_left_as_it_was(config: Config) -> None:
     config.out.mkdir()
     (config.out / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"is no run folder: found thesis\.tex"):
+    with pytest.raises(InputError, match=r"is not a run folder: found thesis\.tex"):
         opened(config).__enter__()
     assert [p.name for p in config.out.iterdir()] == ["thesis.tex"]
 
@@ -234,7 +234,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first_and_a_killed_one_
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"another run is at work in .*: found process {holder.pid};"):
+        with pytest.raises(InputError, match=rf"another run is active in .*: found process {holder.pid};"):
             opened(config).__enter__()
     finally:
         holder.kill()

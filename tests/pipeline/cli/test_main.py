@@ -368,7 +368,7 @@ def test_a_signal_ends_the_run_with_130_and_one_line_after_cleaning_up(number: i
     assert running.stderr.readline() == "up\n"
     running.send_signal(number)
     _, err = running.communicate(timeout=120)
-    assert (running.returncode, err) == (130, "edge-compress: interrupted; run the same command again to go on\n")
+    assert (running.returncode, err) == (130, "edge-compress: interrupted; run the same command again to resume\n")
     assert (tmp_path / "cleaned").exists()
 
 
