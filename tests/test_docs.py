@@ -86,3 +86,14 @@ def test_make_targets_in_the_documents_exist() -> None:
         assert {target for pair in named for target in " ".join(pair).split()} <= there, page
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     assert {target for target in there - {"help"} if f"`make {target}`" not in contributing} == set()
+
+
+def _prose(page: Path) -> list[str]:
+    """The lines of a page outside code blocks and tables."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [line for line in text.splitlines() if not line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "results"], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
+    assert [line for line in _prose(page) if len(line) > 120] == []
