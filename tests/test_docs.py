@@ -97,3 +97,17 @@ def _prose(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "results"], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
     assert [line for line in _prose(page) if len(line) > 120] == []
+
+
+def test_files_named_in_contributing_exist() -> None:
+    named = set(
+        re.findall(r"`((?:pipeline|targets|devices|calibration|tests|docs)/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    )
+    assert len(named) > 20
+    assert {name for name in named - {"targets/NAME.py"} if not (ROOT / name).exists()} == set()
+
+
+def test_source_files_named_in_the_documents_exist() -> None:
+    for page in PAGES:
+        named = re.findall(r"`((?:pipeline|targets|devices|calibration)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+        assert [name for name in named if name != "targets/NAME.py" and not (ROOT / name).exists()] == [], page

@@ -303,7 +303,7 @@ def test_a_full_disk_is_exit_code_3_and_what_was_finished_is_kept(
     ended = Finished(ran.returncode, ran.stdout, ran.stderr)
     assert ended.code == 3, ended.err
     assert "the disk is full" in ended.complaint
-    assert "run the same command again" in ended.complaint
+    assert "re-run the same command" in ended.complaint
     assert ".tmp" not in ended.out  # nothing half-written is left
     assert "result.json" in ended.out
     assert "report.json" not in ended.out

@@ -341,9 +341,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypa
     file = tmp_path / "result.json"
     atomic_write(file, "old")
     monkeypatch.setattr(os, call.split()[0], _some_space() if call == "write some" else _no_space)
-    with pytest.raises(
-        UnavailableError, match=rf"the disk is full: .*{file.name}.*MB free.*run the same command again"
-    ) as caught:
+    with pytest.raises(UnavailableError, match=rf"the disk is full: .*{file.name}.*MB free.*re-run the same command") as caught:
         atomic_write(file, "new and longer")
     monkeypatch.undo()
     assert "\n" not in str(caught.value)
