@@ -132,7 +132,11 @@ def ours(
     """
     dense = cost_of(way.net, way.image_shape).macs
     memo = work / "evaluations.jsonl"
-    with open_bench(config, loaded, way.net, target, Precision.INT8, memo, latencies=work / "latency") as bench:
+    baseline = target.baseline(way.net, way.image_shape, loaded.data.info.classes)
+    latencies = work / "latency"
+    with open_bench(
+        config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies
+    ) as bench:
         evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, bench)
         ranking = rank_units(way.net, way.coupling, way.knobs, evaluator, bench.inputs, way.score, None, way.seed)
         evaluator.order = ranking.order
@@ -189,7 +193,7 @@ def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed:
     calibration = calibration_batches(data, prep, 500, seed + 2)
     request = BuildRequest(
         module=module,
-        dense=loaded.module,
+        baseline=target.baseline(loaded.module, data.info.image_shape, data.info.classes),
         image_shape=data.info.image_shape,
         classes=data.info.classes,
         precision=Precision.INT8,

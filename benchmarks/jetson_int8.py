@@ -32,9 +32,9 @@ from edge_compress.pipeline.verify.gates import compare
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest
 from edge_compress.targets.onnx.int8 import has_vnni
+from edge_compress.targets.onnx.run import predictor, simulate
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
 from edge_compress.targets.tensorrt.lint import lint
-from edge_compress.targets.x86 import predictor
 
 OTHERS = ("resnet50", "mobilenet_v2")
 
@@ -57,7 +57,9 @@ def verdicts(path: Path) -> dict[str, Any]:
 
 def request(module: Any, shape: tuple[int, int, int], images: list[Any], score: Any, folder: Path) -> BuildRequest:
     """What the target is asked to build."""
-    return BuildRequest(module, module, shape, tuple(map(str, range(10))), Precision.INT8, images, score, folder)
+    classes = tuple(map(str, range(10)))
+    baseline = jetson.TARGET.baseline(module, shape, classes)
+    return BuildRequest(module, baseline, shape, classes, Precision.INT8, images, score, folder)
 
 
 def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -74,8 +76,8 @@ def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     assert artifact.baseline is not None
     model, baseline = folder / artifact.file.path, folder / artifact.baseline.path
     logits = {
-        "float": answers(jetson.simulate(baseline.read_bytes()), data.test, prep),
-        "simulated": answers(jetson.simulate(model.read_bytes()), data.test, prep),
+        "float": answers(simulate(baseline.read_bytes()), data.test, prep),
+        "simulated": answers(simulate(model.read_bytes()), data.test, prep),
         "ort_default": answers(predictor(str(model)), data.test, prep),
     }
     names = {key: Path(getattr(given, key)).name for key in ("model", "data")}  # no folder of this machine

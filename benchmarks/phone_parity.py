@@ -145,7 +145,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
         labels = tuple(f"class {i:04d}" for i in range(1000))
         request = BuildRequest(
             module=net,
-            dense=dense,
+            baseline=TARGET.baseline(dense, SHAPE, labels, HALF, HALF),
             image_shape=SHAPE,
             classes=labels,
             precision=precision,

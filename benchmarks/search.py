@@ -100,7 +100,11 @@ def main(
     way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
     memo = work / "evaluations.jsonl"
     rows: list[dict[str, object]] = []
-    with open_bench(config, loaded, way.net, target, Precision.INT8, memo, latencies=work / "latency") as bench:
+    baseline = target.baseline(way.net, way.image_shape, loaded.data.info.classes)
+    latencies = work / "latency"
+    with open_bench(
+        config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies
+    ) as bench:
         evaluator = way.evaluator(bench)
         ranking = evaluator.rank(None)
         evaluator.follow(ranking)

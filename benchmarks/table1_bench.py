@@ -133,9 +133,14 @@ class Bench:
         key = Structure({}).key()
         known = self.cache.get(key)
         if known is None:
-            with QuickMeter(prober.baseline(), target.runtime, 1, seed=self.seed) as meter:
+            with QuickMeter(self.dense_file, target.runtime, 1, seed=self.seed) as meter:
                 known = self.cache.put(key, meter.ratio(prober.candidate(Structure({}))))
         return known
+
+    @cached_property
+    def dense_file(self) -> bytes:
+        """The dense network's float file."""
+        return targets.load("x86").baseline(self.net, self.shape, self.data.info.classes)
 
     @cached_property
     def cache(self) -> LatencyCache:
@@ -152,7 +157,7 @@ class Bench:
         self.latency_ratio  # noqa: B018 - the evaluator reads it back: its meter has nothing to measure
         memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
         scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})
-        with QuickMeter(prober.baseline(), target.runtime, 1, seed=self.seed) as meter:
+        with QuickMeter(self.dense_file, target.runtime, 1, seed=self.seed) as meter:
             judging = Judging(self.inputs, self.moments, images, prober, meter, self.cache, memo)
             evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, judging)
             evaluator.follow(evaluator.rank(0.0))

@@ -26,13 +26,14 @@ from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
 from ..devices.tensorrt.boards_of import boards_of
-from ..targets.base import Limits, Target, joint, needs_device
+from ..targets.base import Limits, Target, joint
 from .build import artifact as artifacts
 from .codec import to_json
 from .compute import accelerator, fast_bfloat16
 from .config import Config
 from .errors import BuildError, UnavailableError
 from .evaluate.channel_evaluator import table_error
+from .evaluate.dense_baseline import dense_baseline
 from .evaluate.evaluation_context import Bench, open_bench
 from .files import atomic_write
 from .finetune.digits import EPOCHS, train_digits
@@ -54,6 +55,7 @@ from .task.load import load_subject
 from .task.samples import scoring_inputs, training_inputs
 from .types import (
     Artifact,
+    Baseline,
     Candidate,
     Checkpoint,
     Epoch,
@@ -113,7 +115,8 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         limits = joint([led, *chosen])
         pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
         precision = config.precision or led.limits.precisions[0]
-        found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits)
+        baseline = dense_baseline(run, subject_key, led, net, places[led.name])
+        found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
         found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
         checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
         references = references_of(run, tuned, checkpoint, student)
@@ -121,7 +124,9 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         for target in chosen:
             precision = config.precision or target.limits.precisions[0]
             try:
-                artifact, built = artifacts.build(run, tuned, target, student, precision)
+                place = places[target.name]
+                baseline = dense_baseline(run, subject_key, target, net, place)
+                artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
             except BuildError as error:  # the other targets still get theirs
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
@@ -160,7 +165,7 @@ def _judged(
     run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
 ) -> TargetResult:
     """The artifact on its device, or on this machine; an engine is built there first."""
-    if not needs_device(target):
+    if not target.needs_device:
         return verified(run, before, target, artifact, references)
     if place is not None and boards_of(place):
         return engines.finished(run, before, target, artifact, references, place)
@@ -169,7 +174,7 @@ def _judged(
 
 def _versions(chosen: list[Target]) -> dict[str, str]:
     """Versions of the packages that had a part in the run; a target may name its own."""
-    own = [name for target in chosen for name in getattr(target, "packages", ())]
+    own = [name for target in chosen for name in target.packages]
     return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
 
 
@@ -221,6 +226,7 @@ def _search(
     precision: Precision,
     place: Device | None,
     limits: Limits,
+    baseline: Baseline,
 ) -> tuple[SearchResult, Sensitivity, Stage]:
     """Rank what can go, then set every knob: the plans with the best one-shot accuracy within the budget."""
     config = run.config
@@ -232,13 +238,25 @@ def _search(
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
+    settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "6", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "7", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
         estimated = place is None
-        opening = open_bench(config, run.loaded, pruning.net, target, precision, memo, device=place, estimated=estimated)
+        opening = open_bench(
+            config,
+            run.loaded,
+            pruning.net,
+            target,
+            precision,
+            memo,
+            baseline=(run.folder.path / baseline.file.path).read_bytes(),
+            form=baseline.form.form,
+            device=place,
+            estimated=estimated,
+        )
         with ExitStack() as stack:
             with run.stage("curvature"):
                 bench = stack.enter_context(opening)

@@ -240,6 +240,36 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Speedup:
+    """Median of paired ratios dense/artifact, and its interval from the two-level bootstrap."""
+
+    median: float
+    ci95: tuple[float, float]
+
+    def inverted(self) -> Speedup:
+        """The same comparison the other way round."""
+        low, high = self.ci95
+        return Speedup(1.0 / self.median, (1.0 / high, 1.0 / low))
+
+
+@dataclass(frozen=True)
+class DenseForm:
+    """In which form the dense network is the baseline of latencies: the faster one, where there are two."""
+
+    form: str  # "as given", or with its zero-padded shortcuts as convolutions
+    other: str = ""  # the slower form; "" where there is none
+    speedup: Speedup | None = None  # of `form` over `other` on the device; None where nothing was measured
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense float network that latencies are compared with, in a target's format."""
+
+    file: FileRef
+    form: DenseForm
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file for one target."""
 
@@ -253,6 +283,7 @@ class Artifact:
     options: dict[str, str] = field(default_factory=dict)  # the same, for machines
     baseline: FileRef | None = None  # the dense float model in the same format: what latency is compared with
     choices: tuple[str, ...] = ()  # what else was tried on the search split, with its figure
+    dense_form: DenseForm | None = None  # of `baseline`
 
 
 @dataclass(frozen=True)
@@ -275,14 +306,6 @@ class Percentiles:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Median of paired ratios dense/artifact, and its interval from the two-level bootstrap."""
-
-    median: float
-    ci95: tuple[float, float]
 
 
 @dataclass(frozen=True)

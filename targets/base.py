@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.types import Artifact, Pattern, Precision
+from ..pipeline.errors import BuildError, UnavailableError
+from ..pipeline.files import atomic_write, file_ref
+from ..pipeline.types import Artifact, Kind, Pattern, Precision, Speedup
 
 if TYPE_CHECKING:
     from torch import nn
 
 FloatArray = NDArray[np.float32]
-
-SAME_PP = 0.02  # recipes that score this close on the search split are the same: the simpler one is taken
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BuildRequest:
     """What a target needs to build an artifact."""
 
     module: nn.Module  # the pruned network, eval mode, BatchNorm in place
-    dense: nn.Module  # the user's dense network, eval mode: the float baseline artifact
+    baseline: bytes  # the dense float network's file, see `Target.baseline`
     image_shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
     precision: Precision
@@ -72,7 +72,7 @@ class BuildRequest:
     float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default
     pattern: Pattern = Pattern.CHANNEL  # how the network was pruned
     rounded: Callable[[int], nn.Module] | None = None  # `module` with weights that are multiples of a row's largest over so many
-    rewritten: nn.Module | None = None  # `dense` in another form, where the search knows one: the faster of them is the baseline
+    speedup: Callable[[Path, Path], Speedup] | None = None  # of the second file over the first, on the device; None: no device
 
 
 class Runner(Protocol):
@@ -99,10 +99,6 @@ class Elsewhere(Protocol):
 class Prober(Protocol):
     """Cheap latency models of candidates: the dense network, exported once, cut to a structure without torch."""
 
-    def baseline(self) -> bytes:
-        """The dense float model, serialised for the runtime."""
-        ...
-
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision. Its weights mean nothing; its latency does."""
         ...
@@ -122,18 +118,32 @@ class Estimator(Protocol):
 
 
 class Target(Protocol):
-    """One runtime.
-
-    A target may also have `packages`, whose versions the report names; and `needs_device`, True where its artifact is finished on
-    the device it is for, with `simulation`, the kind of what `runner` answers without that device.
-    """
+    """One runtime. Targets derive from this class: members with a value here are optional."""
 
     name: str
     limits: Limits
     runtime: str  # the worker's name for it, see devices/worker.py: "onnxruntime", ...
+    packages: tuple[str, ...] = ()  # whose versions the report names, beside those of every run
+    needs_device: bool = False  # whether the artifact is finished on the device it is for
+    simulation: Kind = Kind.ESTIMATED  # of what `runner` answers without that device, where one is needed
 
     def missing(self) -> str | None:
         """Why artifacts cannot be built here, with what to install; None when they can."""
+        ...
+
+    def baseline(
+        self,
+        module: nn.Module,
+        image_shape: tuple[int, int, int],
+        classes: tuple[str, ...],
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> bytes:
+        """The file of a dense float network: what latencies are compared with. Arguments as in `BuildRequest`.
+
+        Raises:
+            UnavailableError, BuildError: as for `build`.
+        """
         ...
 
     def build(self, request: BuildRequest) -> Artifact:
@@ -158,7 +168,47 @@ class Target(Protocol):
         """
         ...
 
+    def require(self, precision: Precision | None = None) -> None:
+        """Nothing, where artifacts of a precision can be built here.
 
-def needs_device(target: Target) -> bool:
-    """Whether a target's artifact is finished on the device it is for."""
-    return bool(getattr(target, "needs_device", False))
+        Raises:
+            UnavailableError: they cannot, see `missing`.
+            BuildError: not in this precision.
+        """
+        reason = self.missing()
+        if reason:
+            raise UnavailableError(f"the {self.name} target cannot build here", found=reason)
+        if precision is not None and precision not in self.limits.precisions:
+            able = ", ".join(self.limits.precisions)
+            raise BuildError(f"the {self.name} target cannot build this precision", found=precision, expected=f"one of {able}")
+
+    def artifact(
+        self,
+        request: BuildRequest,
+        network: bytes,
+        file_format: str,
+        input_name: str,
+        *,
+        notes: tuple[str, ...],
+        options: dict[str, str],
+        choices: tuple[str, ...],
+    ) -> Artifact:
+        """Writes `model.FORMAT` and `baseline.FORMAT` into the request's folder, and gives their record."""
+        request.folder.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for name, data in (("model", network), ("baseline", request.baseline)):
+            path = request.folder / f"{name}.{file_format}"
+            atomic_write(path, data)
+            files[name] = file_ref(path, request.folder)
+        return Artifact(
+            target=self.name,
+            file=files["model"],
+            format=file_format,
+            precision=request.precision,
+            input_name=input_name,
+            input_shape=(1, *request.image_shape),
+            notes=notes,
+            options=options,
+            baseline=files["baseline"],
+            choices=choices,
+        )

@@ -114,7 +114,7 @@ def test_inside_the_package_imports_are_relative() -> None:
 
 
 MAY_IMPORT = {
-    "targets": ("calibration", "pipeline.types", "pipeline.errors"),
+    "targets": ("calibration", "pipeline.types", "pipeline.errors", "pipeline.files"),
     "calibration": ("pipeline.types", "pipeline.errors"),
     "devices": ("pipeline.types", "pipeline.errors"),
 }

@@ -9,25 +9,47 @@ from pathlib import Path
 
 from torch import nn
 
-from ...targets.base import BuildRequest, FloatArray, Target, needs_device
-from ..graph.trace import LAYERS, canonical
+from ...devices.device import Device
+from ...devices.measure.timing import TimingSettings
+from ...targets.base import BuildRequest, FloatArray, Target
 from ..reconstruct.gptq import round_weights
 from ..run_context import Run
 from ..run_folder import Stage
 from ..task.inference import answers, top1
 from ..task.samples import calibration_batches
-from ..types import Artifact, Precision
+from ..types import Artifact, Baseline, Precision, Speedup
 from . import engine_script as engine_files
 
 CALIBRATION_IMAGES = 500
 
 
-def build(run: Run, before: Stage, target: Target, student: nn.Module, precision: Precision) -> tuple[Artifact, Stage]:
-    """The target's artifact in artifacts/TARGET; what int8 needs is chosen on the search split."""
+def build(
+    run: Run,
+    before: Stage,
+    target: Target,
+    student: nn.Module,
+    precision: Precision,
+    baseline: Baseline,
+    device: Device | None,
+) -> tuple[Artifact, Stage]:
+    """The target's artifact in artifacts/TARGET, and the stage that keeps it.
+
+    Args:
+        run: whose network it is.
+        before: the stage that gave `student`.
+        target: that it is for.
+        student: the pruned network, eval mode.
+        precision: of the artifact.
+        baseline: what it is compared with; a copy goes beside it.
+        device: that tells which of two files is faster, where there is such a choice; None: there is none.
+
+    Raises:
+        UnavailableError, BuildError: see `Target.build`.
+    """
     config, loaded = run.config, run.loaded
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
     settings |= {"float_io": True} if config.float_io else {}
-    stage = run.folder.stage(f"build-{target.name}", "2", settings, (before.key,))
+    stage = run.folder.stage(f"build-{target.name}", "3", settings, (before.key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
@@ -36,13 +58,18 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
     def score(predict: Callable[[FloatArray], FloatArray]) -> float:
         return top1(answers(predict, search_split, prep), search_split.labels)
 
+    def speedup(slow: Path, fast: Path) -> Speedup:
+        assert device is not None  # below
+        timing = TimingSettings(threads=config.threads, runtime=target.runtime, seed=config.seed)
+        return device.measure(slow, fast, timing).speedup
+
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
     with run.stage(f"build {target.name}"):
         calibration = calibration_batches(loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2)
         request = BuildRequest(
             module=student,
-            dense=loaded.module,
+            baseline=(run.folder.path / baseline.file.path).read_bytes(),
             image_shape=loaded.subject.data.image_shape,
             classes=loaded.subject.data.classes,
             precision=precision,
@@ -54,22 +81,15 @@ def build(run: Run, before: Stage, target: Target, student: nn.Module, precision
             std=prep.std,
             float_io=config.float_io,
             rounded=partial(round_weights, student, calibration),
-            rewritten=_rewritten(loaded.module, loaded.subject.data.image_shape),
             pattern=run.pattern,
+            speedup=None if device is None else speedup,
         )
-        artifact = target.build(request)
-        if needs_device(target):
+        artifact = replace(target.build(request), dense_form=baseline.form)
+        if target.needs_device:
             engine_files.write(folder, artifact, request)
     artifact = _under(artifact, folder.relative_to(run.folder.path))
     stage.finish(artifact)
     return artifact, stage
-
-
-def _rewritten(dense: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module | None:
-    """The dense network as the search knows it, where that has layers in the place of zero padding."""
-    net = canonical(dense, image_shape)
-    layers = [sum(isinstance(m, LAYERS) for m in network.modules()) for network in (dense, net)]
-    return net if layers[1] > layers[0] else None
 
 
 def _under(artifact: Artifact, folder: Path) -> Artifact:

@@ -22,7 +22,7 @@ from ...targets.base import Structure
 from ...targets.onnx.edit import cut
 from ...targets.onnx.export import INPUT_NAME, export_float
 from ...targets.onnx.fill import fill
-from ...targets.onnx.int8 import Recipe, has_vnni, quantize
+from ...targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
 from ..errors import BuildError
 from ..graph.trace import layer_nodes, shape_of
 
@@ -103,7 +103,7 @@ class CandidateGraph:
             raise BuildError(f"the candidate has no {min(lost)}")
         if lost := values.keys() - places:
             raise BuildError(f"{min(lost)} of the candidate has no place in the cut graph")
-        fill(model, {name: value.detach().cpu().numpy() for name, value in values.items()}, 2 ** (RECIPE.weight_bits - 1) - 1)
+        fill(model, {name: value.detach().cpu().numpy() for name, value in values.items()}, STEPS[RECIPE.weight_bits])
 
     def _values(self, net: nn.Module) -> dict[str, torch.Tensor]:
         """All values of layers and of the norms that are not part of one, under the names of their initializers."""

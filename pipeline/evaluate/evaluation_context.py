@@ -130,6 +130,8 @@ def open_bench(
     precision: Precision,
     memo: Path,
     *,
+    baseline: bytes,
+    form: str = "",
     device: Device | None = None,
     latencies: Path | None = None,
     estimated: bool = False,
@@ -143,6 +145,8 @@ def open_bench(
         target: that the search is for.
         precision: of its artifact.
         memo: file of finished evaluations.
+        baseline: the dense float network's file: the unit of every latency.
+        form: of the network in it; measured latencies are kept by it.
         device: that latencies are measured on; None: this machine.
         latencies: folder of measured latencies; None: the user's.
         estimated: there is no device; latencies are estimates of the target's.
@@ -161,13 +165,15 @@ def open_bench(
         sized = config.max_size is not None
         yield EstimatingBench(inputs, moments(net, inputs), images, prober, _NoMeter(), None, memo, precision, sized)
         return
-    context = _context(config, loaded, target, precision, device)  # first: a device that does not answer is said at once
-    prober = target.prober(net, data.info.image_shape, precision)  # then what cannot be converted
+    context = _context(config, loaded, target, precision, device) | {
+        "baseline": form
+    }  # first: a device that does not answer is said at once
+    prober = target.prober(net, data.info.image_shape, precision)
     inputs = scoring_inputs(loaded, config.seed)
     grams = moments(net, inputs)
     images = reward_images(data, prep, REWARD_IMAGES, config.seed)
     cache = LatencyCache(context, latencies)
-    with closing(device.meter(prober.baseline(), target.runtime, config.threads, config.seed)) as meter:
+    with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
         yield Bench(inputs, grams, images, prober, meter, cache, memo, precision, config.max_size is not None)
 
 

@@ -171,15 +171,16 @@ def _knob_json(knob: Knob, plan: Plan) -> Json:
 
 
 def _target_json(target: TargetResult) -> Json:
-    artifact = None
+    artifact = form = None
     if target.artifact is not None:
         data: Json = to_json(target.artifact)
+        form = data.pop("dense_form")
         artifact = {**data.pop("file"), **data}
     return {
         "status": target.status,
         "artifact": artifact,
         "accuracy": _numbers_json(Accuracy, target.accuracy, ()),
-        "latency": _numbers_json(Timing, target.latency, ("device",)),
+        "latency": {**_numbers_json(Timing, target.latency, ("device",)), "baseline": form},
         "golden": to_json(target.golden),
         "on_device": to_json(target.on_device),
         "verdict": to_json(target.verdict),

@@ -169,6 +169,7 @@ def how_measured(report: Json, name: str) -> Table | None:
             ("Device", latency["device"]),
             ("Kind of the latencies", kind),
             ("Threads", str(latency["threads"])),
+            *_baseline(latency.get("baseline"), kind),
             ("Noise floor", tag(f"{100 * latency['noise_floor']:.1f} % (the baseline against itself)", kind)),
         ]
         if kind != Kind.ESTIMATED:  # an estimate was read from a table: nothing ran
@@ -185,6 +186,18 @@ def how_measured(report: Json, name: str) -> Table | None:
         where = "the file's arithmetic in another runtime" if accuracy["kind"] == Kind.ESTIMATED else "the artifact's own runtime"
         rows.append(("Accuracy", f"{accuracy['samples']:,} test images in {where} ({accuracy['kind']})"))
     return Table(f"{name}: how it was measured", ("", "value"), tuple(rows), numeric=False) if rows else None
+
+
+def _baseline(form: Json | None, kind: str) -> tuple[tuple[str, str], ...]:
+    """The form of the dense network that latencies are compared with; none in older reports."""
+    if form is None:
+        return ()
+    text = f"the dense float network {form['form']}" if not form["other"] else form["form"]
+    if form["speedup"] is not None:
+        low, high = form["speedup"]["ci95"]
+        faster = f"{fixed(form['speedup']['median'])} times as fast as {form['other']}"
+        text += f", the faster of two forms: {tag(f'{faster} (95 % interval {fixed(low)} to {fixed(high)})', kind)}"
+    return (("Dense baseline", text),)
 
 
 def conversion(report: Json, name: str) -> Table | None:

@@ -115,7 +115,7 @@ def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, refe
         with run.stage(f"simulate {target.name}"):
             test = run.loaded.data.test
             found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
-            kind = Kind(getattr(target, "simulation", Kind.ESTIMATED))
+            kind = target.simulation
             known = load_file(run.folder.path / references.logits.path)
             accuracy = compare(found, known["pruned"].numpy(), known["dense"].numpy(), test.labels, kind)
         stage.finish(accuracy)

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,14 +23,10 @@ from ...targets.base import Target
 from ..config import Config
 from ..errors import InputError, UnavailableError
 
-if TYPE_CHECKING:
-    pass
-from ...targets.base import needs_device
-
 
 def device_for(target: Target, board: Device) -> Device | None:
     """Where a target's artifact runs: on the board asked for where that can, else on this machine; None where neither can."""
-    if needs_device(target):
+    if target.needs_device:
         return board if boards_of(board) else gpu_here()
     return LocalDevice() if boards_of(board) else board
 
@@ -58,7 +53,7 @@ def places_of(config: Config, chosen: Sequence[Target], board: Device) -> dict[s
         InputError: a budget in milliseconds without anything to measure on, or boards of other hosts for what is built on them.
     """
     found = {target.name: device_for(target, board) for target in chosen}
-    lone = [target.name for target in chosen if needs_device(target)]
+    lone = [target.name for target in chosen if target.needs_device]
     if lone and isinstance(board, Pool) and not boards_of(board) and all(one.runtime == "tensorrt" for one in board.boards):
         raise InputError(
             f"--device {config.device} with --target {lone[0]}",

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
 
     Input `input` (1, C, H, W), output `logits` (1, classes). Initializers carry their module names
     (`layer1.0.conv1.weight`, `.bias`), BatchNorm is folded into the convolution before it, constant reshapes name no
-    channel count (so that `onnx_graph.cut` can change it), and no trace of the machine or the time is left: equal
+    channel count (so that `edit.cut` can change it), and no trace of the machine or the time is left: equal
     modules give equal bytes. The module is not changed.
 
     Raises:
@@ -66,6 +66,13 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
     _free_reshapes(model)
     _pool_means(model)
     return model
+
+
+def described(model: onnx.ModelProto, notes: Mapping[str, str]) -> bytes:
+    """The model's file with these notes as its only metadata."""
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in notes.items())
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ def fill(model: onnx.ModelProto, values: Mapping[str, Array], weight_steps: int 
         model: what `values` does not name stays as it is. The graph must be the caller's own.
         values: initializer of the float graph -> array, weights as `LAYER.weight`. In a QDQ graph weights are quantized
             symmetrically with scales of their own, and biases in steps of input scale times weight scale, as the kernels want.
-        weight_steps: of the int8 weights to each side of zero: 127, or 63 for 7 bits.
+        weight_steps: of the int8 weights to each side of zero: see `int8.STEPS`.
 
     Raises:
         BuildError: the shape of a value is not that of its place.

@@ -1,11 +1,16 @@
-"""A float ONNX network as an int8 QDQ network for ONNX Runtime on x86: unsigned activations, signed weights per channel."""
+"""A float ONNX network as an int8 QDQ network for ONNX Runtime on x86: unsigned activations, signed weights per channel.
+
+Beside it what every ONNX target shares: recipes, activation counts, half precision.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +21,11 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from ...calibration.ranges import Range
+from ...calibration.ranges import Histogram, Range, collect
 from ...pipeline.errors import BuildError
+from ..base import BuildRequest, FloatArray
 from .edit import STEM_PAD, bare_outputs, layers, pad_stem, used_opsets
 
-COMPENSATED = "rounded so that they make up for each other"
 STEPS = {8: 127, 7: 64}  # weight bits -> the largest integer of a row, see `quantize`
 
 
@@ -35,11 +40,11 @@ class Recipe:
     ranges: str  # a name of calibration.ranges.METHODS
     weight_bits: int  # 8, or 7 where 8 saturate the 16-bit sums of processors without VNNI
     float_layers: tuple[str, ...] = ()  # left in float
-    compensated: bool = False  # weights are rounded so that they make up for each other, see `BuildRequest.rounded`
+    compensated: bool = False  # GPTQ: each weight's rounding makes up for that of those before it, see `BuildRequest.rounded`
 
     def __str__(self) -> str:
         kept = f", {' and '.join(self.float_layers)} in float" if self.float_layers else ""
-        how = f" {COMPENSATED}" if self.compensated else ""
+        how = " rounded by GPTQ" if self.compensated else ""
         return f"{self.ranges} ranges, {self.weight_bits}-bit weights{how}{kept}"
 
 
@@ -88,6 +93,49 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
     del result.opset_import[:]
     result.opset_import.extend(opsets)
     return result
+
+
+def histograms(network: onnx.ModelProto, request: BuildRequest) -> Mapping[str, Histogram]:
+    """Counts of a float network's activations on the calibration images.
+
+    The last ones are kept: targets that are built from one network in one run share them.
+    """
+    return _collected(network.SerializeToString(deterministic=True), _Images(request.calibration), request.threads)
+
+
+@lru_cache(maxsize=1)
+def _collected(network: bytes, images: _Images, threads: int) -> Mapping[str, Histogram]:
+    return collect(onnx.load_model_from_string(network), images.arrays, threads=threads)
+
+
+class _Images:
+    """Arrays that are equal when their bytes are."""
+
+    def __init__(self, arrays: Sequence[FloatArray]) -> None:
+        self.arrays = arrays
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(repr(array.shape).encode())
+            digest.update(array.tobytes())
+        self._digest = digest.hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Images) and other._digest == self._digest
+
+
+def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network in half precision between a float input and a float output. Leaves its argument as it is."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    with quiet():
+        half: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True, disable_shape_infer=False)
+    del half.graph.value_info[:]
+    return half
 
 
 def ends(model: onnx.ModelProto) -> tuple[str, str]:

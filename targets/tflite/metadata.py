@@ -110,6 +110,11 @@ def standard(image_shape: tuple[int, int, int], record: Record) -> bytes:
     return bytes(b.Output())
 
 
+def described(data: bytes, image_shape: tuple[int, int, int], record: Record) -> bytes:
+    """The file with the standard metadata, our own record and the labels in it."""
+    return with_labels(put(data, {STANDARD: standard(image_shape, record), OWN: record.to_bytes()}), record.classes)
+
+
 def put(data: bytes, entries: Mapping[str, bytes]) -> bytes:
     """The file with these metadata entries, in place of older ones of the same names."""
     from ai_edge_litert import schema_py_generated as schema

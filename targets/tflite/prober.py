@@ -27,22 +27,18 @@ class TfliteProber:
     def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> None:
         channels, height, width = image_shape
         half = (0.5,) * channels  # what is normalised with does not change the time
-        self._float, weights = convert(distinct(module), image_shape, half, half)
-        model = read(self._float)
+        self.network, weights = convert(distinct(module), image_shape, half, half)
+        model = read(self.network)
         self._names = layer_names(model, weights)
         self._layers = layers(model, self._names)
         self._model = model
         self._alive: dict[tuple[str, ...], frozenset[str]] = {}
         if precision is Precision.INT8:
             images = np.random.default_rng(0).integers(0, 256, (4, height, width, channels)).astype(np.float32)
-            found = ranges(collect(self._float, [images]), "min-max")  # what the ranges are does not change the time
-            self._model = read(quantize(self._float, found))
+            found = ranges(collect(self.network, [images]), "min-max")  # what the ranges are does not change the time
+            self._model = read(quantize(self.network, found))
         elif precision is Precision.DYNAMIC:
-            self._model = read(with_int8_weights(self._float))
-
-    def baseline(self) -> bytes:
-        """The dense float model."""
-        return self._float
+            self._model = read(with_int8_weights(self.network))
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision."""

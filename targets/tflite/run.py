@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...pipeline.errors import BuildError
 from ..base import FloatArray, Infer, Runner
-from .file import graph_of, op_counts, read
+from .file import op_counts
 from .metadata import OWN, Record, entry
 from .quiet import quiet
 
@@ -70,29 +68,6 @@ def predictor(
         return answers
 
     return predict
-
-
-def quickest(files: Sequence[bytes], threads: int = 1, rounds: int = 40) -> list[float]:
-    """Median milliseconds of one inference of each file, in turns in this process: enough to tell which one is fastest.
-
-    Raises:
-        BuildError: the runtime refused a file.
-    """
-    runs = [predictor(data, threads, record=Record((), (), ()), name="a trial") for data in files]
-    shapes = [_input_shape(data) for data in files]
-    images = [np.zeros((1, shape[3], *shape[1:3]), np.float32) for shape in shapes]
-    times: list[list[float]] = [[] for _ in files]
-    for _ in range(rounds):
-        for run, image, taken in zip(runs, images, times, strict=True):
-            start = time.perf_counter()
-            run(image)
-            taken.append(1e3 * (time.perf_counter() - start))
-    return [float(np.median(taken)) for taken in times]
-
-
-def _input_shape(data: bytes) -> tuple[int, ...]:
-    graph = graph_of(read(data))
-    return tuple(int(n) for n in graph.tensors[graph.inputs[0]].shape)
 
 
 def _to_type(values: FloatArray, detail: dict[str, Any]) -> np.ndarray[Any, Any]:

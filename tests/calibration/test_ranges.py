@@ -2,7 +2,6 @@ import numpy as np
 import onnx
 import pytest
 from edge_compress.calibration.ranges import METHODS, Histogram, collect, entropy, min_max, percentile, ranges
-from edge_compress.calibration.samples import balanced
 from edge_compress.pipeline.errors import BuildError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,21 +110,3 @@ def test_ranges_are_given_for_every_tensor_and_an_unknown_method_is_an_error():
     assert set(ranges(seen, "entropy")) == {"input", "double", "out"}
     with pytest.raises(KeyError):
         ranges(seen, "guess")
-
-
-@given(seed=st.integers(0, 1000), count=st.integers(1, 80), classes=st.integers(1, 6))
-@settings(deadline=None, max_examples=60)
-def test_samples_are_even_over_the_classes_and_repeat_with_their_seed(seed, count, classes):
-    labels = np.random.default_rng(seed).integers(0, classes, 60)
-    chosen = balanced(labels, count, seed=seed)
-    assert len(chosen) == len(set(chosen.tolist())) == min(count, 60)
-    assert np.array_equal(chosen, balanced(labels, count, seed=seed))
-    taken, there = np.bincount(labels[chosen], minlength=classes), np.bincount(labels, minlength=classes)
-    for a in range(classes):
-        for b in range(classes):
-            assert taken[a] >= min(taken[b] - 1, there[a])
-
-
-def test_another_seed_takes_other_samples():
-    labels = np.arange(200) % 4
-    assert set(balanced(labels, 40, seed=0)) != set(balanced(labels, 40, seed=1))

@@ -23,8 +23,8 @@ from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import channels, finalists
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Epoch, Timing
+from edge_compress.targets import int8_choice
 from edge_compress.targets.onnx import int8 as onnx_int8
-from edge_compress.targets.onnx import trials as onnx_trials
 from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of
 
 Call = Callable[[list[str]], Finished]
@@ -313,7 +313,8 @@ def test_ranges_from_the_wrong_inputs_are_noticed(again: Callable[..., Run], mon
 def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = {"narrow": lambda seen: (0.0, 0.02 * max(seen.highest, 1e-3))}
     monkeypatch.setattr(ranges, "METHODS", {**ranges.METHODS, **narrow})
-    monkeypatch.setattr(onnx_trials.Trials, "best", lambda trials: min(trials.top1, key=trials.top1.__getitem__))
+    monkeypatch.setattr(int8_choice, "METHODS", ranges.METHODS)
+    monkeypatch.setattr(int8_choice.Trials, "best", lambda trials: min(trials.top1, key=trials.top1.__getitem__))
     changed = again("build")
     with pytest.raises(AssertionError):
         EFFECTS["calibration"](changed)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from edge_compress.targets.jetson import simulate
+from edge_compress.targets.onnx.run import simulate
 from trtexec_standin import STAMP
 
 

@@ -30,7 +30,7 @@ def build(target, net, images, folder, precision):
     return target.build(
         BuildRequest(
             module=net,
-            dense=net,
+            baseline=target.baseline(net, SHAPE, tuple("abcde")),
             image_shape=SHAPE,
             classes=tuple("abcde"),
             precision=precision,
@@ -81,7 +81,7 @@ def test_a_smaller_structure_gives_a_smaller_candidate_that_runs(ready, tiny, im
     whole, small = Structure({}), Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}, ("c.conv2",))
     assert len(prober.candidate(small)) < len(prober.candidate(whole))
     assert 0 < prober.macs(small) < prober.macs(whole)
-    for name, data in (("candidate", prober.candidate(small)), ("baseline", prober.baseline())):
+    for name, data in (("candidate", prober.candidate(small)), ("baseline", ready.baseline(tiny, SHAPE, tuple("abcde")))):
         path = tmp_path / name
         path.write_bytes(data)
         with ready.runner(path) as run:

@@ -39,7 +39,7 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None, **more):
 
     return BuildRequest(
         module=tiny,
-        dense=tiny,
+        baseline=jetson.TARGET.baseline(tiny, SHAPE, tuple("abcde")),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=precision,

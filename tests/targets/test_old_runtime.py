@@ -44,9 +44,10 @@ def test_int8_and_float_files_give_the_same_answers_in_tflite_runtime(tiny, tmp_
     pixels = np.random.default_rng(3).integers(0, 256, (16, *SHAPE)).astype(np.float32)
     centre, spread = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
     inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
+    baseline = phone.TARGET.baseline(tiny, SHAPE, tuple("abcde"), mean, std)
     artifact = phone.TARGET.build(
         BuildRequest(
-            tiny, tiny, SHAPE, tuple("abcde"), Precision.INT8, [inputs], lambda predict: 100.0, tmp_path, mean=mean, std=std
+            tiny, baseline, SHAPE, tuple("abcde"), Precision.INT8, [inputs], lambda predict: 100.0, tmp_path, mean=mean, std=std
         )
     )
     np.save(tmp_path / "pixels.npy", pixels.transpose(0, 2, 3, 1))

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices import worker
 from edge_compress.devices.local import QuickMeter, describe
@@ -33,9 +32,6 @@ from edge_compress.targets.tflite import (
 )
 from edge_compress.targets.tflite import (
     prober as tflite_prober,
-)
-from edge_compress.targets.tflite import (
-    run as tflite_run,
 )
 from edge_compress.targets.tflite.run import pixels as pixels_of
 from edge_compress.targets.tflite.run import predictor
@@ -85,7 +81,7 @@ def built(tiny, inputs, tmp_path_factory):
 
     request = BuildRequest(
         module=tiny,
-        dense=tiny,
+        baseline=phone.TARGET.baseline(tiny, SHAPE, tuple("abcde"), MEAN, STD),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=Precision.INT8,
@@ -156,13 +152,13 @@ def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pi
         Plan(Pattern.CHANNEL, "", kept, ("block:a.conv2", "block:d.conv2")),
     ):
         structure = structure_of(net, coupling, plan)
-        data = tflite_file.write(tflite_cut.cut(tflite_file.read(prober.baseline()), prober._names, structure))
+        data = tflite_file.write(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure))
         with torch.no_grad():
             expected = prune(net, coupling, plan).eval()(torch.from_numpy((pixels / 255 - 0.5) / 0.5)).numpy()
         found = predictor(data)(pixels)
         assert np.ptp(expected) > 0.1
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
-        assert len(data) < len(prober.baseline())
+        assert len(data) < len(prober.network)
 
 
 @converts
@@ -175,7 +171,7 @@ def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
     plan = Plan(Pattern.CHANNEL, "", kept, ("block:c.conv2",))
     structure = structure_of(net, coupling, plan)
     converted, _ = convert(prune(net, coupling, plan), SHAPE, (0.5,) * 3, (0.5,) * 3)
-    assert shapes(tflite_cut.cut(tflite_file.read(prober.baseline()), prober._names, structure)) == shapes(
+    assert shapes(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure)) == shapes(
         tflite_file.read(converted)
     )
     images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE[1:], 3)).astype(np.float32)
@@ -211,7 +207,7 @@ def test_a_structure_that_does_not_fit_is_refused(prober):
 @converts
 def test_candidates_are_measured_in_litert(prober):
     assert describe("litert")["runtime_version"][0].isdigit()
-    with QuickMeter(prober.baseline(), "litert") as meter:
+    with QuickMeter(prober.network, "litert") as meter:
         assert meter.dense_ms > 0
         assert 0 < meter.ratio(prober.candidate(Structure({})), pairs=12) < 20
         with pytest.raises(BuildError, match="candidate of the search"):
@@ -246,7 +242,7 @@ def test_weights_rounded_together_are_taken_where_int8_costs_too_much_and_they_r
     request = replace(built[2], score=lambda predict: next(figures), folder=tmp_path, rounded=lambda steps: rounded)
     artifact = phone.TARGET.build(request)
     assert artifact.options["rounding"] == rounding
-    assert artifact.choices[-1] == f"min-max ranges, weights rounded so that they make up for each other: {last:.2f} %"
+    assert artifact.choices[-1] == f"min-max ranges, 8-bit weights rounded by GPTQ: {last:.2f} %"
     with phone.TARGET.runner(tmp_path / "model.tflite") as run, torch.no_grad():
         found, images = run(inputs), torch.from_numpy(inputs)
         own, other = (np.abs(found - net(images).numpy()).mean() for net in (rounded, request.module))
@@ -337,63 +333,6 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
         pass
 
 
-class Padded(nn.Module):
-    """A residual block whose shortcut is subsampled and padded with zero channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
-        self.body = nn.Conv2d(8, 16, 3, 2, 1)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = (self.body(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))).relu()
-        return self.head(x.mean((2, 3)))
-
-
-@converts
-def test_the_dense_baseline_is_the_faster_form_of_zero_padded_shortcuts(monkeypatch, inputs, tmp_path):
-    """Beside the slower one every artifact would look faster than it is."""
-    torch.manual_seed(0)
-    net = Padded().eval()
-    with torch.no_grad():
-        expected = net(torch.from_numpy(inputs)).numpy()
-    operators = {}
-    for times, form in (([1.0, 2.0], "padding"), ([2.0, 1.0], "convolutions")):
-        monkeypatch.setattr(tflite_run, "quickest", lambda files, threads, times=times: times)
-        request = BuildRequest(
-            net,
-            net,
-            SHAPE,
-            tuple("abcde"),
-            Precision.FP32,
-            [],
-            lambda predict: 0.0,
-            tmp_path / form,
-            rewritten=canonical(net, SHAPE),
-        )
-        artifact = phone.TARGET.build(request)
-        assert any(f"shortcuts as {form}, the faster" in note for note in artifact.notes)
-        with phone.TARGET.runner(tmp_path / form / "baseline.tflite") as dense:
-            assert np.abs(dense(inputs) - expected).max() < 1e-4 * np.abs(expected).max()
-        operators[form] = tflite_file.op_counts((tmp_path / form / "baseline.tflite").read_bytes())
-    assert operators["convolutions"]["CONV_2D"] == operators["padding"]["CONV_2D"] + 1
-    assert operators["padding"]["PAD"] > operators["convolutions"]["PAD"]
-
-
-@converts
-def test_the_quicker_of_two_files_is_told(built):
-    from edge_compress.targets.tflite.convert import convert
-
-    folder, _, _ = built
-    dense = (folder / "baseline.tflite").read_bytes()
-    layers = (nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    big, _ = convert(nn.Sequential(*layers), (3, 32, 32))
-    small_ms, big_ms = tflite_run.quickest([dense, big])
-    assert 0 < small_ms < big_ms
-
-
 @converts
 def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, net, prober):
     folder, _, request = built
@@ -414,7 +353,7 @@ def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, ne
     small = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
     made = tflite_prober.TfliteProber(net, SHAPE, Precision.DYNAMIC)
     assert predictor(made.candidate(small))(inputs[:1]).shape == (1, 5)
-    assert len(made.candidate(small)) < len(made.candidate(Structure({}))) < len(made.baseline())
+    assert len(made.candidate(small)) < len(made.candidate(Structure({}))) < len(made.network)
 
 
 class Odd(nn.Module):

@@ -110,7 +110,7 @@ def test_answers_on_arm_are_those_of_this_machine(arm, tiny, tmp_path: Path, pre
     centre, spread = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
     request = BuildRequest(
-        tiny, tiny, SHAPE, tuple("abcde"), precision, [inputs], lambda predict: 100.0, tmp_path, mean=MEAN, std=STD
+        tiny, b"", SHAPE, tuple("abcde"), precision, [inputs], lambda predict: 100.0, tmp_path, mean=MEAN, std=STD
     )
     path = tmp_path / phone.TARGET.build(request).file.path
     images = pixels.transpose(0, 2, 3, 1)

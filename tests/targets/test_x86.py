@@ -9,10 +9,13 @@ from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Precision
+from edge_compress.targets import onnx as onnx_files
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Structure
+from edge_compress.targets.onnx import run as onnx_run
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import STEPS, Recipe, quantize
+from edge_compress.targets.onnx.run import predictor
 from onnx import numpy_helper
 
 SHAPE = (3, 12, 12)
@@ -28,7 +31,7 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None):
 
     return BuildRequest(
         module=tiny,
-        dense=tiny,
+        baseline=x86.TARGET.baseline(tiny, SHAPE, tuple("abcde")),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=precision,
@@ -52,8 +55,8 @@ def scripted(figures):
 
 def chosen(tiny, tiny_onnx, images, tmp_path, figures):
     score, asked = scripted(figures)
-    _, notes, options, choices = x86._choose_int8(tiny_onnx, request(tiny, images, tmp_path, score=score))
-    return options, notes, choices, len(asked)
+    found = x86._int8(tiny_onnx, request(tiny, images, tmp_path, score=score))
+    return found.options, found.notes, found.choices, len(asked)
 
 
 def test_the_artifact_and_its_baseline_are_files_that_compute_the_network(tiny, images, tmp_path):
@@ -114,8 +117,8 @@ def test_layers_go_back_to_float_only_while_int8_costs_too_much(tiny, tiny_onnx,
 def test_weights_are_rounded_together_before_a_layer_goes_back_to_float(tiny, tiny_onnx, images, tmp_path):
     options, notes, choices, asked = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, 88.0, 88.0, 88.0, 88.0, 88.0, 89.9])
     assert (options["excluded"], options["rounding"], asked) == ("", "compensated", 7)
-    assert choices[-1] == "min-max ranges, 8-bit weights rounded so that they make up for each other: 89.90 %"
-    assert "make up for each other" in notes[0]
+    assert choices[-1] == "min-max ranges, 8-bit weights rounded by GPTQ: 89.90 %"
+    assert "rounded by GPTQ" in notes[0]
 
 
 @pytest.mark.parametrize("bits", [8, 7])
@@ -149,7 +152,7 @@ def test_the_runner_takes_any_number_of_inputs_and_names_a_file_it_cannot_load(t
 def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
     prober = x86.TARGET.prober(tiny, SHAPE, precision)
     narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
-    small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.baseline()
+    small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.network.SerializeToString()
     assert len(small) < len(whole)
     weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(small).graph.initializer}
     name = "a.conv1.weight_quantized" if precision is Precision.INT8 else "a.conv1.weight"
@@ -157,7 +160,7 @@ def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
     assert weights[name].dtype == (np.int8 if precision is Precision.INT8 else np.float32)
     assert not any(name.startswith("c.") for name in weights)
     for data in (small, whole, baseline):
-        assert x86.predictor(data)(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
+        assert predictor(data)(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
     assert not any("Quantize" in node.op_type for node in onnx.load_from_string(baseline).graph.node)
     full = 144 * 9 * (3 * 8 + 2 * 64) + 36 * (9 * (8 * 16 + 16 * 16) + 8 * 16 + 9 * 16 + 4 * 9 * 256) + 16 * 5
     assert prober.macs(Structure({})) == full
@@ -166,21 +169,11 @@ def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
 
 def test_missing_packages_are_named_before_anything_is_built(tiny, images, tmp_path, monkeypatch):
     assert x86.TARGET.missing() is None
-    monkeypatch.setattr(x86, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    asked = request(tiny, images, tmp_path)
+    for module in (onnx_files, onnx_run):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert "pip install onnxruntime" in x86.TARGET.missing()
     with pytest.raises(UnavailableError, match="onnxruntime"):
-        x86.TARGET.build(request(tiny, images, tmp_path))
+        x86.TARGET.build(asked)
     with pytest.raises(UnavailableError), x86.TARGET.runner(tmp_path / "x.onnx"):
         pass
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    (tmp_path / "model.onnx").write_bytes(b"old")
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(x86.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        x86.write_whole(tmp_path, "model.onnx", b"new")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -44,7 +44,14 @@ def folder(tmp_path):
     )
     module = torch.nn.Identity()
     request = BuildRequest(
-        module, module, (3, 8, 8), ("cat", "dog"), Precision.INT8, [np.zeros((1, 3, 8, 8), np.float32)], lambda p: 0.0, folder
+        module,
+        b"float model",
+        (3, 8, 8),
+        ("cat", "dog"),
+        Precision.INT8,
+        [np.zeros((1, 3, 8, 8), np.float32)],
+        lambda p: 0.0,
+        folder,
     )
     engine_files.write(folder, artifact, request)
     return folder

@@ -21,7 +21,7 @@ from edge_compress.pipeline.types import Pattern, Plan
 from edge_compress.targets.base import Structure
 from edge_compress.targets.onnx.edit import cut
 from edge_compress.targets.onnx.int8 import quantize
-from edge_compress.targets.x86 import predictor
+from edge_compress.targets.onnx.run import predictor
 from torch import fx, nn
 
 

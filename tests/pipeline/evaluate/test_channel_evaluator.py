@@ -24,7 +24,7 @@ from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.reconstruct.least_squares import stitched_weight
 from edge_compress.pipeline.types import Candidate, Group, Kind, Knob, ModelCost, Pattern, Plan, Precision
 from edge_compress.targets.base import Limits, Structure
-from edge_compress.targets.x86 import OnnxProber
+from edge_compress.targets.onnx.prober import OnnxProber
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -443,8 +443,10 @@ def test_zeros_reach_the_artifact_as_zeros(precision: Precision, run_folder: Run
     way, plan = planned(run_folder, Pattern.TWO_FOUR, 1)
     student = way.solved(plan, nets.digits()[0][:200])
     batch = nets.digits()[0][:16].numpy()
-    request = BuildRequest(student, dense(), SHAPE, tuple("0123456789"), precision, [batch], lambda predict: 1.0, tmp_path)
-    artifact = targets.load("x86").build(request)
+    classes, target = tuple("0123456789"), targets.load("x86")
+    baseline = target.baseline(dense(), SHAPE, classes)
+    request = BuildRequest(student, baseline, SHAPE, classes, precision, [batch], lambda predict: 1.0, tmp_path)
+    artifact = target.build(request)
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / artifact.file.path).graph.initializer}
     suffix = "weight" if precision is Precision.FP32 else "weight_quantized"
     masks = way.masks(plan)

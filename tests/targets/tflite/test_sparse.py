@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.types import Precision, Speedup
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
 from edge_compress.targets.tflite import file as tflite_file
-from edge_compress.targets.tflite import run as tflite_run
 from edge_compress.targets.tflite import sparse as tflite_sparse
 from edge_compress.targets.tflite.run import predictor
 from small_mobile import SHAPE, Mobile, converted, depthwise
@@ -102,23 +102,34 @@ def test_int8_networks_are_named_as_such(plain: bytes) -> None:
 
 def request(net: nn.Module, folder: Path) -> BuildRequest:
     mean = (0.5,) * 3
-    return BuildRequest(net, net, SHAPE, ("a",) * 300, Precision.FP32, [], lambda predict: 0.0, folder, mean=mean, std=mean)
+    return BuildRequest(net, b"", SHAPE, ("a",) * 300, Precision.FP32, [], lambda predict: 0.0, folder, mean=mean, std=mean)
 
 
-def test_sparse_weights_are_taken_only_where_they_were_measured_faster(plain: bytes, monkeypatch, tmp_path: Path) -> None:
-    asked = request(nn.Identity(), tmp_path)
-    for times, said in (([1.0, 0.99], "no"), ([1.0, 0.6], "yes")):
-        monkeypatch.setattr(tflite_run, "quickest", lambda files, threads, times=times: times)
-        data, (note,), options = phone._sparse_if_faster(plain, asked)
+def test_sparse_weights_are_taken_only_where_they_were_measured_faster(plain: bytes, tmp_path: Path) -> None:
+    for low, said in ((0.99, "no"), (1.4, "yes")):
+        timed = []
+
+        def speedup(dense: Path, sparse: Path, low=low, timed=timed) -> Speedup:
+            timed.extend((dense.read_bytes(), sparse.read_bytes()))
+            return Speedup(1.5, (low, 2.0))
+
+        data, (note,), options = phone._sparse_if_faster(plain, replace(request(nn.Identity(), tmp_path), speedup=speedup))
         assert options == {"sparse": said}
-        assert (data == plain) is (said == "no")
-        assert f"take {times[1]:.2f} of the time of dense ones" in note
+        assert timed == [plain, tflite_sparse.encode(plain)]
+        assert data == timed[said == "yes"]
+        assert f"1.50 times as fast as dense ones (95 % interval {low:.2f} to 2.00)" in note
 
 
-def test_a_condition_that_fails_is_in_the_notes_and_nothing_is_measured(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tflite_run, "quickest", None)
+def test_zeros_are_stored_where_no_device_tells_what_skipping_them_buys(plain: bytes, tmp_path: Path) -> None:
+    data, (note,), options = phone._sparse_if_faster(plain, request(nn.Identity(), tmp_path))
+    assert (data == plain, options) == (True, {"sparse": "no"})
+    assert "no device to measure on" in note
+
+
+def test_a_condition_that_fails_is_in_the_notes_and_nothing_is_measured(tmp_path: Path) -> None:
     data = converted(Mobile(stem=nn.Conv2d(3, 16, 3, 1, 1)))
-    same, (note,), options = phone._sparse_if_faster(data, request(nn.Identity(), tmp_path))
+    asked = replace(request(nn.Identity(), tmp_path), speedup=lambda dense, sparse: pytest.fail("measured"))
+    same, (note,), options = phone._sparse_if_faster(data, asked)
     assert (same == data, options) == (True, {"sparse": "no"})
     assert "because no 3x3 convolution of stride 2" in note
 

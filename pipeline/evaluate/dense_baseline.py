@@ -1,0 +1,73 @@
+"""The dense network that latencies are compared with, in the search and in the report: the faster of its forms, chosen once.
+
+A zero-padded shortcut is a slice and a padding as the user wrote it, and a 1x1 convolution in the canonical network. Which of
+them is faster depends on the runtime; a speedup over the slower one would be a gift of the conversion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import fx, nn
+
+from ...devices.device import Device
+from ...devices.measure.timing import TimingSettings
+from ...targets.base import Target
+from ..files import atomic_write, file_ref
+from ..graph.trace import LAYERS
+from ..run_context import Run
+from ..types import Baseline, DenseForm
+
+AS_GIVEN = "as given"
+CONVOLUTIONS = "zero-padded shortcuts as 1x1 convolutions"
+SESSIONS = 3  # enough to tell which of two forms is faster
+
+
+def dense_baseline(run: Run, subject_key: str, target: Target, net: fx.GraphModule, device: Device | None) -> Baseline:
+    """The target's dense float baseline, kept in a stage of its own.
+
+    Args:
+        run: whose network and device it is.
+        subject_key: of the stage that gave the trained network.
+        target: whose format the file has.
+        net: the canonical network.
+        device: that tells which form is faster; without one it is the canonical form, which estimates are made for.
+
+    Raises:
+        UnavailableError, BuildError: see `Target.build`.
+        DeviceError: see `Device.measure`.
+    """
+    settings = {"threads": run.config.threads} | ({} if device is None else {"device": run.config.device})
+    stage = run.folder.stage(f"baseline-{target.name}", "1", settings, (subject_key,))
+    found = stage.result(Baseline)
+    if found is not None:
+        return found
+    info, prep = run.loaded.subject.data, run.loaded.subject.preprocess
+    with run.stage(f"dense baseline {target.name}"):
+        files: dict[str, Path] = {}
+        for name, module in _forms(run.loaded.module, net).items():
+            files[name] = stage.folder / f"{'given' if name == AS_GIVEN else 'convolutions'}.model"
+            atomic_write(files[name], target.baseline(module, info.image_shape, info.classes, prep.mean, prep.std))
+        form = DenseForm(AS_GIVEN) if len(files) == 1 else _faster(run, target, files, device)
+    found = Baseline(file_ref(files[form.form], run.folder.path), form)
+    stage.finish(found)
+    return found
+
+
+def _forms(dense: nn.Module, net: nn.Module) -> dict[str, nn.Module]:
+    """The network as given, and as the search knows it where that has layers in the place of zero padding."""
+    given, canonical = (sum(isinstance(m, LAYERS) for m in network.modules()) for network in (dense, net))
+    return {AS_GIVEN: dense} | ({CONVOLUTIONS: net} if canonical > given else {})
+
+
+def _faster(run: Run, target: Target, files: dict[str, Path], device: Device | None) -> DenseForm:
+    if device is None:
+        return DenseForm(CONVOLUTIONS, AS_GIVEN)
+    settings = TimingSettings(
+        threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS, max_seconds=5.0
+    )
+    with run.ui.bar("timing the dense network's forms", SESSIONS + 1) as bar:
+        timing = device.measure(files[AS_GIVEN], files[CONVOLUTIONS], settings, lambda done, total: bar.advance())
+    if timing.speedup.median > 1.0:
+        return DenseForm(CONVOLUTIONS, AS_GIVEN, timing.speedup)
+    return DenseForm(AS_GIVEN, CONVOLUTIONS, timing.speedup.inverted())

@@ -1,0 +1,121 @@
+"""Chooses an int8 recipe on the search split: activation ranges, weight bit-width, rounding, and layers left in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from ..calibration.ranges import METHODS, Histogram, Range, ranges
+from .base import BuildRequest, Runner
+from .onnx.int8 import STEPS, Recipe
+
+SAME_PP = 0.02  # recipes that score this close on the search split are equal: the simpler one is taken
+Network = TypeVar("Network")
+
+
+@dataclass(frozen=True)
+class Int8Format(Generic[Network]):
+    """How a target makes int8 networks, and what there is to choose from."""
+
+    activation_type: str
+    export: Callable[[nn.Module], Network]
+    collect: Callable[[Network], Mapping[str, Histogram]]  # of a float network's activations on the calibration images
+    quantize: Callable[[Network, Mapping[str, Range], Recipe], Network]
+    load: Callable[[Network], Runner]
+    weight_bits: tuple[int, ...] = (8,)
+    ends: tuple[str, str] | None = None  # first and last layer, which may stay in float; None where none may
+
+
+@dataclass(frozen=True)
+class Int8Choice(Generic[Network]):
+    """The int8 network that was chosen, and why."""
+
+    network: Network
+    notes: tuple[str, ...]
+    options: dict[str, str]  # the same, for machines
+    choices: tuple[str, ...]  # every recipe that was tried, with its top-1
+
+
+def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network]) -> Int8Choice[Network]:
+    """The int8 network that costs least on the search split.
+
+    The weight bit-width is settled with min-max ranges, then the other range methods are tried with it. If int8 still costs more
+    than allowed, see `Trials.escalate`.
+
+    Args:
+        network: float.
+        request: its calibration images, score and limits are used.
+        how: the target's int8.
+    """
+    float_top1 = request.score(how.load(network))
+    trials = Trials(network, request, how)
+    first, *others = METHODS
+    for bits in how.weight_bits:
+        trials.score(Recipe(first, bits))
+    bits = trials.best().weight_bits
+    for method in others:
+        trials.score(Recipe(method, bits))
+    trials.escalate(float_top1 - request.max_drop_pp)
+    best = trials.best()
+    top1 = trials.top1[best]
+    notes = [f"int8: {best}, chosen on the search split ({top1:.2f} % against {float_top1:.2f} % in float)"]
+    if float_top1 - top1 > request.max_drop_pp:
+        cost = f"int8 costs {float_top1 - top1:.2f} points on the search split"
+        notes.append(f"{cost}, more than the {request.max_drop_pp:.2f} aimed at")
+    options = {
+        "ranges": best.ranges,
+        "weight_bits": str(best.weight_bits),
+        "rounding": "compensated" if best.compensated else "nearest",
+        "activation_type": how.activation_type,
+        "excluded": ",".join(best.float_layers),
+    }
+    choices = (f"float: {float_top1:.2f} %", *(f"{recipe}: {top1:.2f} %" for recipe, top1 in trials.top1.items()))
+    return Int8Choice(trials.model(best), tuple(notes), options, choices)
+
+
+class Trials(Generic[Network]):
+    """Recipes in the order they were tried: simpler before more involved."""
+
+    def __init__(self, network: Network, request: BuildRequest, how: Int8Format[Network]) -> None:
+        self.top1: dict[Recipe, float] = {}
+        self._request, self._how = request, how
+        self._networks = {0: network}  # weight bits -> the float network with weights rounded for them; 0: as they were
+        self._seen: dict[int, Mapping[str, Histogram]] = {}  # by the same key
+
+    def model(self, recipe: Recipe) -> Network:
+        """The int8 network of a recipe."""
+        bits = recipe.weight_bits if recipe.compensated else 0
+        if bits not in self._networks:
+            assert self._request.rounded is not None  # escalate
+            self._networks[bits] = self._how.export(self._request.rounded(STEPS[bits]))
+        if bits not in self._seen:
+            self._seen[bits] = self._how.collect(self._networks[bits])
+        return self._how.quantize(self._networks[bits], ranges(self._seen[bits], recipe.ranges), recipe)
+
+    def score(self, recipe: Recipe) -> None:
+        """Note a recipe's top-1, percent, on the search split."""
+        self.top1[recipe] = self._request.score(self._how.load(self.model(recipe)))
+
+    def best(self) -> Recipe:
+        """The first of those that are as good as the best."""
+        return next(recipe for recipe, top1 in self.top1.items() if top1 >= max(self.top1.values()) - SAME_PP)
+
+    def escalate(self, allowed: float) -> None:
+        """Try what is left where int8 costs too much: GPTQ rounding, then the last and the first layer in float.
+
+        Args:
+            allowed: top-1, percent, from which on nothing more is tried.
+        """
+        if self.top1[self.best()] >= allowed:
+            return
+        if self._request.rounded is not None:
+            self.score(replace(self.best(), compensated=True))
+        chosen = self.best()
+        first, last = self._how.ends or ("", "")
+        for extra in ((last,), (first,), (first, last)) if first != last else ():
+            if self.top1[self.best()] >= allowed:
+                return
+            self.score(replace(chosen, float_layers=extra))

@@ -1,0 +1,95 @@
+"""ONNX files in ONNX Runtime on this machine's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from ...pipeline.errors import BuildError, UnavailableError
+from ..base import FloatArray, Infer, Runner
+
+_BLOCK = 64  # images a call, where the file allows more than one
+
+
+def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -> Runner:
+    """Inputs (n, C, H, W) to logits (n, classes) through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
+
+    Args:
+        model: the file.
+        threads: of the runtime, inside one operator.
+        pairwise: every Q/DQ pair rounds where it stands and all else is float, instead of ONNX Runtime's own int8 kernels.
+
+    Raises:
+        BuildError: the runtime refused the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if pairwise:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 3
+    name = "the model" if isinstance(model, bytes) else Path(model).name
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base but this one
+        raise BuildError(f"ONNX Runtime cannot load {name}", found=str(error)[:500]) from error
+    if session.get_providers()[0] != "CPUExecutionProvider":
+        raise BuildError(f"ONNX Runtime does not run {name} on the CPU", found=str(session.get_providers()))
+    entry = session.get_inputs()[0]
+    block = entry.shape[0] if isinstance(entry.shape[0], int) else _BLOCK
+
+    def predict(inputs: FloatArray) -> FloatArray:
+        parts = [
+            session.run(None, {entry.name: np.ascontiguousarray(inputs[at : at + block], dtype=np.float32)})[0]
+            for at in range(0, len(inputs), block)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, session.get_outputs()[0].shape[1]), np.float32)
+
+    return predict
+
+
+def simulate(data: bytes, threads: int = 1) -> Runner:
+    """The arithmetic that a QDQ file asks for: inputs (n, C, H, W) to logits (n, classes), each Q/DQ pair by itself.
+
+    ONNX Runtime would put int8 kernels of its own in the pairs' place. They are another arithmetic than TensorRT's, and on
+    processors without VNNI they saturate.
+
+    Raises:
+        BuildError: the bytes are not an ONNX model, or the runtime refused it.
+    """
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's own error type is not exported
+        raise BuildError("the file is no ONNX model", found=str(error)[:300]) from error
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return predictor(model.SerializeToString(), threads, pairwise=True)
+
+
+def require_runtime() -> None:
+    """Raises UnavailableError unless ONNX Runtime is installed."""
+    if find_spec("onnxruntime") is None:
+        raise UnavailableError("onnxruntime is not installed", do="pip install onnxruntime")
+
+
+@contextmanager
+def runner_through(path: Path, infer: Infer) -> Iterator[Runner]:
+    """The file's answers by inferences that another machine makes, see `targets.base.Elsewhere`."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    entry, logits = graph.input[0].name, graph.output[0].name
+
+    def predict(inputs: FloatArray) -> FloatArray:
+        single = (np.ascontiguousarray(inputs[at : at + 1], dtype=np.float32) for at in range(len(inputs)))
+        return np.concatenate([infer({entry: image})[logits] for image in single])
+
+    yield predict
