@@ -1,4 +1,4 @@
-"""Turns the dataclasses of `types` into JSON and back."""
+"""Frozen dataclasses to JSON and back. Reading is strict: data that do not have the type's shape are an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A JSON-serialisable copy of a tree of dataclasses, dicts, lists and scalars."""
+    """A JSON-serialisable copy of a tree of dataclasses, dicts, lists and tuples."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -26,33 +26,42 @@ def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`: `from_json(type(x), to_json(x)) == x`.
 
     Raises:
-        TypeError, KeyError, ValueError: the data does not have the type's shape.
+        TypeError, KeyError, ValueError: the data do not have the type's shape.
     """
-    return typing.cast(T, _build(cls, data))
+    return typing.cast(T, _build(cls, data, getattr(cls, "__name__", str(cls))))
 
 
-def _build(cls: Any, data: Any) -> Any:
-    origin = typing.get_origin(cls)
+def _build(cls: Any, data: Any, at: str) -> Any:
+    """`data` as a `cls`; `at` names the place in error messages."""
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
     if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(cls)
-        if data is None and type(None) in options:
+        if data is None and type(None) in args:
             return None
-        return _build(next(o for o in options if o is not type(None)), data)
+        return _build(next(o for o in args if o is not type(None)), data, at)
     if origin is tuple:
-        args = typing.get_args(cls)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], v) for v in data)
-        return tuple(_build(a, v) for a, v in zip(args, data, strict=True))
+        _require(data, (list, tuple), at)
+        kinds = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
+        if len(kinds) != len(data):
+            raise ValueError(f"{at}: {len(kinds)} entries were expected, found {len(data)}")
+        return tuple(_build(kind, v, f"{at}[{i}]") for i, (kind, v) in enumerate(zip(kinds, data, strict=True)))
     if origin is dict:
-        value_type = typing.get_args(cls)[1]
-        return {str(k): _build(value_type, v) for k, v in data.items()}
+        _require(data, (dict,), at)
+        return {str(k): _build(args[1], v, f"{at}.{k}") for k, v in data.items()}
     if dataclasses.is_dataclass(cls):
-        if not isinstance(data, dict):
-            raise TypeError(f"{getattr(cls, '__name__', cls)}: an object was expected, found {type(data).__name__}")
+        _require(data, (dict,), at)
         hints = typing.get_type_hints(cls)
-        return typing.cast(Any, cls)(**{k: _build(hints[k], v) for k, v in data.items()})
-    if isinstance(cls, type) and issubclass(cls, StrEnum):
-        return cls(data)
-    if cls is float and isinstance(data, int):
+        return typing.cast(Any, cls)(**{k: _build(hints[k], v, f"{at}.{k}") for k, v in data.items()})
+    if cls is float:
+        _require(data, (int, float), at)
         return float(data)
+    if cls in (int, str, bool):
+        _require(data, (cls,), at)
+    elif isinstance(cls, type) and issubclass(cls, StrEnum):
+        return cls(data)
     return data
+
+
+def _require(data: Any, kinds: tuple[type, ...], at: str) -> None:
+    if not isinstance(data, kinds) or (isinstance(data, bool) and bool not in kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{at}: {expected} was expected, found {type(data).__name__}")

@@ -10,14 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,8 +40,8 @@ from .pattern import finalists
 from .pattern.base import Pruning, RankedEvaluator
 from .pattern.choice import pattern_for, pruning_for
 from .progress import Progress
-from .release.licences import license_of
-from .report.report import RunResults, to_html, to_markdown, to_report
+from .report.collect import results_of, to_report
+from .report.pages import write_report
 from .run_context import Run, read_seconds
 from .run_folder import RunFolder, Stage
 from .search.problem import SearchSettings
@@ -68,12 +63,11 @@ from .types import (
     TargetResult,
     Verdict,
 )
-from .verify import engines
+from .verify import engine_result
 from .verify.artifact import verified
 from .verify.places import places_of
 from .verify.references import References, references_of
 
-PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
@@ -131,34 +125,22 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
                 results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
             else:
                 results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
-        run.notes += [*pruning.remarks(led.runtime), *_on_budget(config, pruning, results, found.budget)]
-        run.notes += engines.remarks(found)
-        results_of_run = RunResults(
-            subject=loaded.subject,
-            seed=config.seed,
-            dense_top1=references.dense_top1,
-            dense_search_top1=references.dense_search_top1,
-            dense_size_bytes=_dense_size(results),
+        run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
+        collected = results_of(
+            run,
+            chosen,
+            references,
+            results,
+            started,
             plan=plan,
             knobs=pruning.knobs,
             search=found,
             solved=solved,
             checkpoint=checkpoint,
-            pruned_top1=references.pruned_top1,
-            targets=results,
-            max_accuracy_drop=config.max_accuracy_drop,
-            min_speedup=config.min_speedup,
-            max_size_bytes=config.max_size,
-            command=_command(),
-            packages=(packages := _versions(chosen)),
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            stage_seconds=run.seconds,
-            notes=tuple(run.notes),
-            licenses={name: license_of(name) for name in packages},
         )
-        _write(folder.path, plan, results_of_run)
-    return 1 if any(engines.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
+        atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
+        write_report(folder.path, to_report(collected))
+    return 1 if any(engine_result.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
 
 
 def _judged(
@@ -168,25 +150,8 @@ def _judged(
     if not target.needs_device:
         return verified(run, before, target, artifact, references)
     if place is not None and boards_of(place):
-        return engines.finished(run, before, target, artifact, references, place)
-    return engines.unbuilt(run, before, target, artifact, references, engines.ABSENT.format(name=target.name))
-
-
-def _versions(chosen: list[Target]) -> dict[str, str]:
-    """Versions of the packages that had a part in the run; a target may name its own."""
-    own = [name for target in chosen for name in target.packages]
-    return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
-
-
-def _on_budget(config: Config, pruning: Pruning, results: dict[str, TargetResult], budget: float) -> Iterator[str]:
-    """What the report has to say about the budget: that it was no limit, or that an artifact is over it."""
-    if config.reward == "soft":
-        yield f"The reward was soft ({config.alpha:g} x accuracy - {config.beta:g} x {pruning.limits}): the budget was no limit."
-    elif pruning.limits == "latency":
-        for name, result in results.items():
-            if result.latency is not None and result.latency.speedup.median * budget < 0.98:
-                ratio = 1.0 / result.latency.speedup.median
-                yield f"{name}: the artifact takes {ratio:.3f} of the dense latency, more than the budget of {budget:.3f}."
+        return engine_result.finished(run, before, target, artifact, references, place)
+    return engine_result.unbuilt(run, before, target, artifact, references, engine_result.ABSENT.format(name=target.name))
 
 
 def _deterministic(config: Config) -> None:
@@ -342,20 +307,3 @@ def _finetune(
         stage.finish(checkpoint)
     load_weights(run.folder.path, checkpoint.state, student)
     return checkpoint, student, stage
-
-
-def _dense_size(results: dict[str, TargetResult]) -> int:
-    sizes = [r.artifact.baseline.size_bytes for r in results.values() if r.artifact is not None and r.artifact.baseline]
-    return sizes[0] if sizes else 0
-
-
-def _command() -> str:
-    return shlex.join(["edge-compress", *sys.argv[1:]])
-
-
-def _write(folder: Path, plan: Plan, results: RunResults) -> None:
-    report = to_report(results)
-    atomic_write(folder / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
-    atomic_write(folder / "report.md", to_markdown(report))
-    atomic_write(folder / "report.html", to_html(report))
-    atomic_write(folder / "report.json", json.dumps(report, indent=1) + "\n")

@@ -188,6 +188,14 @@ class Stage:
         stored = {**self.record, "key": self.key, "sha256": hashlib.sha256(_canonical(result)).hexdigest(), "result": result}
         atomic_write(self._file, json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
+    def once(self, cls: type[T], make: Callable[[], T]) -> T:
+        """The finished result; made and recorded first where there is none."""
+        value = self.result(cls)
+        if value is None:
+            value = make()
+            self.finish(value)
+        return value
+
     @property
     def _file(self) -> Path:
         return self.folder / "result.json"

@@ -297,6 +297,7 @@ class Accuracy:
     kind: Kind
     dense_top1: float = 0.0
     drop_ci95_pp: tuple[float, float] = (0.0, 0.0)  # paired, over the test images
+    correct: str = ""  # base64 of one bit per image, in their order: 1 where the artifact is right; "" where not kept
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Is a run, an artifact or a bundle what its record says? Digests, golden answers, and figures measured again."""
+"""Checks a run, an artifact or a bundle against its record: digests, golden answers, and figures measured again."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ... import targets
@@ -12,8 +11,9 @@ from ..errors import InputError, VerifyError
 from ..progress import Progress
 from ..release import signing
 from ..release.bundle import SUFFIX
-from ..release.record import Record, digest_findings, ref_of
-from ..report.words import Json
+from ..release.record import Record, digest_findings
+from ..report.report import Report
+from ..types import Accuracy, Timing
 from ..verify import golden
 
 
@@ -24,7 +24,7 @@ class Check:
     text: str
     holds: bool = True
     target: str = ""
-    figures: tuple[str, Json] | None = None  # key of the target's entry in report.json, with what was measured again
+    figures: Accuracy | Timing | None = None  # measured again
 
     @property
     def line(self) -> str:
@@ -36,7 +36,7 @@ def signature(path: Path, public_key: str | None) -> Iterator[Check]:
     """Who signed a bundle, checked where a key is given.
 
     Raises:
-        InputError: a key for something that is no bundle, or no key.
+        InputError: a key for something that is not a bundle, or not a key.
         UnavailableError, VerifyError: see `signing.check`.
     """
     if public_key is None:
@@ -57,7 +57,7 @@ def contents(record: Record) -> Iterator[Check]:
     wrong, looked = digest_findings(record)
     yield from (Check(text, holds=False) for text in wrong)
     if wrong:
-        return  # answers of a changed file say nothing
+        return  # the answers of a changed file mean nothing
     manifest = record.manifest
     whole = f"{len(manifest.files)} files, each with the SHA-256 of the manifest" if manifest else ""
     yield Check(whole or f"{looked} file{'s' if looked != 1 else ''} with the SHA-256 of the report")
@@ -69,18 +69,8 @@ def contents(record: Record) -> Iterator[Check]:
 
 def artifacts_of(record: Record) -> list[str]:
     """The targets whose artifact is asked for."""
-    found = {name: record.artifact(name) for name in record.targets}
-    return [
-        name
-        for name, entry in found.items()
-        if entry is not None and (record.file is None or record.file.resolve() == record.path(entry).resolve())
-    ]
-
-
-def is_engine(record: Record, name: str) -> bool:
-    """Whether a target's artifact runs on the board it was built for and nowhere else."""
-    artifact = record.artifact(name)
-    return artifact is not None and artifact["format"] == "engine"
+    asked = record.file.resolve() if record.file is not None else None
+    return [name for name, artifact in record.artifacts.items() if asked in (None, record.path(artifact).resolve())]
 
 
 def measured_again(record: Record, data: str | None, device: str | None, ui: Progress) -> Iterator[Check]:
@@ -89,38 +79,40 @@ def measured_again(record: Record, data: str | None, device: str | None, ui: Pro
 
     for name in artifacts_of(record):
         if data is not None:
-            figures, text, holds = recheck.accuracy(record, name, data)
-            yield Check(text, holds, name, ("accuracy", figures))
-        if device is not None and is_engine(record, name):
+            accuracy, text, holds = recheck.accuracy(record, name, data)
+            yield Check(text, holds, name, accuracy)
+        if device is not None and record.artifacts[name].format == "engine":
             found = recheck.engine_answers(record, name, device)
             yield Check(found.text, found.holds, name)
         if device is not None:
-            figures, text, holds = recheck.latency(record, name, device, ui)
-            yield Check(text, holds, name, ("latency", figures))
+            timing, text, holds = recheck.latency(record, name, device, ui)
+            yield Check(text, holds, name, timing)
 
 
-def report_with(record: Record, checks: Sequence[Check]) -> Json:
+def report_with(record: Record, checks: Sequence[Check]) -> Report:
     """The record's report, with the figures that were measured again in place of the recorded ones."""
-    report = copy.deepcopy(record.report)
+    targets = dict(record.report.targets)
     for check in checks:
         if check.figures is not None:
-            key, figures = check.figures
-            report["targets"][check.target][key] = figures
-    return report
+            target, figures = targets[check.target], check.figures
+            if isinstance(figures, Accuracy):
+                targets[check.target] = replace(target, accuracy=figures)
+            else:
+                targets[check.target] = replace(target, latency=figures)
+    return replace(record.report, targets=targets)
 
 
 def _golden(record: Record, name: str) -> Iterator[Check]:
-    entry, artifact = record.report["targets"][name].get("golden"), record.artifact(name)
-    assert artifact is not None  # of `artifacts_of`
-    if entry is None:
+    ref, artifact = record.report.targets[name].golden, record.artifacts[name]
+    if ref is None:
         if record.manifest is not None:
             raise VerifyError(f"{record.name} has no golden images")
         yield Check("no golden images: a run of an earlier version", target=name)
         return
-    kept = golden.read(record.root / ref_of(entry).path)
-    if is_engine(record, name):
+    kept = golden.read(record.path(ref))
+    if artifact.format == "engine":  # which runs on the board it was built for and nowhere else
         by = f"{kept.where.cpu} with {kept.where.version}"
-        text = f"{len(kept.logits)} golden images, answered by {by}: an engine answers on such a board alone; --device asks it"
+        text = f"{len(kept.logits)} golden images, recorded on {by}: an engine runs on such a board only, --device asks it"
         yield Check(text, target=name)
         return
     found = golden.replay(kept, targets.load(name), record.path(artifact))

@@ -1,7 +1,8 @@
-"""A run against a stored report: what got worse, and a summary in Markdown for the page of a CI job.
+"""Compares a run with a stored report: what got worse, and a summary in Markdown for the page of a CI job.
 
-Accuracy got worse when top-1 fell by more than the test images can tell: half the width of the stored interval of the drop, which
-is paired over the same images. The speedup got worse when its whole 95 % interval lies below the stored one.
+Accuracy got worse when top-1 fell by more than the test images can tell. Where both reports say which images are classified
+correctly, that is an exact sign test over the images that changed; else half the width of the stored interval of the drop, and at
+least that of as many images of which none changed. The speedup got worse when its whole 95 % interval lies below the stored one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError
-from ..report.markdown import md
-from ..report.words import DASH, Json, fixed, size, tag
-from ..types import Kind
+from ..report.format import DASH, fixed, interval, md, size, tag
+from ..report.report import Report, ReportedArtifact, TargetReport
+from ..types import Accuracy, Kind, Timing
+from ..verify.gates import unpacked
+from ..verify.statistics import paired_ci95, sign_test
 from .recheck import differing
+
+_LEVEL = 0.05  # of the sign test, one-sided: only a fall counts
 
 
 @dataclass(frozen=True)
@@ -28,33 +36,31 @@ class Row:
     remark: str = ""
 
 
-def compare(old: Json, new: Json, targets: Sequence[str]) -> tuple[Row, ...]:
+def compare(old: Report, new: Report, targets: Sequence[str]) -> tuple[Row, ...]:
     """The figures of some targets in two reports.
 
     Raises:
         InputError: the reports are of other data, or the stored one has none of the targets.
     """
-    if old["data"]["sha256"] != new["data"]["sha256"]:
+    if old.data.sha256 != new.data.sha256:
         raise InputError(
-            "--against: the stored report is of other data",
-            found=old["data"]["name"],
-            expected=f"{new['data']['name']}, unchanged",
+            "--against: the stored report is of other data", found=old.data.name, expected=f"{new.data.name}, unchanged"
         )
-    if not set(targets) & set(old["targets"]):
+    if not set(targets) & set(old.targets):
         raise InputError(
             "--against: the stored report has none of these targets",
-            found=", ".join(old["targets"]),
+            found=", ".join(old.targets),
             expected=" or ".join(targets),
         )
     rows: list[Row] = []
     for name in targets:
-        now = new["targets"][name]
-        if name not in old["targets"]:
-            rows.append(Row(name, "target", DASH, now["status"], remark="not in the stored report"))
+        now = new.targets[name]
+        if name not in old.targets:
+            rows.append(Row(name, "target", DASH, now.status, remark="not in the stored report"))
             continue
-        before = old["targets"][name]
-        rows += [_gates(name, before, now), _accuracy(name, before["accuracy"], now["accuracy"])]
-        rows += [_speedup(name, before["latency"], now["latency"]), _size(name, before["artifact"], now["artifact"])]
+        before = old.targets[name]
+        rows += [_gates(name, before, now), _accuracy(name, before.accuracy, now.accuracy)]
+        rows += [_speedup(name, before.latency, now.latency), _size(name, before.artifact, now.artifact)]
     return tuple(rows)
 
 
@@ -73,51 +79,71 @@ def to_markdown(rows: Sequence[Row], checks: Sequence[tuple[str, bool]], title: 
     return "\n".join(lines)
 
 
-def _gates(name: str, before: Json, now: Json) -> Row:
+def _gates(name: str, before: TargetReport, now: TargetReport) -> Row:
     said = {True: "passed", False: "failed"}
-    lost = before["verdict"]["passed"] and not now["verdict"]["passed"]
-    why = f"gates: {'; '.join(now['verdict']['reasons']) or now['status']}" if lost else ""
-    return Row(name, "gates", said[before["verdict"]["passed"]], said[now["verdict"]["passed"]], why)
+    why = f"gates: {now.why}" if before.verdict.passed and not now.verdict.passed else ""
+    return Row(name, "gates", said[before.verdict.passed], said[now.verdict.passed], why)
 
 
-def _accuracy(name: str, before: Json, now: Json) -> Row:
-    shown, shown_now = (DASH if a["kind"] == Kind.NONE else tag(f"{fixed(a['top1'])} %", a["kind"]) for a in (before, now))
+def _accuracy(name: str, before: Accuracy | None, now: Accuracy | None) -> Row:
+    shown, shown_now = (DASH if a is None else tag(f"{fixed(a.top1)} %", a.kind) for a in (before, now))
     worse = remark = ""
-    if before["kind"] == Kind.NONE:
+    if before is None:
         remark = "none was stored"
-    elif now["kind"] == Kind.NONE:
-        worse = "accuracy: it is not known any more"
+    elif now is None:
+        worse = "accuracy: it is no longer known"
     else:
-        allowed = (before["drop_ci95_pp"][1] - before["drop_ci95_pp"][0]) / 2
-        fell = before["top1"] - now["top1"]
-        if fell > allowed + 1e-9:
-            worse = f"accuracy: top-1 fell by {fixed(fell)} points, {fixed(allowed)} are within the stored interval"
+        worse = _fell(before, now)
     return Row(name, "top-1", shown, shown_now, worse, remark)
 
 
-def _speedup(name: str, before: Json, now: Json) -> Row:
+def _fell(before: Accuracy, now: Accuracy) -> str:
+    """Why accuracy got worse, in a sentence; empty where it did not."""
+    fell = before.top1 - now.top1
+    if fell <= 0:
+        return ""
+    then, today = (_images(accuracy) for accuracy in (before, now))
+    if then is not None and today is not None and len(then) == len(today):
+        lost, won = int((then & ~today).sum()), int((today & ~then).sum())
+        chance = sign_test(lost, won) / 2
+        told = f"{lost} images are lost and {won} won, by chance with p = {chance:.2g}"
+        return f"accuracy: top-1 fell by {fixed(fell)} points: {told}" if chance < _LEVEL else ""
+    low, high = before.drop_ci95_pp
+    least = paired_ci95(0, 0, before.samples)[1]
+    allowed = max((high - low) / 2, least)
+    within = f"{fixed(allowed)} are within the stored interval"
+    return f"accuracy: top-1 fell by {fixed(fell)} points, {within}" if fell > allowed + 1e-9 else ""
+
+
+def _images(accuracy: Accuracy) -> NDArray[np.bool_] | None:
+    """Which images are classified correctly; None where that is not known, or does not fit the figures."""
+    try:
+        return unpacked(accuracy)
+    except ValueError:
+        return None
+
+
+def _speedup(name: str, before: Timing | None, now: Timing | None) -> Row:
     shown, shown_now = _interval(before), _interval(now)
     worse = remark = ""
-    if before["kind"] == Kind.NONE:
+    if before is None:
         remark = "none was stored"
-    elif now["kind"] != before["kind"]:
-        worse = f"speedup: it was {before['kind']}, now it is {now['kind']}"
+    elif now is None or now.kind != before.kind:
+        worse = f"speedup: it was {before.kind}, now it is {now.kind if now else Kind.NONE}"
     else:
         other = differing(before, now)
         remark = f"another {' and '.join(other)}" if other else ""
-        if now["speedup"]["ci95"][1] < before["speedup"]["ci95"][0]:
+        if now.speedup.ci95[1] < before.speedup.ci95[0]:
             worse = f"speedup: its whole interval {shown_now} lies below the stored {shown}"
             worse += f" ({remark})" if remark else ""
     return Row(name, "speedup (95 % interval)", shown, shown_now, worse, remark)
 
 
-def _interval(latency: Json) -> str:
-    if latency["kind"] == Kind.NONE:
+def _interval(latency: Timing | None) -> str:
+    if latency is None:
         return DASH
-    speedup = latency["speedup"]
-    low, high = speedup["ci95"]
-    return tag(f"{fixed(speedup['median'])} ({fixed(low)} to {fixed(high)})", latency["kind"])
+    return tag(f"{fixed(latency.speedup.median)} ({interval(latency.speedup.ci95)})", latency.kind)
 
 
-def _size(name: str, before: Json | None, now: Json | None) -> Row:
-    return Row(name, "size", *(DASH if a is None else size(a["size_bytes"]) for a in (before, now)))
+def _size(name: str, before: ReportedArtifact | None, now: ReportedArtifact | None) -> Row:
+    return Row(name, "size", *(DASH if a is None else size(a.size_bytes) for a in (before, now)))

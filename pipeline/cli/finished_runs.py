@@ -139,14 +139,14 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
             raise InputError(
                 "--out", found="one run", expected="several", do="leave it out: the report of one run is written to its folder"
             )
-        from ..report.report import to_html, to_markdown
+        from ..report.pages import to_html, to_markdown
 
         folder = runs[0] if runs[0].is_dir() else runs[0].parent
         for name, render in (("report.md", to_markdown), ("report.html", to_html)):
             atomic_write(folder / name, render(reports[0]))
             click.echo(str(folder / name))
         return 0
-    from ..report.comparison import to_html as comparison
+    from ..report.run_comparison import to_html as comparison
 
     file = out or Path("comparison.html")
     file.parent.mkdir(parents=True, exist_ok=True)

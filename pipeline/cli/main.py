@@ -212,13 +212,14 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
         return 0
     config = settings.load(file, flags)
     from ..progress import Progress
-    from ..report.summary import summary
+    from ..report.pages import summary
+    from ..report.report import read_report
     from ..run import run_pipeline
 
     with _stdout_kept_clean():
         code: int = run_pipeline(config, Progress())
     report = (config.out / "report.json").read_text(encoding="utf-8")
-    click.echo(report.rstrip() if config.json else "\n".join(summary(json.loads(report), config.out)))
+    click.echo(report.rstrip() if config.json else "\n".join(summary(read_report(config.out / "report.json"), config.out)))
     return code
 
 

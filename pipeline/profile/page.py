@@ -8,13 +8,13 @@ from pathlib import Path
 from matplotlib import rc_context
 
 from ..report import svg as plots
-from ..report.rendering import render
+from ..report.format import Table, aside, fixed, millis, size, tag
+from ..report.pages import render
 from ..report.svg import Label
-from ..report.words import Table, aside, fixed, millis, size, tag
 from ..types import Kind
 from .profiling import Profile, Row, layer_names
 
-_COLOURS = (plots._MUTED, plots._BLUE, plots._GREEN, plots._RED)  # the baseline's first
+_COLOURS = (plots.MUTED, plots.BLUE, plots.GREEN, plots.RED)  # the baseline's first
 MOST_MODELS = len(_COLOURS)  # in the plot
 
 
@@ -74,17 +74,17 @@ def layer_times(rows: Sequence[Row], kind: Kind) -> str:
     names = layer_names(rows)
     label = Label("layers", "Time by layer", "Each layer's share of an inference in every artifact, from the runtime's profiler.")
     height = 0.8 / len(rows)
-    style = {**plots._STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}
+    style = {**plots.STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}
     with rc_context(style):
-        figure, axes = plots._axes(70.0 + (8.0 + 8.0 * len(rows)) * len(names))
+        figure, axes = plots.new_axes(70.0 + (8.0 + 8.0 * len(rows)) * len(names))
         for number, (row, colour) in enumerate(zip(rows, _COLOURS, strict=False)):
             times = {layer.name: layer.ms for layer in row.layers}
             places = [i + (number - (len(rows) - 1) / 2) * height for i in range(len(names))]
             widths = [times.get(name, 0.0) for name in names]
             axes.barh(places, widths, height=0.9 * height, color=colour, linewidth=0, label=Path(row.name).name)
-        axes.set_yticks(range(len(names)), [plots._short(name) for name in names])
+        axes.set_yticks(range(len(names)), [plots.shortened(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(f"ms in one inference ({kind})", loc="left")
         axes.grid(True, axis="x")
-        plots._legend(figure, axes, columns=1)
-        return plots._svg(figure, label)
+        plots.add_legend(figure, axes, columns=1)
+        return plots.to_svg(figure, label)

@@ -1,4 +1,4 @@
-"""What a team ships for one target: a run folder cut down to one artifact, with a manifest that holds every file's digest.
+"""A release bundle of one target: a run folder cut down to one artifact, with a manifest that holds every file's digest.
 
     NAME/manifest.json            files, versions, digests, and every number with its device and protocol
     NAME/MODEL_CARD.md            what it is, for people
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from ..codec import from_json, to_json
 from ..errors import VerifyError
-from ..report.intervals import Interval, latency_ci95, share_ci95
-from ..report.words import Json
+from ..report.report import Named, Report
 from ..types import FileRef, Kind
+from ..verify.statistics import Interval, latency_ci95, share_ci95
 from .archive import Archive, DamagedArchive, unpack
 
 SUFFIX = ".tar.gz"
@@ -48,14 +48,6 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Named:
-    """Something that went in, by its digest."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Manifest:
     """What is in a bundle."""
 
@@ -77,57 +69,59 @@ class Manifest:
     files: tuple[FileRef, ...]  # all but the manifest itself, sorted by path
 
 
-def manifest_of(name: str, report: Json, target: str, files: Mapping[str, bytes]) -> Manifest:
-    """The manifest of a bundle, from the run's report and the bundle's other files."""
-    found = report["targets"][target]
-    artifact = found["artifact"]
+def manifest_of(name: str, report: Report, target: str, files: Mapping[str, bytes]) -> Manifest:
+    """The manifest of a bundle, from the run's report and the bundle's other files.
+
+    Raises:
+        ValueError: the target has no artifact.
+    """
+    found = report.targets[target]
+    artifact = found.artifact
+    if artifact is None:
+        raise ValueError(f"{target} has no artifact")
     return Manifest(
         schema=SCHEMA,
         name=name,
         target=target,
-        passed=bool(found["verdict"]["passed"]),
-        reasons=tuple(found["verdict"]["reasons"]),
-        tool=report["tool"]["version"],
-        packages=dict(sorted(report["tool"]["packages"].items())),
-        model=Named(report["model"]["name"], report["model"]["sha256"]),
-        data=Named(report["data"]["name"], report["data"]["sha256"]),
-        artifact=artifact["path"],
-        format=artifact["format"],
-        precision=artifact["precision"],
-        input_name=artifact["input_name"],
-        input_shape=tuple(artifact["input_shape"]),
+        passed=found.verdict.passed,
+        reasons=found.verdict.reasons,
+        tool=report.tool.version,
+        packages=dict(sorted(report.tool.packages.items())),
+        model=report.model,
+        data=Named(report.data.name, report.data.sha256),
+        artifact=artifact.path,
+        format=artifact.format,
+        precision=artifact.precision,
+        input_name=artifact.input_name,
+        input_shape=artifact.input_shape,
         numbers=numbers(report, target),
         files=tuple(FileRef(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in sorted(files.items())),
     )
 
 
-def numbers(report: Json, target: str) -> tuple[Number, ...]:
-    """The figures that a target's artifact is shipped with; of kind `none` there are none."""
-    accuracy, latency = report["targets"][target]["accuracy"], report["targets"][target]["latency"]
+def numbers(report: Report, target: str) -> tuple[Number, ...]:
+    """The figures that a target's artifact is shipped with; none where nothing is known."""
+    accuracy, latency = report.targets[target].accuracy, report.targets[target].latency
     found = []
-    if accuracy["kind"] != Kind.NONE:
-        count, kind = accuracy["samples"], Kind(accuracy["kind"])
-        where = _machine(report, target)
-        top1 = accuracy["top1"]
+    if accuracy is not None:
+        count, kind, where = accuracy.samples, accuracy.kind, _machine(report, target)
+        share, points = share_ci95(accuracy.top1, count), accuracy.drop_ci95_pp
         found += [
-            Number("top1", top1, "percent", share_ci95(top1, count), kind, count, where, _RIGHT),
-            Number("drop", accuracy["drop_pp"], "points", _pair(accuracy["drop_ci95_pp"]), kind, count, where, _PAIRED),
-            Number("agreement", accuracy["agreement"], "share", None, kind, count, where, _PAIRED),
+            Number("top1", accuracy.top1, "percent", share, kind, count, where, _RIGHT),
+            Number("drop", accuracy.drop_pp, "points", points, kind, count, where, _PAIRED),
+            Number("agreement", accuracy.agreement, "share", None, kind, count, where, _PAIRED),
         ]
-    if latency["kind"] != Kind.NONE:
-        pairs, kind = latency["pairs"], Kind(latency["kind"])
+    if latency is not None:
+        pairs, kind, speedup = latency.pairs, latency.kind, latency.speedup
         protocol = (
-            f"one image at a time, {latency['threads']} threads, artifact and dense float baseline interleaved in "
-            f"{latency['sessions']} fresh processes; noise floor {latency['noise_floor']:.4f}"
+            f"one image at a time, {latency.threads} threads, artifact and dense float baseline interleaved in "
+            f"{latency.sessions} fresh processes; noise floor {latency.noise_floor:.4f}"
         )
-        where = ", ".join((latency["device"], *(_facts(latency["environment"]))))
-        speedup = latency["speedup"]
-        ratio = Number("speedup", speedup["median"], "ratio", _pair(speedup["ci95"]), kind, pairs, where, protocol)
-        medians = [
-            Number(f"{side}_p50", latency[side]["p50_ms"], "ms", latency_ci95(latency, side), kind, pairs, where, protocol)
-            for side in ("artifact", "dense")
-        ]
-        found += [ratio, *medians]
+        where = ", ".join((latency.device, *_facts(latency.environment)))
+        found.append(Number("speedup", speedup.median, "ratio", speedup.ci95, kind, pairs, where, protocol))
+        for side, percentiles in (("artifact", latency.artifact), ("dense", latency.dense)):
+            median, ends = percentiles.p50_ms, latency_ci95(latency, side)
+            found.append(Number(f"{side}_p50", median, "ms", ends, kind, pairs, where, protocol))
     return tuple(found)
 
 
@@ -141,7 +135,7 @@ def read(path: Path) -> tuple[Manifest, Archive]:
 
     Raises:
         InputError: there is no such file.
-        VerifyError: it is damaged, none of ours, made to do harm, or not what its manifest says; the file in it is named.
+        VerifyError: it is damaged, foreign, malicious, or does not match its manifest; the file in it is named.
     """
     try:
         archive = unpack(path)
@@ -156,7 +150,7 @@ def read(path: Path) -> tuple[Manifest, Archive]:
 
 
 def differences(refs: tuple[FileRef, ...], files: Mapping[str, bytes]) -> list[str]:
-    """Which files are missing, changed, or in no manifest."""
+    """Which files are missing, changed, or not in the manifest, a sentence each."""
     wrong = []
     for ref in refs:
         data = files.get(ref.path)
@@ -176,36 +170,31 @@ def _manifest(name: str, files: Mapping[str, bytes]) -> Manifest:
         if manifest.schema != SCHEMA:
             raise ValueError(f"schema {manifest.schema}, where this version reads {SCHEMA}")
     except KeyError as error:
-        raise VerifyError(f"{name} is no bundle", found=f"no {error}", expected=MANIFEST) from error
+        raise VerifyError(f"{name} is not a bundle", found=f"no {error}", expected=MANIFEST) from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise VerifyError(f"{name}: {MANIFEST} is no manifest", found=str(error)) from error
+        raise VerifyError(f"{name}: {MANIFEST} is not a manifest", found=str(error)) from error
     return manifest
 
 
 def _changed_files(files: Mapping[str, bytes]) -> list[str]:
-    """Of a damaged archive, the files that are not what its manifest says, where that can still be read."""
+    """The files of a damaged archive that do not match its manifest, where that can still be read."""
     try:
         return [text for text in differences(_manifest("", files).files, files) if not text.endswith("missing")]
     except VerifyError:
         return []
 
 
-def _machine(report: Json, target: str) -> str:
-    """Where the artifact answered the test images: an engine on its board, all else on the machine of the run, which the latency
-    names when it is the same.
+def _machine(report: Report, target: str) -> str:
+    """Where the artifact classified the test images: an engine on its board, all else on the machine of the run, which the
+    latency names when it is the same.
     """
-    latency, seen = report["targets"][target]["latency"], report["targets"][target].get("on_device")
-    if report["targets"][target]["artifact"]["format"] == "engine" and seen is not None:
-        return f"{seen['device']}, {seen['runtime']}"
-    facts = _facts(latency["environment"] or {}) if latency["device"] == "local" else []
+    found = report.targets[target]
+    if found.artifact is not None and found.artifact.format == "engine" and found.on_device is not None:
+        return f"{found.on_device.device}, {found.on_device.runtime}"
+    facts = _facts(found.latency.environment) if found.latency is not None and found.latency.device == "local" else []
     return ", ".join(("local", *facts))
 
 
 def _facts(environment: Mapping[str, str]) -> list[str]:
     runtime = " ".join(environment[key] for key in ("runtime", "runtime_version") if key in environment)
     return [text for text in (environment.get("cpu", ""), runtime) if text]
-
-
-def _pair(values: list[float]) -> Interval:
-    low, high = values
-    return low, high

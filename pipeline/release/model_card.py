@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of a bundle: what the artifact is, what it was trained on, how good and how fast it is, and where that ends.
+"""Writes MODEL_CARD.md: what the artifact is, what it was trained on, its accuracy and latency, and their limits.
 
 Sections after Mitchell et al. 2019, "Model cards for model reporting" (arXiv 1810.03993). All of it comes from the run's report.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report.markdown import md_table
-from ..report.rendering import render
-from ..report.words import Json, Table, fixed, headline, masked, moment, tag
+from ..report.format import Table, fixed, interval, md_table, moment, tag
+from ..report.pages import render
+from ..report.report import Report
+from ..report.words import headline
 from .bundle import Number, numbers
 
 # number in the manifest -> what it is called, decimals
@@ -23,7 +24,7 @@ _FIGURES = {
 }
 
 
-def model_card(report: Json, target: str, licenses: Sequence[str]) -> str:
+def model_card(report: Report, target: str, licenses: Sequence[str]) -> str:
     """The card of a target's artifact.
 
     Args:
@@ -32,24 +33,16 @@ def model_card(report: Json, target: str, licenses: Sequence[str]) -> str:
         licenses: names of the licence files in the bundle.
     """
     found = numbers(report, target)
-    result = report["targets"][target]
     return render(
         "model_card.md.jinja",
         target=target,
-        model=report["model"]["name"],
-        model_sha256=report["model"]["sha256"],
-        passed=result["verdict"]["passed"],
-        reasons=result["verdict"]["reasons"],
+        report=report,
+        result=report.targets[target],
         sentence=headline(report, target).sentence,
-        artifact=result["artifact"],
-        latency=result["latency"],
-        masked=masked(report),
         figures=_figures(found),
         protocols=[f"{n.name}: {n.protocol}" for n in found if n.name in ("top1", "drop", "speedup")],
-        finished=moment(report["finished"]),
-        tool=report["tool"]["version"],
+        finished=moment(report.finished),
         licenses=licenses,
-        **{key: report[key] for key in ("data", "dense", "pruned", "preprocess", "notes", "seed")},
     )
 
 
@@ -62,5 +55,5 @@ def _value(number: Number) -> str:
     digits = _FIGURES[number.name][1]
     text = fixed(number.value, digits)
     if number.ci95 is not None:
-        text += f" ({fixed(number.ci95[0], digits)} to {fixed(number.ci95[1], digits)})"
+        text += f" ({interval(number.ci95, digits)})"
     return tag(text, number.kind)

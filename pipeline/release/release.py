@@ -1,4 +1,4 @@
-"""Finished runs -> bundles to ship: one archive for each target, its digest and, where asked for, a signature beside it.
+"""Bundles finished runs for shipping: one archive for each target, its digest and, where asked for, a signature beside it.
 
 Everything in a bundle comes from the run folder, so the same run gives the same bytes, wherever it lies and whenever.
 """
@@ -9,18 +9,17 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path, PurePath
 
 from .. import config
 from ..errors import InputError, VerifyError
 from ..files import atomic_write
-from ..report.words import Json
 from ..run_folder import CONFIG_NAME
 from . import bundle
 from .archive import Archive, pack
-from .licences import own_license
 from .model_card import model_card
-from .record import Record, digest_findings, files_of, full_report, open_record
+from .record import Record, digest_findings, files_of, open_record
 from .sbom import sbom
 from .signing import SUFFIX as SIGNED
 from .signing import Sign
@@ -63,18 +62,17 @@ def release(
         UnavailableError: a package is missing.
     """
     texts = {f"LICENSES/{_plain(path.name)}": _read(path) for path in licenses}
-    texts["LICENSES/edge-compress.txt"] = own_license().encode()
+    texts["LICENSES/edge-compress.txt"] = _own_license().encode()
     archives: dict[str, bytes] = {}
     passed: dict[str, bool] = {}
     for run in runs:
         if not run.is_dir():
-            raise InputError(f"{run} is no run folder", found="a file" if run.exists() else "nothing there")
+            raise InputError(f"{run} is not a run folder", found="a file" if run.exists() else "nothing there")
         with open_record(run) as record:
-            report = full_report(run)
             for target in _shippable(record, allow_failed, say):
-                archive = _archive(record, report, target, texts)
+                archive = _archive(record, target, texts)
                 archives[f"{archive.folder}{bundle.SUFFIX}"] = pack(archive)
-                passed[f"{archive.folder}{bundle.SUFFIX}"] = report["targets"][target]["verdict"]["passed"]
+                passed[f"{archive.folder}{bundle.SUFFIX}"] = record.report.targets[target].verdict.passed
     out.mkdir(parents=True, exist_ok=True)
     return tuple(_write(out, name, data, passed[name], sign) for name, data in archives.items())
 
@@ -88,46 +86,48 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
     """
     if wrong := digest_findings(record)[0]:
         raise VerifyError(f"{record.name} is not what its record says", found="; ".join(wrong), do="run again")
-    why = {n: f"{n}: {'; '.join(t['verdict']['reasons']) or t['status']}" for n, t in record.report["targets"].items()}
-    absent = [n for n, t in record.report["targets"].items() if t["status"] == "not_built"]
-    failed = [why[n] for n, t in record.report["targets"].items() if not t["verdict"]["passed"] and n not in absent]
+    results = record.report.targets
+    why = {name: f"{name}: {result.why}" for name, result in results.items()}
+    absent = [name for name, result in results.items() if result.status == "not_built"]
+    failed = [why[name] for name, result in results.items() if not result.verdict.passed and name not in absent]
     if failed and not allow_failed:
         raise VerifyError(
-            f"{record.name} did not pass", found=". ".join(failed), do="--allow-failed bundles it all the same, marked as failed"
+            f"{record.name} did not pass", found=". ".join(failed), do="--allow-failed bundles it anyway, marked as failed"
         )
-    names = [name for name in record.targets if record.artifact(name) is not None and name not in absent]
+    names = [name for name in record.artifacts if name not in absent]
     if not names:
         raise VerifyError(f"{record.name} has no artifact", found=". ".join(why.values()) or "no target")
     for name in absent:
         say(f"{record.name}: left out, it was not built: {why[name]}")
     for name in names:
-        if record.report["targets"][name].get("golden") is None:
+        if results[name].golden is None:
             raise InputError(
                 f"{record.name} has no golden images for {name}",
                 found="a run of an earlier version, or one whose artifact ran nowhere",
-                do="give the run's own command again: it adds them, finished stages are kept",
+                do="re-run the run's own command: it adds them, finished stages are kept",
             )
     return names
 
 
-def _archive(record: Record, report: Json, target: str, licenses: Mapping[str, bytes]) -> Archive:
+def _archive(record: Record, target: str, licenses: Mapping[str, bytes]) -> Archive:
+    report = record.report
     files = {name: _read(record.root / name) for name in _COPIED}
-    files |= {ref.path: _read(record.root / ref.path) for name, ref in files_of(record) if name == target}
-    if masks := report["pruned"].get("masks"):
-        files[masks["path"]] = _read(record.path(masks))
+    files |= {ref.path: _read(record.path(ref)) for name, ref in files_of(record) if name == target}
+    if masks := report.pruned.masks:
+        files[masks.path] = _read(record.path(masks))
     files |= {CONFIG_NAME: portable(record.root / CONFIG_NAME).encode(), **licenses}
-    files["labels.txt"] = "".join(f"{' '.join(label.split())}\n" for label in report["data"]["classes"]).encode()
+    files["labels.txt"] = "".join(f"{' '.join(label.split())}\n" for label in report.data.classes).encode()
     names = sorted(name.removeprefix("LICENSES/") for name in licenses)
     files["MODEL_CARD.md"] = model_card(report, target, names).encode()
     files["sbom.cdx.json"] = sbom(report, target, files)
-    named = f"{_short(report['model']['name'])}-{target}"
+    named = f"{_short(report.model.name)}-{target}"
     digest = hashlib.sha256(bundle.to_bytes(bundle.manifest_of(named, report, target, files))).hexdigest()
     folder = f"{named}-{digest[:8]}"
     return Archive(folder, {**files, bundle.MANIFEST: bundle.to_bytes(bundle.manifest_of(folder, report, target, files))})
 
 
 def portable(file: Path) -> str:
-    """A run's resolved configuration without what holds on this machine alone: its output folder, folders of its files.
+    """A run's resolved configuration without what is specific to this machine: its output folder, folders of its files.
 
     Raises:
         InputError: it cannot be read.
@@ -137,6 +137,12 @@ def portable(file: Path) -> str:
     found = replace(found, model=_bare(found.model), data=_bare(found.data), device=_bare(found.device), weights=weights)
     lines = config.to_toml(found).splitlines(keepends=True)
     return "".join(line for line in lines if line.partition(" = ")[0] not in _ONLY_HERE)
+
+
+def _own_license() -> str:
+    """The text of this tool's licence."""
+    files = metadata.distribution("edge-compress").files or []
+    return Path(str(next(file for file in files if file.name == "LICENSE").locate())).read_text(encoding="utf-8")
 
 
 def _bare(spec: str) -> str:

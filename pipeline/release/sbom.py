@@ -1,4 +1,4 @@
-"""The bundle's bill of materials in CycloneDX 1.6 (ECMA-424): the artifact, what it was made of, what made it.
+"""Writes the bundle's bill of materials in CycloneDX 1.6 (ECMA-424): the artifact, what it was made of, what made it.
 
 The same report and files give the same bytes: the serial number comes from the artifact's digest, the time is the run's.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
 from ..errors import UnavailableError
-from ..report.words import Json
+from ..report.report import Named, Report
 
 if TYPE_CHECKING:
     from cyclonedx.model import HashType
     from cyclonedx.model.component import Component
 
 
-def sbom(report: Json, target: str, files: Mapping[str, bytes]) -> bytes:
+def sbom(report: Report, target: str, files: Mapping[str, bytes]) -> bytes:
     """The bill of a target's bundle.
 
     Args:
@@ -30,6 +30,7 @@ def sbom(report: Json, target: str, files: Mapping[str, bytes]) -> bytes:
 
     Raises:
         UnavailableError: the library is not installed.
+        ValueError: the target has no artifact.
     """
     if find_spec("cyclonedx") is None:
         raise UnavailableError("a bill of materials needs cyclonedx-python-lib", do="pip install 'edge-compress[release]'")
@@ -37,17 +38,19 @@ def sbom(report: Json, target: str, files: Mapping[str, bytes]) -> bytes:
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
 
-    artifact = report["targets"][target]["artifact"]
+    artifact = report.targets[target].artifact
+    if artifact is None:
+        raise ValueError(f"{target} has no artifact")
     whole = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        name=report["model"]["name"],
-        version=artifact["sha256"][:16],
+        name=report.model.name,
+        version=artifact.sha256[:16],
         bom_ref="artifact",
-        hashes=[_sha256(artifact["sha256"])],
-        description=f"{artifact['precision']} {artifact['format']} for {target}",
+        hashes=[_sha256(artifact.sha256)],
+        description=f"{artifact.precision} {artifact.format} for {target}",
     )
-    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"edge-compress:{artifact['sha256']}:{report['finished']}"))
-    bom.metadata.timestamp = datetime.fromisoformat(report["finished"])
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"edge-compress:{artifact.sha256}:{report.finished}"))
+    bom.metadata.timestamp = datetime.fromisoformat(report.finished)
     bom.metadata.component = whole
     parts = [*_inputs(report), *_files(files), *_packages(report)]
     for part in parts:
@@ -56,17 +59,13 @@ def sbom(report: Json, target: str, files: Mapping[str, bytes]) -> bytes:
     return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
 
 
-def _inputs(report: Json) -> Iterator[Component]:
+def _inputs(report: Report) -> Iterator[Component]:
     """What the artifact was made of: the dense network, and the data by its digest."""
     from cyclonedx.model.component import Component, ComponentType
 
-    for ref, kind, entry in (
-        ("dense", ComponentType.MACHINE_LEARNING_MODEL, report["model"]),
-        ("data", ComponentType.DATA, report["data"]),
-    ):
-        yield Component(
-            type=kind, name=entry["name"], version=entry["sha256"][:16], bom_ref=ref, hashes=[_sha256(entry["sha256"])]
-        )
+    data = Named(report.data.name, report.data.sha256)
+    for ref, kind, entry in (("dense", ComponentType.MACHINE_LEARNING_MODEL, report.model), ("data", ComponentType.DATA, data)):
+        yield Component(type=kind, name=entry.name, version=entry.sha256[:16], bom_ref=ref, hashes=[_sha256(entry.sha256)])
 
 
 def _files(files: Mapping[str, bytes]) -> Iterator[Component]:
@@ -77,14 +76,14 @@ def _files(files: Mapping[str, bytes]) -> Iterator[Component]:
         yield Component(type=ComponentType.FILE, name=path, bom_ref=f"file:{path}", hashes=[_sha256(digest)])
 
 
-def _packages(report: Json) -> Iterator[Component]:
+def _packages(report: Report) -> Iterator[Component]:
     """The packages that had a part in the run, with the licence each states."""
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    said = report["tool"].get("licenses", {})
-    for name, version in sorted(report["tool"]["packages"].items()):
+    said = report.tool.licenses
+    for name, version in sorted(report.tool.packages.items()):
         url = PackageURL("pypi", name=name.lower().replace("_", "-"), version=version)
         licenses = [LicenseFactory().make_from_string(said[name])] if said.get(name) else []
         yield Component(

@@ -1,17 +1,18 @@
-"""The plots of `report.json`: which there are, what is drawn in them, and their numbers as tables."""
+"""The plots of a report, with the sentences under them and their numbers as tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from ..types import Kind
 from . import svg as plots
-from .words import DASH, Json, Table, count, finetune_table, fixed, kept_table, masked, millis, percent, tag
+from .format import DASH, Table, count, fixed, millis, percent, tag
+from .report import Report, Search, Tried
+from .words import finetune_table, kept_table
 
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
 
@@ -28,59 +29,60 @@ class Plot:
     rows: int = 1  # how many rows of plots it is as high as, side by side
 
 
-def figures(report: Json) -> tuple[Plot, ...]:
+def figures(report: Report) -> tuple[Plot, ...]:
     """The plots that the report has numbers for, in the order people look for them."""
     found = [_tradeoff_plot(report), _kept_plot(report), _learning_plot(report)]
-    found += [_latency_plot(report, i, name) for i, name in enumerate(report["targets"])]
+    found += [_latency_plot(report, i, name) for i, name in enumerate(report.targets)]
     return tuple(p for p in [*found, _finetune_plot(report)] if p is not None)
 
 
-def _tradeoff_plot(report: Json) -> Plot | None:
-    search, spending = report["pruned"]["search"], "density" if masked(report) else "latency"
+def _tradeoff_plot(report: Report) -> Plot | None:
+    search, spending = report.pruned.search, "density" if report.masked else "latency"
     shown = _shown(search)
-    points = [p for i in shown if (p := _point(search["tried"][i])) is not None]
-    chosen = _point(search["best"])
+    points = [p for i in shown if (p := _point(search.tried[i])) is not None]
+    chosen = _point(search.best)
     if not points and chosen is None:
         return None
-    top1 = report["dense"]["search_top1"]
+    top1 = report.dense.search_top1
     dense = plots.Point(1.0, top1, Kind.MEASURED) if top1 is not None else None
     caption = "No candidate was chosen."
     if chosen is not None:
-        latency = tag(f"{fixed(search['best']['latency_ratio'])} of the dense latency", chosen.kind)
+        latency = tag(f"{fixed(search.best.latency_ratio)} of the dense latency", chosen.kind)
         what = latency if spending == "latency" else f"{percent(chosen.spent)} % of the connections"
-        caption = f"Chosen: {what} at {fixed(chosen.accuracy)} % before fine-tuning; {len(search['tried']):,} evaluations in all."
+        caption = f"Chosen: {what} at {fixed(chosen.accuracy)} % before fine-tuning; {len(search.tried):,} evaluations in all."
         if spending == "density":
-            caption += f" Zeros buy no latency: every candidate has {latency}."
-    kinds = [k for k in Kind if k is not Kind.NONE and any(c["latency_kind"] == k for c in search["tried"])]
+            caption += f" Zeros give no speedup: every candidate has {latency}."
+    kinds = [k for k in Kind if k is not Kind.NONE and any(c.latency_kind == k for c in search.tried)]
     rows = []
     for i in shown:
-        c = search["tried"][i]
-        columns = [percent(c["density"])] if spending == "density" else []
-        columns += [tag(fixed(c["latency_ratio"], 3), k) if c["latency_kind"] == k else DASH for k in kinds]
-        mark = " (chosen)" if i == search["best_index"] else ""
-        rows.append((f"{i + 1}{mark}", *columns, percent(c["accuracy"]), fixed(c["loss"], 3), count(c["macs"])))
+        c = search.tried[i]
+        columns = [percent(c.density)] if spending == "density" else []
+        columns += [tag(fixed(c.latency_ratio, 3), k) if c.latency_kind == k else DASH for k in kinds]
+        mark = " (chosen)" if i == search.best_index else ""
+        rows.append((f"{i + 1}{mark}", *columns, percent(c.accuracy), fixed(c.loss, 3), count(c.macs)))
     stay = ("connections, %",) if spending == "density" else ()
     head = ("Evaluation", *stay, *(f"latency ratio ({k})" for k in kinds), "top-1, %", "loss", "MACs")
     title = "Accuracy against latency" if spending == "latency" else "Accuracy against connections kept"
     label = plots.Label("tradeoff", title, f"Every candidate the search tried. {caption}")
     table = Table(_thinned("Candidates tried", shown, search), head, tuple(rows))
-    svg = Markup(plots.tradeoff(points, chosen, dense, report["gates"][f"{spending}_budget"], label, spending))  # noqa: S704
+    budget = report.gates.density_budget if spending == "density" else report.gates.latency_budget
+    svg = Markup(plots.tradeoff(points, chosen, dense, budget or 0.0, label, spending))  # noqa: S704
     return Plot("tradeoff", title, caption, svg, table)
 
 
-def _kept_plot(report: Json) -> Plot | None:
-    knobs = report["pruned"]["knobs"]
+def _kept_plot(report: Report) -> Plot | None:
+    knobs = report.pruned.knobs
     if not knobs:
         return None
-    told = {k["block"] for k in knobs if k["block"]}  # blocks that show on the bars of what was in them
+    told = {k.block for k in knobs if k.block}  # blocks that show on the bars of what was in them
     bars = [
-        plots.Bar(k["name"].removeprefix("block:"), k["kind"], k["kept"], k["size"], "block removed" if k["kept"] == 0 else "")
+        plots.Bar(k.name.removeprefix("block:"), k.kind, k.kept, k.size, "block removed" if k.kept == 0 else "")
         for k in knobs
-        if k["kind"] != "block" or (k["kept"] == 0 and k["name"] not in told)
+        if k.kind != "block" or (k.kept == 0 and k.name not in told)
     ]
-    blocks = [k for k in knobs if k["kind"] == "block"]
-    removed = sum(k["kept"] == 0 for k in blocks)
-    units = "layer's connections" if masked(report) else "group's channels"
+    blocks = [k for k in knobs if k.kind == "block"]
+    removed = sum(k.kept == 0 for k in blocks)
+    units = "layer's connections" if report.masked else "group's channels"
     caption = f"Share of each {units} that stays, first layer on top."
     if blocks:
         caption += f" {removed} of {len(blocks)} residual blocks removed."
@@ -89,30 +91,29 @@ def _kept_plot(report: Json) -> Plot | None:
     return Plot("kept", title, caption, Markup(plots.kept_shares(bars, label)), kept_table(report), rows=1 + len(bars) // 24)  # noqa: S704
 
 
-def _learning_plot(report: Json) -> Plot | None:
-    search = report["pruned"]["search"]
-    rewards = [c["reward"] for c in search["tried"]]
+def _learning_plot(report: Report) -> Plot | None:
+    search = report.pruned.search
+    rewards = [c.reward for c in search.tried]
     if not rewards:
         return None
     shown, best = _shown(search), plots.best_so_far(rewards)
     rows = tuple((str(i + 1), fixed(rewards[i], 4), fixed(best[i], 4)) for i in shown)
     top = next((i for i, b in enumerate(best) if b == best[-1]), 0)
-    caption = (
-        f"The best reward, {fixed(best[-1], 4)}, was found at evaluation {top + 1:,} of {len(rewards):,} ({search['method']})."
-    )
+    caption = f"The best reward, {fixed(best[-1], 4)}, was found at evaluation {top + 1:,} of {len(rewards):,} ({search.method})."
     title = "The search's learning curve"
     label = plots.Label("learning", title, caption)
     table = Table(_thinned("Reward by evaluation", shown, search), ("Evaluation", "reward", "best so far"), rows)
     return Plot("learning", title, caption, Markup(plots.learning_curve(rewards, shown, label)), table)  # noqa: S704
 
 
-def _latency_plot(report: Json, index: int, name: str) -> Plot | None:
-    latency = report["targets"][name]["latency"]
-    if latency["kind"] == Kind.NONE or not latency["dense_samples_ms"] or not latency["artifact_samples_ms"]:
+def _latency_plot(report: Report, index: int, name: str) -> Plot | None:
+    latency = report.targets[name].latency
+    if latency is None or not latency.dense_samples_ms or not latency.artifact_samples_ms:
         return None
-    kind = Kind(latency["kind"])
+    kind = latency.kind
     samples = [
-        plots.Samples(side, tuple(latency[f"{side}_samples_ms"]), latency[side]["p50_ms"]) for side in ("dense", "artifact")
+        plots.Samples("dense", latency.dense_samples_ms, latency.dense.p50_ms),
+        plots.Samples("artifact", latency.artifact_samples_ms, latency.artifact.p50_ms),
     ]
     end = plots.axis_end(samples[0].values_ms, samples[1].values_ms)
     beyond = sum(v > end for s in samples for v in s.values_ms)
@@ -121,9 +122,7 @@ def _latency_plot(report: Json, index: int, name: str) -> Plot | None:
         for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
     )
     counts = f"{len(samples[0].values_ms)} and {len(samples[1].values_ms)}"
-    caption = (
-        f"On {latency['device']}, {kind}; {counts} samples, {beyond} beyond the axis. Vertical lines: medians of all samples."
-    )
+    caption = f"On {latency.device}, {kind}; {counts} samples, {beyond} beyond the axis. Vertical lines: medians of all samples."
     title = f"Latency on {name}, dense against artifact"
     uid = f"latency-{index}"
     svg = Markup(plots.latency_histogram(samples[0], samples[1], kind, plots.Label(uid, title, caption)))  # noqa: S704
@@ -131,39 +130,38 @@ def _latency_plot(report: Json, index: int, name: str) -> Plot | None:
     return Plot(uid, title, caption, svg, Table("Quantiles of the samples drawn", head, rows))
 
 
-def _finetune_plot(report: Json) -> Plot | None:
-    history = report["pruned"]["finetune"]
-    top1 = [e["search_top1"] for e in history]
+def _finetune_plot(report: Report) -> Plot | None:
+    history = report.pruned.finetune
+    top1 = [e.search_top1 for e in history]
     known = [t for t in top1 if t is not None]
     if not known:
         return None
     caption = f"From {fixed(known[0])} % after the first epoch to {fixed(known[-1])} % after the last of {len(history)}."
     title = "Fine-tuning"
     label = plots.Label("finetune", title, caption)
-    svg = Markup(plots.finetuning([e["epoch"] for e in history], top1, report["dense"]["search_top1"], label))  # noqa: S704
+    svg = Markup(plots.finetuning([e.epoch for e in history], top1, report.dense.search_top1, label))  # noqa: S704
     return Plot("finetune", title, caption, svg, finetune_table(report))
 
 
-def _point(candidate: Mapping[str, Any]) -> plots.Point | None:
-    ratio, accuracy = candidate["latency_ratio"], candidate["accuracy"]
+def _point(candidate: Tried) -> plots.Point | None:
+    ratio, accuracy = candidate.latency_ratio, candidate.accuracy
     if ratio is None or accuracy is None:
         return None
-    spent = ratio if candidate.get("density") is None else candidate["density"]
-    return plots.Point(spent, 100.0 * accuracy, Kind(candidate["latency_kind"]))
+    return plots.Point(ratio if candidate.density is None else candidate.density, 100.0 * accuracy, candidate.latency_kind)
 
 
-def _shown(search: Json) -> list[int]:
+def _shown(search: Search) -> list[int]:
     """Indices of the candidates to draw and list: all, or evenly spaced ones and always the chosen and the best."""
-    count = len(search["tried"])
+    count = len(search.tried)
     if count <= _SHOWN:
         return list(range(count))
-    rewards = [-math.inf if c["reward"] is None else c["reward"] for c in search["tried"]]
-    always = {rewards.index(max(rewards)), count - 1} | ({search["best_index"]} - {None})
+    rewards = [-math.inf if c.reward is None else c.reward for c in search.tried]
+    always = {rewards.index(max(rewards)), count - 1} | (set() if search.best_index is None else {search.best_index})
     return sorted({round(i * (count - 1) / (_SHOWN - 1)) for i in range(_SHOWN)} | always)
 
 
-def _thinned(caption: str, shown: Sequence[int], search: Json) -> str:
-    count = len(search["tried"])
+def _thinned(caption: str, shown: Sequence[int], search: Search) -> str:
+    count = len(search.tried)
     return caption if len(shown) == count else f"{caption}: {len(shown):,} of {count:,}, evenly spaced; report.json has all"
 
 

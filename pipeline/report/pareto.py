@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from matplotlib import rc_context
 
+from ..verify.statistics import Interval
 from . import svg as plots
-from .intervals import Interval
+from .format import size
 from .svg import Label
-from .words import size
 
-_COLOURS = (plots._BLUE, plots._RED, plots._GREEN)
+_COLOURS = (plots.BLUE, plots.RED, plots.GREEN)
 _MARKERS = ("o", "s", "^", "D", "v", "p", "X")
 _LARGEST = 22.0  # points across, of the largest file's marker
 _SMALLEST = 4.0
@@ -53,15 +53,15 @@ def plot(points: Sequence[Point], label: Label) -> str:
     if not points:
         raise ValueError("no points to draw")
     largest = max(point.size_bytes for point in points)
-    with rc_context(plots._STYLE):
-        figure, axes = plots._axes(300 + 15 * len(points))
+    with rc_context(plots.STYLE):
+        figure, axes = plots.new_axes(300 + 15 * len(points))
         on_front = [points[i] for i in front(points)]
         axes.step(
-            [p.latency_ms for p in on_front], [p.top1 for p in on_front], where="post", color=plots._MUTED, lw=1.2, ls=(0, (4, 3))
+            [p.latency_ms for p in on_front], [p.top1 for p in on_front], where="post", color=plots.MUTED, lw=1.2, ls=(0, (4, 3))
         )
         number = 0
         for point in points:
-            colour = plots._MUTED if point.dense else _COLOURS[number % len(_COLOURS)]
+            colour = plots.MUTED if point.dense else _COLOURS[number % len(_COLOURS)]
             marker = "P" if point.dense else _MARKERS[number % len(_MARKERS)]
             number += not point.dense
             across = max(_SMALLEST, _LARGEST * math.sqrt(point.size_bytes / largest))
@@ -80,15 +80,15 @@ def plot(points: Sequence[Point], label: Label) -> str:
                 capthick=1.2,
             )
             axes.plot(
-                [], [], marker, color=colour, ms=6, mew=0, label=f"{plots._short(point.name, 34)}, {size(point.size_bytes)}"
+                [], [], marker, color=colour, ms=6, mew=0, label=f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
             )
         axes.set_xlabel("median latency, ms (measured)")
         axes.set_ylabel("top-1 on the test split, %")
         axes.set_xlim(left=0)
         axes.grid(True)
         axes.margins(0.08)
-        plots._legend(figure, axes, columns=2 if max(len(point.name) for point in points) < 14 else 1)
-        return plots._svg(figure, label)
+        plots.add_legend(figure, axes, columns=2 if max(len(point.name) for point in points) < 14 else 1)
+        return plots.to_svg(figure, label)
 
 
 def _around(middle: float, interval: Interval | None) -> list[list[float]] | None:

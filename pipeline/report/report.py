@@ -1,238 +1,295 @@
-"""Pure functions from results to documents: `report.json`, and from that alone `report.md` and `report.html`."""
+"""The report of a run: the types behind report.json, which is their JSON. Keys are added, never renamed.
+
+Everything shown to people (pages, model cards, comparisons) is made from a `Report` alone. Numbers that JSON cannot hold (NaN,
+infinities) are null in the file, and the fields that may be so are optional here. An accuracy or a latency that is not known is
+None here; in the file all its keys are null, but for `kind`, which is "none".
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import re
-from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
-from ..codec import to_json
+from ..codec import from_json, to_json
+from ..errors import InputError
 from ..types import (
     Accuracy,
-    Candidate,
-    Checkpoint,
+    Artifact,
+    DataInfo,
+    DenseForm,
+    FileRef,
     Kind,
-    Knob,
-    Plan,
-    SearchResult,
-    Solved,
-    Subject,
-    TargetResult,
+    ModelCost,
+    OnDevice,
+    Precision,
+    Preprocess,
     Timing,
+    Verdict,
 )
-from .figures import figures
-from .markdown import md, md_table
-from .rendering import render
-from .words import (
-    Json,
-    comparison,
-    conversion,
-    environment,
-    finetune_table,
-    headline,
-    how_measured,
-    kept_table,
-    moment,
-    verdict_line,
-)
+
+SCHEMA = 1
+_NUMBERS: dict[str, type[Accuracy] | type[Timing]] = {"accuracy": Accuracy, "latency": Timing}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class RunResults:
-    """What one run produced: all that a report is made of."""
+class Tool:
+    """What made the report."""
 
-    subject: Subject
-    seed: int
-    dense_top1: float  # percent, PyTorch, test split
-    dense_search_top1: float  # percent, PyTorch, search split
-    dense_size_bytes: int
-    plan: Plan
-    knobs: tuple[Knob, ...]
-    search: SearchResult
-    solved: Solved
-    checkpoint: Checkpoint
-    pruned_top1: float  # percent, PyTorch, test split
-    targets: dict[str, TargetResult]
-    max_accuracy_drop: float  # gate, percentage points
-    min_speedup: float  # gate, lower end of the 95 % interval
-    command: str
+    version: str
     packages: dict[str, str]
+    licenses: dict[str, str] = field(default_factory=dict)  # package -> the licence it states, "" where none
+
+
+@dataclass(frozen=True)
+class Named:
+    """A network, by name and the digest of its state dict."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the run was asked to keep to."""
+
+    max_accuracy_drop: float  # percentage points
+    min_speedup: float  # lower end of the 95 % interval
+    max_size_bytes: int | None = None
+    latency_budget: float | None = None  # share of the dense latency, or
+    density_budget: float | None = None  # share of the connections
+
+
+@dataclass(frozen=True)
+class Dense(ModelCost):
+    """The dense network in PyTorch; its file is the target's dense baseline."""
+
+    top1: float  # percent, test split
+    size_bytes: int
+    search_top1: float | None = None  # percent, search split
+
+
+@dataclass(frozen=True)
+class Tried(ModelCost):
+    """A candidate of the search; see `types.Candidate`."""
+
+    levels: tuple[int, ...]
+    accuracy: float | None
+    loss: float | None
+    latency_ratio: float | None  # None where its kind is `none`
+    latency_kind: Kind
+    seconds: float = 0.0
+    density: float | None = None
+    size_bytes: int | None = None
+    reward: float | None = None
+
+
+@dataclass(frozen=True)
+class ReportedFinalist:
+    """One of the search's best plans."""
+
+    levels: tuple[int, ...]
+    accuracy: float | None  # as the search saw it
+    solved: float | None  # after sequential reconstruction
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the search tried and chose; see `types.SearchResult`."""
+
+    method: str
+    evaluations: int
+    seconds: float
+    best: Tried
+    tried: tuple[Tried, ...]
+    best_index: int | None = None  # of `best` in `tried`
+    latency_reused: int = 0
+    latency_measured: int = 0
+    table_error: float | None = None
+    notes: tuple[str, ...] = ()
+    finalists: tuple[ReportedFinalist, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of a group's units, or of a layer's connections."""
+
+    name: str
+    kind: str  # see `types.Knob`
+    size: int
+    kept: int
+    share: float
+    block: str | None = None  # the removed block it was part of
+
+
+@dataclass(frozen=True)
+class FinetuneEpoch:
+    """One epoch of fine-tuning."""
+
+    epoch: int
+    loss: float | None
+    search_top1: float | None  # percent
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pruned(ModelCost):
+    """The pruned network in PyTorch, and how it came to be."""
+
+    top1: float  # percent, test split
+    sparsity: float  # share of the dense network's weights that are gone or zero
+    pattern: str
+    score: str
+    search: Search
+    knobs: tuple[Kept, ...]
+    thresholds: dict[str, float]  # group or layer -> share removed
+    finetune: tuple[FinetuneEpoch, ...]
+    state: FileRef
+    masks: FileRef | None = None
+
+
+@dataclass(frozen=True)
+class ReportedArtifact(FileRef):
+    """A target's file; see `types.Artifact`."""
+
+    target: str
+    format: str
+    precision: Precision
+    input_name: str
+    input_shape: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    baseline: FileRef | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """What came of one target."""
+
+    status: str  # "ok", "not_built", "failed"
+    verdict: Verdict
+    artifact: ReportedArtifact | None = None
+    accuracy: Accuracy | None = None  # None: not known
+    latency: Timing | None = None
+    golden: FileRef | None = None
+    on_device: OnDevice | None = None
+    dense_form: DenseForm | None = None  # of the baseline; in the file `latency.baseline`
+
+    @property
+    def why(self) -> str:
+        """The reasons of the verdict, in one line; the status where there are none."""
+        return "; ".join(self.verdict.reasons) or self.status
+
+    @property
+    def files(self) -> dict[str, FileRef]:
+        """The target's files: artifact, baseline, golden, as far as it has them."""
+        baseline = self.artifact.baseline if self.artifact else None
+        found = {"artifact": self.artifact, "baseline": baseline, "golden": self.golden}
+        return {name: ref for name, ref in found.items() if ref is not None}
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json."""
+
+    tool: Tool
+    model: Named
+    data: DataInfo
+    preprocess: Preprocess
+    seed: int
+    command: str
     started: str  # ISO 8601
     finished: str
     stage_seconds: dict[str, float]
+    gates: Gates
+    passed: bool
+    dense: Dense
+    pruned: Pruned
+    targets: dict[str, TargetReport]
     notes: tuple[str, ...] = ()
-    max_size_bytes: int | None = None  # gate, of the artifact's file
-    licenses: dict[str, str] = field(default_factory=dict)  # package -> what it says of its licence, "" where nothing
+    schema: int = SCHEMA
+
+    @property
+    def masked(self) -> bool:
+        """Whether single connections were pruned in place, under a budget on density; else channels, under one on latency."""
+        return self.pruned.search.best.density is not None
 
 
-def to_report(results: RunResults) -> Json:
-    """`report.json`: JSON types only, every key of the public contract and more beside them.
+def reported_artifact(artifact: Artifact) -> ReportedArtifact:
+    """The artifact as the report has it: with its file's reference in place."""
+    rest = {f.name: getattr(artifact, f.name) for f in fields(Artifact) if f.name not in ("file", "dense_form")}
+    return ReportedArtifact(**vars(artifact.file), **rest)
 
-    A latency or an accuracy of kind `none`, or one that is missing, keeps its keys with `null` in them.
+
+def encode(report: Report) -> dict[str, Any]:
+    """report.json: JSON types only."""
+    data: dict[str, Any] = _finite(to_json(report))
+    for target in data["targets"].values():
+        for key, cls in _NUMBERS.items():
+            target[key] = target[key] or {**dict.fromkeys(cls.__dataclass_fields__), "kind": str(Kind.NONE)}
+        target["latency"]["baseline"] = target.pop("dense_form")
+    return data
+
+
+def decode(data: Any) -> Report:
+    """The report in a report.json; the inverse of `encode`.
+
+    Raises:
+        TypeError, KeyError, ValueError, AttributeError: it does not have a report's shape, or a path in it leads out of the
+            run folder.
     """
-    subject, plan, search, checkpoint = results.subject, results.plan, results.search, results.checkpoint
-    version = results.packages.get("edge-compress") or metadata.version("edge-compress")
-    report: Json = _finite(
-        {
-            "schema": 1,
-            "tool": {"version": version, "packages": dict(results.packages), "licenses": dict(results.licenses)},
-            "model": {"name": subject.model, "sha256": subject.model_sha256},
-            "data": to_json(subject.data),
-            "preprocess": to_json(subject.preprocess),
-            "seed": results.seed,
-            "command": results.command,
-            "started": results.started,
-            "finished": results.finished,
-            "stage_seconds": dict(results.stage_seconds),
-            "notes": list(results.notes),
-            "gates": {
-                "max_accuracy_drop": results.max_accuracy_drop,
-                "min_speedup": results.min_speedup,
-                "max_size_bytes": results.max_size_bytes,
-                "latency_budget": search.budget if search.best.density is None else None,
-                "density_budget": None if search.best.density is None else search.budget,
-            },
-            "passed": bool(results.targets) and all(t.verdict.passed for t in results.targets.values()),
-            "dense": {
-                "top1": results.dense_top1,
-                "search_top1": results.dense_search_top1,
-                **to_json(subject.cost),
-                "size_bytes": results.dense_size_bytes,
-            },
-            "pruned": {
-                "top1": results.pruned_top1,
-                **to_json(checkpoint.cost),
-                "sparsity": checkpoint.sparsity,
-                "pattern": str(plan.pattern),
-                "score": plan.score,
-                "search": _search_json(search, results.solved),
-                "knobs": [_knob_json(k, plan) for k in results.knobs],
-                "thresholds": dict(plan.thresholds),
-                "masks": to_json(plan.masks),
-                "finetune": to_json(checkpoint.history),
-                "state": to_json(checkpoint.state),
-            },
-            "targets": {name: _target_json(t) for name, t in results.targets.items()},
-        }
-    )
+    report = from_json(Report, {**data, "targets": {name: _flat(target) for name, target in data["targets"].items()}})
+    if report.schema != SCHEMA:
+        raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")
+    files = [ref for target in report.targets.values() for ref in target.files.values()]
+    for ref in (*files, report.pruned.state, *([report.pruned.masks] if report.pruned.masks else [])):
+        _require_inside(ref)
     return report
 
 
-def _search_json(search: SearchResult, solved: Solved) -> Json:
-    tried = [{**_candidate_json(c), "reward": r} for c, r in zip(search.tried, search.rewards, strict=True)]
-    chosen = next((i for i, c in enumerate(search.tried) if c.levels == search.best.levels), None)
-    return {
-        "method": search.method,
-        "evaluations": search.evaluations,
-        "seconds": search.seconds,
-        "latency_reused": search.latency_reused,
-        "latency_measured": search.latency_measured,
-        "table_error": search.table_error,
-        "notes": list(search.notes),
-        "best": _candidate_json(search.best),
-        "best_index": chosen,
-        "finalists": [
-            {
-                "levels": list(f.candidate.levels),
-                "accuracy": f.candidate.accuracy,
-                "solved": f.accuracy,
-                "taken": i == solved.taken,
-            }
-            for i, f in enumerate(solved.finalists)
-        ],
-        "tried": tried,
-    }
+def to_text(report: Report) -> str:
+    """The text of report.json."""
+    return json.dumps(encode(report), indent=1, allow_nan=False) + "\n"
 
 
-def _candidate_json(candidate: Candidate) -> Json:
-    data: Json = to_json(candidate)
-    cost = data.pop("cost")
-    if candidate.latency_kind is Kind.NONE:
-        data["latency_ratio"] = None
-    return {**data, **cost}
+def read_report(path: Path) -> Report:
+    """The report in a report.json.
+
+    Raises:
+        InputError: it cannot be read, or is not a report.
+    """
+    try:
+        return decode(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = f"no key {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{path} is not a report", found=found or repr(error), expected="the report.json of a finished run", do="run again"
+        ) from error
 
 
-def _knob_json(knob: Knob, plan: Plan) -> Json:
-    """What stays of one knob's units, and if nothing does because its whole block is gone, that block."""
-    if knob.name in plan.removed_blocks:
-        kept = 0
-    elif knob.name in plan.kept:
-        kept = len(plan.kept[knob.name])
-    else:
-        kept = round(knob.size * (1.0 - plan.thresholds.get(knob.name, 0.0)))
-    # A block is named after its branch's last layer; what lies in the same module went with it.
-    parents = {block: block.removeprefix("block:").rpartition(".")[0] for block in plan.removed_blocks}
-    inside = (b for b, parent in parents.items() if parent and knob.name.startswith(f"{parent}."))
-    gone = next(inside, None) if knob.kind == "inner" else None
-    kept = 0 if gone else kept
-    return {"name": knob.name, "kind": knob.kind, "size": knob.size, "kept": kept, "share": kept / knob.size, "block": gone}
+def _flat(target: dict[str, Any]) -> dict[str, Any]:
+    """A target's entry in the file, as `TargetReport` has it."""
+    latency = {**target["latency"]}
+    form = latency.pop("baseline", None)
+    found = {**target, "latency": latency, "dense_form": form}
+    return found | {key: None for key in _NUMBERS if found[key]["kind"] == Kind.NONE}
 
 
-def _target_json(target: TargetResult) -> Json:
-    artifact = form = None
-    if target.artifact is not None:
-        data: Json = to_json(target.artifact)
-        form = data.pop("dense_form")
-        artifact = {**data.pop("file"), **data}
-    return {
-        "status": target.status,
-        "artifact": artifact,
-        "accuracy": _numbers_json(Accuracy, target.accuracy, ()),
-        "latency": {**_numbers_json(Timing, target.latency, ("device",)), "baseline": form},
-        "golden": to_json(target.golden),
-        "on_device": to_json(target.on_device),
-        "verdict": to_json(target.verdict),
-    }
-
-
-def _numbers_json(cls: type[Accuracy] | type[Timing], value: Accuracy | Timing | None, words: tuple[str, ...]) -> Json:
-    if value is not None and value.kind is not Kind.NONE:
-        data: Json = to_json(value)
-        return data
-    empty: Json = dict.fromkeys(cls.__dataclass_fields__)
-    return {**empty, **{w: getattr(value, w, None) for w in words}, "kind": str(Kind.NONE)}
+def _require_inside(ref: FileRef) -> None:
+    pure = PurePosixPath(ref.path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in ref.path or not pure.parts:
+        raise ValueError(f"{ref.path!r} leads out of the run folder")
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """JSON has neither NaN nor infinities: they become null."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def to_html(report: Json) -> str:
-    """`report.html`: one self-contained page from `report.json` alone; everything from outside is escaped."""
-    built = [name for name, target in report["targets"].items() if target["artifact"] is not None]
-    return render(
-        "report.html.jinja",
-        report=report,
-        verdict=verdict_line(report),
-        headlines=[headline(report, name) for name in report["targets"]],
-        finished=moment(report["finished"]),
-        plots=figures(report),
-        comparisons=[comparison(report, name) for name in built or [*report["targets"]][:1]],
-        details=[t for name in report["targets"] for t in (how_measured(report, name), conversion(report, name)) if t],
-        environment=environment(report),
-    )
-
-
-def to_markdown(report: Json) -> str:
-    """`report.md`: the verdict, the tables and the command, from `report.json` alone."""
-    lines = [f"# {md(verdict_line(report))}", "", md(f"{report['model']['name']} on {report['data']['name']}"), ""]
-    for name in report["targets"]:
-        head = headline(report, name)
-        lines += [f"## {md(name)}: {head.state}", "", md(head.sentence), ""]
-        lines += [f"- {md(reason)}" for reason in head.reasons] + [f"- {tip}" for tip in head.advice]
-        lines += [""] if head.reasons or head.advice else []
-        for table in (comparison(report, name), how_measured(report, name), conversion(report, name)):
-            lines += md_table(table) if table else []
-    lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
-    lines += ["## The run", ""]
-    for table in environment(report):
-        lines += md_table(table)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", report["command"])), default=0))
-    return "\n".join([*lines, "The command:", "", f"{fence}sh", report["command"], fence, ""])

@@ -24,36 +24,36 @@ from ..types import Kind
 
 # Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
 # colour-blind readers too.
-_INK, _MUTED, _BLUE, _RED, _GREEN = "#010101", "#010102", "#010103", "#010104", "#010105"
+INK, MUTED, BLUE, RED, GREEN = "#010101", "#010102", "#010103", "#010104", "#010105"
 _PAGE_COLOURS = {
-    _INK: "currentColor",
-    _MUTED: "var(--plot-muted,#7a828c)",
-    _BLUE: "var(--plot-blue,#0072b2)",
-    _RED: "var(--plot-red,#d55e00)",
-    _GREEN: "var(--plot-green,#009e73)",
+    INK: "currentColor",
+    MUTED: "var(--plot-muted,#7a828c)",
+    BLUE: "var(--plot-blue,#0072b2)",
+    RED: "var(--plot-red,#d55e00)",
+    GREEN: "var(--plot-green,#009e73)",
 }
 _WIDTH = 360.0  # SVG units; small on purpose: a phone shows it at about this size and the text stays readable
 _SPENDING = {"latency": "latency, share of the dense float model's", "density": "connections that stay, share of all"}
 _MARKERS = {Kind.MEASURED: "o", Kind.EMULATED: "s", Kind.ESTIMATED: "^"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "edge-compress",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a layer name with a dollar sign is a name
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same layout on every machine
     "font.size": 10.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": MUTED,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -61,7 +61,7 @@ _STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.4,
     "legend.borderpad": 0.2,
-    "hatch.color": _RED,
+    "hatch.color": RED,
     "hatch.linewidth": 0.5,
 }
 
@@ -116,51 +116,51 @@ def tradeoff(
     def named(what: str, kind: Kind) -> str:
         return f"{what} ({kind})" if spending == "latency" else what  # connections are counted
 
-    with rc_context(_STYLE):
-        figure, axes = _axes(265)
+    with rc_context(STYLE):
+        figure, axes = new_axes(265)
         for kind, marker in _MARKERS.items():
             mine = [p for p in shown if p.kind is kind]
             if mine:
                 xs, ys = [p.spent for p in mine], [p.accuracy for p in mine]
-                axes.plot(xs, ys, marker, color=_BLUE, alpha=0.45, ms=4, mew=0, label=named("candidate", kind))
-        axes.axvline(budget, color=_MUTED, lw=1.2, ls=(0, (4, 3)), label=f"budget {budget:.2f}")
+                axes.plot(xs, ys, marker, color=BLUE, alpha=0.45, ms=4, mew=0, label=named("candidate", kind))
+        axes.axvline(budget, color=MUTED, lw=1.2, ls=(0, (4, 3)), label=f"budget {budget:.2f}")
         if dense is not None:
-            axes.plot([dense.spent], [dense.accuracy], "P", color=_MUTED, ms=7, mew=0, label="dense float")
+            axes.plot([dense.spent], [dense.accuracy], "P", color=MUTED, ms=7, mew=0, label="dense float")
         if chosen is not None and chosen.kind is not Kind.NONE:
             name = named("chosen", chosen.kind)
-            axes.plot([chosen.spent], [chosen.accuracy], "D", color=_RED, ms=7, mec=_INK, mew=0.8, label=name)
+            axes.plot([chosen.spent], [chosen.accuracy], "D", color=RED, ms=7, mec=INK, mew=0.8, label=name)
         axes.set_xlabel(_SPENDING[spending])
         axes.set_ylabel("top-1 before fine-tuning, %")
         axes.grid(True)
         axes.margins(0.06)
-        _legend(figure, axes)
-        return _svg(figure, label)
+        add_legend(figure, axes)
+        return to_svg(figure, label)
 
 
 def kept_shares(bars: Sequence[Bar], label: Label) -> str:
     """One bar per group: the share of its units that stays. Removed blocks are hatched and named."""
-    legend = {"inner": "inner channels", "stream": "residual stream", "layer": "connections"}
-    with rc_context({**_STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
-        figure, axes = _axes(64.0 + 14.5 * len(bars))
+    legend = {"inner": "inner channels", "stream": "shortcut-coupled channels", "layer": "connections"}
+    with rc_context({**STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
+        figure, axes = new_axes(64.0 + 14.5 * len(bars))
         for kind, meaning in legend.items():
             if any(b.kind == kind and not b.removed for b in bars):
-                axes.barh([0], [0], color=_GREEN if kind == "stream" else _BLUE, label=meaning)
+                axes.barh([0], [0], color=GREEN if kind == "stream" else BLUE, label=meaning)
         for row, bar in enumerate(bars):
             if bar.removed:
-                axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=_RED, linewidth=0.8, hatch="////", alpha=0.6)
-                axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=_RED)
+                axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=RED, linewidth=0.8, hatch="////", alpha=0.6)
+                axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=RED)
             else:
-                axes.barh(row, 1.0, height=0.7, color=_MUTED, alpha=0.18, linewidth=0)
-                axes.barh(row, bar.kept / bar.size, height=0.7, color=_GREEN if bar.kind == "stream" else _BLUE, linewidth=0)
+                axes.barh(row, 1.0, height=0.7, color=MUTED, alpha=0.18, linewidth=0)
+                axes.barh(row, bar.kept / bar.size, height=0.7, color=GREEN if bar.kind == "stream" else BLUE, linewidth=0)
                 kept = f"{100 * bar.kept / bar.size:.0f} %" if bar.kind == "layer" else f"{bar.kept}/{bar.size}"
-                axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=_INK)
-        axes.set_yticks(range(len(bars)), [_short(b.name) for b in bars])
+                axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=INK)
+        axes.set_yticks(range(len(bars)), [shortened(b.name) for b in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)  # the network's first layer on top
         axes.set_xlim(0, 1.3)
         axes.set_xticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
         axes.set_xlabel("kept share", loc="left")
-        _legend(figure, axes)
-        return _svg(figure, label)
+        add_legend(figure, axes)
+        return to_svg(figure, label)
 
 
 def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], label: Label) -> str:
@@ -176,25 +176,25 @@ def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], la
     """
     best = best_so_far(rewards)
     values = np.array([r for r in rewards if r is not None], dtype=np.float64)
-    with rc_context(_STYLE):
-        figure, axes = _axes(265)
+    with rc_context(STYLE):
+        figure, axes = new_axes(265)
         drawn = [(i + 1, r) for i in positions if (r := rewards[i]) is not None]
         if values.size:
             floor = reward_floor(values.tolist())
             span = float(values.max()) - floor
             inside = [(i, r) for i, r in drawn if r >= floor]
             outside = [i for i, r in drawn if r < floor]
-            axes.plot([i for i, _ in inside], [r for _, r in inside], "o", color=_BLUE, alpha=0.45, ms=4, mew=0, label="reward")
+            axes.plot([i for i, _ in inside], [r for _, r in inside], "o", color=BLUE, alpha=0.45, ms=4, mew=0, label="reward")
             if outside:
                 edge = floor - 0.05 * span
-                axes.plot(outside, [edge] * len(outside), "v", color=_BLUE, alpha=0.6, ms=5, mew=0, label="far lower")
+                axes.plot(outside, [edge] * len(outside), "v", color=BLUE, alpha=0.6, ms=5, mew=0, label="far lower")
             steps = [(i + 1, b) for i, b in enumerate(best) if b is not None and b >= floor]
             turns = [s for k, s in enumerate(steps) if k in (0, len(steps) - 1) or s[1] != steps[k - 1][1]]
             axes.step(
                 [i for i, _ in turns],
                 [b for _, b in turns],
                 where="post",
-                color=_RED,
+                color=RED,
                 lw=1.8,
                 label="best so far",
             )
@@ -203,8 +203,8 @@ def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], la
         axes.locator_params(axis="x", integer=True)
         axes.grid(True)
         axes.margins(0.04, 0.08)
-        _legend(figure, axes)
-        return _svg(figure, label)
+        add_legend(figure, axes)
+        return to_svg(figure, label)
 
 
 def latency_histogram(dense: Samples, artifact: Samples, kind: Kind, label: Label) -> str:
@@ -221,9 +221,9 @@ def latency_histogram(dense: Samples, artifact: Samples, kind: Kind, label: Labe
     end = axis_end(dense.values_ms, artifact.values_ms)
     start = min(min(dense.values_ms), min(artifact.values_ms))
     edges = np.linspace(start, end if end > start else start + 1e-3, 49)
-    with rc_context(_STYLE):
-        figure, axes = _axes(265)
-        for samples, colour in ((dense, _MUTED), (artifact, _BLUE)):
+    with rc_context(STYLE):
+        figure, axes = new_axes(265)
+        for samples, colour in ((dense, MUTED), (artifact, BLUE)):
             counts, _ = np.histogram(samples.values_ms, bins=edges)
             shares = 100.0 * counts / len(samples.values_ms)
             name = f"{samples.name}: median {samples.p50_ms:.3g} ms ({kind})"
@@ -233,25 +233,25 @@ def latency_histogram(dense: Samples, artifact: Samples, kind: Kind, label: Labe
         axes.set_ylabel("share of samples, %")
         axes.grid(True, axis="y")
         axes.set_ylim(bottom=0)
-        _legend(figure, axes, columns=1)
-        return _svg(figure, label)
+        add_legend(figure, axes, columns=1)
+        return to_svg(figure, label)
 
 
 def finetuning(epochs: Sequence[int], top1: Sequence[float | None], dense_top1: float | None, label: Label) -> str:
     """Top-1 on the search split after each epoch of fine-tuning, percent, with the dense model's as a line."""
-    with rc_context(_STYLE):
-        figure, axes = _axes(265)
+    with rc_context(STYLE):
+        figure, axes = new_axes(265)
         drawn = [(e, t) for e, t in zip(epochs, top1, strict=True) if t is not None]
-        axes.plot([e for e, _ in drawn], [t for _, t in drawn], "-o", color=_BLUE, lw=1.8, ms=4, mew=0, label="pruned")
+        axes.plot([e for e, _ in drawn], [t for _, t in drawn], "-o", color=BLUE, lw=1.8, ms=4, mew=0, label="pruned")
         if dense_top1 is not None:
-            axes.axhline(dense_top1, color=_MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {dense_top1:.2f} %")
+            axes.axhline(dense_top1, color=MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {dense_top1:.2f} %")
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1 on the search split, %")
         axes.locator_params(axis="x", integer=True)
         axes.grid(True)
         axes.margins(0.04, 0.1)
-        _legend(figure, axes)
-        return _svg(figure, label)
+        add_legend(figure, axes)
+        return to_svg(figure, label)
 
 
 def best_so_far(rewards: Sequence[float | None]) -> list[float | None]:
@@ -282,24 +282,28 @@ def axis_end(*samples_ms: Sequence[float]) -> float:
     return max(float(np.quantile(s, 0.99)) for s in samples_ms)
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def new_axes(height: float) -> tuple[Figure, Axes]:
+    """A figure of the plots' width and a height in SVG units, with its axes; use it within `rc_context(STYLE)`."""
     figure = Figure(figsize=(_WIDTH / 72.0, height / 72.0), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.tick_params(length=3)
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+def add_legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """A legend above the axes, where anything is labelled."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
 
-def _short(name: str, limit: int = 24) -> str:
+def shortened(name: str, limit: int = 24) -> str:
+    """The end of a name that is too long for an axis."""
     return name if len(name) <= limit else f"…{name[1 - limit :]}"
 
 
-def _svg(figure: Figure, label: Label) -> str:
+def to_svg(figure: Figure, label: Label) -> str:
+    """The figure as inline SVG in the page's own font and colours."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         # The layout's font only measures the text; the browser's own has the glyphs of other scripts.

@@ -1,17 +1,19 @@
-"""The artifact's answers on its device beside those of the same file on this machine: the accuracy that is shipped."""
+"""Compares the artifact's answers on its device with those of the same file on this machine: the device's are what is shipped."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...devices.local import LocalDevice
 from ...devices.tensorrt.boards_of import boards_of
-from ...targets.base import Elsewhere, Target
+from ...targets.base import Elsewhere, FloatArray, Target
 from ..run_context import Run
 from ..run_folder import Stage
 from ..task.inference import predictions, top1
 from ..task.preprocess import to_input
-from ..types import Artifact, OnDevice
+from ..types import Artifact, Kind, OnDevice
+from .statistics import evenly_spaced
 
 IMAGES = 200  # spread evenly over the test split
 
@@ -29,15 +31,40 @@ def on_device(run: Run, before: Stage, target: Target, artifact: Artifact) -> On
     found = stage.result(OnDevice)
     if found is None:
         with run.stage(f"answers of {target.name} on {run.config.device}"):
-            found = _compared(run, target, artifact)
+            found = _asked(run, target, artifact)
         stage.finish(found)
     return found
 
 
-def _compared(run: Run, target: Target, artifact: Artifact) -> OnDevice:
+def compared(
+    device: str, kind: Kind, runtime: str, *, there: FloatArray, here: FloatArray, labels: NDArray[np.int64]
+) -> OnDevice:
+    """Two machines' logits (n, classes) for the same images, compared.
+
+    Args:
+        device: name of the device that gave `there`.
+        kind: of its answers.
+        runtime: its version on the device.
+        there: the device's logits.
+        here: this machine's.
+        labels: of the images (n,).
+    """
+    return OnDevice(
+        device=device,
+        kind=kind,
+        runtime=runtime,
+        samples=len(labels),
+        agreement=float((predictions(there) == predictions(here)).mean()),
+        top1=top1(there, labels),
+        here_top1=top1(here, labels),
+        largest_difference=float(np.abs(there - here).max() / max(float(np.ptp(here)), 1e-12)),
+    )
+
+
+def _asked(run: Run, target: Target, artifact: Artifact) -> OnDevice:
     assert isinstance(target, Elsewhere)  # on_device
     test, path = run.loaded.data.test, run.folder.path / artifact.file.path
-    picked = np.unique(np.linspace(0, len(test) - 1, IMAGES).astype(np.int64))
+    picked = evenly_spaced(len(test), IMAGES)
     inputs = to_input(test.read(picked), run.loaded.subject.preprocess).numpy()
     with target.runner(path, run.config.threads) as predict:
         here = predict(inputs)
@@ -46,14 +73,5 @@ def _compared(run: Run, target: Target, artifact: Artifact) -> OnDevice:
         model = agent.load(path, target.runtime, run.config.threads)
         with target.runner_through(path, model.run) as predict:
             there = predict(inputs)
-    labels = test.labels[picked]
-    return OnDevice(
-        device=agent.name,
-        kind=kind,
-        runtime=f"{model.package} {model.version}",
-        samples=len(picked),
-        agreement=float((predictions(there) == predictions(here)).mean()),
-        top1=top1(there, labels),
-        here_top1=top1(here, labels),
-        largest_difference=float(np.abs(there - here).max() / max(float(np.ptp(here)), 1e-12)),
-    )
+    version = f"{model.package} {model.version}"
+    return compared(agent.name, kind, version, there=there, here=here, labels=test.labels[picked])

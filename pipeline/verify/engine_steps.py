@@ -1,37 +1,54 @@
-"""An engine on one board, from its file to its figures: built, asked, compared, timed, each step kept in the run folder."""
+"""An engine on one board, from its file to its figures: built, asked, compared, timed; each step is kept in the run folder."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.tensorrt.engines import Engine, Engines
-from ...targets.base import Target
+from ...targets.base import FloatArray, Target
 from ..errors import UnavailableError
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
-from ..types import SPARSITY_KEY, Artifact, FileRef, OnDevice, Timing
-from . import engine_answers
-from .engine_answers import Answers
+from ..task.preprocess import to_input
+from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
+from . import golden
+from .device_answers import IMAGES, compared
+from .statistics import evenly_spaced
 
-T = TypeVar("T")
+ONE_BY_ONE = 100  # test images, where each takes a process of its own on the board
+BATCH = 500  # images sent at once
 
 
 class SimulatedError(Exception):
-    """A stand-in for trtexec was at work."""
+    """What answered is a stand-in for trtexec, not TensorRT."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Logits of some test images."""
+
+    picked: NDArray[np.int64]  # positions in the test split, ascending
+    logits: FloatArray  # (n, classes)
+    board: str  # that gave them
+    at: golden.Where
 
 
 @dataclass(frozen=True)
 class EngineWork:
-    """The work on one board, step by step. What was done is kept in the run folder under this board's name: nothing of another
-    board's is ever taken for it.
+    """The work on one board, step by step, kept in the run folder under this board's name: nothing of another board's is ever
+    taken for it.
     """
 
     run: Run
@@ -65,36 +82,32 @@ class EngineWork:
 
     def engine(self) -> Artifact:
         """The engine's file."""
-        return _once(self._engine_stage, Artifact, lambda: _built(self.run, self.artifact, self.device))
+        return self._engine_stage.once(Artifact, lambda: _built(self.run, self.artifact, self.device))
 
     def answers(self) -> Answers:
-        """What it answers to test images."""
+        """Its answers to test images."""
         engine = self.engine()
         stage = self._stage("answers", engine)
-        file = _once(stage, FileRef, lambda: engine_answers.keep(self.run, stage, _asked(self.run, engine, self.device)))
-        return engine_answers.kept(self.run.folder.path / file.path)
+        file = stage.once(FileRef, lambda: _keep(self.run, stage, _asked(self.run, engine, self.device)))
+        return _kept(self.run.folder.path / file.path)
 
     def beside_file(self) -> OnDevice:
-        """These beside what its file computes on this machine."""
+        """Its answers compared with what the file it was built from computes on this machine."""
         engine = self.engine()
         source = self.run.folder.path / engine.options["onnx"]
-
-        def compare() -> OnDevice:
-            return engine_answers.beside_file(self.run, self.target, source, self.answers())
-
-        return _once(self._stage("device", engine), OnDevice, compare)
+        stage = self._stage("device", engine)
+        return stage.once(OnDevice, lambda: _beside_file(self.run, self.target, source, self.answers()))
 
     def timing(self) -> Timing:
         """Its latency."""
         engine = self.engine()
-        return _once(self._stage("timing", engine), Timing, lambda: _timing(self.run, engine, self.device))
+        return self._stage("timing", engine).once(Timing, lambda: _timing(self.run, engine, self.device))
 
     def golden(self) -> FileRef:
         """Its golden images."""
         engine = self.engine()
         folder = (self.run.folder.path / engine.file.path).parent
-        stage = self._stage("golden", engine)
-        return _once(stage, FileRef, lambda: engine_answers.golden_images(self.run, self.answers(), folder))
+        return self._stage("golden", engine).once(FileRef, lambda: _golden_images(self.run, self.answers(), folder))
 
     @property
     def _engine_stage(self) -> Stage:
@@ -105,15 +118,6 @@ class EngineWork:
     def _stage(self, name: str, engine: Artifact) -> Stage:
         """What is known of this very engine: two that are built from one file are not the same."""
         return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, (self._engine_stage.key, engine.file.sha256))
-
-
-def _once(stage: Stage, kind: type[T], make: Callable[[], T]) -> T:
-    """A stage's result, made where it is not kept."""
-    found = stage.result(kind)
-    if found is None:
-        found = make()
-        stage.finish(found)
-    return found
 
 
 def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
@@ -186,10 +190,49 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
 
 
 def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
+    """The engine's answers to the test split, or to a part of it where each image takes a process of its own."""
+    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
     with device.engines() as engines:
-        made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built anew
+        made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built again
         _require_real(engines, [made])
-        return engine_answers.ask(run, engines, made)
+        picked = np.arange(len(test)) if engines.in_bulk() else evenly_spaced(len(test), ONE_BY_ONE)
+        blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
+        found = np.concatenate([engines.outputs(made, to_input(test.read(block), prep).numpy()) for block in blocks])
+        return Answers(picked, found, engines.name, golden.where_on(engines))
+
+
+def _keep(run: Run, stage: Stage, answers: Answers) -> FileRef:
+    file = stage.folder / "answers.safetensors"
+    tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "logits": np.ascontiguousarray(answers.logits)}
+    atomic_write(file, save(tensors, metadata={"board": answers.board, **asdict(answers.at)}))
+    return file_ref(file, run.folder.path)
+
+
+def _kept(path: Path) -> Answers:
+    with safe_open(path, framework="numpy") as file:
+        notes = file.metadata()
+        board = notes.pop("board")
+        return Answers(file.get_tensor("picked"), file.get_tensor("logits"), board, golden.Where(**notes))
+
+
+def _beside_file(run: Run, target: Target, source: Path, answers: Answers) -> OnDevice:
+    chosen = evenly_spaced(len(answers.picked), IMAGES)
+    test, picked = run.loaded.data.test, answers.picked[chosen]
+    with target.runner(source) as predict:
+        here = predict(to_input(test.read(picked), run.loaded.subject.preprocess).numpy())
+    there, version = answers.logits[chosen], answers.at.version
+    return compared(answers.board, Kind.MEASURED, version, there=there, here=here, labels=test.labels[picked])
+
+
+def _golden_images(run: Run, answers: Answers, folder: Path) -> FileRef:
+    """Some of the images with the engine's answers, in a file of the artifact's folder."""
+    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
+    chosen = evenly_spaced(len(answers.picked), golden.IMAGES)
+    picked = answers.picked[chosen]
+    found = golden.Golden(test.read(picked), test.labels[picked], answers.logits[chosen], prep.mean, prep.std, answers.at)
+    file = folder / "golden.safetensors"
+    atomic_write(file, golden.to_bytes(found))
+    return file_ref(file, run.folder.path)
 
 
 def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:

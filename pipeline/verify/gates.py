@@ -1,14 +1,23 @@
-"""The artifact in its own runtime against the PyTorch model, and the gates it has to pass."""
+"""The gates of a run, and the figures they look at.
+
+accuracy   the drop of top-1 on the test split, as measured, is at most --max-accuracy-drop. The point estimate counts: the test
+split is the users' own, and what they state is what they accept on it; the paired interval stands beside it.
+speedup    the lower end of the 95 % interval lies above 1 + the noise floor, and at --min-speedup or above. The interval counts:
+a latency is a sample, and what the baseline differs from itself by is no gain.
+device     on another machine the artifact gives at least 98 % of the images the class it gives them here.
+size       the file takes at most --max-size bytes.
+"""
 
 from __future__ import annotations
 
-import math
+import base64
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..task.inference import predictions, top1
-from ..types import Accuracy, Kind, OnDevice, Timing, Verdict
+from ..config import Config
+from ..types import Accuracy, Artifact, FileRef, Kind, OnDevice, TargetResult, Timing, Verdict
+from .statistics import paired_ci95
 
 FloatArray = NDArray[np.float32]
 SAME_CLASSES = 0.98  # share of the images that two machines' kernels, which round differently, must agree on
@@ -17,24 +26,74 @@ SAME_CLASSES = 0.98  # share of the images that two machines' kernels, which rou
 def compare(
     artifact: FloatArray, pruned: FloatArray, dense: FloatArray, labels: NDArray[np.int64], kind: Kind = Kind.MEASURED
 ) -> Accuracy:
-    """Accuracy of an artifact's logits beside those of the pruned and the dense PyTorch network on the same images.
+    """Accuracy of an artifact's logits beside those of the pruned and the dense PyTorch network on the same images."""
+    from ..task.inference import predictions, top1  # imports torch, which the rules do without
 
-    The interval of the drop is the normal one over paired outcomes (dense right minus artifact right, image by image).
-    """
     answered = predictions(artifact)
     right, before = answered == labels, predictions(dense) == labels
-    lost = before.astype(np.float64) - right.astype(np.float64)
-    half = 1.96 * float(lost.std()) / math.sqrt(len(lost))
-    drop = top1(dense, labels) - top1(artifact, labels)
+    lost, won = int((before & ~right).sum()), int((right & ~before).sum())
     return Accuracy(
         top1=top1(artifact, labels),
-        drop_pp=drop,
+        drop_pp=top1(dense, labels) - top1(artifact, labels),
         agreement=float(((answered == predictions(pruned)) & (answered >= 0)).mean()),
         samples=len(labels),
         kind=kind,
         dense_top1=top1(dense, labels),
-        drop_ci95_pp=(drop - 100.0 * half, drop + 100.0 * half),
+        drop_ci95_pp=paired_ci95(lost, won, len(labels)),
+        correct=packed(right),
     )
+
+
+def packed(right: NDArray[np.bool_]) -> str:
+    """Which images were classified correctly, one bit each, for `Accuracy.correct`."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpacked(accuracy: Accuracy) -> NDArray[np.bool_] | None:
+    """Which images were classified correctly (samples,); None where that was not kept.
+
+    Raises:
+        ValueError: it does not fit the other figures of the accuracy.
+    """
+    if not accuracy.correct:
+        return None
+    bits = np.frombuffer(base64.b64decode(accuracy.correct, validate=True), np.uint8)
+    if len(bits) != -(-accuracy.samples // 8):
+        raise ValueError(f"{8 * len(bits)} bits for {accuracy.samples} images")
+    right = np.unpackbits(bits)[: accuracy.samples].astype(bool)
+    if abs(100.0 * right.mean() - accuracy.top1) > 1e-6:
+        raise ValueError(f"{right.sum()} of {accuracy.samples} images are marked as correct, which is not {accuracy.top1:.2f} %")
+    return right
+
+
+def drop_complaint(accuracy: Accuracy, max_drop_pp: float) -> str:
+    """Why the accuracy gate is not passed, in a sentence; empty where it is."""
+    if accuracy.drop_pp <= max_drop_pp:
+        return ""
+    kind = "" if accuracy.kind is Kind.MEASURED else f" ({accuracy.kind})"
+    return f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points{kind}, at most {max_drop_pp:g} allowed"
+
+
+def speedup_complaint(latency: Timing, min_speedup: float, *, masked: bool = False) -> str:
+    """Why the speedup gate is not passed, in a sentence; empty where it is.
+
+    Args:
+        latency: of the artifact on its device.
+        min_speedup: what the lower end of the interval must reach.
+        masked: single connections were pruned, in place: adds why that gives no speedup.
+    """
+    if latency.kind is not Kind.MEASURED:
+        return f"latency: not measured on a device (kind {latency.kind})"
+    why = "; zeros are stored densely by this runtime and buy no latency" if masked else ""
+    (low, high), floor = latency.speedup.ci95, latency.noise_floor
+    interval = f"95 % interval [{low:.2f}, {high:.2f}]"
+    if not low > 1.0:
+        return f"speedup: not real, its {interval} reaches 1.0{why}"
+    if not low > 1.0 + floor:
+        return f"speedup: none that can be told from noise, its {interval} reaches 1 + the noise floor of {floor:.3f}{why}"
+    if not low >= min_speedup:
+        return f"speedup: lower end {low:.2f} of the 95 % interval is below --min-speedup {min_speedup:g}{why}"
+    return ""
 
 
 def judge(
@@ -48,35 +107,50 @@ def judge(
     size_bytes: int = 0,
     max_size_bytes: int | None = None,
 ) -> Verdict:
-    """The gates. A speedup is real only when its whole interval lies above 1, whatever `min_speedup` allows.
+    """The verdict of all gates.
 
     Args:
         accuracy: of the artifact on this machine.
         latency: on its device.
         max_drop_pp: points of top-1 that may be lost.
-        min_speedup: what the lower end of the interval must reach.
-        masked: connections were masked, which changes what is said of a missing speedup.
+        min_speedup: what the lower end of the interval must reach; above 1 it lies in any case.
+        masked: single connections were pruned, in place.
         seen: the artifact's answers on its device, where that is another machine.
         size_bytes: of the artifact's file.
         max_size_bytes: what it may take; None: any.
     """
-    why = "; zeros are stored densely by this runtime and buy no latency" if masked else ""
-    reasons = []
-    if not accuracy.drop_pp <= max_drop_pp:
-        reasons.append(f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points, at most {max_drop_pp:g} allowed")
+    reasons = [drop_complaint(accuracy, max_drop_pp)]
     if seen is not None and seen.agreement < SAME_CLASSES:
         reasons.append(
-            f"device: on {seen.device} the artifact names another class than here for {100 * (1 - seen.agreement):.1f} % of"
-            f" {seen.samples} test images, at most {100 * (1 - SAME_CLASSES):g} % allowed"
+            f"device: on {seen.device} the artifact gives {100 * (1 - seen.agreement):.1f} % of {seen.samples} test images"
+            f" another class than on this machine, at most {100 * (1 - SAME_CLASSES):g} % allowed"
         )
     if max_size_bytes is not None and size_bytes > max_size_bytes:
         reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {max_size_bytes:,} allowed")
-    if latency.kind is not Kind.MEASURED:
-        reasons.append(f"latency: not measured on a device (kind {latency.kind})")
-    else:
-        low, high = latency.speedup.ci95
-        if not low > 1.0:
-            reasons.append(f"speedup: not real, its 95 % interval [{low:.2f}, {high:.2f}] reaches 1.0{why}")
-        elif not low >= min_speedup:
-            reasons.append(f"speedup: lower end {low:.2f} of the 95 % interval is under --min-speedup {min_speedup:g}{why}")
-    return Verdict(not reasons, tuple(reasons))
+    reasons.append(speedup_complaint(latency, min_speedup, masked=masked))
+    failed = tuple(reason for reason in reasons if reason)
+    return Verdict(not failed, failed)
+
+
+def judged(
+    config: Config,
+    artifact: Artifact,
+    accuracy: Accuracy,
+    timing: Timing,
+    golden: FileRef,
+    seen: OnDevice | None,
+    *,
+    masked: bool = False,
+) -> TargetResult:
+    """The result of a target whose artifact was measured, with the verdict of the gates that `config` sets."""
+    verdict = judge(
+        accuracy,
+        timing,
+        max_drop_pp=config.max_accuracy_drop,
+        min_speedup=config.min_speedup,
+        masked=masked,
+        seen=seen,
+        size_bytes=artifact.file.size_bytes,
+        max_size_bytes=config.max_size,
+    )
+    return TargetResult("ok", verdict, artifact, accuracy, timing, golden, seen)

@@ -1,4 +1,4 @@
-"""A few test images with the artifact's own answers: what lets anyone check that a copy of it still answers the same.
+"""Golden samples: a few test images with the artifact's own answers, so that anyone can check that a copy still gives the same.
 
 Imports no torch: the answers are checked with the artifact's runtime and numpy alone.
 """
@@ -30,11 +30,15 @@ _NOTES = "golden"  # the one key of the file's notes: a file with several is not
 
 @dataclass(frozen=True)
 class Where:
-    """What answers depend on besides the artifact; empty where it cannot be told."""
+    """What answers depend on besides the artifact; empty where it is not known."""
 
     runtime: str
     version: str
     cpu: str
+
+    def is_same(self, other: Where) -> bool:
+        """Whether both are known to be the same runtime and processor."""
+        return self == other and bool(self.version and self.cpu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +129,7 @@ def read(path: Path) -> Golden:
     """The images and answers of a file.
 
     Raises:
-        VerifyError: it is no such file, or its parts do not fit one another.
+        VerifyError: it is not such a file, or its parts do not fit one another.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -144,7 +148,7 @@ def read(path: Path) -> Golden:
 
 
 def replay(golden: Golden, target: Target, artifact: Path) -> Replay:
-    """Ask the artifact again, in its own runtime on this machine.
+    """The artifact's answers in its own runtime on this machine, compared with the recorded ones.
 
     Raises:
         UnavailableError: the runtime is not here.
@@ -156,9 +160,8 @@ def replay(golden: Golden, target: Target, artifact: Path) -> Replay:
 
 
 def compare(golden: Golden, logits: FloatArray, here: Where) -> Replay:
-    """Answers (n, classes) to the same images, given elsewhere or later, beside those kept."""
-    known = all((here.version, here.cpu, golden.where.version, golden.where.cpu))
-    allowed = SAME if known and here == golden.where else OTHER
+    """Answers (n, classes) to the same images, given elsewhere or later, compared with the recorded ones."""
+    allowed = SAME if here.is_same(golden.where) else OTHER
     if logits.shape != golden.logits.shape:
         return Replay(len(golden.logits), 0, float("inf"), allowed, golden.where, here)
     same = int((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).sum())

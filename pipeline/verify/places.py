@@ -1,4 +1,4 @@
-"""Where each target is measured: the board asked for, or the GPU of this machine."""
+"""Decides where each target is measured: on the board asked for, on the GPU of this machine, or on its processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...devices.tensorrt import loop as tensorrt_loop
 from ...devices.tensorrt.boards_of import boards_of
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.transport.here import HereTransport
-from ...targets.base import Target
+from ...targets.base import Target, needs_device
 from ..config import Config
 from ..errors import InputError, UnavailableError
 

@@ -1,18 +1,22 @@
-"""What artifacts are compared with: the dense and the pruned PyTorch network on the test split, kept for runs that go on."""
+"""The dense and the pruned PyTorch network on the test split, which artifacts are compared with; kept for runs that go on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from safetensors.torch import save
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
 from torch import nn
 
+from ...targets.base import FloatArray, Target
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
-from ..task.inference import logits, top1
-from ..types import Checkpoint, FileRef
+from ..task.inference import artifact_logits, logits, top1
+from ..types import Accuracy, Artifact, Checkpoint, FileRef, Kind
+from .gates import compare
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,31 @@ def references_of(run: Run, before: Stage, checkpoint: Checkpoint, student: nn.M
         )
         stage.finish(references)
     return references
+
+
+def accuracy_stage(run: Run, before: Stage, artifact: Artifact, references: References) -> Stage:
+    """Where the accuracy of an artifact's file, computed on this machine, is kept."""
+    inputs = (before.key, artifact.file.sha256, references.logits.sha256)
+    return run.folder.stage(f"accuracy-{artifact.target}", "2", {}, inputs)
+
+
+def accuracy_here(run: Run, target: Target, artifact: Artifact, references: References, kind: Kind) -> Accuracy:
+    """Accuracy of the artifact on the whole test split, computed by its target's runner on this machine."""
+    test, path = run.loaded.data.test, run.folder.path / artifact.file.path
+    found = artifact_logits(target, path, test, run.loaded.subject.preprocess)
+    return accuracy_of(run, found, np.arange(len(test)), references, kind)
+
+
+def accuracy_of(run: Run, found: FloatArray, picked: NDArray[np.int64], references: References, kind: Kind) -> Accuracy:
+    """Accuracy by logits for some test images, beside the PyTorch networks' on the same images.
+
+    Args:
+        run: whose test split it is.
+        found: logits (n, classes).
+        picked: positions of the images in the test split (n,).
+        references: the PyTorch networks' answers.
+        kind: of `found`.
+    """
+    known = load_file(run.folder.path / references.logits.path)
+    pruned, dense = (known[name].numpy()[picked] for name in ("pruned", "dense"))
+    return compare(found, pruned, dense, run.loaded.data.test.labels[picked], kind)

@@ -89,7 +89,7 @@ def test_an_engine_is_built_judged_and_timed_on_its_board(
     away = here(["verify", str(bundle)])
     assert away.code == 0, away.err
     assert "16 golden images" in away.out
-    assert "an engine answers on such a board alone" in away.out
+    assert "an engine runs on such a board only" in away.out
     there = here(["verify", str(bundle), "--device", str(nano.file)])
     assert there.code == 0, there.err
     assert "16 golden images in tensorrt" in there.out
@@ -165,7 +165,7 @@ def test_of_a_class_one_board_does_all_the_work_and_when_it_fails_another_begins
     assert target["latency"]["dense"]["p50_ms"] == pytest.approx(0.05 * kb, rel=0.01)
     assert max(target["latency"]["dense_samples_ms"]) < 2 * 0.05 * kb
     assert (out / target["artifact"]["path"]).read_bytes() in [engine.read_bytes() for engine in two.engines()]
-    assert any("a board failed, and the engine was built anew on another one: board one" in note for note in report["notes"])
+    assert any("a board failed, and the engine was built again on another one: board one" in note for note in report["notes"])
 
     again = here(arguments)
     assert (again.code, again.stages) == (0, [])

@@ -28,7 +28,7 @@ EPOCH = Epoch(epoch=1, loss=0.1 + 0.2, search_top1=97.0, seconds=1.5)
 
 
 def test_json_that_is_no_object_is_a_type_error_that_names_the_type() -> None:
-    with pytest.raises(TypeError, match="ModelCost: an object was expected, found list"):
+    with pytest.raises(TypeError, match="ModelCost: dict was expected, found list"):
         from_json(ModelCost, [])
 
 

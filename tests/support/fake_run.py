@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from edge_compress.pipeline.report.report import RunResults
+from edge_compress.pipeline.report.collect import RunResults
 from edge_compress.pipeline.types import (
     Accuracy,
     Artifact,
@@ -124,7 +124,6 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
         seed=0,
         dense_top1=91.8,
         dense_search_top1=91.66,
-        dense_size_bytes=1_103_365,
         plan=Plan(Pattern.CHANNEL, "hasa", kept, ("block:layer1.1.conv2",)),
         knobs=knobs,
         search=(search := fake_search(knobs, evaluations, kind)),

@@ -12,10 +12,13 @@ from edge_compress import targets
 from edge_compress.pipeline import config
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import file_ref
-from edge_compress.pipeline.report.report import to_html, to_markdown, to_report
+from edge_compress.pipeline.report.collect import to_report
+from edge_compress.pipeline.report.pages import write_report
+from edge_compress.pipeline.report.report import decode
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
+from edge_compress.pipeline.verify.gates import packed
 from fake_run import fake_results, fake_target, fake_timing
 from onnx import TensorProto, helper, numpy_helper
 
@@ -38,6 +41,7 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         answers = golden.record(predict, test.read(picked), test.labels[picked], MEAN, STD, at)
         right = predict(golden.network_inputs(test.read(np.arange(len(test))), MEAN, STD)).argmax(axis=1) == test.labels
     (kept / "golden.safetensors").write_bytes(golden.to_bytes(answers))
+    top1 = 100 * float(right.mean())
     refs = {name: file_ref(kept / name, folder) for name in ("model.onnx", "baseline.onnx", "golden.safetensors")}
     base = fake_target()
     assert base.artifact is not None
@@ -47,7 +51,9 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         artifact=dataclasses.replace(
             base.artifact, file=refs["model.onnx"], baseline=refs["baseline.onnx"], input_shape=(1, 1, 8, 8)
         ),
-        accuracy=Accuracy(100 * right.mean(), 0.2, 0.99, len(test), Kind.MEASURED, 100 * right.mean() + 0.2, (-0.5, 0.9)),
+        accuracy=Accuracy(
+            100 * right.mean(), 0.2, 0.99, len(test), Kind.MEASURED, 100 * right.mean() + 0.2, (-0.5, 0.9), packed(right)
+        ),
         latency=timing,
         golden=refs["golden.safetensors"],
         verdict=Verdict(passed, () if passed else ("accuracy: top-1 fell by 2.00 points, at most 1 allowed",)),
@@ -63,7 +69,7 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         licenses={"torch": "BSD-3-Clause", "numpy": "Some words of its own", "onnxruntime": "MIT License"},
         **changes,
     )
-    write(folder, to_report(made))
+    write_report(folder, to_report(made))
     (folder / "plan.json").write_text(json.dumps(to_json(made.plan), indent=1))
     flags = {"targets": ("x86",), "model": f"{folder}/net.py:linear", "weights": folder / "weights.safetensors", "out": folder}
     (folder / "config.toml").write_text(config.to_toml(config.load(None, flags)))
@@ -71,10 +77,8 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
 
 
 def write(folder: Path, report: dict[str, Any]) -> None:
-    """The report's three files."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.html").write_text(to_html(report))
-    (folder / "report.md").write_text(to_markdown(report))
+    """The report's three files, from its JSON."""
+    write_report(folder, decode(report))
 
 
 def change(folder: Path, **values: Any) -> dict[str, Any]:

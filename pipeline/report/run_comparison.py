@@ -1,7 +1,7 @@
-"""One page over several runs: accuracy against measured latency, the figures side by side, how the plans differ.
+"""Compares several runs on one page: accuracy against measured latency, the figures side by side, how the plans differ.
 
-Only what can be compared stands side by side: artifacts measured on the same test images and the same device are a group with
-a plot and a table of its own; plans are laid side by side where the dense networks have the same groups of channels.
+Only what can be compared is put together: artifacts measured on the same test images and the same device form a group with a plot
+and a table of its own; plans are shown side by side where the dense networks have the same groups of channels.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ..types import Kind
+from ..types import Kind, Timing
+from ..verify.statistics import Interval, latency_ci95, share_ci95
 from . import pareto
-from .intervals import Interval, latency_ci95, share_ci95
-from .rendering import render
+from .format import DASH, count, fixed, interval, millis, size, tag
+from .pages import render
+from .report import Kept, Report, TargetReport
 from .svg import Label
-from .words import DASH, Json, count, fixed, millis, size, tag
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,13 @@ class Entry:
 
     name: str  # of the run, with the target where a run has several
     run: str
-    report: Json
+    report: Report
     target: str
 
     @property
-    def result(self) -> Json:
+    def result(self) -> TargetReport:
         """Its entry in the report."""
-        found: Json = self.report["targets"][self.target]
-        return found
+        return self.report.targets[self.target]
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,18 @@ class Plans:
     same: int  # rows in which all agree
 
 
-def to_html(reports: Sequence[tuple[str, Json]]) -> str:
-    """The page, from reports alone (name of the run, its report.json); everything from outside is escaped."""
+def to_html(reports: Sequence[tuple[str, Report]]) -> str:
+    """The page, from reports alone (name of the run, its report); everything from outside is escaped."""
     entries = _entries(reports)
     return render(
-        "comparison.html.jinja",
+        "run_comparison.html.jinja",
         runs=[name for name, _ in _named(reports)],
         entries=entries,
         groups=groups(entries),
         plans=plans(reports),
-        missing=[
-            f"{e.name}: {'; '.join(e.result['verdict']['reasons']) or e.result['status']}" for e in entries if not _built(e)
-        ],
-        failed=[f"{e.name}: {'; '.join(e.result['verdict']['reasons'])}" for e in entries if _built(e) and not _passed(e)],
-        passed=sum(_passed(e) for e in entries),
+        missing=[f"{e.name}: {e.result.why}" for e in entries if e.result.artifact is None],
+        failed=[f"{e.name}: {e.result.why}" for e in entries if e.result.artifact and not e.result.verdict.passed],
+        passed=sum(e.result.verdict.passed for e in entries),
     )
 
 
@@ -97,30 +95,30 @@ def groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
     """The artifacts by what they were measured on, in the order they were given."""
     found: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
-        if _built(entry):
+        if entry.result.artifact is not None:
             found.setdefault(_ground(entry), []).append(entry)
     return tuple(_group(f"group-{number}", ground, members) for number, (ground, members) in enumerate(found.items(), start=1))
 
 
-def plans(reports: Sequence[tuple[str, Json]]) -> tuple[Plans, ...]:
+def plans(reports: Sequence[tuple[str, Report]]) -> tuple[Plans, ...]:
     """Where the plans of runs on the same dense structure differ, layer by layer."""
-    alike: dict[tuple[tuple[str, int], ...], list[tuple[str, Json]]] = {}
+    alike: dict[tuple[tuple[str, int], ...], list[tuple[str, Report]]] = {}
     for name, report in _named(reports):
-        structure = tuple((knob["name"], knob["size"]) for knob in report["pruned"]["knobs"])
+        structure = tuple((knob.name, knob.size) for knob in report.pruned.knobs)
         alike.setdefault(structure, []).append((name, report))
     return tuple(_plans(members) for structure, members in alike.items() if len(members) > 1 and structure)
 
 
-def _entries(reports: Sequence[tuple[str, Json]]) -> list[Entry]:
-    several = any(len(report["targets"]) > 1 for _, report in reports) or len({t for _, r in reports for t in r["targets"]}) > 1
+def _entries(reports: Sequence[tuple[str, Report]]) -> list[Entry]:
+    several = any(len(report.targets) > 1 for _, report in reports) or len({t for _, r in reports for t in r.targets}) > 1
     return [
         Entry(f"{name} ({target})" if several else name, name, report, target)
         for name, report in _named(reports)
-        for target in report["targets"]
+        for target in report.targets
     ]
 
 
-def _named(reports: Sequence[tuple[str, Json]]) -> list[tuple[str, Json]]:
+def _named(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, Report]]:
     """Runs by names that differ."""
     seen: dict[str, int] = {}
     found = []
@@ -130,24 +128,11 @@ def _named(reports: Sequence[tuple[str, Json]]) -> list[tuple[str, Json]]:
     return found
 
 
-def _built(entry: Entry) -> bool:
-    return entry.result["artifact"] is not None
-
-
-def _passed(entry: Entry) -> bool:
-    return bool(entry.result["verdict"]["passed"])
-
-
-def _reasons(entry: Entry) -> str:
-    return "; ".join(entry.result["verdict"]["reasons"]) or str(entry.result["status"])
-
-
 def _ground(entry: Entry) -> tuple[str, ...]:
     """What figures must have in common to be compared: test images; device, its processor, threads."""
-    data, latency = entry.report["data"], entry.result["latency"]
-    device = latency["device"] or "no device"
-    environment = latency["environment"] or {}
-    return data["sha256"], data["name"], device, environment.get("cpu", ""), str(latency["threads"] or "")
+    data, latency = entry.report.data, entry.result.latency
+    where = (latency.device, latency.environment.get("cpu", ""), str(latency.threads)) if latency else ("no device", "", "")
+    return data.sha256, data.name, *where
 
 
 def _group(uid: str, ground: tuple[str, ...], members: Sequence[Entry]) -> Group:
@@ -169,7 +154,7 @@ def _rows(members: Sequence[Entry]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
     for i, entry in enumerate(members):
         found = [(column[i], i in winners) for column, winners in zip(columns, best, strict=True)]
         cells = [Cell(figure.text, figure.interval, won) for figure, won in found]
-        rows.append((entry.name, (*cells, Cell("passed" if _passed(entry) else "failed"))))
+        rows.append((entry.name, (*cells, Cell("passed" if entry.result.verdict.passed else "failed"))))
     return tuple(rows)
 
 
@@ -190,53 +175,49 @@ def _best(column: Sequence[Figure]) -> set[int]:
 
 
 def _top1(entry: Entry) -> Figure:
-    accuracy = entry.result["accuracy"]
-    if accuracy["kind"] == Kind.NONE:
+    accuracy = entry.result.accuracy
+    if accuracy is None:
         return Figure(DASH)
-    low, high = share_ci95(accuracy["top1"], accuracy["samples"])
-    return Figure(tag(fixed(accuracy["top1"]), accuracy["kind"]), -accuracy["top1"], f"{fixed(low)} to {fixed(high)}")
+    ends = share_ci95(accuracy.top1, accuracy.samples)
+    return Figure(tag(fixed(accuracy.top1), accuracy.kind), -accuracy.top1, interval(ends))
 
 
 def _drop(entry: Entry) -> Figure:
-    accuracy = entry.result["accuracy"]
-    if accuracy["kind"] == Kind.NONE:
+    accuracy = entry.result.accuracy
+    if accuracy is None:
         return Figure(DASH)
-    low, high = accuracy["drop_ci95_pp"]
-    return Figure(tag(fixed(accuracy["drop_pp"]), accuracy["kind"]), accuracy["drop_pp"], f"{fixed(low)} to {fixed(high)}")
+    return Figure(tag(fixed(accuracy.drop_pp), accuracy.kind), accuracy.drop_pp, interval(accuracy.drop_ci95_pp))
 
 
 def _latency(entry: Entry) -> Figure:
-    latency = entry.result["latency"]
-    if latency["kind"] == Kind.NONE:
+    latency = entry.result.latency
+    if latency is None:
         return Figure(DASH)
-    interval, median = _latency_interval(latency, "artifact"), latency["artifact"]["p50_ms"]
-    span = f"{millis(interval[0])} to {millis(interval[1])}" if interval else ""
-    return Figure(tag(millis(median), latency["kind"]), median if latency["kind"] == Kind.MEASURED else None, span)
+    ends, median = _latency_interval(latency, "artifact"), latency.artifact.p50_ms
+    span = f"{millis(ends[0])} to {millis(ends[1])}" if ends else ""
+    return Figure(tag(millis(median), latency.kind), median if latency.kind == Kind.MEASURED else None, span)
 
 
 def _speedup(entry: Entry) -> Figure:
-    latency = entry.result["latency"]
-    if latency["kind"] == Kind.NONE:
+    latency = entry.result.latency
+    if latency is None:
         return Figure(DASH)
-    low, high = latency["speedup"]["ci95"]
-    median = latency["speedup"]["median"]
-    rank = -median if latency["kind"] == Kind.MEASURED else None
-    return Figure(tag(f"{fixed(median)}×", latency["kind"]), rank, f"{fixed(low)} to {fixed(high)}")
+    median = latency.speedup.median
+    rank = -median if latency.kind == Kind.MEASURED else None
+    return Figure(tag(f"{fixed(median)}×", latency.kind), rank, interval(latency.speedup.ci95))
 
 
 def _size(entry: Entry) -> Figure:
-    value = entry.result["artifact"]["size_bytes"]
-    return Figure(size(value), value)
+    artifact = entry.result.artifact
+    return Figure(size(artifact.size_bytes), artifact.size_bytes) if artifact else Figure(DASH)
 
 
 def _macs(entry: Entry) -> Figure:
-    value = entry.report["pruned"]["macs"]
-    return Figure(count(value), value)
+    return Figure(count(entry.report.pruned.macs), entry.report.pruned.macs)
 
 
 def _params(entry: Entry) -> Figure:
-    value = entry.report["pruned"]["params"]
-    return Figure(count(value), value)
+    return Figure(count(entry.report.pruned.params), entry.report.pruned.params)
 
 
 def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None, str]:
@@ -244,15 +225,27 @@ def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None
     dense: dict[str, pareto.Point] = {}  # one for each baseline file, whoever measured it first
     artifacts, left = [], []
     for entry in members:
-        accuracy, latency, baseline = (entry.result["accuracy"], entry.result["latency"], entry.result["artifact"]["baseline"])
-        if accuracy["kind"] == Kind.NONE or latency["kind"] != Kind.MEASURED:
-            left.append(f"{entry.name} (latency {latency['kind']})")
+        accuracy, latency, artifact = entry.result.accuracy, entry.result.latency, entry.result.artifact
+        if accuracy is None or latency is None or artifact is None or latency.kind != Kind.MEASURED:
+            left.append(f"{entry.name} (latency {latency.kind if latency else Kind.NONE})")
             continue
-        artifacts.append(_point(entry))
-        if baseline is not None:
-            dense.setdefault(baseline["sha256"], _dense_point(entry))
+        shown, images = share_ci95(accuracy.top1, accuracy.samples), accuracy.samples
+        ends = _latency_interval(latency, "artifact")
+        artifacts.append(pareto.Point(entry.name, latency.artifact.p50_ms, ends, accuracy.top1, shown, artifact.size_bytes))
+        if artifact.baseline is not None:  # in the artifact's runtime; its accuracy is PyTorch's on the same images
+            top1, named = accuracy.dense_top1, entry.report.model.name.rpartition(":")[2]
+            point = pareto.Point(
+                f"dense {named}, float {artifact.format}",
+                latency.dense.p50_ms,
+                _latency_interval(latency, "dense"),
+                top1,
+                share_ci95(top1, images),
+                artifact.baseline.size_bytes,
+                dense=True,
+            )
+            dense.setdefault(artifact.baseline.sha256, point)
     points = [*dense.values(), *artifacts]
-    missing = f" Not drawn, for want of a measured latency: {', '.join(left)}." if left else ""
+    missing = f" Not drawn, for lack of a measured latency: {', '.join(left)}." if left else ""
     if not points:
         return None, f"Nothing was measured here.{missing}"
     front = [points[i].name for i in pareto.front(points)]
@@ -264,55 +257,28 @@ def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None
     return Markup(pareto.plot(points, label)), caption  # noqa: S704 - our own SVG
 
 
-def _point(entry: Entry) -> pareto.Point:
-    accuracy, latency, artifact = (entry.result[key] for key in ("accuracy", "latency", "artifact"))
-    return pareto.Point(
-        entry.name,
-        latency["artifact"]["p50_ms"],
-        _latency_interval(latency, "artifact"),
-        accuracy["top1"],
-        share_ci95(accuracy["top1"], accuracy["samples"]),
-        artifact["size_bytes"],
-    )
+def _latency_interval(latency: Timing, side: str) -> Interval | None:
+    return latency_ci95(latency, side) if getattr(latency, f"{side}_samples_ms") else None
 
 
-def _dense_point(entry: Entry) -> pareto.Point:
-    """The dense float model, in the artifact's runtime; its accuracy is PyTorch's on the same images."""
-    accuracy, latency, artifact = (entry.result[key] for key in ("accuracy", "latency", "artifact"))
-    top1, model = accuracy["dense_top1"], entry.report["model"]["name"]
-    return pareto.Point(
-        f"dense {model.rpartition(':')[2]}, float {artifact['format']}",
-        latency["dense"]["p50_ms"],
-        _latency_interval(latency, "dense"),
-        top1,
-        share_ci95(top1, accuracy["samples"]),
-        artifact["baseline"]["size_bytes"],
-        dense=True,
-    )
-
-
-def _latency_interval(latency: Json, side: str) -> Interval | None:
-    return latency_ci95(latency, side) if latency[f"{side}_samples_ms"] else None
-
-
-def _plans(members: Sequence[tuple[str, Json]]) -> Plans:
+def _plans(members: Sequence[tuple[str, Report]]) -> Plans:
     rows, same = [], 0
-    for found in zip(*(report["pruned"]["knobs"] for _, report in members), strict=True):
-        shares = [knob["kept"] / knob["size"] for knob in found]
+    for found in zip(*(report.pruned.knobs for _, report in members), strict=True):
+        shares = [knob.kept / knob.size for knob in found]
         if len(set(shares)) == 1:
             same += 1
             continue
         usual = max(shares, key=shares.count)
         cells = tuple(Share(_kept(knob), share, share != usual) for knob, share in zip(found, shares, strict=True))
-        rows.append((found[0]["name"], found[0]["kind"], cells))
+        rows.append((found[0].name, found[0].kind, cells))
     names = tuple(name for name, _ in members)
-    models = dict.fromkeys(report["model"]["name"] for _, report in members)
+    models = dict.fromkeys(report.model.name for _, report in members)
     return Plans(", ".join(models), names, tuple(rows), same)
 
 
-def _kept(knob: Json) -> str:
-    if knob["kind"] == "block":
-        return "kept" if knob["kept"] else "removed"
-    if knob["kind"] == "layer":
-        return f"{100 * knob['kept'] / knob['size']:.0f} %"
-    return "gone with its block" if knob.get("block") else f"{knob['kept']}/{knob['size']}"
+def _kept(knob: Kept) -> str:
+    if knob.kind == "block":
+        return "kept" if knob.kept else "removed"
+    if knob.kind == "layer":
+        return f"{100 * knob.kept / knob.size:.0f} %"
+    return "removed with its block" if knob.block else f"{knob.kept}/{knob.size}"

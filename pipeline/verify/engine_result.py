@@ -1,10 +1,8 @@
-"""Targets whose artifact is an engine: built, judged and timed on a board or a GPU of this machine, or left unbuilt."""
+"""The result of a target whose artifact is an engine: built and measured on a board or a GPU of this machine, or not built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from safetensors.torch import load_file
 
 from ...devices.device import Device
 from ...devices.pool import BoardDevice, Pool
@@ -14,12 +12,10 @@ from ...targets.base import Target
 from ..errors import BuildError
 from ..run_context import Run
 from ..run_folder import Stage
-from ..task.inference import artifact_logits
 from ..types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
-from . import engine_answers
 from .engine_steps import EngineWork, SimulatedError
-from .gates import compare, judge
-from .references import References
+from .gates import drop_complaint, judged
+from .references import References, accuracy_here, accuracy_of, accuracy_stage
 
 ABSENT = (
     "no engine was built: there is no board with TensorRT (--device NAME) and no TensorRT with a CUDA GPU on this machine;"
@@ -28,7 +24,7 @@ ABSENT = (
 
 
 def remarks(found: SearchResult) -> list[str]:
-    """What the report has to say of a search that measured nothing."""
+    """Notes for the report on a search that measured nothing."""
     if found.best.latency_kind is not Kind.ESTIMATED:
         return []
     return [
@@ -41,26 +37,24 @@ def remarks(found: SearchResult) -> list[str]:
 def unbuilt(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, why: str) -> TargetResult:
     """What is known without an engine: the accuracy of the file's arithmetic. No gate on latency can be passed."""
     accuracy = _simulated(run, before, target, artifact, references)
-    reasons = [why, *_over(accuracy, run.config.max_accuracy_drop)]
-    return TargetResult("not_built", Verdict(False, tuple(reasons)), artifact, accuracy)
+    complaint = drop_complaint(accuracy, run.config.max_accuracy_drop)
+    return TargetResult("not_built", Verdict(False, (why, complaint) if complaint else (why,)), artifact, accuracy)
 
 
 def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
-    """Whether a result makes a run fail: what was not built does so only by what is known of it all the same."""
+    """Whether a result makes a run fail; an engine that was not built does so only by the accuracy of its file's arithmetic."""
     if result.status == "not_built":
-        return result.accuracy is None or bool(_over(result.accuracy, max_drop_pp))
+        return result.accuracy is None or bool(drop_complaint(result.accuracy, max_drop_pp))
     return not result.verdict.passed
 
 
 def finished(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
     """The engine, its accuracy on the test split and its latency, all on one board; and the gates.
 
-    Of a class it is any free board; when that fails, another one begins anew. What TensorRT itself refuses to build is a failed
-    target. An engine that a stand-in made is no engine.
+    Of a class of boards it is any free one; when that fails, another one starts over. What TensorRT itself refuses to build is a
+    failed target. What a stand-in for trtexec made is not an engine.
     """
-    config = run.config
-    boards = boards_of(place)
-    on_each: dict[BoardDevice, EngineWork] = {one: EngineWork(run, before, target, artifact, one) for one in boards}
+    on_each: dict[BoardDevice, EngineWork] = {one: EngineWork(run, before, target, artifact, one) for one in boards_of(place)}
     try:
         done = next((work for work in on_each.values() if work.is_done), None)
         if done is None:
@@ -70,17 +64,8 @@ def finished(run: Run, before: Stage, target: Target, artifact: Artifact, refere
         return unbuilt(run, before, target, artifact, references, f"no engine was built: {error}")
     except BuildError as error:
         return TargetResult("failed", Verdict(False, (str(error),)), artifact)
-    accuracy = engine_answers.accuracy(run, answers, references)
-    verdict = judge(
-        accuracy,
-        timing,
-        max_drop_pp=config.max_accuracy_drop,
-        min_speedup=config.min_speedup,
-        seen=seen,
-        size_bytes=engine.file.size_bytes,
-        max_size_bytes=config.max_size,
-    )
-    return TargetResult("ok", verdict, engine, accuracy, timing, golden, seen)
+    accuracy = accuracy_of(run, answers.logits, answers.picked, references, Kind.MEASURED)
+    return judged(run.config, engine, accuracy, timing, golden, seen)
 
 
 def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) -> EngineWork:
@@ -101,7 +86,7 @@ def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) 
                 found.do()
             except BoardError as error:
                 found.forget()
-                run.notes.append(f"{found.target.name}: a board failed, and the engine was built anew on another one: {error}")
+                run.notes.append(f"{found.target.name}: a board failed, and the engine was built again on another one: {error}")
                 raise
         return found
 
@@ -109,20 +94,10 @@ def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) 
 
 
 def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
-    stage = run.folder.stage(f"accuracy-{target.name}", "1", {}, (before.key, artifact.file.sha256, references.logits.sha256))
+    stage = accuracy_stage(run, before, artifact, references)
     accuracy = stage.result(Accuracy)
     if accuracy is None:
         with run.stage(f"simulate {target.name}"):
-            test = run.loaded.data.test
-            found = artifact_logits(target, run.folder.path / artifact.file.path, test, run.loaded.subject.preprocess)
-            kind = target.simulation
-            known = load_file(run.folder.path / references.logits.path)
-            accuracy = compare(found, known["pruned"].numpy(), known["dense"].numpy(), test.labels, kind)
+            accuracy = accuracy_here(run, target, artifact, references, target.simulation)
         stage.finish(accuracy)
     return accuracy
-
-
-def _over(accuracy: Accuracy, max_drop_pp: float) -> list[str]:
-    if accuracy.drop_pp <= max_drop_pp:
-        return []
-    return [f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points ({accuracy.kind}), at most {max_drop_pp:g} allowed"]

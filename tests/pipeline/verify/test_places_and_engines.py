@@ -17,7 +17,7 @@ from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
 from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
-from edge_compress.pipeline.verify import engines, places
+from edge_compress.pipeline.verify import engine_result, places
 from edge_compress.targets.base import Structure, joint
 
 X86, JETSON = targets.load("x86"), targets.load("jetson")
@@ -50,14 +50,14 @@ def test_an_engine_belongs_on_its_board_and_all_else_on_this_machine(board):
 def test_a_gpu_of_this_machine_needs_tensorrt_and_is_named_as_what_it_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX 3080")
-    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(places.shutil, "which", lambda name: None)
+    monkeypatch.setattr(places, "find_spec", lambda name: None)
     assert places.gpu_here() is None
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    monkeypatch.setattr(places, "find_spec", lambda name: object())
     found = places.gpu_here()
     assert found.name == "NVIDIA RTX 3080 (this machine, not a Jetson)"
     assert found.programs == [(sys.executable, places.tensorrt_loop.__file__)]
-    monkeypatch.setattr(engines.shutil, "which", lambda name: "/usr/bin/trtexec")
+    monkeypatch.setattr(places.shutil, "which", lambda name: "/usr/bin/trtexec")
     assert places.gpu_here().programs[0] == ("trtexec",)
 
 
@@ -111,7 +111,7 @@ def result(status, drop_pp=0.1, passed=False, kind=Kind.ESTIMATED):
     ],
 )
 def test_what_was_not_built_fails_a_run_only_by_the_accuracy_that_is_known(given, breaks):
-    assert engines.breaks_a_gate(given, 1.0) is breaks
+    assert engine_result.breaks_a_gate(given, 1.0) is breaks
 
 
 def test_a_plan_for_several_targets_suits_the_channels_of_all():
@@ -147,6 +147,6 @@ def test_a_bench_without_a_device_estimates_and_says_so():
 @pytest.mark.parametrize("kind", [Kind.ESTIMATED, Kind.MEASURED])
 def test_a_search_that_measured_nothing_is_told_from_one_that_did(kind):
     best = Candidate((0,), 0.9, 0.3, 0.5, kind, ModelCost(1, 1))
-    notes = engines.remarks(SearchResult("ppo", best, (best,), (0.9,), 1, 1.0, 0.5))
+    notes = engine_result.remarks(SearchResult("ppo", best, (best,), (0.9,), 1, 1.0, 0.5))
     assert bool(notes) is (kind is Kind.ESTIMATED)
     assert all("no time of any device" in note for note in notes)

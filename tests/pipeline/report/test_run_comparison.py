@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_compress.pipeline.report import comparison, pareto
-from edge_compress.pipeline.report.comparison import groups, plans, to_html
-from edge_compress.pipeline.report.intervals import latency_ci95, overlap, share_ci95
 from edge_compress.pipeline.report.pareto import Point, front, plot
 from edge_compress.pipeline.report.report import to_report
+from edge_compress.pipeline.report.run_comparison import groups, plans, to_html
 from edge_compress.pipeline.report.svg import Label
 from edge_compress.pipeline.types import Kind
 from fake_run import fake_results, fake_target
@@ -224,47 +223,3 @@ def test_kinds_without_any_number_leave_a_dash() -> None:
     report = json.loads(json.dumps(to_report(dataclasses.replace(fake_results(evaluations=3), targets={"x86": unknown}))))
     (group,) = grouped(report, report)
     assert [cell.text for cell in group.rows[0][1][:4]] == ["–"] * 4
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("percent", "count", "low", "high"), [(50.0, 100, 40.383, 59.617), (0.0, 10, 0.0, 27.753), (100.0, 10, 72.247, 100.0)]
-)
-def test_the_interval_of_a_share_is_wilsons(percent: float, count: int, low: float, high: float) -> None:
-    assert share_ci95(percent, count) == pytest.approx((low, high), abs=1e-3)  # as statsmodels' proportion_confint gives it
-
-
-@given(st.integers(1, 5000), st.floats(0, 1))
-def test_an_interval_holds_its_share_and_shrinks_with_more_images(count: int, share: float) -> None:
-    percent = 100.0 * round(share * count) / count
-    low, high = share_ci95(percent, count)
-    assert -1e-9 <= low <= percent + 1e-9
-    assert percent - 1e-9 <= high <= 100 + 1e-9
-    more = share_ci95(percent, 4 * count)
-    assert more[1] - more[0] < high - low
-    with pytest.raises(ValueError, match="no samples"):
-        share_ci95(percent, 0)
-
-
-def test_a_latencys_interval_knows_processes() -> None:
-    rng = np.random.default_rng(0)
-    sessions = [1.0 + 0.2 * i + 0.01 * rng.random(100) for i in range(5)]  # processes differ, samples within them do not
-    samples = np.concatenate(sessions).tolist()
-    told = {"artifact_samples_ms": samples, "environment": {"pairs_per_session": "100,100,100,100,100"}}
-    low, high = latency_ci95(told, "artifact")
-    assert low < 1.3
-    assert high > 1.5
-    blind = latency_ci95({"artifact_samples_ms": samples, "environment": {}}, "artifact")
-    assert blind[1] - blind[0] < high - low
-    thinned = {"artifact_samples_ms": samples[::5], "environment": told["environment"]}
-    assert latency_ci95(thinned, "artifact") == pytest.approx((low, high), abs=0.1)
-    with pytest.raises(ValueError, match="no latency samples"):
-        latency_ci95({"artifact_samples_ms": [], "environment": {}}, "artifact")
-
-
-def test_intervals_meet_where_they_have_a_point_in_common() -> None:
-    assert overlap((1, 2), (2, 3))
-    assert overlap((1, 4), (2, 3))
-    assert not overlap((1, 2), (2.1, 3))

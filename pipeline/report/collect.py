@@ -1,0 +1,240 @@
+"""Collects the results of a run into its `Report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+
+from ...targets.base import Target
+from ..config import Config
+from ..run_context import Run
+from ..types import (
+    Candidate,
+    Checkpoint,
+    Kind,
+    Knob,
+    Plan,
+    SearchResult,
+    Solved,
+    Subject,
+    TargetResult,
+)
+from ..verify.references import References
+from .report import (
+    Dense,
+    FinetuneEpoch,
+    Gates,
+    Kept,
+    Named,
+    Pruned,
+    Report,
+    ReportedFinalist,
+    Search,
+    TargetReport,
+    Tool,
+    Tried,
+    reported_artifact,
+)
+
+PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
+_WITHIN = 0.98  # of the budget: what a long measurement may differ from the search's quick ones by
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The results of a run: all that a report is made of."""
+
+    subject: Subject
+    seed: int
+    dense_top1: float  # percent, PyTorch, test split
+    dense_search_top1: float  # percent, PyTorch, search split
+    plan: Plan
+    knobs: tuple[Knob, ...]
+    search: SearchResult
+    solved: Solved
+    checkpoint: Checkpoint
+    pruned_top1: float  # percent, PyTorch, test split
+    targets: dict[str, TargetResult]
+    max_accuracy_drop: float  # gate, percentage points
+    min_speedup: float  # gate, lower end of the 95 % interval
+    command: str
+    packages: dict[str, str]
+    started: str  # ISO 8601
+    finished: str
+    stage_seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    max_size_bytes: int | None = None  # gate, of the artifact's file
+    licenses: dict[str, str] = field(default_factory=dict)  # package -> the licence it states, "" where none
+
+
+def results_of(
+    run: Run,
+    chosen: Sequence[Target],
+    references: References,
+    targets: dict[str, TargetResult],
+    started: datetime,
+    *,
+    plan: Plan,
+    knobs: tuple[Knob, ...],
+    search: SearchResult,
+    solved: Solved,
+    checkpoint: Checkpoint,
+) -> RunResults:
+    """The results of a run that has ended, with its command and the versions of the packages that had a part in it."""
+    config = run.config
+    own = [name for target in chosen for name in target.packages]
+    packages = {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
+    return RunResults(
+        subject=run.loaded.subject,
+        seed=config.seed,
+        dense_top1=references.dense_top1,
+        dense_search_top1=references.dense_search_top1,
+        plan=plan,
+        knobs=knobs,
+        search=search,
+        solved=solved,
+        checkpoint=checkpoint,
+        pruned_top1=references.pruned_top1,
+        targets=targets,
+        max_accuracy_drop=config.max_accuracy_drop,
+        min_speedup=config.min_speedup,
+        command=shlex.join(["edge-compress", *sys.argv[1:]]),
+        packages=packages,
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        stage_seconds=run.seconds,
+        notes=(*run.notes, *_on_budget(config, search, targets)),
+        max_size_bytes=config.max_size,
+        licenses={name: _license_of(name) for name in packages},
+    )
+
+
+def to_report(results: RunResults) -> Report:
+    """The report of a run."""
+    subject, plan, checkpoint = results.subject, results.plan, results.checkpoint
+    baselines = [t.artifact.baseline for t in results.targets.values() if t.artifact is not None and t.artifact.baseline]
+    return Report(
+        tool=Tool(results.packages.get("edge-compress") or metadata.version("edge-compress"), results.packages, results.licenses),
+        model=Named(subject.model, subject.model_sha256),
+        data=subject.data,
+        preprocess=subject.preprocess,
+        seed=results.seed,
+        command=results.command,
+        started=results.started,
+        finished=results.finished,
+        stage_seconds=results.stage_seconds,
+        gates=_gates(results),
+        passed=bool(results.targets) and all(t.verdict.passed for t in results.targets.values()),
+        dense=Dense(
+            **vars(subject.cost),
+            top1=results.dense_top1,
+            size_bytes=baselines[0].size_bytes if baselines else 0,
+            search_top1=results.dense_search_top1,
+        ),
+        pruned=Pruned(
+            **vars(checkpoint.cost),
+            top1=results.pruned_top1,
+            sparsity=checkpoint.sparsity,
+            pattern=str(plan.pattern),
+            score=plan.score,
+            search=_search(results.search, results.solved),
+            knobs=tuple(_kept(knob, plan) for knob in results.knobs),
+            thresholds=plan.thresholds,
+            finetune=tuple(FinetuneEpoch(**vars(epoch)) for epoch in checkpoint.history),
+            state=checkpoint.state,
+            masks=plan.masks,
+        ),
+        targets={name: _target(result) for name, result in results.targets.items()},
+        notes=results.notes,
+    )
+
+
+def _gates(results: RunResults) -> Gates:
+    budget, masked = results.search.budget, results.search.best.density is not None
+    return Gates(
+        results.max_accuracy_drop,
+        results.min_speedup,
+        results.max_size_bytes,
+        latency_budget=None if masked else budget,
+        density_budget=budget if masked else None,
+    )
+
+
+def _search(search: SearchResult, solved: Solved) -> Search:
+    return Search(
+        method=search.method,
+        evaluations=search.evaluations,
+        seconds=search.seconds,
+        best=_tried(search.best),
+        tried=tuple(_tried(c, reward) for c, reward in zip(search.tried, search.rewards, strict=True)),
+        best_index=next((i for i, c in enumerate(search.tried) if c.levels == search.best.levels), None),
+        latency_reused=search.latency_reused,
+        latency_measured=search.latency_measured,
+        table_error=search.table_error,
+        notes=search.notes,
+        finalists=tuple(
+            ReportedFinalist(f.candidate.levels, f.candidate.accuracy, f.accuracy, i == solved.taken)
+            for i, f in enumerate(solved.finalists)
+        ),
+    )
+
+
+def _tried(candidate: Candidate, reward: float | None = None) -> Tried:
+    found = {name: value for name, value in vars(candidate).items() if name != "cost"}
+    if candidate.latency_kind is Kind.NONE:
+        found["latency_ratio"] = None
+    return Tried(**vars(candidate.cost), **found, reward=reward)
+
+
+def _kept(knob: Knob, plan: Plan) -> Kept:
+    """What stays of one knob's units, and if nothing does because its whole block is gone, that block."""
+    if knob.name in plan.removed_blocks:
+        kept = 0
+    elif knob.name in plan.kept:
+        kept = len(plan.kept[knob.name])
+    else:
+        kept = round(knob.size * (1.0 - plan.thresholds.get(knob.name, 0.0)))
+    # A block is named after its branch's last layer; what lies in the same module went with it.
+    parents = {block: block.removeprefix("block:").rpartition(".")[0] for block in plan.removed_blocks}
+    inside = (b for b, parent in parents.items() if parent and knob.name.startswith(f"{parent}."))
+    gone = next(inside, None) if knob.kind == "inner" else None
+    kept = 0 if gone else kept
+    return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone)
+
+
+def _target(result: TargetResult) -> TargetReport:
+    accuracy, latency = result.accuracy, result.latency
+    return TargetReport(
+        status=result.status,
+        verdict=result.verdict,
+        artifact=reported_artifact(result.artifact) if result.artifact else None,
+        accuracy=None if accuracy is None or accuracy.kind is Kind.NONE else accuracy,
+        latency=None if latency is None or latency.kind is Kind.NONE else latency,
+        golden=result.golden,
+        on_device=result.on_device,
+        dense_form=result.artifact.dense_form if result.artifact else None,
+    )
+
+
+def _on_budget(config: Config, search: SearchResult, results: dict[str, TargetResult]) -> Iterator[str]:
+    """Notes on the budget: that it was no limit, or that an artifact exceeds it."""
+    limits = "latency" if search.best.density is None else "density"
+    if config.reward == "soft":
+        yield f"The reward was soft ({config.alpha:g} x accuracy - {config.beta:g} x {limits}): the budget was no limit."
+    elif limits == "latency":
+        for name, result in results.items():
+            if result.latency is not None and result.latency.speedup.median * search.budget < _WITHIN:
+                ratio = 1.0 / result.latency.speedup.median
+                yield f"{name}: the artifact takes {ratio:.3f} of the dense latency, more than the budget of {search.budget:.3f}."
+
+
+def _license_of(package: str) -> str:
+    """A package's licence: its SPDX expression, else the words of its classifiers or of its field; "" where it states none."""
+    about = metadata.metadata(package)
+    named = [text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or () if text.startswith("License :: OSI")]
+    expression, said = (next(iter(about.get_all(key) or ()), "") for key in ("License-Expression", "License"))
+    return expression or " AND ".join(named) or (said if len(said) < 100 and "\n" not in said else "")

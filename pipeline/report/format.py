@@ -1,0 +1,92 @@
+"""Formats numbers, tables and text for the pages: units, decimals, kinds, Markdown.
+
+Every number that is shown passes through `tag`: what was not measured is labelled where it appears.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..types import Kind
+
+DASH = "–"
+_NB = "\u00a0"  # a number and its unit stay on one line
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first column heads its row."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: bool = True  # all columns but the first are numbers
+
+
+def tag(text: str, kind: str) -> str:
+    """The text with its kind, where that is not `measured`."""
+    return text if kind == Kind.MEASURED or text == DASH else f"{text} ({kind})"
+
+
+def aside(text: str, kind: str) -> str:
+    """The same where the text stands in parentheses or apart."""
+    return text if kind == Kind.MEASURED else f"{text}, {kind}"
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed count of decimals; a dash where there is none."""
+    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def interval(ends: tuple[float, float], digits: int = 2) -> str:
+    """The ends of an interval."""
+    return f"{fixed(ends[0], digits)} to {fixed(ends[1], digits)}"
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as percent."""
+    return DASH if share is None else fixed(100.0 * share)
+
+
+def millis(value: float) -> str:
+    """Milliseconds, to three digits or so."""
+    return f"{value:,.{3 if value < 1 else 2 if value < 100 else 0}f}"
+
+
+def count(value: int) -> str:
+    """A count; millions from one million on."""
+    return f"{value / 1e6:,.2f}{_NB}M" if value >= 1e6 else f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Bytes as kB or MB (powers of ten)."""
+    return f"{value / 1e6:,.2f}{_NB}MB" if value >= 1e6 else f"{value / 1e3:,.1f}{_NB}kB"
+
+
+def moment(iso: str) -> str:
+    """An ISO 8601 time for people."""
+    return iso.replace("T", " ").replace("+00:00", " UTC")
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 120:
+        return f"{value:,.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} min {rest} s"
+
+
+def md(text: str) -> str:
+    """Text for Markdown: nothing in it is markup, a table cell or a new line."""
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", flat)
+
+
+def md_table(table: Table) -> list[str]:
+    """The lines of a table with its caption in Markdown; none where it has no rows."""
+    if not table.rows:
+        return []
+    rule = ["---"] + ["--:" if table.numeric else "---"] * (len(table.head) - 1)
+    rows = [table.head, rule, *table.rows]
+    return [f"**{md(table.caption)}**", "", *("| " + " | ".join(c if r is rule else md(c) for c in r) + " |" for r in rows), ""]

@@ -1,0 +1,99 @@
+"""The pages of a report, made from it alone: report.html, report.md, and the closing lines of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..files import atomic_write
+from .figures import figures
+from .format import count, md, md_table, moment, size
+from .report import Report, to_text
+from .words import (
+    conversion,
+    dense_and_artifact,
+    environment,
+    finetune_table,
+    headline,
+    how_measured,
+    kept_table,
+    verdict_line,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template in `templates/`; a value it names and does not get is an error.
+
+    HTML is escaped; in Markdown templates the filter `md` escapes what comes from outside.
+
+    Args:
+        template: file name.
+        values: what it shows.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=template.endswith(".html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=template.endswith(".md.jinja"),
+    )
+    environment.filters |= {"md": md, "count": count, "size": size}
+    return environment.get_template(template).render(values)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write report.md, report.html and, last of all, report.json."""
+    atomic_write(folder / "report.md", to_markdown(report))
+    atomic_write(folder / "report.html", to_html(report))
+    atomic_write(folder / "report.json", to_text(report))
+
+
+def to_html(report: Report) -> str:
+    """`report.html`: one self-contained page; everything from outside is escaped."""
+    built = [name for name, target in report.targets.items() if target.artifact is not None]
+    return render(
+        "report.html.jinja",
+        report=report,
+        verdict=verdict_line(report),
+        headlines=[headline(report, name) for name in report.targets],
+        finished=moment(report.finished),
+        plots=figures(report),
+        comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]],
+        details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
+        environment=environment(report),
+    )
+
+
+def to_markdown(report: Report) -> str:
+    """`report.md`: the verdict, the tables and the command."""
+    lines = [f"# {md(verdict_line(report))}", "", md(f"{report.model.name} on {report.data.name}"), ""]
+    for name in report.targets:
+        head = headline(report, name)
+        lines += [f"## {md(name)}: {head.state}", "", md(head.sentence), ""]
+        lines += [f"- {md(reason)}" for reason in head.reasons] + [f"- {tip}" for tip in head.advice]
+        lines += [""] if head.reasons or head.advice else []
+        for table in (dense_and_artifact(report, name), how_measured(report, name), conversion(report, name)):
+            lines += md_table(table) if table else []
+    lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
+    lines += ["## The run", ""]
+    for table in environment(report):
+        lines += md_table(table)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", report.command)), default=0))
+    return "\n".join([*lines, "The command:", "", f"{fence}sh", report.command, fence, ""])
+
+
+def summary(report: Report, folder: Path) -> Iterator[str]:
+    """The closing lines of a run: for each target its verdict and its artifact's path, then the report's path."""
+    for name, target in report.targets.items():
+        head = headline(report, name)
+        yield " ".join((f"{name}: {head.state}.", head.sentence, *head.reasons))
+        if target.artifact is not None:
+            yield f"artifact: {folder / target.artifact.path}"
+    yield f"report: {folder / 'report.html'}"
