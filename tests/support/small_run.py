@@ -51,9 +51,7 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         artifact=dataclasses.replace(
             base.artifact, file=refs["model.onnx"], baseline=refs["baseline.onnx"], input_shape=(1, 1, 8, 8)
         ),
-        accuracy=Accuracy(
-            100 * right.mean(), 0.2, 0.99, len(test), Kind.MEASURED, 100 * right.mean() + 0.2, (-0.5, 0.9), packed(right)
-        ),
+        accuracy=Accuracy(top1, 0.2, 0.99, len(test), Kind.MEASURED, top1 + 0.2, (-0.5, 0.9), packed(right)),
         latency=timing,
         golden=refs["golden.safetensors"],
         verdict=Verdict(passed, () if passed else ("accuracy: top-1 fell by 2.00 points, at most 1 allowed",)),

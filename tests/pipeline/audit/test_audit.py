@@ -15,7 +15,10 @@ import pytest
 from edge_compress.pipeline.audit import recheck
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.release.record import open_record
+from edge_compress.pipeline.report.report import read_report
 from edge_compress.pipeline.types import Kind, Speedup, Timing
+from edge_compress.pipeline.verify import golden
+from edge_compress.pipeline.verify.gates import packed, unpacked
 from fake_run import fake_timing
 from small_run import change, small_run
 
@@ -80,12 +83,56 @@ def test_accuracy_on_the_runs_own_data_agrees(made: Path, verify: Callable[..., 
     assert "agrees with the recorded 95.26 %" in line
 
 
+def flipped(folder: Path, lost: int, won: int = 0) -> None:
+    """A record in which more (lost) and other (won) images are correct than the artifact classifies correctly."""
+    accuracy = read_report(folder / "report.json").targets["x86"].accuracy
+    assert accuracy is not None
+    right = unpacked(accuracy)
+    assert right is not None
+    wrong_ones, right_ones = np.flatnonzero(~right)[:lost], np.flatnonzero(right)[:won]
+    right[wrong_ones], right[right_ones] = True, False
+    change(folder, accuracy__top1=100 * float(right.mean()), accuracy__correct=packed(right))
+
+
 def test_an_accuracy_that_was_never_reached_does_not_agree(run: Path, verify: Callable[..., Ended]) -> None:
     change(run, accuracy__top1=99.9)
     code, out, err = verify(run, "--data", "digits")
     assert code == 1
-    assert "does not agree with the recorded 99.90 %" in err
+    assert "does not agree with the recorded 99.90 % (the record contradicts itself" in err
     assert "golden images" in out  # what held is said all the same
+
+
+def test_with_the_same_runtime_and_processor_the_same_images_are_correct(run: Path, verify: Callable[..., Ended]) -> None:
+    flipped(run, lost=1)
+    code, out, _ = verify(run, "--data", "digits")
+    assert code == 0
+    assert "(of 359 images 1 are lost and 0 won, at most 1 may change with the same runtime and processor)" in out
+    flipped(run, lost=3, won=3)  # the same top-1, but of other images
+    code, _, err = verify(run, "--data", "digits")
+    assert code == 1
+    assert "may change with the same runtime and processor" in err
+
+
+@pytest.mark.parametrize(("lost", "won", "code"), [(1, 0, 0), (5, 0, 0), (6, 0, 1), (9, 0, 1), (9, 5, 0)])
+def test_on_another_processor_images_may_be_lost_and_won_but_not_lost_alone(
+    lost: int, won: int, code: int, run: Path, verify: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "where", lambda target: golden.Where("onnxruntime", "1.0", "another"))
+    flipped(run, lost, won)
+    found, out, err = verify(run, "--data", "digits")
+    assert found == code
+    assert f"{lost} are lost and {won} won, paired sign test p = " in out + err
+
+
+def test_without_the_images_of_the_record_the_comparison_is_unpaired_and_says_so(run: Path, verify: Callable[..., Ended]) -> None:
+    change(run, accuracy__correct="")
+    code, out, _ = verify(run, "--data", "digits")
+    assert code == 0
+    assert "unpaired: the record does not say which images were classified correctly" in out
+    change(run, accuracy__top1=98.6)  # 12 of 359 images more: their intervals overlap, their difference is real
+    code, _, err = verify(run, "--data", "digits")
+    assert code == 1
+    assert "unpaired" in err
 
 
 def test_other_data_is_wrong_input(run: Path, verify: Callable[..., Ended], tmp_path: Path) -> None:
@@ -99,6 +146,8 @@ def test_other_data_is_wrong_input(run: Path, verify: Callable[..., Ended], tmp_
 
 def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
+        runtime = "broken"
+
         @contextmanager
         def runner(self, path: Path):
             yield lambda inputs: np.full((len(inputs), 10), np.nan, np.float32)

@@ -8,15 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from edge_compress.pipeline.audit.regression import compare, to_markdown
+from edge_compress.pipeline.audit import regression
+from edge_compress.pipeline.audit.regression import Row, to_markdown
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.report.report import to_report
+from edge_compress.pipeline.report.collect import to_report
+from edge_compress.pipeline.report.report import decode, encode
+from edge_compress.pipeline.verify.gates import packed
 from fake_run import fake_results
 from hypothesis import given
 from hypothesis import strategies as st
 
-OLD: dict[str, Any] = json.loads(json.dumps(to_report(fake_results(evaluations=3))))  # 91.18 % +- 0.315, 2.2473 to 2.3817
+OLD: dict[str, Any] = encode(to_report(fake_results(evaluations=3)))  # 91.18 % +- 0.315, 2.2473 to 2.3817
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], targets: tuple[str, ...]) -> tuple[Row, ...]:
+    return regression.compare(decode(old), decode(new), targets)
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -46,6 +54,30 @@ def test_accuracy_is_worse_when_it_fell_by_more_than_the_images_can_tell(top1: f
     found = worse(changed(accuracy__top1=top1))
     assert bool(found) is lost
     assert not lost or found[0].startswith(f"accuracy: top-1 fell by {91.18 - top1:.2f} points")
+
+
+def marked(report: dict[str, Any], right: int, wrong_at: int = 0) -> dict[str, Any]:
+    """The report with so many of 5,000 images correct, all but a stretch from a position on."""
+    images = np.ones(5000, bool)
+    images[wrong_at : wrong_at + 5000 - right] = False
+    found = copy.deepcopy(report)
+    found["targets"]["x86"]["accuracy"] |= {"top1": right / 50, "correct": packed(images)}
+    return found
+
+
+def test_where_the_images_are_known_a_fall_that_chance_does_not_give_is_worse() -> None:
+    old = marked(OLD, 4559)
+    assert worse(old, old) == []
+    (found,) = worse(marked(OLD, 4552), old)  # within the stored interval, but seven images are lost and none won
+    assert "7 images are lost and 0 won" in found
+    assert worse(marked(OLD, 4552, wrong_at=2000), old) == []  # other images: as many lost and won, but for seven
+    assert worse(marked(OLD, 4566), old) == []
+
+
+def test_one_image_is_no_fall_where_a_stored_interval_has_no_width() -> None:
+    stored = changed(accuracy__drop_ci95_pp=[0.0, 0.0])
+    assert worse(changed(accuracy__top1=91.16), stored) == []
+    assert worse(changed(accuracy__top1=91.0), stored) != []
 
 
 @pytest.mark.parametrize(

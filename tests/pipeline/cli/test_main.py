@@ -20,22 +20,14 @@ from edge_compress.pipeline.cli import main as module
 from edge_compress.pipeline.cli.main import cli, main
 from edge_compress.pipeline.config import Budget, Config, to_toml
 from edge_compress.pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
+from edge_compress.pipeline.report import pages
+from edge_compress.pipeline.report.collect import to_report
+from edge_compress.pipeline.report.report import encode
 from edge_compress.pipeline.types import Kind, Pattern, Percentiles, Precision, Speedup, Timing
+from fake_run import fake_results, fake_target, fake_timing
 
-REPORT: dict[str, Any] = {
-    "dense": {"top1": 97.5, "size_bytes": 2_000_000},
-    "pruned": {"top1": 97.1},
-    "gates": {"max_accuracy_drop": 1.0, "min_speedup": 1.0},
-    "targets": {
-        "x86": {
-            "status": "ok",
-            "artifact": {"path": "artifacts/x86/model.onnx", "size_bytes": 250_000, "precision": "int8", "baseline": None},
-            "accuracy": {"top1": 97.0, "drop_pp": 0.5, "kind": "measured"},
-            "latency": {"kind": "measured", "device": "local", "speedup": {"median": 2.13, "ci95": [2.01, 2.2]}, "quality": []},
-            "verdict": {"passed": True, "reasons": []},
-        }
-    },
-}
+TIMING = fake_timing(speedup=Speedup(2.13, (2.01, 2.2)))
+REPORT: dict[str, Any] = encode(to_report(fake_results(evaluations=2, targets={"x86": fake_target(latency=TIMING)})))
 
 
 @pytest.fixture(autouse=True)
@@ -254,9 +246,10 @@ def test_the_summary_says_verdict_artifact_and_report_and_the_exit_code_is_the_p
 
 
 def test_verify_gives_its_findings_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    entry = {"path": "a.onnx", "sha256": "00" * 32, "size_bytes": 1}
-    target = {"artifact": entry | {"baseline": entry | {"path": "b.onnx"}}}
-    Path("report.json").write_text(json.dumps({"targets": {"x86": target}}))
+    report = json.loads(json.dumps(REPORT))
+    entry = {"sha256": "00" * 32, "size_bytes": 1}
+    report["targets"]["x86"]["artifact"] |= {**entry, "path": "a.onnx", "baseline": {**entry, "path": "b.onnx"}}
+    Path("report.json").write_text(json.dumps(report))
     Path("b.onnx").write_text("ab")
     assert main(["verify", "."]) == 1
     line = one_line(capsys)
@@ -265,12 +258,9 @@ def test_verify_gives_its_findings_in_one_line(capsys: pytest.CaptureFixture[str
 
 
 def test_report_writes_both_documents_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stub = types.ModuleType("edge_compress.pipeline.report.report")
-    stub.to_markdown = lambda report: f"# {report['seed']}"  # type: ignore[attr-defined]
-    stub.to_html = lambda report: f"<h1>{report['seed']}</h1>"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    keys = ("schema", "model", "data", "dense", "pruned", "gates", "tool")
-    Path("report.json").write_text(json.dumps({"seed": 7, "targets": {}} | dict.fromkeys(keys)))
+    monkeypatch.setattr(pages, "to_markdown", lambda report: f"# {report.seed}")
+    monkeypatch.setattr(pages, "to_html", lambda report: f"<h1>{report.seed}</h1>")
+    Path("report.json").write_text(json.dumps(REPORT | {"seed": 7}))
     assert main(["report", "."]) == 0
     assert (Path("report.md").read_text(), Path("report.html").read_text()) == ("# 7", "<h1>7</h1>")
     assert capsys.readouterr().out.splitlines() == ["report.md", "report.html"]

@@ -5,10 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.release.record import digest_findings, full_report, open_record
+from edge_compress.pipeline.report.collect import to_report
+from edge_compress.pipeline.report.report import encode
+from fake_run import fake_results
+
+REPORT = encode(to_report(fake_results(evaluations=2)))
+
+
+def report_of(targets: Any, **changes: Any) -> str:
+    """A whole report.json with other targets."""
+    return json.dumps({**REPORT, "targets": targets, **changes})
+
+
+def target_of(entry: dict[str, Any] | None) -> dict[str, Any]:
+    """A target with another file for its artifact."""
+    whole = REPORT["targets"]["x86"]
+    artifact = None if entry is None else {**whole["artifact"], "baseline": None, **entry}
+    return {**whole, "artifact": artifact}
+
+
+def file_entry(path: Path, folder: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"path": str(path.relative_to(folder)), "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
 
 def findings(path: Path) -> list[str]:
@@ -19,15 +42,16 @@ def findings(path: Path) -> list[str]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    targets = {}
+    (folder / "state.safetensors").parent.mkdir()
+    (folder / "state.safetensors").write_bytes(b"the network")
+    targets = {"jetson": target_of(None)}
     for name, data in (("x86", b"one artifact"), ("phone", b"another one")):
         path = folder / "artifacts" / name / "model.bin"
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
-        ref = {"path": f"artifacts/{name}/model.bin", "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-        targets[name] = {"artifact": ref}
-    targets["jetson"] = {"artifact": None}
-    (folder / "report.json").write_text(json.dumps({"targets": targets}))
+        targets[name] = target_of(file_entry(path, folder))
+    pruned = {**REPORT["pruned"], "state": file_entry(folder / "state.safetensors", folder)}
+    (folder / "report.json").write_text(report_of(targets, pruned=pruned))
     return folder
 
 
@@ -75,11 +99,27 @@ def test_where_there_is_no_report_there_is_nothing_to_verify(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"targets": {"x86": {}}}', '{"targets": 3}', '{"targets": {"x86": {"artifact": 3}}}', "null"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        report_of(3),
+        report_of({"x86": {}}),
+        report_of({"x86": {**REPORT["targets"]["x86"], "artifact": 3}}),
+        report_of({}, seed="zero"),
+        report_of({}, passed=1),
+        report_of({}, notes="a note"),
+        report_of({}, schema=2),
+        report_of({}, another_key=1),
+        json.dumps({key: value for key, value in REPORT.items() if key != "model"}),
+    ],
 )
 def test_a_report_that_is_none_is_wrong_input(run, text):
     (run / "report.json").write_text(text)
-    with pytest.raises(InputError, match="is no report") as caught:
+    with pytest.raises(InputError, match="is not a report") as caught:
         findings(run)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -89,23 +129,20 @@ def test_a_report_that_is_none_is_wrong_input(run, text):
 def test_a_path_that_leads_elsewhere_makes_no_record(run, path):
     (run.parent / "secret").write_bytes(b"")
     entry = {"path": path, "sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
-    for target in ({"artifact": entry}, {"artifact": None, "golden": entry}):
-        (run / "report.json").write_text(json.dumps({"targets": {"x86": target}}))
-        with pytest.raises(InputError, match="is no report"), open_record(run):
+    for target in (target_of(entry), {**target_of(None), "golden": entry}):
+        (run / "report.json").write_text(report_of({"x86": target}))
+        with pytest.raises(InputError, match=r"is not a report.*leads out of the run folder"), open_record(run):
             pass
 
 
 def test_baseline_golden_images_and_the_networks_state_are_looked_at_too(run):
     for name in ("baseline.bin", "golden.safetensors", "state.safetensors"):
         (run / name).write_bytes(name.encode())
-    refs = {
-        name: {"path": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "size_bytes": len(name)}
-        for name in ("baseline.bin", "golden.safetensors", "state.safetensors")
-    }
+    refs = {name: file_entry(run / name, run) for name in ("baseline.bin", "golden.safetensors", "state.safetensors")}
     report = json.loads((run / "report.json").read_text())
     report["targets"]["x86"]["artifact"]["baseline"] = refs["baseline.bin"]
     report["targets"]["x86"]["golden"] = refs["golden.safetensors"]
-    report["pruned"] = {"state": refs["state.safetensors"], "masks": None}
+    report["pruned"] |= {"state": refs["state.safetensors"], "masks": None}
     (run / "report.json").write_text(json.dumps(report))
     assert findings(run) == []
     for name in refs:
@@ -114,7 +151,17 @@ def test_baseline_golden_images_and_the_networks_state_are_looked_at_too(run):
 
 
 def test_a_stored_report_has_to_be_whole(run):
-    with pytest.raises(InputError, match="no schema, model"):
+    (run / "report.json").write_text('{"targets": {}}')
+    with pytest.raises(InputError, match="is not a report"):
         full_report(run / "report.json")
-    with pytest.raises(InputError, match="is no report"):
+    with pytest.raises(InputError, match="is not a report"):
         full_report(run / "absent.json")
+
+
+def test_a_file_far_below_a_report_of_another_run_is_not_verified_by_it(run):
+    elsewhere = run / "data" / "of" / "mine"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "model.bin").write_bytes(b"mine")
+    for path in (elsewhere / "model.bin", elsewhere, run / "data"):
+        with pytest.raises(InputError, match="nothing to verify at"):
+            findings(path)

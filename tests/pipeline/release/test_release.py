@@ -13,6 +13,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edge_compress.pipeline.errors import InputError, UnavailableError, VerifyEr
 from edge_compress.pipeline.release import archive, bundle
 from edge_compress.pipeline.release.archive import Archive, pack, unpack
 from edge_compress.pipeline.release.release import portable, release
+from edge_compress.pipeline.report.report import Report, decode
 from small_run import change, small_run
 
 pytest.importorskip("cyclonedx", reason="the bill of materials needs the extra [release]")
@@ -302,11 +304,11 @@ def test_several_runs_give_several_bundles_and_the_same_run_twice_one(made: Path
 
 
 def test_what_is_no_finished_run_of_this_version_is_wrong_input(run: Path, tmp_path: Path, shipped: Path) -> None:
-    for path, words in ((tmp_path, "nothing to verify"), (tmp_path / "gone", "no run folder"), (shipped, "no run folder")):
+    for path, words in ((tmp_path, "nothing to verify"), (tmp_path / "gone", "not a run folder"), (shipped, "not a run folder")):
         with pytest.raises(InputError, match=words):
             release([path], tmp_path / "dist")
     change(run, golden=None)
-    with pytest.raises(InputError, match=r"no golden images for x86.*again"):
+    with pytest.raises(InputError, match=r"no golden images for x86.*re-run"):
         release([run], tmp_path / "dist")
 
 
@@ -390,13 +392,21 @@ def test_a_file_exchanged_in_a_repacked_bundle_is_found_and_named(name: str, shi
             bundle.read(path)
 
 
+def _any_paths(data: dict[str, Any]) -> Report:
+    """The report in JSON, though a path in it leads elsewhere."""
+    entry = data["targets"]["x86"]["artifact"]
+    report = decode({**data, "targets": {"x86": {**data["targets"]["x86"], "artifact": {**entry, "path": "x"}}}})
+    target = report.targets["x86"]
+    return replace(report, targets={"x86": replace(target, artifact=replace(target.artifact, path=entry["path"]))})
+
+
 def _resealed(shipped: Path, path: Path, **files: bytes) -> Path:
     """The bundle with other files and a manifest that agrees with them."""
     found = unpack(shipped)
     changed = {**found.files, **files}
     report = json.loads(changed["report.json"])
     del changed["manifest.json"]
-    manifest = bundle.manifest_of(found.folder, report, "x86", changed)
+    manifest = bundle.manifest_of(found.folder, _any_paths(report), "x86", changed)
     path.write_bytes(pack(Archive(found.folder, {**changed, "manifest.json": bundle.to_bytes(manifest)})))
     return path
 

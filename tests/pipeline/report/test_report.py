@@ -11,9 +11,26 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.report.report import to_html, to_markdown, to_report
+from edge_compress.pipeline.report import pages
+from edge_compress.pipeline.report.collect import RunResults
+from edge_compress.pipeline.report.collect import to_report as collected
+from edge_compress.pipeline.report.report import decode, encode
 from edge_compress.pipeline.types import Accuracy, Kind, Knob, Pattern, Plan, Speedup, TargetResult, Timing, Verdict
 from fake_run import fake_results, fake_target, fake_timing
+
+# The tests go through report.json both ways, as every page of a finished run does.
+
+
+def to_report(results: RunResults) -> dict[str, Any]:
+    return encode(collected(results))
+
+
+def to_html(report: dict[str, Any]) -> str:
+    return pages.to_html(decode(report))
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    return pages.to_markdown(decode(report))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +46,7 @@ def html(report: dict[str, Any]) -> str:
 @pytest.fixture
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words alone: drawing takes most of a page's time."""
-    monkeypatch.setattr("edge_compress.pipeline.report.figures", lambda report: ())
+    monkeypatch.setattr(pages, "figures", lambda report: ())
 
 
 class Page(HTMLParser):
@@ -239,7 +256,7 @@ def test_a_failed_gate_is_told_with_its_reason_and_what_to_do() -> None:
     target = fake_target(latency=timing, verdict=Verdict(False, (reason,)))
     report = to_report(fake_results(targets={"x86": target}))
     html = to_html(report)
-    assert "<h1>Failed on x86</h1>" in html
+    assert "<h1>Failed on x86 (latency measurement flagged: noisy, inconclusive)</h1>" in html
     assert reason.replace("'", "&#39;") in html
     assert "<code>--latency-budget</code>" in html
     assert "measure again with nothing else running" in html
@@ -248,8 +265,27 @@ def test_a_failed_gate_is_told_with_its_reason_and_what_to_do() -> None:
 
 
 @pytest.mark.usefixtures("_no_plots")
+def test_a_verdict_that_rests_on_a_noisy_measurement_says_so() -> None:
+    noisy = to_report(fake_results(targets={"x86": fake_target(latency=fake_timing(quality=("noisy", "drift")))}))
+    for document in (to_html(noisy), to_markdown(noisy)):
+        assert "All gates passed on x86 (latency measurement flagged: noisy, drift)" in document
+        assert "The latency measurement was flagged: noisy, drift." in document
+    assert "flagged" not in to_markdown(to_report(fake_results()))
+
+
+@pytest.mark.usefixtures("_no_plots")
+def test_before_and_after_are_of_the_same_images_where_an_engine_was_asked_for_a_part() -> None:
+    accuracy = Accuracy(90.0, 0.0, 0.98, 100, Kind.MEASURED, 90.0, (-3.7, 3.7))
+    for document in (to_html, to_markdown):
+        text = document(to_report(fake_results(targets={"jetson": fake_target(accuracy=accuracy)})))
+        assert "loses 0.00 points of top-1 accuracy (90.00 → 90.00 % on 100 test images)" in text
+        assert "90.00 on 100 images, of which the dense network has 90.00" in text
+        assert "91.80 → 90.00" not in text
+
+
+@pytest.mark.usefixtures("_no_plots")
 def test_advice_tells_a_loss_of_the_conversion_from_a_loss_of_the_pruning() -> None:
-    lossy = fake_target(accuracy=Accuracy(89.3, 2.5, 0.93, 5000, Kind.MEASURED), verdict=Verdict(False, ("loses 2.50",)))
+    lossy = fake_target(accuracy=Accuracy(89.3, 2.5, 0.93, 5000, Kind.MEASURED, 91.8), verdict=Verdict(False, ("loses 2.50",)))
     assert "--precision fp32" in to_html(to_report(fake_results(targets={"x86": lossy})))
     html = to_html(to_report(fake_results(targets={"x86": lossy}, pruned_top1=89.4)))
     assert "--precision fp32" not in html
@@ -379,7 +415,7 @@ def test_the_page_says_how_many_latencies_were_measured_and_how_good_the_table_i
     counted = dataclasses.replace(results.search, latency_measured=140, latency_reused=60, table_error=0.0312)
     text = to_markdown(to_report(dataclasses.replace(results, search=counted)))
     assert "140 measured for the search, 60 measured by an earlier run on this device" in text
-    assert "(estimated) | median error 3.1 % against the measured candidates" in text
+    assert "(estimated) | median error 3.1 % against measured candidates" in text
     none = dataclasses.replace(results.search, latency_measured=0, latency_reused=0, table_error=None)
     bare = to_markdown(to_report(dataclasses.replace(results, search=none)))
     assert "| Latencies |" in text

@@ -10,17 +10,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_compress.pipeline.report import comparison, pareto
+from edge_compress.pipeline.report import pareto, run_comparison
+from edge_compress.pipeline.report.collect import RunResults
+from edge_compress.pipeline.report.collect import to_report as collected
 from edge_compress.pipeline.report.pareto import Point, front, plot
-from edge_compress.pipeline.report.report import to_report
-from edge_compress.pipeline.report.run_comparison import groups, plans, to_html
+from edge_compress.pipeline.report.report import decode, encode
+from edge_compress.pipeline.report.run_comparison import groups
 from edge_compress.pipeline.report.svg import Label
 from edge_compress.pipeline.types import Kind
 from fake_run import fake_results, fake_target
 from hypothesis import given
 from hypothesis import strategies as st
 
-REPORT: dict[str, Any] = json.loads(json.dumps(to_report(fake_results(evaluations=3))))
+
+def to_report(results: RunResults) -> dict[str, Any]:
+    return encode(collected(results))
+
+
+def to_html(reports: list[tuple[str, dict[str, Any]]]) -> str:
+    return run_comparison.to_html([(name, decode(report)) for name, report in reports])
+
+
+def plans(reports: list[tuple[str, dict[str, Any]]]) -> tuple[run_comparison.Plans, ...]:
+    return run_comparison.plans([(name, decode(report)) for name, report in reports])
+
+
+REPORT: dict[str, Any] = to_report(fake_results(evaluations=3))
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -34,11 +49,11 @@ def changed(**values: Any) -> dict[str, Any]:
     return report
 
 
-def grouped(*reports: dict[str, Any]) -> tuple[comparison.Group, ...]:
-    return groups(comparison._entries([(f"run{i}", report) for i, report in enumerate(reports)]))
+def grouped(*reports: dict[str, Any]) -> tuple[run_comparison.Group, ...]:
+    return groups(run_comparison._entries([(f"run{i}", decode(report)) for i, report in enumerate(reports)]))
 
 
-def column(group: comparison.Group, name: str) -> list[comparison.Cell]:
+def column(group: run_comparison.Group, name: str) -> list[run_comparison.Cell]:
     return [cells[group.head.index(name)] for _, cells in group.rows]
 
 
@@ -73,7 +88,7 @@ def test_a_latency_that_was_not_measured_is_labelled_never_best_and_not_drawn() 
     latencies = column(group, "median latency, ms")
     assert latencies[1].text == "0.001 (emulated)"
     assert not any(cell.best for cell in (*latencies, *column(group, "speedup")))
-    assert "Not drawn, for want of a measured latency: run1 (latency emulated)" in group.caption
+    assert "Not drawn, for lack of a measured latency: run1 (latency emulated)" in group.caption
     drawn = str(group.plot).partition("</desc>")[2]
     assert "run0, " in drawn
     assert "run1" not in drawn
@@ -114,7 +129,7 @@ def test_the_area_of_a_marker_is_the_files_size_and_bars_are_drawn_for_both_axes
     from edge_compress.pipeline.report import svg as plots
 
     drawn: list[dict[str, Any]] = []
-    axes_of = plots._axes
+    axes_of = plots.new_axes
 
     def spying(height: float) -> Any:
         figure, axes = axes_of(height)
@@ -123,7 +138,7 @@ def test_the_area_of_a_marker_is_the_files_size_and_bars_are_drawn_for_both_axes
         return figure, axes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_axes", spying)
+        patch.setattr(plots, "new_axes", spying)
         plot(
             [
                 Point("large", 2.0, (1.9, 2.1), 90.0, (89.0, 91.0), 4_000_000),

@@ -116,7 +116,7 @@ def test_tradeoff_names_each_kind_and_leaves_out_candidates_without_a_latency() 
 
 def test_kept_shares_show_names_counts_and_removed_blocks() -> None:
     svg = plots.kept_shares(BARS, label())
-    for text in ("layer1.0.conv1", "12/16", "8/16", "block removed", "residual stream"):
+    for text in ("layer1.0.conv1", "12/16", "8/16", "block removed", "shortcut-coupled channels"):
         assert text in texts(svg)
     assert "0/32" not in texts(svg)
 
