@@ -155,7 +155,7 @@ def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch
     monkeypatch.setattr(recheck.targets, "load", lambda name: Broken())
     with open_record(made) as record:
         figures, _, holds = recheck.accuracy(record, "x86", "digits")
-    assert (figures["top1"], holds) == (0.0, False)
+    assert (figures.top1, holds) == (0.0, False)
 
 
 @pytest.mark.parametrize(
