@@ -19,7 +19,7 @@ from ...devices.tensorrt import loop as tensorrt_loop
 from ...devices.tensorrt.boards_of import boards_of
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.transport.here import HereTransport
-from ...targets.base import Target, needs_device
+from ...targets.base import Target
 from ..config import Config
 from ..errors import InputError, UnavailableError
 

@@ -15,7 +15,7 @@ from edge_compress.pipeline.report import pages
 from edge_compress.pipeline.report.collect import RunResults
 from edge_compress.pipeline.report.collect import to_report as collected
 from edge_compress.pipeline.report.report import decode, encode
-from edge_compress.pipeline.types import Accuracy, Kind, Knob, Pattern, Plan, Speedup, TargetResult, Timing, Verdict
+from edge_compress.pipeline.types import Accuracy, DenseForm, Kind, Knob, Pattern, Plan, Speedup, TargetResult, Timing, Verdict
 from fake_run import fake_results, fake_target, fake_timing
 
 # The tests go through report.json both ways, as every page of a finished run does.
@@ -262,6 +262,18 @@ def test_a_failed_gate_is_told_with_its_reason_and_what_to_do() -> None:
     assert "measure again with nothing else running" in html
     assert "the device was busy" in html
     assert reason in to_markdown(report)
+
+
+@pytest.mark.usefixtures("_no_plots")
+def test_the_dense_baseline_is_named_with_what_its_other_form_takes() -> None:
+    form = DenseForm("with its shortcuts as convolutions", "as given", Speedup(1.08, (1.05, 1.11)))
+    artifact = dataclasses.replace(fake_target().artifact, dense_form=form)  # type: ignore[type-var]
+    report = to_report(fake_results(targets={"x86": fake_target(artifact=artifact)}))
+    assert report["targets"]["x86"]["latency"]["baseline"]["other"] == "as given"
+    told = "with its shortcuts as convolutions, the faster of two forms: 1.08 times as fast as as given"
+    for text in (to_html(report), to_markdown(report)):
+        assert told in text
+    assert decode(report).targets["x86"].dense_form == form
 
 
 @pytest.mark.usefixtures("_no_plots")
