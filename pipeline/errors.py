@@ -7,9 +7,8 @@
     |-- BuildError        1  the converter or the runtime refused the model
     `-- VerifyError       1  a check failed: an artifact or a bundle does not match its record
 
-Exit code 1 is a negative verdict. In a run, a failed gate or a refused model ends with a report that says which, and no
-exception leaves `run_pipeline`; `verify` and `release` name the failed check on stderr. 130 is an interrupt. Any other exception
-is a bug and keeps its traceback.
+Exit code 1 is a negative verdict. In a run, a failed gate or a refused model leaves a report that says which; `verify` and
+`release` name the failed check on stderr. 130 is an interrupt. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

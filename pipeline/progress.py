@@ -1,4 +1,4 @@
-"""What a run says: on stderr a line for each stage and a bar for long work, at the end what it came to; stdout stays clean."""
+"""Reports progress on stderr: a line per stage and a bar for long work. stdout is not touched."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Bar(Protocol):
     """Progress of one long piece of work."""
 
     def advance(self, n: int = 1, text: str = "") -> None:
-        """`n` more are done; `text` is what is worth knowing now, such as the best reward so far."""
+        """Counts `n` more steps; `text` is shown beside the bar, such as the best reward so far."""
         ...
 
 
 class Progress:
-    """Where a run reports to. On a terminal a bar moves; anywhere else there are plain lines, at most ten for each bar.
+    """Writes progress: moving bars on a terminal; plain lines anywhere else, at most ten per bar.
 
     Args:
         stream: text goes here; standard error when None.
@@ -33,7 +33,7 @@ class Progress:
         self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Writes one line."""
         if self._console.is_terminal:
             self._console.print(text, soft_wrap=True)  # above a bar, if there is one
         else:
@@ -42,7 +42,7 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A line when the stage starts, and one with its wall time when it has ended without an error."""
+        """Writes a line when a stage starts, and one with its wall time when it has ended without an error."""
         self.say(f"{name} ...")
         start = time.monotonic()
         yield
@@ -50,7 +50,7 @@ class Progress:
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int) -> Iterator[Bar]:
-        """A bar for `total` steps; it is gone when the work has ended."""
+        """Shows a bar for `total` steps until the work has ended."""
         if not self._console.is_terminal:
             yield _Lines(self, description, total)
             return
@@ -77,7 +77,7 @@ class _Live:
 
 
 class _Lines:
-    """A line at each tenth of the way, for logs."""
+    """Writes a line at each tenth of the way, for logs."""
 
     def __init__(self, progress: Progress, description: str, total: int) -> None:
         self._progress, self._description, self._total = progress, description, total

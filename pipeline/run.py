@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -40,8 +41,8 @@ from .pattern import finalists
 from .pattern.base import Pruning, RankedEvaluator
 from .pattern.choice import pattern_for, pruning_for
 from .progress import Progress
-from .report.collect import results_of, to_report
-from .report.pages import write_report
+from .report.collect import refusal_of, results_of, to_report
+from .report.pages import write_refusal, write_report
 from .run_context import Run, read_seconds
 from .run_folder import RunFolder, Stage
 from .search.problem import SearchSettings
@@ -102,44 +103,58 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
         for note in loaded.notes:
             ui.say(note)
         run.notes += loaded.notes
-        subject_key = _prepare_subject(run)
-        loaded = run.loaded
-        shape = loaded.subject.data.image_shape
-        net = canonical(loaded.module, shape)
-        limits = joint([led, *chosen])
-        pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
-        precision = config.precision or led.limits.precisions[0]
-        baseline = dense_baseline(run, subject_key, led, net, places[led.name])
-        found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
-        found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
-        checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
-        references = references_of(run, tuned, checkpoint, student)
-        results = {}
-        for target in chosen:
-            precision = config.precision or target.limits.precisions[0]
-            try:
-                place = places[target.name]
-                baseline = dense_baseline(run, subject_key, target, net, place)
-                artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
-            except BuildError as error:  # the other targets still get theirs
-                results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
-            else:
-                results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
-        run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
-        collected = results_of(
-            run,
-            chosen,
-            references,
-            results,
-            started,
-            plan=plan,
-            knobs=pruning.knobs,
-            search=found,
-            solved=solved,
-            checkpoint=checkpoint,
-        )
-        atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
-        write_report(folder.path, to_report(collected))
+        try:
+            return _compressed(run, chosen, led, places, started)
+        except BuildError as error:
+            write_refusal(folder.path, refusal_of(run, chosen, str(error), started))
+            raise
+
+
+def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime) -> int:
+    """Runs the stages and writes the report. Returns the exit code.
+
+    Raises:
+        BuildError: the network cannot be searched: the converter or the runtime refused it.
+    """
+    config, folder, pattern = run.config, run.folder, run.pattern
+    subject_key = _prepare_subject(run)
+    loaded = run.loaded
+    shape = loaded.subject.data.image_shape
+    net = canonical(loaded.module, shape)
+    limits = joint([led, *chosen])
+    pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
+    precision = config.precision or led.limits.precisions[0]
+    baseline = dense_baseline(run, subject_key, led, net, places[led.name])
+    found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
+    found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
+    checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
+    references = references_of(run, tuned, checkpoint, student)
+    results = {}
+    for target in chosen:
+        precision = config.precision or target.limits.precisions[0]
+        try:
+            place = places[target.name]
+            baseline = dense_baseline(run, subject_key, target, net, place)
+            artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
+        except BuildError as error:  # the other targets still get theirs
+            results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
+        else:
+            results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
+    run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
+    collected = results_of(
+        run,
+        chosen,
+        references,
+        results,
+        started,
+        plan=plan,
+        knobs=pruning.knobs,
+        search=found,
+        solved=solved,
+        checkpoint=checkpoint,
+    )
+    atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
+    write_report(folder.path, to_report(collected))
     return 1 if any(engine_result.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
 
 

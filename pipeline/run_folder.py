@@ -73,8 +73,8 @@ class RunFolder:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        return bool(self._open.__exit__(kind, error, trace))
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def stage(self, name: str, version: str, settings: object, inputs: tuple[str, ...] = ()) -> Stage:
         """Returns the stage of this name with these settings.

@@ -18,7 +18,7 @@ import click
 from ... import targets
 from .. import config as settings
 from .. import options
-from ..errors import EdgeCompressError
+from ..errors import BuildError, EdgeCompressError
 from ..types import Pattern, Precision
 from .finished_runs import release, report, verify
 from .on_devices import devices, profile
@@ -215,10 +215,17 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     from ..report.report import read_report
     from ..run import run_pipeline
 
-    with _stdout_kept_clean():
-        code: int = run_pipeline(config, Progress())
-    report = (config.out / "report.json").read_text(encoding="utf-8")
-    click.echo(report.rstrip() if config.json else "\n".join(summary(read_report(config.out / "report.json"), config.out)))
+    report = config.out / "report.json"
+    try:
+        with _stdout_kept_clean():
+            code: int = run_pipeline(config, Progress())
+    except BuildError:  # refused before the search; the report says so
+        if config.json and report.is_file():
+            click.echo(report.read_text(encoding="utf-8").rstrip())
+        raise
+    click.echo(
+        report.read_text(encoding="utf-8").rstrip() if config.json else "\n".join(summary(read_report(report), config.out))
+    )
     return code
 
 

@@ -22,6 +22,7 @@ from ..types import (
     Solved,
     Subject,
     TargetResult,
+    Verdict,
 )
 from ..verify.references import References
 from .report import (
@@ -31,6 +32,7 @@ from .report import (
     Kept,
     Named,
     Pruned,
+    Refusal,
     Report,
     ReportedFinalist,
     Search,
@@ -86,8 +88,7 @@ def results_of(
 ) -> RunResults:
     """The results of a run that has ended, with its command and the versions of the packages that had a part in it."""
     config = run.config
-    own = [name for target in chosen for name in target.packages]
-    packages = {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
+    packages = _packages(chosen)
     return RunResults(
         subject=run.loaded.subject,
         seed=config.seed,
@@ -102,7 +103,7 @@ def results_of(
         targets=targets,
         max_accuracy_drop=config.max_accuracy_drop,
         min_speedup=config.min_speedup,
-        command=shlex.join(["edge-compress", *sys.argv[1:]]),
+        command=_command(),
         packages=packages,
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -110,6 +111,24 @@ def results_of(
         notes=(*run.notes, *_on_budget(config, search, targets)),
         max_size_bytes=config.max_size,
         licenses={name: _license_of(name) for name in packages},
+    )
+
+
+def refusal_of(run: Run, chosen: Sequence[Target], reason: str, started: datetime) -> Refusal:
+    """The report of a run whose network was refused before the search."""
+    subject, packages = run.loaded.subject, _packages(chosen)
+    return Refusal(
+        tool=Tool(packages["edge-compress"], packages, {name: _license_of(name) for name in packages}),
+        model=Named(subject.model, subject.model_sha256),
+        data=subject.data,
+        preprocess=subject.preprocess,
+        seed=run.config.seed,
+        command=_command(),
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        dense=subject.cost,
+        targets={target.name: TargetReport("failed", Verdict(False, (reason,))) for target in chosen},
+        notes=tuple(run.notes),
     )
 
 
@@ -230,6 +249,16 @@ def _on_budget(config: Config, search: SearchResult, results: dict[str, TargetRe
             if result.latency is not None and result.latency.speedup.median * search.budget < _WITHIN:
                 ratio = 1.0 / result.latency.speedup.median
                 yield f"{name}: the artifact takes {ratio:.3f} of the dense latency, more than the budget of {search.budget:.3f}."
+
+
+def _packages(chosen: Sequence[Target]) -> dict[str, str]:
+    """Versions of the packages that had a part in the run; a target may name its own."""
+    own = [name for target in chosen for name in target.packages]
+    return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
+
+
+def _command() -> str:
+    return shlex.join(["edge-compress", *sys.argv[1:]])
 
 
 def _license_of(package: str) -> str:

@@ -12,7 +12,7 @@ import jinja2
 from ..files import atomic_write
 from .figures import figures
 from .format import count, md, md_table, moment, size
-from .report import Report, to_text
+from .report import Refusal, Report, to_text
 from .words import (
     conversion,
     dense_and_artifact,
@@ -53,6 +53,13 @@ def write_report(folder: Path, report: Report) -> None:
     atomic_write(folder / "report.md", to_markdown(report))
     atomic_write(folder / "report.html", to_html(report))
     atomic_write(folder / "report.json", to_text(report))
+
+
+def write_refusal(folder: Path, refusal: Refusal) -> None:
+    """Writes report.md and report.json of a run that ended before its search."""
+    reasons = [f"- {md(name)}: {md(target.why)}" for name, target in refusal.targets.items()]
+    atomic_write(folder / "report.md", "\n".join([f"# {md(refusal.model.name)} was refused", "", *reasons, ""]))
+    atomic_write(folder / "report.json", to_text(refusal))
 
 
 def to_html(report: Report) -> str:

@@ -220,13 +220,33 @@ class Report:
         return self.pruned.search.best.density is not None
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """report.json of a run that ended before its search: the converter or the runtime refused the network."""
+
+    tool: Tool
+    model: Named
+    data: DataInfo
+    preprocess: Preprocess
+    seed: int
+    command: str
+    started: str  # ISO 8601
+    finished: str
+    dense: ModelCost
+    targets: dict[str, TargetReport]  # all failed, for the same reason
+    notes: tuple[str, ...] = ()
+    passed: bool = False
+    pruned: None = None
+    schema: int = SCHEMA
+
+
 def reported_artifact(artifact: Artifact) -> ReportedArtifact:
     """The artifact as the report has it: with its file's reference in place."""
     rest = {f.name: getattr(artifact, f.name) for f in fields(Artifact) if f.name not in ("file", "dense_form")}
     return ReportedArtifact(**vars(artifact.file), **rest)
 
 
-def encode(report: Report) -> dict[str, Any]:
+def encode(report: Report | Refusal) -> dict[str, Any]:
     """report.json: JSON types only."""
     data: dict[str, Any] = _finite(to_json(report))
     for target in data["targets"].values():
@@ -252,7 +272,7 @@ def decode(data: Any) -> Report:
     return report
 
 
-def to_text(report: Report) -> str:
+def to_text(report: Report | Refusal) -> str:
     """The text of report.json."""
     return json.dumps(encode(report), indent=1, allow_nan=False) + "\n"
 
