@@ -104,9 +104,11 @@ def _damped_solve(gram: torch.Tensor, target: torch.Tensor, before: torch.Tensor
 
 def columns(inputs: torch.Tensor, layer: nn.Conv2d | nn.Linear, rows: torch.Tensor | None = None) -> torch.Tensor:
     """The layer's inputs as a matrix (k, positions), k ordered like `weight.flatten(1)`; `rows` selects output positions."""
-    if isinstance(layer, nn.Linear):
-        return inputs.T
-    found = unfold(layer, inputs)
+    found = (
+        inputs.reshape(len(inputs), -1, layer.in_features).transpose(1, 2)
+        if isinstance(layer, nn.Linear)
+        else unfold(layer, inputs)
+    )
     return (found if rows is None else found[:, :, rows]).permute(1, 0, 2).flatten(1)
 
 
@@ -238,10 +240,8 @@ class _Lockstep:
         self.small_run.env[node] = self._evaluate(self.small_run, node)
 
     def _solvable(self, node: fx.Node, module: nn.Module | None) -> bool:
-        """A convolution over all its inputs, or a linear layer on one vector for each image."""
-        if isinstance(module, nn.Linear):
-            return bool(self.small_run.env[node.all_input_nodes[0]].ndim == 2)
-        return isinstance(module, nn.Conv2d) and module.groups == 1
+        """A convolution over all its inputs, or a linear layer, on vectors, tokens or maps."""
+        return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
     def _small_value(self, node: fx.Node) -> torch.Tensor:
         """Value of a node of the pruned network that may lie ahead: a projection shortcut runs after the branch beside it."""
@@ -303,6 +303,7 @@ class _Lockstep:
         rows = torch.tensor(
             [i for i in range(dense_layer.weight.shape[0]) if i not in self.gone.get((name, OUT), set())], device=inputs.device
         )
+        axis = 1 if isinstance(module, nn.Conv2d) else -1  # of the layer's outputs
         scale, shift = _affine(norm, len(rows), inputs)
         block = self.tails.get(name)
         end = next(iter(node.users)) if norm is not None else node
@@ -311,9 +312,12 @@ class _Lockstep:
             shortcut = next(a for a in addition.all_input_nodes if not reaches(a, node))
             stream = self._dense_value(self.dense_nodes[block.addition])
             # The kept channels of the stream are the kept outputs of this layer: they are coupled through the addition.
-            target = (stream[:, rows] - self._small_value(shortcut) - shift.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)
+            along = [1] * stream.ndim
+            along[axis] = -1
+            kept = stream.index_select(axis, rows) - self._small_value(shortcut)
+            target = (kept - shift.view(along)) / scale.view(along)
         else:
-            target = self._dense_value(dense_node)[:, rows]
+            target = self._dense_value(dense_node).index_select(axis, rows)
         weight, bias = self._regress(name, module, inputs, target)
         module.weight.copy_(weight)
         if module.bias is not None:
@@ -332,7 +336,8 @@ class _Lockstep:
         self, name: str, module: nn.Conv2d | nn.Linear, inputs: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
-        flat_target = target.flatten(2) if target.ndim == 4 else target[:, :, None]
+        outputs_first = target if isinstance(module, nn.Conv2d) else target.movedim(-1, 1)
+        flat_target = outputs_first.reshape(*outputs_first.shape[:2], -1)  # (n, outputs, positions)
         positions = flat_target.shape[2]
         per_image = max(1, min(positions, MAX_COLUMNS // len(inputs)))
         k = module.weight[0].numel()
@@ -342,7 +347,7 @@ class _Lockstep:
             part = slice(start, start + 50)
             # Another even set of positions for every chunk, so that all of them are seen.
             picks = (torch.arange(per_image) * positions // per_image + start // 50) % positions
-            rows = None if per_image == positions or isinstance(module, nn.Linear) else picks.to(inputs.device)
+            rows = None if per_image == positions else picks.to(inputs.device)
             x = columns(inputs[part], module, rows)
             x = torch.cat([x, x.new_ones(1, x.shape[1])])
             t = flat_target[part] if rows is None else flat_target[part][:, :, rows]

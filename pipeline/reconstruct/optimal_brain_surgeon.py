@@ -97,8 +97,9 @@ def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: in
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(gradient: Tensor) -> None:
-            channels_first = gradient.flatten(2) if gradient.ndim == 4 else gradient[:, :, None]
-            sums[name] += channels_first.double().square().sum((0, 2)).cpu()
+            # by the layer, not by the number of axes: a linear layer has its outputs last, on tokens and NHWC maps too
+            last = gradient.movedim(1, -1) if isinstance(layers[name], nn.Conv2d) else gradient
+            sums[name] += last.flatten(0, -2).double().square().sum(0).cpu()
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             output.register_hook(add)  # type: ignore[no-untyped-call]

@@ -120,3 +120,75 @@ def test_a_layer_too_dear_to_choose_from_keeps_its_mask(monkeypatch):
     assert torch.equal(found[dearest], masks[dearest])
     assert sum(not torch.equal(found[n], masks[n]) for n in names) > len(names) // 2
     assert all(int(found[n].sum()) == int(masks[n].sum()) for n in names)
+
+
+class Tokens(nn.Module):
+    """Linear layers on tokens (n, 4, c) and, where `maps`, on NHWC maps whose height equals the layers' outputs."""
+
+    def __init__(self, maps: bool) -> None:
+        super().__init__()
+        self.maps = maps
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.narrow, self.fc = nn.Linear(8, 2), nn.Linear(2, nets.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x.permute(0, 2, 3, 1) if self.maps else x.flatten(2).transpose(1, 2)
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        x = torch.relu(self.narrow(x))  # as many outputs as the map is high
+        return self.fc(x.mean((1, 2)) if self.maps else x.mean(1))
+
+
+def on_tokens(maps: bool) -> tuple[torch.fx.GraphModule, torch.Tensor]:
+    torch.manual_seed(0)
+    return canonical(Tokens(maps).eval(), (3, 8, 8)), torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("maps", [False, True], ids=["tokens", "maps"])
+def test_the_curvature_of_linear_layers_on_tokens_and_maps_is_taken_over_their_outputs(maps):
+    net, images = on_tokens(maps)
+    found = obs.output_curvature(net, images, seed=3)
+    assert {name: len(value) for name, value in found.items()} == {
+        "stem": 8,
+        "up": 16,
+        "down": 8,
+        "narrow": 2,
+        "fc": nets.CLASSES,
+    }
+    # E[g^2] per output, from the Jacobian of the logits with respect to the layer's outputs of one image at a time
+    kept: list[torch.Tensor] = []
+    handle = net.get_submodule("narrow").register_forward_hook(lambda module, args, out: kept.append(out))
+    exact = torch.zeros(2)
+    for image in images:
+        kept.clear()
+        logits = net(image[None])
+        for logit in logits[0]:
+            (gradient,) = torch.autograd.grad(logit, kept[0], retain_graph=True)
+            exact += gradient.square().flatten(0, -2).sum(0)
+    handle.remove()
+    assert found["narrow"].float() == pytest.approx(exact / len(images), rel=0.25)  # sampled: one v for each image
+
+
+@pytest.mark.parametrize("maps", [False, True], ids=["tokens", "maps"])
+def test_linear_layers_on_tokens_and_maps_are_reconstructed(maps):
+    net, images = on_tokens(maps)
+    masks = {
+        name: layer.weight.detach().abs() >= layer.weight.detach().abs().flatten().median()
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    chosen = obs.chosen_masks(net, masks, images)
+    assert {name: int(mask.sum()) for name, mask in chosen.items()} == {name: int(mask.sum()) for name, mask in masks.items()}
+    assert any(not torch.equal(chosen[name], masks[name]) for name in masks)
+    with torch.no_grad():
+        wanted = net(images)
+        errors = []
+        for solved in (True, False):
+            small = sequential_masked(net, residual_branches(net), chosen, images, fixed=() if solved else (*masks, "stem"))
+            for name, mask in chosen.items():
+                weight = small.get_submodule(name).weight
+                assert not solved or not bool(weight[~mask].any())
+                weight.mul_(mask)
+            errors.append(float((small(images) - wanted).square().mean()))
+    assert errors[0] < 0.5 * errors[1]
