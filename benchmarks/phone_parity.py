@@ -219,7 +219,7 @@ def main() -> None:
         "threads": given.threads,
         "kind": "measured",
     }
-    table = {"settings": about, "machine": describe("litert", given.threads), "rows": rows}
+    table = {"settings": about, "machine": describe("litert"), "rows": rows}
     atomic_write(given.out, json.dumps(table, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge_compress.devices.local import sessions
+from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.stats import percentiles, two_level_bootstrap
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.files import atomic_write, sha256_file
@@ -61,7 +61,7 @@ def main() -> None:
     test = load_data(given.data, seed=0).test
     files = [*given.peer, *given.files]
     settings = TimingSettings(runtime="litert", sessions=given.sessions, min_pairs=150, max_pairs=150, half_width=1e-9)
-    measured = sessions(files[0], files[1:], settings)
+    measured = LocalDevice().sessions(files[0], files[1:], settings)
     times = {path: [s.wall_ns for s in ((m.baseline, *m.candidates)[n] for m in measured)] for n, path in enumerate(files)}
     rows = []
     for path in files:

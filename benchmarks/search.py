@@ -128,7 +128,7 @@ def main(
                     "command": shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]]),
                     "budget": config.latency_budget.ratio,
                     "lambda": ranking.lambda_,
-                    "machine": describe("onnxruntime", 1),
+                    "machine": describe("onnxruntime"),
                     "candidates": len(seconds),
                     "candidate_seconds": {"median": statistics.median(seconds), "mean": statistics.mean(seconds)},
                     "rows": rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from edge_compress import targets
-from edge_compress.devices.local import QuickMeter, describe
+from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
 from edge_compress.pipeline.evaluate.evaluation_context import moments
@@ -133,7 +134,7 @@ class Bench:
         key = Structure({}).key()
         known = self.cache.get(key)
         if known is None:
-            with QuickMeter(self.dense_file, target.runtime, 1, seed=self.seed) as meter:
+            with closing(LocalDevice().meter(self.dense_file, target.runtime, 1, self.seed)) as meter:
                 known = self.cache.put(key, meter.ratio(prober.candidate(Structure({}))))
         return known
 
@@ -146,7 +147,7 @@ class Bench:
     def cache(self) -> LatencyCache:
         """Of the one latency."""
         runtime = targets.load("x86").runtime
-        return LatencyCache({"model": self.loaded.subject.model_sha256, **describe(runtime, 1)}, self.folder)
+        return LatencyCache({"model": self.loaded.subject.model_sha256, **LocalDevice().facts(runtime, 1)}, self.folder)
 
     @cached_property
     def evaluator(self) -> MaskEvaluator:
@@ -157,7 +158,7 @@ class Bench:
         self.latency_ratio  # noqa: B018 - the evaluator reads it back: its meter has nothing to measure
         memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
         scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})
-        with QuickMeter(self.dense_file, target.runtime, 1, seed=self.seed) as meter:
+        with closing(LocalDevice().meter(self.dense_file, target.runtime, 1, self.seed)) as meter:
             judging = Judging(self.inputs, self.moments, images, prober, meter, self.cache, memo)
             evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, judging)
             evaluator.follow(evaluator.rank(0.0))

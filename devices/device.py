@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..pipeline.types import Kind, Timing
-from .measure.timing import Session, TimingSettings, build_timing
+from .measure.timing import Ratio, TimingSession, TimingSettings, build_timing
 
 if TYPE_CHECKING:
-    from .connection import AgentSession
+    from .transport.connection import Connection
 
 Progress = Callable[[int, int], None]  # sessions done, sessions in all
-# (baseline, candidates, settings, progress) -> one Session for each fresh process
-Take = Callable[[Path, Sequence[Path], TimingSettings, Progress | None], tuple[Session, ...]]
-QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
-QUICK_PAIRS, QUICK_FEWEST = 24, 12  # rounds for a candidate of a search: at most, and at least
+# (baseline, candidates, settings, progress) -> one TimingSession for each fresh process
+Take = Callable[[Path, Sequence[Path], TimingSettings, Progress | None], tuple[TimingSession, ...]]
 
 
 class Meter(Protocol):
@@ -37,7 +35,7 @@ class Meter(Protocol):
         """Median latency of the baseline in milliseconds, measured once."""
         ...
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """Latency of a candidate (the model's file) as a share of the baseline's; < 1 is faster.
 
         Raises:
@@ -46,7 +44,7 @@ class Meter(Protocol):
         """
         ...
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """The same for several, in order; on several boards at once where there are more than one."""
         ...
 
@@ -80,7 +78,7 @@ class Device(Protocol):
 
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
-    ) -> tuple[Session, ...]:
+    ) -> tuple[TimingSession, ...]:
         """The raw samples of `settings.sessions` fresh processes; without candidates, of the baseline alone."""
         ...
 
@@ -92,8 +90,8 @@ class Device(Protocol):
         """Quick ratios against a baseline (the model's file)."""
         ...
 
-    def connect(self) -> AbstractContextManager[AgentSession]:
-        """An agent there, see agent.py: outputs, profiles by layer, memory."""
+    def connect(self) -> AbstractContextManager[Connection]:
+        """An agent there, to be closed: outputs, profiles by layer, memory."""
         ...
 
     def close(self) -> None:

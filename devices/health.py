@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.errors import EdgeCompressError, UnavailableError
-from . import agent
-from .access import open_board
+from .agent.runtimes import RUNTIMES
 from .board import Board
 from .measure import stats
-from .measure.timing import Session, TimingSettings
+from .measure.timing import TimingSession, TimingSettings
+from .opening import open_board
 from .tensorrt.device import TensorRtDevice
 
 # A/A: short sessions, but fresh processes all the same
@@ -26,7 +26,7 @@ _SESSIONS, _PAIRS, _SECONDS = 3, 60, 3.0
 class Found:
     """What a board says of itself."""
 
-    facts: dict[str, Any]  # see `agent.describe_board`
+    facts: dict[str, Any]  # see `describe_board` of the agent
     runtime: str | None  # version of the board's runtime, which was started there; None: it cannot be
     why_not: str = ""
 
@@ -45,7 +45,7 @@ def describe(board: Board) -> Found:
                 return Found(facts, f"tensorrt {device.version(session)}")
             except UnavailableError as error:
                 return Found(facts, None, str(error))
-        if board.runtime not in agent.RUNTIMES:
+        if board.runtime not in RUNTIMES:
             version = facts["runtimes"].get(board.runtime)
             return Found(facts, version, "" if version else f"runtime {board.runtime} is not installed on it")
         try:
@@ -54,7 +54,7 @@ def describe(board: Board) -> Found:
             return Found(facts, None, f"runtime {board.runtime} cannot be started on it ({error.found or error})")
 
 
-def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[Session, ...]]:
+def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[TimingSession, ...]]:
     """A small network measured against itself on the board: (|ratio - 1|, 95 % interval of the ratio, the sessions).
 
     Raises:
@@ -104,7 +104,7 @@ def lines(board: Board, seen: Found) -> tuple[str, ...]:
     return tuple(f"{name:11} {text}" for name, text in rows.items())
 
 
-def noise_line(floor: float, interval: tuple[float, float], sessions: tuple[Session, ...]) -> str:
+def noise_line(floor: float, interval: tuple[float, float], sessions: tuple[TimingSession, ...]) -> str:
     """The noise floor as a line."""
     pairs = sum(len(s.baseline.wall_ns) for s in sessions)
     text = f"a network against itself differs by {floor:.1%} ({interval[0]:.3f} to {interval[1]:.3f}, {pairs} pairs)"

@@ -1,4 +1,4 @@
-"""Whose a board is: one file for each, locked (fcntl) while a process of this machine has it; and how often it failed.
+"""Per-board locks and failure counts: one file for each board, locked (fcntl) while a process of this machine has it.
 
 Files lie in $EDGE_COMPRESS_CACHE/boards, else in edge-compress/boards of $XDG_CACHE_HOME or ~/.cache. A board is known by
 its transport and address, so that two board files with one address are one board. Users of other machines are kept
@@ -73,7 +73,9 @@ def note_failure(board: Board, error: Exception) -> None:
     record = {"board": board.name, "failures": failures(board)[0] + 1, "last": str(error)}
     path = _file(board, ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    part.replace(path)  # whole or not at all: half a record would count as none
 
 
 def forgive(board: Board) -> None:

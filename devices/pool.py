@@ -20,10 +20,10 @@ from ..pipeline.errors import DeviceError
 from ..pipeline.types import Timing
 from . import leases
 from .board import Board
-from .connection import AgentSession
 from .device import Device, Meter, Progress
-from .measure.timing import Session, TimingSettings
+from .measure.timing import Ratio, TimingSession, TimingSettings
 from .transport.base import BoardError, BusyError
+from .transport.connection import Connection
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Pool:
 
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
-    ) -> tuple[Session, ...]:
+    ) -> tuple[TimingSession, ...]:
         """See `device.Device.sessions`; all of one board."""
         return self.on_any(lambda device: device.sessions(baseline, candidates, settings, progress))
 
@@ -92,7 +92,7 @@ class Pool:
         return PoolMeter(self, baseline, runtime, threads, seed)
 
     @contextlib.contextmanager
-    def connect(self) -> Iterator[AgentSession]:
+    def connect(self) -> Iterator[Connection]:
         """An agent on one of the boards."""
         with contextlib.ExitStack() as stack:
             yield self.on_any(lambda device: stack.enter_context(device.connect()))
@@ -188,16 +188,16 @@ class PoolMeter:
         """See `device.Meter.dense_ms`; of the first board that answers."""
         return self._pool.on_any(lambda device: self._ready(device).dense_ms)
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """See `device.Meter.ratio`; begun anew on another board when one fails."""
         return self._pool.on_any(lambda device: self._ready(device).ratio(candidate))
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """See `device.Meter.ratios`: each board takes the next candidate as soon as it is done with one."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(candidates)):
             waiting.put(number)
-        found: dict[int, float] = {}
+        found: dict[int, Ratio] = {}
 
         def work(device: BoardDevice) -> None:
             while True:
@@ -232,4 +232,4 @@ class PoolMeter:
 
 
 def _common(facts: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in facts.items() if key != "address"}
+    return {key: value for key, value in facts.items() if key not in ("address", "host")}

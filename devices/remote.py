@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 from ..pipeline.errors import UnavailableError
 from ..pipeline.types import Kind, Timing
 from .board import Board
-from .connection import AgentSession
-from .device import Progress, Take, measure_with
+from .device import Meter, Progress, Take, measure_with
 from .leases import lease
-from .measure.meter import RemoteMeter
+from .measure.meter import QuickMeter
 from .measure.rounds import measured
-from .measure.timing import Session, TimingSettings
+from .measure.timing import TimingSession, TimingSettings
 from .transport.base import BoardError, Transport
+from .transport.connection import Connection, LoadedModel
 
 
 class RemoteDevice:
@@ -25,7 +26,7 @@ class RemoteDevice:
 
     def __init__(self, board: Board, transport: Transport) -> None:
         self.name, self.board, self.transport = board.name, board, transport
-        self._leased = False
+        self._holder: int | None = None  # the thread that is inside `leased`
 
     def close(self) -> None:
         """Leave nothing running here; safe to call twice."""
@@ -39,35 +40,36 @@ class RemoteDevice:
             BusyError: another process of this machine has it.
         """
         held = lease(self.board)
-        self._leased = True
+        self._holder = threading.get_ident()
         try:
             yield
         finally:
-            self._leased = False
+            self._holder = None
             held.release()
 
-    def connect(self) -> AgentSession:
-        """An agent on the board, which is this process's until it is closed; see `AgentSession`.
+    def connect(self) -> Connection:
+        """An agent on the board, which is this process's until it is closed; see `Connection`.
 
         Raises:
-            DeviceError: another process of this machine has the board; else see `AgentSession`.
+            DeviceError: another process of this machine, or another thread of this one, has the board; else see `Connection`.
         """
-        if self._leased:
-            return AgentSession(self.transport, self.name, self.board.python, lambda: None, self.board.emulated)
-        held = lease(self.board)
+        release: Callable[[], None] = _nothing if self._holder == threading.get_ident() else lease(self.board).release
         try:
-            return AgentSession(self.transport, self.name, self.board.python, held.release, self.board.emulated)
+            return self._connected(release)
         except BaseException:
-            held.release()
+            release()
             raise
 
+    def _connected(self, at_end: Callable[[], None]) -> Connection:
+        return Connection(self.transport, self.name, self.board.python, at_end, self.board.emulated)
+
     def measure(self, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None = None) -> Timing:
-        """See `device.Device.measure`. Every session loads its models into fresh processes on the board.
+        """See `device.Device.measure`. Every session loads its models into a fresh process on the board.
 
         What an emulated board gives is of kind `emulated`.
 
         Raises:
-            InputError, DeviceError, BuildError, UnavailableError: see `AgentSession.ask`; also a `DeviceError` when the
+            InputError, DeviceError, BuildError, UnavailableError: see `Connection.ask`; also a `DeviceError` when the
                 power mode is not the board file's, or when it changed or the board was rebooted while it was measured.
         """
         with self._taking() as (take, kind):
@@ -75,7 +77,7 @@ class RemoteDevice:
 
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
-    ) -> tuple[Session, ...]:
+    ) -> tuple[TimingSession, ...]:
         """See `device.Device.sessions`.
 
         Raises:
@@ -98,15 +100,16 @@ class RemoteDevice:
             package, version = agent.runtime(runtime)
         machine = {k: str(v) for k, v in board["machine"].items() if k in ("cpu", "board", "governor")}
         return machine | {
-            "address": f"{self.board.transport} {self.board.address}",
+            "host": str(board["host"]),
+            "address": f"{self.board.transport} {self.board.address}".strip(),
             "runtime_version": f"{package} {version}",
             "power_mode": str(board["power_mode"]),
         }
 
-    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> RemoteMeter:
+    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> Meter:
         """See `device.Device.meter`."""
         settings = TimingSettings(threads=threads, affinity=self.board.affinity, runtime=runtime, seed=seed)
-        return RemoteMeter(self.connect, baseline, settings)
+        return QuickMeter(self.connect, baseline, settings)
 
     @contextlib.contextmanager
     def _taking(self) -> Iterator[tuple[Take, Kind]]:
@@ -116,17 +119,30 @@ class RemoteDevice:
 
             def take(
                 baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[Session, ...]:
+            ) -> tuple[TimingSession, ...]:
                 settings = replace(settings, affinity=settings.affinity or self.board.affinity)
-                done = []
-                for number in range(settings.sessions):
-                    done.append(_take_one(agent, (baseline, *candidates), settings, settings.seed + number))
-                    self._require_same(before, done[-1].machine)
-                    if progress is not None:
-                        progress(number + 1, settings.sessions)
-                return tuple(done)
+                models = (baseline, *candidates)
+                return self._repeated(
+                    before, settings, progress, lambda number: _take_one(agent, models, settings, settings.seed + number)
+                )
 
             yield take, agent.kind()
+
+    def _repeated(
+        self,
+        before: dict[str, Any],
+        settings: TimingSettings,
+        progress: Progress | None,
+        take_one: Callable[[int], TimingSession],
+    ) -> tuple[TimingSession, ...]:
+        """The sessions that `take_one` gives by number, of a board that stays what it was `before`."""
+        done = []
+        for number in range(settings.sessions):
+            done.append(take_one(number))
+            self._require_same(before, done[-1].machine)
+            if progress is not None:
+                progress(number + 1, settings.sessions)
+        return tuple(done)
 
     def _require_real(self, kind: Kind) -> None:
         if kind is not Kind.MEASURED:
@@ -156,12 +172,18 @@ class RemoteDevice:
                 )
 
 
-def _take_one(agent: AgentSession, models: Sequence[Path], settings: TimingSettings, seed: int) -> Session:
-    """One session in fresh processes."""
-    loaded = [agent.load(path, settings.runtime, settings.threads, settings.affinity) for path in models]
-    for model in loaded:
-        model.feed_random(seed)
+def _take_one(agent: Connection, models: Sequence[Path], settings: TimingSettings, seed: int) -> TimingSession:
+    """One session in a fresh process."""
+    loaded: list[LoadedModel] = []
+    for path in models:
+        beside = loaded[0] if loaded else None
+        loaded.append(agent.load(path, settings.runtime, settings.threads, settings.affinity, beside))
+        loaded[-1].feed_random(seed)
     session = measured(agent, loaded, settings, seed)
     for model in loaded:
         model.unload()
     return session
+
+
+def _nothing() -> None:
+    """What ends with a connection inside `leased`."""

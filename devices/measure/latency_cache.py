@@ -1,7 +1,8 @@
-"""Latencies measured before, kept between runs: the same structure on the same device is measured once.
+"""Latencies measured before, kept between runs: the same structure on the same device is measured once a month.
 
-The first measurement of a structure is the one every later run sees, so that an interrupted search that is run again
-goes the same way. One JSON Lines file for each context (device, cpu, runtime version, threads, dense model, precision).
+The first sound measurement of a structure is the one that later runs see, so that an interrupted search that is run again goes
+the same way. A noisy one counts in the run that took it and is measured again by the next; so is one that is older than
+`MAX_AGE`. One JSON Lines file for each context (host, device, cpu, runtime version, threads, dense model, precision).
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock
 
 from ...pipeline.errors import InputError
+from .timing import Ratio
+
+MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
+_SKEW = timedelta(days=1)  # a clock may be wrong by so much
 
 
 def cache_folder() -> Path:
@@ -45,7 +50,7 @@ class LatencyCache:
         text = json.dumps(dict(context), sort_keys=True)
         place = folder if folder is not None else cache_folder()
         self.path = place / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.jsonl"
-        self._known: dict[str, float] = {}
+        self._known: dict[str, Ratio] = {}  # sound ones, and those that this run measured
         self._offset = 0  # everything before it has been read; always the start of a line
         with self._guard():
             place.mkdir(parents=True, exist_ok=True)
@@ -58,31 +63,27 @@ class LatencyCache:
         return len(self._known)
 
     def get(self, key: str) -> float | None:
-        """The ratio stored for a structure key, None if it has not been measured."""
+        """The ratio that counts for a structure key; None if it is to be measured, for the first time or again."""
         digest = _digest(key)
         if digest not in self._known:
             with self._guard(), self._lock():
                 self._read()
-        return self._known.get(digest)
+        known = self._known.get(digest)
+        return None if known is None else known.value
 
-    def put(self, key: str, ratio: float) -> float:
-        """Store a ratio and return the one that counts: that of the first who stored this key, here or elsewhere.
+    def put(self, key: str, ratio: Ratio) -> float:
+        """Store a ratio and return the one that counts: that of the first who stored a sound one, here or elsewhere.
 
         Raises:
             InputError: the file cannot be written.
-            ValueError: `ratio` is not a positive number.
         """
-        if not (math.isfinite(ratio) and ratio > 0):
-            raise ValueError(f"latency ratio {ratio}")
         digest = _digest(key)
         with self._guard(), self._lock():
             self._read()
             if digest not in self._known:
-                when = datetime.now(UTC).isoformat(timespec="seconds")
-                record = {"key": digest, "ratio": float(ratio), "when": when, "check": _check(digest, float(ratio))}
-                self._append(json.dumps(record))
-                self._known[digest] = float(ratio)
-        return self._known[digest]
+                self._append(_Record(digest, ratio, datetime.now(UTC)).line())
+                self._known[digest] = ratio
+        return self._known[digest].value
 
     def _read(self) -> None:
         """Take in what was appended since; an unfinished last line is looked at, and again the next time."""
@@ -97,8 +98,8 @@ class LatencyCache:
             data = file.read()
         for line in data.split(b"\n"):
             record = _record(line)
-            if record is not None:
-                self._known.setdefault(*record)
+            if record is not None and record.counts():
+                self._known.setdefault(record.key, record.ratio)
         self._offset += data.rfind(b"\n") + 1
 
     def _append(self, line: str) -> None:
@@ -141,15 +142,37 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _check(digest: str, ratio: float) -> str:
-    return hashlib.sha256(f"{digest} {ratio!r}".encode()).hexdigest()[:8]
+@dataclass(frozen=True)
+class _Record:
+    """One measurement: a line of the file."""
+
+    key: str  # digest of the structure's key
+    ratio: Ratio
+    when: datetime
+
+    def counts(self) -> bool:
+        """Whether later runs may use it."""
+        age = datetime.now(UTC) - self.when
+        return not self.ratio.is_noisy and -_SKEW <= age <= MAX_AGE
+
+    def line(self) -> str:
+        """Its JSON, with a check against damage."""
+        found = {"key": self.key, "ratio": self.ratio.value, "half_width": self.ratio.half_width, "when": self.when.isoformat()}
+        return json.dumps({**found, "check": _check(found)})
 
 
-def _record(line: bytes) -> tuple[str, float] | None:
-    """(key digest, ratio) of a line; None for a torn or damaged one, which is then measured again."""
+def _check(data: Mapping[str, object]) -> str:
+    text = json.dumps({key: value for key, value in data.items() if key != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _record(line: bytes) -> _Record | None:
+    """The measurement in a line; None for a torn, damaged or impossible one, which is then measured again."""
     try:
         data = json.loads(line)
-        digest, ratio = data["key"], float(data["ratio"])
-        return (digest, ratio) if data["check"] == _check(digest, ratio) else None
-    except (ValueError, KeyError, TypeError):
+        if data["check"] != _check(data):
+            return None
+        ratio = Ratio(float(data["ratio"]), float(data["half_width"]))
+        return _Record(str(data["key"]), ratio, datetime.fromisoformat(data["when"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,25 +1,27 @@
-"""Quick ratios on a board: the baseline stays loaded there, candidates come and go."""
+"""Quick ratios for a search: the baseline stays loaded on the board, candidates come and go beside it in one process."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
-from ...pipeline.errors import DeviceError
-from ..connection import IDLE_S, AgentSession, RemoteModel
-from ..device import QUICK_FEWEST, QUICK_HALF_WIDTH, QUICK_PAIRS
+from ...pipeline.errors import BuildError, DeviceError
 from ..transport.base import BoardError
+from ..transport.connection import IDLE_S, Connection, LoadedModel
 from .rounds import measured
-from .timing import Session, TimingSettings
+from .timing import Ratio, TimingSession, TimingSettings
+
+QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
+QUICK_PAIRS, QUICK_FEWEST = 24, 12  # rounds for a candidate of a search: at most, and at least
+_DENSE_ROUNDS = 40
+_CANDIDATE = "a candidate of the search"
 
 
-class RemoteMeter:
+class QuickMeter:
     """See `device.Meter`. Nothing is connected until the first ratio.
 
     Args:
@@ -30,11 +32,11 @@ class RemoteMeter:
 
     width = 1
 
-    def __init__(self, connect: Callable[[], AgentSession], baseline: bytes, settings: TimingSettings) -> None:
+    def __init__(self, connect: Callable[[], Connection], baseline: bytes, settings: TimingSettings) -> None:
         self._connect, self._baseline = connect, baseline
         self._settings = replace(settings, warmup_seconds=0.1, warmup_window=2, max_seconds=30.0)
-        self._agent: AgentSession | None = None
-        self._loaded: RemoteModel | None = None  # the baseline
+        self._agent: Connection | None = None
+        self._loaded: LoadedModel | None = None  # the baseline
         self._boot = ""
         self._used = 0.0  # when the agent was last asked, by time.monotonic
         self._dense_ms: float | None = None
@@ -55,41 +57,48 @@ class RemoteMeter:
     def dense_ms(self) -> float:
         """See `device.Meter.dense_ms`."""
         if self._dense_ms is None:
-            self._dense_ms = self._measure(None, 40, 40).baseline.quiet_ms()
+            self._dense_ms = self._measure(None, _DENSE_ROUNDS, _DENSE_ROUNDS).baseline.quiet_ms()
         return self._dense_ms
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """See `device.Meter.ratio`."""
-        return 1.0 / float(np.median(self._measure(candidate, QUICK_PAIRS, QUICK_FEWEST).undisturbed()))
+        return self._measure(candidate, QUICK_PAIRS, QUICK_FEWEST).quick_ratio()
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """One after another: there is one board."""
         return [self.ratio(candidate) for candidate in candidates]
 
-    def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> Session:
+    def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> TimingSession:
         settings = replace(self._settings, min_pairs=fewest, max_pairs=pairs, half_width=QUICK_HALF_WIDTH)
         try:
             agent, baseline = self._ready()
-            if candidate is None:
-                session = measured(agent, [baseline], settings, settings.seed)
-                self._used = time.monotonic()
-                return session
-            digest, sent = agent.put_bytes(candidate, "a candidate of the search")
-            try:
-                model = self._load(agent, digest, "a candidate of the search")
-                session = measured(agent, [baseline, model], settings, settings.seed)
-                model.unload(spare=True)
-            finally:
-                if sent:  # hundreds of them would fill a small board
-                    with contextlib.suppress(DeviceError):
-                        agent.drop(digest)
-            self._used = time.monotonic()
-            return session
+            with self._candidate(agent, candidate) as others:
+                session = measured(agent, [baseline, *others], settings, settings.seed)
+        except BuildError:  # the candidate's fault: agent and baseline are as they were
+            raise
         except BaseException:  # the next ratio starts afresh
             self.close()
             raise
+        self._used = time.monotonic()
+        return session
 
-    def _ready(self) -> tuple[AgentSession, RemoteModel]:
+    @contextlib.contextmanager
+    def _candidate(self, agent: Connection, data: bytes | None) -> Iterator[list[LoadedModel]]:
+        """The candidate loaded beside the baseline, and gone afterwards."""
+        if data is None:
+            yield []
+            return
+        digest, sent = agent.put_bytes(data, _CANDIDATE)
+        try:
+            model = self._load(agent, digest, _CANDIDATE, self._loaded)
+            yield [model]
+            model.unload()
+        finally:
+            if sent:  # hundreds of them would fill a small board
+                with contextlib.suppress(DeviceError):
+                    agent.drop(digest)
+
+    def _ready(self) -> tuple[Connection, LoadedModel]:
         if time.monotonic() - self._used > IDLE_S / 2:  # it ends itself when a candidate's accuracy takes long
             self.close()
         if self._agent is None or self._loaded is None:
@@ -104,11 +113,15 @@ class RemoteMeter:
                 )
             self._boot = boot
             digest, _ = self._agent.put_bytes(self._baseline, "the dense model")
-            self._loaded = self._load(self._agent, digest, "the dense model")
+            self._loaded = self._load(self._agent, digest, "the dense model", None)
         return self._agent, self._loaded
 
-    def _load(self, agent: AgentSession, digest: str, name: str) -> RemoteModel:
+    def _load(self, agent: Connection, digest: str, name: str, beside: LoadedModel | None) -> LoadedModel:
         settings = self._settings
-        model = agent.load_digest(digest, name, settings.runtime, settings.threads, settings.affinity)
-        model.feed_random(settings.seed)
+        model = agent.load_digest(digest, name, settings.runtime, settings.threads, settings.affinity, beside)
+        try:
+            model.feed_random(settings.seed)
+        except BuildError:
+            model.unload()
+            raise
         return model

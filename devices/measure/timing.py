@@ -20,6 +20,8 @@ from .stats import FloatArray
 NOISY_WALL_OVER_CPU = 1.15
 NOISY_SESSION_SPREAD = 0.10
 DRIFT = 0.05
+NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
+_MOST_RATIO = 1e6
 _KEPT_SAMPLES = 500
 _ENOUGH = 5  # undisturbed rounds for a median
 
@@ -34,7 +36,7 @@ class TimingSettings:
 
     threads: int = 1  # of the runtime, inside one operator
     affinity: tuple[int, ...] | None = None  # cpus the process may run on
-    runtime: str = "onnxruntime"  # see worker.RUNTIMES
+    runtime: str = "onnxruntime"  # see agent.runtimes.RUNTIMES
     sessions: int = 5  # fresh processes
     min_pairs: int = 30  # of each session
     max_pairs: int = 500
@@ -64,6 +66,27 @@ class TimingSettings:
         return 60.0 + 2 * (self.max_seconds + self.warmup_seconds) + 20.0 * models
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Latency of a candidate as a share of the baseline's, measured quickly; < 1 is faster.
+
+    Raises:
+        ValueError: no measurement gives such a value.
+    """
+
+    value: float
+    half_width: float = 0.0  # of its 95 % interval, as a share of it
+
+    def __post_init__(self) -> None:
+        if not (1 / _MOST_RATIO <= self.value <= _MOST_RATIO and 0 <= self.half_width <= _MOST_RATIO):  # NaN is not either
+            raise ValueError(f"latency ratio {self.value} +- {self.half_width}")
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether it is too uncertain to be kept for later runs."""
+        return self.half_width > NOISY_RATIO
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Times of one model in one session, nanoseconds for one inference."""
@@ -83,7 +106,7 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
+class TimingSession:
     """What one fresh process measured. Sample i of every model comes from the same round."""
 
     baseline: Samples
@@ -112,9 +135,19 @@ class Session:
         cpu = _cpu_ratios(base, other)
         return cpu if len(cpu) >= _ENOUGH else self.ratios(candidate)
 
+    def quick_ratio(self) -> Ratio:
+        """Candidate / baseline, from the undisturbed rounds."""
+        found = self.undisturbed()
+        return Ratio(1.0 / float(np.median(found)), stats.half_width(found))
+
 
 def build_timing(
-    device: str, sessions: Sequence[Session], control: Session, settings: TimingSettings, *, kind: Kind = Kind.MEASURED
+    device: str,
+    sessions: Sequence[TimingSession],
+    control: TimingSession,
+    settings: TimingSettings,
+    *,
+    kind: Kind = Kind.MEASURED,
 ) -> Timing:
     """The figures of some sessions of baseline and one candidate.
 
@@ -182,7 +215,7 @@ def _wall_over_cpu(samples: Sequence[Samples]) -> float:
     return float(np.median(wall[cpu > 0] / cpu[cpu > 0])) if (cpu > 0).any() else 1.0
 
 
-def _environment(sessions: Sequence[Session], settings: TimingSettings) -> dict[str, str]:
+def _environment(sessions: Sequence[TimingSession], settings: TimingSettings) -> dict[str, str]:
     first = sessions[0]
     found = dict(first.machine)
     degrees = [t for s in sessions for reading in s.temperatures_c for t in reading]

@@ -1,7 +1,7 @@
 """A phone without Python as a device: models are timed there by `benchmark_model`, one process for each time.
 
 It prints statistics of its loop and no samples: what stands for a sample here is the median of one loop (its mean, in versions
-that print no median), and baseline and candidates take turns loop by loop, in an order drawn anew for every round.
+that print no median), and baseline and candidates take turns loop by loop, in a random order in every round.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ...pipeline.errors import DeviceError
 from ...pipeline.types import Kind
-from ..device import Progress, Take
-from ..leases import lease
-from ..measure.timing import Samples, Session, TimingSettings
+from ..device import Meter, Progress, Take
+from ..measure.timing import Ratio, Samples, TimingSession, TimingSettings
 from ..remote import RemoteDevice
 from ..transport.base import BoardError
-from .session import PhoneModel, PhoneSession
+from .connection import PhoneConnection, PhoneModel
 
 ROUNDS = 8  # of a session: each of them a loop of every model
 QUICK_ROUNDS = 3  # for a candidate of a search
@@ -31,22 +30,18 @@ LOOP_RUNS, LOOP_SECONDS = 20, 0.3  # at least
 class PhoneDevice(RemoteDevice):
     """See `device.Device`; models are .tflite files, and percentiles are those of loops, not of single inferences."""
 
-    def connect(self) -> PhoneSession:  # type: ignore[override]
-        """The phone, which is this process's until the session is closed.
+    def connect(self) -> PhoneConnection:  # type: ignore[override]
+        """The phone, which is this process's until the connection is closed.
 
         Raises:
-            DeviceError, UnavailableError: another process of this machine has it; else see `PhoneSession`.
+            DeviceError, UnavailableError: another process of this machine has it; else see `PhoneConnection`.
         """
-        if self._leased:
-            return PhoneSession(self.transport, self.board)
-        held = lease(self.board)
-        try:
-            return PhoneSession(self.transport, self.board, held.release)
-        except BaseException:
-            held.release()
-            raise
+        return cast(PhoneConnection, super().connect())
 
-    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> PhoneMeter:  # type: ignore[override]
+    def _connected(self, at_end: Callable[[], None]) -> PhoneConnection:  # type: ignore[override]
+        return PhoneConnection(self.transport, self.board, at_end)
+
+    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> Meter:
         """See `device.Device.meter`."""
         settings = TimingSettings(threads=threads, affinity=self.board.affinity, runtime=runtime, seed=seed)
         return PhoneMeter(self.connect, baseline, settings)
@@ -59,16 +54,13 @@ class PhoneDevice(RemoteDevice):
 
             def take(
                 baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[Session, ...]:
+            ) -> tuple[TimingSession, ...]:
                 pins = settings.affinity or self.board.affinity
                 models = [phone.load(path, settings.runtime, settings.threads, pins) for path in (baseline, *candidates)]
-                done = []
-                for number in range(settings.sessions):
-                    done.append(_session(phone, models, min(ROUNDS, settings.max_pairs), settings.seed + number))
-                    self._require_same(before, done[-1].machine)
-                    if progress is not None:
-                        progress(number + 1, settings.sessions)
-                return tuple(done)
+                rounds = min(ROUNDS, settings.max_pairs)
+                return self._repeated(
+                    before, settings, progress, lambda number: _session(phone, models, rounds, settings.seed + number)
+                )
 
             yield take, phone.kind()
 
@@ -78,7 +70,7 @@ class PhoneMeter:
 
     width = 1
 
-    def __init__(self, connect: Callable[[], PhoneSession], baseline: bytes, settings: TimingSettings) -> None:
+    def __init__(self, connect: Callable[[], PhoneConnection], baseline: bytes, settings: TimingSettings) -> None:
         self._connect, self._baseline, self._settings = connect, baseline, settings
         self._dense_ms: float | None = None
 
@@ -95,11 +87,11 @@ class PhoneMeter:
                 self._dense_ms = float(np.median([_loop_us(dense) for _ in range(QUICK_ROUNDS)])) / 1e3
         return self._dense_ms
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """See `device.Meter.ratio`."""
         return self.ratios([candidate])[0]
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """One after another: there is one phone."""
         found = []
         with self._connect() as phone:
@@ -114,21 +106,22 @@ class PhoneMeter:
                         phone.drop(model.remote)
         return found
 
-    def _load(self, phone: PhoneSession, data: bytes, name: str) -> PhoneModel:
+    def _load(self, phone: PhoneConnection, data: bytes, name: str) -> PhoneModel:
         settings = self._settings
         return phone.load_bytes(data, name, settings.runtime, settings.threads, settings.affinity)
 
 
-def _quick_ratio(dense: PhoneModel, model: PhoneModel) -> float:
+def _quick_ratio(dense: PhoneModel, model: PhoneModel) -> Ratio:
     ratios = []
     for turn in range(QUICK_ROUNDS):
         first, second = (dense, model) if turn % 2 == 0 else (model, dense)
         times = {id(first): _loop_us(first), id(second): _loop_us(second)}
         ratios.append(times[id(model)] / times[id(dense)])
-    return float(np.median(ratios))
+    median = float(np.median(ratios))
+    return Ratio(median, float(np.ptp(ratios)) / 2 / median)
 
 
-def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, seed: int) -> Session:
+def _session(phone: PhoneConnection, models: Sequence[PhoneModel], rounds: int, seed: int) -> TimingSession:
     rng = np.random.default_rng(seed)
     times = np.zeros((len(models), rounds))
     for i in range(rounds):
@@ -143,7 +136,7 @@ def _session(phone: PhoneSession, models: Sequence[PhoneModel], rounds: int, see
         "thermal_status": str(state["thermal_status"]),
         "time": "a sample is the median of one loop of benchmark_model, in versions without a median its mean",
     }
-    return Session(
+    return TimingSession(
         baseline=samples[0],
         candidates=tuple(samples[1:]),
         stop="pairs",
@@ -165,7 +158,7 @@ def _loop_us(model: PhoneModel) -> float:
     return value
 
 
-def _cool(phone: PhoneSession) -> dict[str, Any]:
+def _cool(phone: PhoneConnection) -> dict[str, Any]:
     """The phone's state, in which it does not throttle.
 
     Raises:

@@ -52,6 +52,7 @@ def parsed(text: str) -> dict[str, Any]:
             "governor": found.get("governor") or "unknown",
             "load_average": (found.get("load", "").split() or [""])[0],
         },
+        "host": "",  # its serial number, which is its address, tells it from others
         "boot_id": found.get("boot_id", ""),
         "memory_total_bytes": 1024 * _whole(found.get("MemTotal", "")),
         "memory_available_bytes": 1024 * _whole(found.get("MemAvailable", "")),

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..board import Board
-from ..connection import AgentSession
-from ..device import QUICK_PAIRS, Progress, Take
-from ..measure.timing import Samples, Session, TimingSettings
+from ..device import Meter, Progress, Take
+from ..measure.meter import QUICK_PAIRS
+from ..measure.timing import Ratio, Samples, TimingSession, TimingSettings
 from ..remote import RemoteDevice
 from ..transport.base import Transport
+from ..transport.connection import Connection
 from .engines import Engine, Engines
 from .trtexec import Program, Version
 
@@ -39,7 +40,7 @@ class TensorRtDevice(RemoteDevice):
         super().__init__(board, transport)
         self.programs = programs
 
-    def version(self, agent: AgentSession) -> Version:
+    def version(self, agent: Connection) -> Version:
         """Of the TensorRT there, as its trtexec says it.
 
         Raises:
@@ -70,7 +71,7 @@ class TensorRtDevice(RemoteDevice):
             "power_mode": str(board["power_mode"]),
         }
 
-    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> TensorRtMeter:  # type: ignore[override]
+    def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> Meter:
         """See `device.Device.meter`."""
         return TensorRtMeter(self.engines, baseline)
 
@@ -83,15 +84,11 @@ class TensorRtDevice(RemoteDevice):
 
             def take(
                 baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[Session, ...]:
+            ) -> tuple[TimingSession, ...]:
                 built = [engines.engine(path) for path in (baseline, *candidates)]
-                done = []
-                for number in range(settings.sessions):
-                    done.append(_session(agent, engines, built, settings.max_pairs, number))
-                    self._require_same(before, done[-1].machine)
-                    if progress is not None:
-                        progress(number + 1, settings.sessions)
-                return tuple(done)
+                return self._repeated(
+                    before, settings, progress, lambda number: _session(agent, engines, built, settings.max_pairs, number)
+                )
 
             yield take, agent.kind()
 
@@ -120,11 +117,11 @@ class TensorRtMeter:
                 self._dense_ms = float(np.median(engines.times_ms(engines.engine(self._baseline), QUICK_PAIRS)[0]))
         return self._dense_ms
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """See `device.Meter.ratio`."""
         return self.ratios([candidate])[0]
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """One after another: there is one board."""
         found = []
         with self._engines() as engines:
@@ -133,13 +130,19 @@ class TensorRtMeter:
                 self._candidate.write_bytes(data)
                 engine = engines.engine(self._candidate)
                 turns = [engines.times_ms(e, QUICK_PAIRS)[0] for e in (baseline, engine, engine, baseline)]
-                before, after = np.array(turns[0] + turns[3]), np.array(turns[1] + turns[2])
-                found.append(float(np.median(after) / np.median(before)))
+                found.append(_ratio(turns[0], turns[1], turns[2], turns[3]))
                 engines.drop(engine)
         return found
 
 
-def _session(agent: AgentSession, engines: Engines, built: Sequence[Engine], inferences: int, number: int) -> Session:
+def _ratio(dense: list[float], one: list[float], other: list[float], dense_again: list[float]) -> Ratio:
+    """The ratio of the medians; how far apart the same engine's two turns are stands for its uncertainty."""
+    value = np.median(one + other) / np.median(dense + dense_again)
+    apart = max(abs(np.median(b) / np.median(a) - 1.0) for a, b in ((dense, dense_again), (one, other)))
+    return Ratio(float(value), float(apart) / 2)
+
+
+def _session(agent: Connection, engines: Engines, built: Sequence[Engine], inferences: int, number: int) -> TimingSession:
     """Every engine in turn, there and back: an even session begins with the baseline, an odd one with the last candidate."""
     order = list(range(len(built)))
     order = order if number % 2 == 0 else order[::-1]
@@ -162,7 +165,7 @@ def _session(agent: AgentSession, engines: Engines, built: Sequence[Engine], inf
     }
     if warned:
         facts["trtexec_warns"] = "; ".join(warned)
-    return Session(
+    return TimingSession(
         baseline=samples[0],
         candidates=tuple(samples[1:]),
         stop="pairs",

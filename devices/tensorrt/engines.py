@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
 from ...pipeline.types import SPARSITY_KEY, Precision
-from ..connection import IDLE_S, AgentSession
 from ..transport.base import BoardError, Completed
+from ..transport.connection import IDLE_S, Connection
 from . import loop as tensorrt_loop
 from . import tegrastats, trtexec
 from .trtexec import LayerTime, Program, Sparsity, Version
@@ -54,7 +54,7 @@ class Engines:
         UnavailableError: there is no trtexec, or it is older than `trtexec.OLDEST`.
     """
 
-    def __init__(self, agent: AgentSession, power_mode: str, programs: Sequence[Program] = ()) -> None:
+    def __init__(self, agent: Connection, power_mode: str, programs: Sequence[Program] = ()) -> None:
         self.agent, self.transport, self.name = agent, agent.transport, agent.name
         self.program, self.version = self._find(programs or [(place,) for place in trtexec.PLACES])
         mode = "".join(c if c.isalnum() else "-" for c in power_mode) or "any"
@@ -160,8 +160,10 @@ class Engines:
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        self._call(command, _TIME_S, f"running {engine.name}")
-        thread.join()
+        try:
+            self._call(command, _TIME_S, f"running {engine.name}")
+        finally:
+            thread.join()
         return tegrastats.power(watched[0].stdout.decode(errors="replace").splitlines()) if watched else None
 
     def fetch(self, engine: Engine, target: Path) -> None:
@@ -304,7 +306,7 @@ def asked_of(path: Path) -> tuple[Precision, bool]:
 
 
 @contextlib.contextmanager
-def _kept_awake(agent: AgentSession) -> Iterator[None]:
+def _kept_awake(agent: Connection) -> Iterator[None]:
     """An agent ends itself when nothing comes; while a long command runs beside it, it is asked for nothing now and then."""
     done = threading.Event()
 

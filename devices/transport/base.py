@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ...pipeline.errors import DeviceError, UnavailableError
-from ..agent import MAGIC, Channel, Gone, Late
+from ..agent.frames import MAGIC, Channel, Gone, Late
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Stream:
         """The agent's answer, refusals included: (header, payload).
 
         Args:
-            request: see agent.py.
+            request: see the agent's package.
             deadline_s: seconds the board may take; the answer may be some seconds later.
             what: names the work in messages.
             payload: raw bytes that go with the request.

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ...devices.device import Device, Meter
 from ...devices.local import LocalDevice
 from ...devices.measure.latency_cache import LatencyCache
+from ...devices.measure.timing import Ratio
 from ...targets.base import Estimator, Prober, Structure, Target
 from ..config import Config
 from ..errors import UnavailableError
@@ -78,7 +79,7 @@ class Bench:
         if self.meter.width > 1:
             self.measure_ahead(structures)
 
-    def _keep(self, key: str, ratio: float) -> float:
+    def _keep(self, key: str, ratio: Ratio) -> float:
         assert self.cache is not None  # or it is an EstimatingBench
         self.measured += 1
         self.fresh.add(key)
@@ -111,10 +112,10 @@ class _NoMeter:
     def dense_ms(self) -> float:
         raise UnavailableError("latencies in milliseconds", found="no device to measure on", expected="a share, such as 0.5")
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         raise UnavailableError("a candidate's latency", found="no device to measure on")
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         return [self.ratio(candidate) for candidate in candidates]
 
     def close(self) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ...devices.access import open_named
-from ...devices.connection import AgentSession
 from ...devices.device import Device
 from ...devices.measure.stats import percentiles
 from ...devices.measure.timing import TimingSettings
 from ...devices.pool import Pool
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.tensorrt.engines import Engines
+from ...devices.transport.connection import Connection
 from ..errors import InputError, UnavailableError
 from ..progress import Progress
 from ..types import Kind, Percentiles, Timing
@@ -106,7 +106,7 @@ def _timed(models: Sequence[Path], device: Device, settings: TimingSettings, ui:
     return (Row(str(baseline), timings[0].dense), *rows), timings[0].kind
 
 
-def _looked_into(agent: AgentSession, row: Row, path: Path, settings: TimingSettings) -> tuple[Row, str]:
+def _looked_into(agent: Connection, row: Row, path: Path, settings: TimingSettings) -> tuple[Row, str]:
     """The row with memory and layers; and a note where there are no layers."""
     model = agent.load(path, settings.runtime, settings.threads, settings.affinity)
     model.feed_random(settings.seed)

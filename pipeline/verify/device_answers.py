@@ -22,7 +22,7 @@ def on_device(run: Run, before: Stage, target: Target, artifact: Artifact) -> On
     """The comparison on some test images; None where the device is this machine, or the target cannot feed another one.
 
     Raises:
-        DeviceError, BuildError, UnavailableError: see `AgentSession.ask`.
+        DeviceError, BuildError, UnavailableError: see `Connection.ask`.
     """
     if isinstance(run.board, LocalDevice) or boards_of(run.board) or not isinstance(target, Elsewhere):
         return None

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 import torch
 
 from ...devices.board import Board
+from ...devices.cluster.ray_board import ADDRESS
 from ...devices.device import Device
 from ...devices.local import LocalDevice
 from ...devices.measure.latency_cache import cache_folder
 from ...devices.pool import Pool
-from ...devices.ray_boards import ADDRESS
 from ...devices.tensorrt import loop as tensorrt_loop
 from ...devices.tensorrt.boards_of import boards_of
 from ...devices.tensorrt.device import TensorRtDevice

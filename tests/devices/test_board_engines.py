@@ -145,7 +145,7 @@ def test_candidates_of_a_search_leave_nothing_behind(device, jetson, tmp_path, r
     candidate = onnx_file(tmp_path / "c.onnx", channels=8).read_bytes()
     jetson.tell(times_ms={hashlib.sha256(dense).hexdigest(): 4.0, hashlib.sha256(candidate).hexdigest(): 1.0})
     meter = device.meter(dense, "tensorrt", 1, 0)
-    assert meter.ratio(candidate) == pytest.approx(0.25, rel=0.01)
+    assert meter.ratio(candidate).value == pytest.approx(0.25, rel=0.01)
     assert meter.dense_ms == pytest.approx(4.0, rel=0.01)
     meter.close()
     assert len(list(jetson.standin.home.rglob("*.engine"))) == 1  # the baseline's

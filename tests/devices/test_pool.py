@@ -11,7 +11,7 @@ from edge_compress.devices import board as boards
 from edge_compress.devices import leases, pool
 from edge_compress.devices.access import open_named
 from edge_compress.devices.board import Board
-from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.devices.measure.timing import Ratio, TimingSettings
 from edge_compress.devices.pool import Pool
 from edge_compress.devices.transport.base import BoardError, BusyError
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError
@@ -29,7 +29,7 @@ class FakeDevice:
         self.error: Exception | None = None
         self.busy = 0  # so many times
         self.asked: list[object] = []
-        self.about = {"cpu": "Cortex-A76", "runtime_version": "1.0", "address": board.address}
+        self.about = {"cpu": "Cortex-A76", "runtime_version": "1.0", "address": board.address, "host": board.name}
         self.took_s = 0.0
 
     def close(self) -> None:
@@ -47,11 +47,11 @@ class FakeDevice:
     def meter(self, *_: object) -> "FakeDevice":
         return self
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         self.asked.append(candidate)
         time.sleep(self.took_s)
         self._fail()
-        return len(candidate) + ord(self.name) / 1000
+        return Ratio(len(candidate) + ord(self.name) / 1000)
 
     def _fail(self) -> None:
         if self.busy:
@@ -133,7 +133,7 @@ def test_a_board_that_is_not_like_the_first_is_not_used(made):
     assert found.facts("onnxruntime", 1) == {"cpu": "Cortex-A76", "runtime_version": "1.0"}
     with found.meter(b"dense", "onnxruntime", 1, 0) as meter:
         ratios = meter.ratios([b"x" * n for n in range(1, 7)])
-    assert [int(r) for r in ratios] == [1, 2, 3, 4, 5, 6]
+    assert [int(r.value) for r in ratios] == [1, 2, 3, 4, 5, 6]
     assert devices["b"].asked[:-1] == []  # but closed
     assert "runtime version" in leases.failures(B)[1]
     assert "found 0.9, expected 1.0" in leases.failures(B)[1]
@@ -148,7 +148,7 @@ def test_candidates_go_to_all_boards_each_to_one_and_in_order(made):
         started = time.monotonic()
         ratios = meter.ratios(candidates)
         took = time.monotonic() - started
-    assert [int(ratio) for ratio in ratios] == list(range(1, 13))
+    assert [int(ratio.value) for ratio in ratios] == list(range(1, 13))
     asked = [name for name, device in devices.items() for call in device.asked if call in candidates]
     assert len(asked) == 12
     assert set(asked) == {"a", "b", "c"}
@@ -158,9 +158,9 @@ def test_candidates_go_to_all_boards_each_to_one_and_in_order(made):
 def test_a_board_that_fails_in_the_middle_leaves_its_candidate_to_the_others(made):
     found, devices = made(A, B)
     with found.meter(b"dense", "onnxruntime", 1, 0) as meter:
-        assert meter.ratio(b"1") == pytest.approx(1 + ord("a") / 1000)
+        assert meter.ratio(b"1").value == pytest.approx(1 + ord("a") / 1000)
         devices["a"].error = BoardError("link down")
-        assert meter.ratios([b"1", b"22", b"333"]) == pytest.approx([n + ord("b") / 1000 for n in (1, 2, 3)])
+        assert [r.value for r in meter.ratios([b"1", b"22", b"333"])] == pytest.approx([n + ord("b") / 1000 for n in (1, 2, 3)])
         devices["b"].error = BoardError("link down")
         with pytest.raises(DeviceError, match="link down"):
             meter.ratios([b"1"])
@@ -216,8 +216,8 @@ def test_two_real_boards_share_the_candidates(server, tmp_path):
     with found.meter(dense.read_bytes(), "onnxruntime", 1, 0) as meter:
         assert meter.width == 2  # what a search expects goes to both
         ratios = meter.ratios([small.read_bytes(), dense.read_bytes(), small.read_bytes()])
-    assert ratios[0] < 0.7
-    assert ratios[1] == pytest.approx(1.0, abs=0.5)
+    assert ratios[0].value < 0.7
+    assert ratios[1].value == pytest.approx(1.0, abs=0.5)
     for name in devices:
         assert (Path(f"{server.board_folder}-{name}") / "lock").exists()
     held = leases.lease(members[0])

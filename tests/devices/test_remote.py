@@ -1,6 +1,5 @@
 """The agent behind a stand-in for ssh, with ONNX Runtime in real processes: figures, refusals, deaths, broken links."""
 
-import ast
 import os
 import signal
 import sys
@@ -12,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from edge_compress.devices import agent as agent_file
-from edge_compress.devices.access import open_board
+from edge_compress.devices.agent import tensors
+from edge_compress.devices.agent.board import digest_of
 from edge_compress.devices.board import Board
-from edge_compress.devices.connection import overhead_ms
 from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.devices.opening import open_board
 from edge_compress.devices.remote import RemoteDevice
-from edge_compress.devices.tensors import unpacked
 from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import BuildError, DeviceError, InputError, UnavailableError
 from edge_compress.pipeline.types import Kind
+from link_cost import overhead_ms
 from onnx import TensorProto, helper, numpy_helper
 
 QUICK = TimingSettings(sessions=2, min_pairs=10, max_pairs=20, max_seconds=5.0, warmup_seconds=0.3)
@@ -58,15 +57,6 @@ def device(standin):
     found.close()
 
 
-def test_the_agent_is_one_file_of_python_3_8_and_the_standard_library():
-    tree = ast.parse(Path(agent_file.__file__).read_text(), feature_version=(3, 8))
-    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    imported |= {n.module or "." for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} - {"numpy", "onnxruntime"} <= set(sys.stdlib_module_names)
-    at_the_top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
-    assert not at_the_top & {"numpy", "onnxruntime"}  # those only where a model is loaded
-
-
 def test_measured_through_the_agent_the_smaller_model_is_faster(device, models):
     steps = []
     result = device.measure(models["big"], models["small"], QUICK, lambda *step: steps.append(step))
@@ -94,7 +84,7 @@ def test_outputs_are_those_of_the_runtime_here_and_files_are_sent_once(device, s
     expected = onnxruntime.InferenceSession(models["small"]).run(None, {"x": image})[0]
     with device.connect() as agent:
         assert agent.agent_sent
-        assert agent.put(models["small"]) == (agent_file.digest_of(models["small"]), True)
+        assert agent.put(models["small"]) == (digest_of(models["small"]), True)
         model = agent.load(models["small"], "onnxruntime", 1)
         np.testing.assert_array_equal(model.run({"x": image})["y"], expected)
         model.unload()
@@ -112,11 +102,12 @@ def test_outputs_are_those_of_the_runtime_here_and_files_are_sent_once(device, s
     assert len(standin.calls("scp")) == 1
 
 
-def test_a_damaged_agent_is_replaced(device, standin):
+@pytest.mark.parametrize("damage", [lambda data: data + b"\n# changed\n", lambda data: data[:5000], lambda data: b""])
+def test_a_damaged_agent_is_replaced(device, standin, damage):
     with device.connect():
         pass
-    (file,) = (standin.home / ".cache/edge-compress").glob("agent-*.py")
-    file.write_text(file.read_text() + "\n# changed\n")
+    (file,) = (standin.home / ".cache/edge-compress").glob("agent-*.pyz")
+    file.write_bytes(damage(file.read_bytes()))
     with device.connect() as agent:
         assert agent.agent_sent
 
@@ -223,8 +214,8 @@ def test_an_answer_that_breaks_off_is_noticed(device, standin, models):
 
 
 def test_tensors_shorter_than_their_shape_are_refused_on_both_sides(device, models):
-    with pytest.raises(DeviceError, match="found 12 bytes, expected 16 bytes"):
-        unpacked([{"name": "y", "dtype": "float32", "shape": [1, 4]}], b"\0" * 12, "bench", "m.onnx")
+    with pytest.raises(tensors.SizeError, match="12 bytes, 16 expected"):
+        tensors.unpacked([{"name": "y", "dtype": "float32", "shape": [1, 4]}], b"\0" * 12)
     with device.connect() as agent:
         model = agent.load(models["small"], "onnxruntime", 1)
         heads = [{"name": "x", "dtype": "float32", "shape": [1, 16, 24, 24]}]
@@ -240,7 +231,7 @@ def test_a_second_agent_on_the_board_is_told_it_is_busy(device):
 
 
 def test_the_agent_ends_itself_when_nothing_is_asked_of_it(device, monkeypatch):
-    monkeypatch.setattr("edge_compress.devices.connection.IDLE_S", 1)
+    monkeypatch.setattr("edge_compress.devices.transport.connection.IDLE_S", 1)
     with device.connect() as agent:
         agent.stream.process.wait(20)
         assert agent.stream.process.returncode == 0
@@ -281,3 +272,37 @@ def test_a_template_has_no_address_and_says_what_to_do():
         open_board(replace(BOARD, address=""))
     for transport in ("ssh", "adb"):
         open_board(replace(BOARD, transport=transport)).close()
+
+
+def test_models_that_are_timed_together_share_a_process_and_others_do_not(device, models):
+    """On CPUs of their own, what slows one of these down would be taken for a property of the model."""
+    with device.connect() as agent:
+        one = agent.load(models["big"], "onnxruntime", 1)
+        beside = agent.load(models["small"], "onnxruntime", 1, None, one)
+        apart = agent.load(models["small"], "onnxruntime", 1)
+        assert one.pid == beside.pid != apart.pid
+        with pytest.raises(InputError, match="beside"):
+            agent.ask({"op": "warm", "handles": [one.handle, apart.handle]}, 10.0, "measuring")
+        one.unload()
+        assert _runs(beside.pid)  # until the last of them is gone
+        beside.unload()
+        assert not _runs(one.pid)
+
+
+def test_a_board_that_one_thread_has_to_itself_is_busy_for_another(device):
+    found: list[object] = []
+
+    def other() -> None:
+        try:
+            with device.connect():
+                found.append("connected")
+        except DeviceError as error:
+            found.append(error)
+
+    with device.leased():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        with device.connect():  # its own
+            pass
+    assert "busy" in str(found[0])

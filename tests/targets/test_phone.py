@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from edge_compress.calibration.ranges import METHODS, ranges
-from edge_compress.devices import worker
-from edge_compress.devices.local import QuickMeter, describe
+from edge_compress.devices.local import LocalDevice, describe
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.structure import structure_of
@@ -123,16 +123,6 @@ def test_missing_packages_and_machines_without_a_converter_are_named(monkeypatch
     assert "no wheel for Linux aarch64" in phone.TARGET.missing()
 
 
-def test_a_worker_without_the_runtime_says_so(monkeypatch):
-    def absent(name):
-        raise worker.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(worker.metadata, "version", absent)
-    with pytest.raises(worker.Refusal) as caught:
-        worker.RUNTIMES["litert"]("", 1, 0)
-    assert caught.value.kind == "runtime"
-
-
 def test_what_is_no_tflite_file_is_refused():
     with pytest.raises(BuildError, match=r"no \.tflite file"):
         tflite_file.graph_of(tflite_file.read(b"\x00\x00\x00\x00PK34"))
@@ -207,9 +197,9 @@ def test_a_structure_that_does_not_fit_is_refused(prober):
 @converts
 def test_candidates_are_measured_in_litert(prober):
     assert describe("litert")["runtime_version"][0].isdigit()
-    with QuickMeter(prober.network, "litert") as meter:
+    with closing(LocalDevice().meter(prober.network, "litert", 1, 0)) as meter:
         assert meter.dense_ms > 0
-        assert 0 < meter.ratio(prober.candidate(Structure({})), pairs=12) < 20
+        assert 0 < meter.ratio(prober.candidate(Structure({}))).value < 20
         with pytest.raises(BuildError, match="candidate of the search"):
             meter.ratio(b"not a network")
 

@@ -1,14 +1,19 @@
 """A latency is measured once, and whatever happens to the file, the cache works."""
 
 import errno
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from edge_compress.devices.measure import latency_cache
 from edge_compress.devices.measure.latency_cache import LatencyCache, cache_folder
+from edge_compress.devices.measure.timing import NOISY_RATIO, Ratio
 from edge_compress.pipeline.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,16 +24,16 @@ CONTEXT = {"device": "local", "cpu": "a cpu", "threads": "1"}
 def test_ratio_is_kept_between_runs(tmp_path):
     first = LatencyCache(CONTEXT, tmp_path)
     assert first.get("a") is None
-    assert first.put("a", 0.1 + 0.2) == 0.1 + 0.2
+    assert first.put("a", Ratio(0.1 + 0.2)) == 0.1 + 0.2
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.1 + 0.2
     assert len(LatencyCache(CONTEXT, tmp_path)) == 1
 
 
 def test_first_write_wins_here_and_in_other_runs(tmp_path):
     one, other = LatencyCache(CONTEXT, tmp_path), LatencyCache(CONTEXT, tmp_path)
-    assert one.put("a", 0.5) == 0.5
-    assert one.put("a", 0.6) == 0.5
-    assert other.put("a", 0.7) == 0.5
+    assert one.put("a", Ratio(0.5)) == 0.5
+    assert one.put("a", Ratio(0.6)) == 0.5
+    assert other.put("a", Ratio(0.7)) == 0.5
     assert other.get("a") == 0.5
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
 
@@ -36,12 +41,12 @@ def test_first_write_wins_here_and_in_other_runs(tmp_path):
 def test_what_another_run_stores_meanwhile_is_seen(tmp_path):
     one, other = LatencyCache(CONTEXT, tmp_path), LatencyCache(CONTEXT, tmp_path)
     assert one.get("a") is None
-    other.put("a", 0.5)
+    other.put("a", Ratio(0.5))
     assert one.get("a") == 0.5
 
 
 def test_another_context_is_another_cache_whatever_the_order_of_its_keys(tmp_path):
-    LatencyCache(CONTEXT, tmp_path).put("a", 0.5)
+    LatencyCache(CONTEXT, tmp_path).put("a", Ratio(0.5))
     assert LatencyCache({**CONTEXT, "threads": "2"}, tmp_path).get("a") is None
     assert LatencyCache(dict(reversed(CONTEXT.items())), tmp_path).get("a") == 0.5
 
@@ -49,9 +54,9 @@ def test_another_context_is_another_cache_whatever_the_order_of_its_keys(tmp_pat
 def test_cut_at_any_byte_of_the_last_line_it_stays_usable(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a hundred times
     cache = LatencyCache(CONTEXT, tmp_path)
-    cache.put("a", 0.5)
+    cache.put("a", Ratio(0.5))
     begin = cache.path.stat().st_size
-    cache.put("b", 0.25)
+    cache.put("b", Ratio(0.25))
     whole = cache.path.read_bytes()
     for cut in range(begin, len(whole)):
         cache.path.write_bytes(whole[:cut])
@@ -60,9 +65,9 @@ def test_cut_at_any_byte_of_the_last_line_it_stays_usable(tmp_path, monkeypatch)
         kept = after.get("b")
         assert kept in (None, 0.25)
         assert (kept is None) == (cut < len(whole) - 1)
-        stored = after.put("b", 0.75)
+        stored = after.put("b", Ratio(0.75))
         assert stored == (0.75 if kept is None else 0.25)
-        after.put("c", 0.125)
+        after.put("c", Ratio(0.125))
         again = LatencyCache(CONTEXT, tmp_path)
         assert (again.get("a"), again.get("b"), again.get("c")) == (0.5, stored, 0.125)
 
@@ -72,25 +77,26 @@ def test_cut_at_any_byte_of_the_last_line_it_stays_usable(tmp_path, monkeypatch)
 def test_a_flipped_bit_never_gives_a_wrong_ratio(tmp_path_factory, place, bit):
     folder = tmp_path_factory.mktemp("cache")
     cache = LatencyCache(CONTEXT, folder)
-    cache.put("a", 0.5)
-    cache.put("b", 0.25)
+    cache.put("a", Ratio(0.5))
+    cache.put("b", Ratio(0.25))
     data = bytearray(cache.path.read_bytes())
     data[place % len(data)] ^= 1 << bit
     cache.path.write_bytes(bytes(data))
     after = LatencyCache(CONTEXT, folder)
     assert after.get("a") in (None, 0.5)
     assert after.get("b") in (None, 0.25)
-    assert after.put("c", 2.0) == LatencyCache(CONTEXT, folder).get("c")
+    assert after.put("c", Ratio(2.0)) == LatencyCache(CONTEXT, folder).get("c")
 
 
 WRITER = """
 import sys
 from pathlib import Path
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.timing import Ratio
 cache = LatencyCache({"device": "local"}, Path(sys.argv[1]))
 print("ready", flush=True)
 for i in range(int(sys.argv[3])):
-    cache.put(str(i), float(sys.argv[2]))
+    cache.put(str(i), Ratio(float(sys.argv[2])))
 """
 
 
@@ -120,21 +126,21 @@ def test_killed_while_it_writes_it_stays_usable(tmp_path):
     cache = LatencyCache({"device": "local"}, tmp_path)
     assert len(cache) > 0
     assert cache.get("0") == 0.5
-    assert cache.put("new", 0.125) == 0.125
+    assert cache.put("new", Ratio(0.125)) == 0.125
     assert LatencyCache({"device": "local"}, tmp_path).get("new") == 0.125
 
 
 def test_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch):
     cache = LatencyCache(CONTEXT, tmp_path)
-    cache.put("a", 0.5)
+    cache.put("a", Ratio(0.5))
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
     with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)) as caught:
-        cache.put("b", 0.25)
+        cache.put("b", Ratio(0.25))
     assert "\n" not in str(caught.value)
     assert "EDGE_COMPRESS_CACHE" in str(caught.value)
     monkeypatch.undo()
-    assert cache.put("b", 0.75) == 0.75
+    assert cache.put("b", Ratio(0.75)) == 0.75
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
 
 
@@ -147,7 +153,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
 def test_ratio_that_is_none_is_refused(tmp_path, ratio):
     with pytest.raises(ValueError, match="ratio"):
-        LatencyCache(CONTEXT, tmp_path).put("a", ratio)
+        LatencyCache(CONTEXT, tmp_path).put("a", Ratio(ratio))
 
 
 def test_folder_follows_the_environment(tmp_path, monkeypatch):
@@ -156,5 +162,59 @@ def test_folder_follows_the_environment(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "xdg" / "edge-compress" / "latency"
     monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own" / "latency"
-    LatencyCache(CONTEXT).put("a", 0.5)
+    LatencyCache(CONTEXT).put("a", Ratio(0.5))
     assert list((tmp_path / "own" / "latency").glob("*.jsonl"))
+
+
+def test_a_noisy_ratio_counts_in_its_own_run_and_is_measured_again_by_the_next(tmp_path):
+    noisy = LatencyCache(CONTEXT, tmp_path)
+    assert noisy.put("a", Ratio(0.9, 2 * NOISY_RATIO)) == 0.9
+    assert noisy.get("a") == 0.9  # a run agrees with itself
+    later = LatencyCache(CONTEXT, tmp_path)
+    assert later.get("a") is None
+    assert later.put("a", Ratio(0.5, NOISY_RATIO / 2)) == 0.5
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
+    assert noisy.get("a") == 0.9
+
+
+@pytest.mark.parametrize(("days", "kept"), [(1, True), (29, True), (31, False), (-3, False)])
+def test_an_old_ratio_is_measured_again_and_so_is_one_of_the_future(tmp_path, monkeypatch, days, kept):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(days=days)
+
+    monkeypatch.setattr(latency_cache, "datetime", Clock)
+    LatencyCache(CONTEXT, tmp_path).put("a", Ratio(0.5))
+    monkeypatch.undo()
+    again = LatencyCache(CONTEXT, tmp_path)
+    assert again.get("a") == (0.5 if kept else None)
+    assert again.put("a", Ratio(0.25)) == (0.5 if kept else 0.25)
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == (0.5 if kept else 0.25)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, float("inf"), float("nan"), 1e300])
+def test_an_impossible_ratio_in_the_file_does_not_count(tmp_path, ratio):
+    cache = LatencyCache(CONTEXT, tmp_path)
+    found = {
+        "key": hashlib.sha256(b"a").hexdigest(),
+        "ratio": ratio,
+        "half_width": 0.0,
+        "when": datetime.now(UTC).isoformat(),
+    }
+    check = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+    with cache.path.open("a") as file:
+        file.write(json.dumps({**found, "check": check}) + "\n")
+    assert LatencyCache(CONTEXT, tmp_path).get("a") is None
+    sound = {**found, "ratio": 0.5}
+    check = hashlib.sha256(json.dumps(sound, sort_keys=True).encode()).hexdigest()[:8]
+    with cache.path.open("a") as file:
+        file.write(json.dumps({**sound, "check": check}) + "\n")
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5  # else the line above was refused for another reason
+
+
+def test_the_first_sound_ratio_wins_over_noisy_ones_of_runs_at_once(tmp_path):
+    one, other = LatencyCache(CONTEXT, tmp_path), LatencyCache(CONTEXT, tmp_path)
+    one.put("a", Ratio(0.9, 1.0))
+    assert other.put("a", Ratio(0.5)) == 0.5
+    assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from edge_compress.devices.measure.timing import Samples, Session, TimingSettings, build_timing
+from edge_compress.devices.measure.timing import Samples, TimingSession, TimingSettings, build_timing
 from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.types import Kind, Timing
@@ -18,7 +18,7 @@ def samples(rng, ms, rounds, *, wall_over_cpu=1.0, ramp=0.0, wall_ramp=0.0):
 
 
 def session(rng, baseline_ms=4.0, candidate_ms=2.0, rounds=60, **baseline):
-    return Session(
+    return TimingSession(
         baseline=samples(rng, baseline_ms, rounds, **baseline),
         candidates=(samples(rng, candidate_ms, rounds),),
         stop="converged",
@@ -94,7 +94,7 @@ def test_kept_samples_are_few_and_from_every_session():
     assert min(result.dense_samples_ms) < 4.5 < 7.5 < max(result.dense_samples_ms)
 
 
-def interrupted(result: Session, share: float) -> Session:
+def interrupted(result: TimingSession, share: float) -> TimingSession:
     """The same session with the baseline's wall time tripled in a share of the rounds."""
     base = result.baseline
     hit = np.arange(len(base.wall_ns)) < share * len(base.wall_ns)

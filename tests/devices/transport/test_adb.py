@@ -12,7 +12,6 @@ import numpy as np
 import peers
 import pytest
 from edge_compress.devices.board import Board
-from edge_compress.devices.connection import overhead_ms
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.phone.device import PhoneDevice
 from edge_compress.devices.remote import RemoteDevice
@@ -21,6 +20,7 @@ from edge_compress.devices.transport.base import BusyError
 from edge_compress.pipeline.errors import DeviceError
 from edge_compress.pipeline.types import Kind
 from faults import later, one_line
+from link_cost import overhead_ms
 from small_models import convolution
 
 pytestmark = pytest.mark.devices

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator, table_error
 from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
@@ -132,11 +133,11 @@ class Meter:
     def __init__(self) -> None:
         self.asked = 0
 
-    def ratio(self, model: bytes, pairs: int = 40) -> float:
+    def ratio(self, model: bytes) -> Ratio:
         self.asked += 1
-        return sum(0.02 + i * o / 4000 for i, o in json.loads(model)["widths"].values())
+        return Ratio(sum(0.02 + i * o / 4000 for i, o in json.loads(model)["widths"].values()))
 
-    def ratios(self, models: list[bytes]) -> list[float]:
+    def ratios(self, models: list[bytes]) -> list[Ratio]:
         return [self.ratio(model) for model in models]
 
 
@@ -188,7 +189,7 @@ class TwoBoards(Meter):
         super().__init__()
         self.together: list[int] = []
 
-    def ratios(self, models: list[bytes]) -> list[float]:
+    def ratios(self, models: list[bytes]) -> list[Ratio]:
         self.together.append(len(models))
         return super().ratios(models)
 
@@ -214,7 +215,7 @@ def test_a_guess_that_cannot_be_measured_does_not_end_the_search(make):
     wanted = [some_levels(evaluator, seed) for seed in range(3)]
 
     class Refusing(TwoBoards):
-        def ratios(self, models: list[bytes]) -> list[float]:
+        def ratios(self, models: list[bytes]) -> list[Ratio]:
             raise BuildError("a candidate", found="refused")
 
     evaluator.bench.meter = Refusing()
@@ -241,7 +242,7 @@ def test_a_candidate_is_judged_by_its_own_answers(make, images):
         assert found.accuracy == pytest.approx(float((outputs.argmax(1) == images.labels).float().mean()))
         assert found.loss == pytest.approx(float(F.cross_entropy(outputs, images.labels)), rel=1e-4)
         structure = structure_of(net, coupling, plan)
-        assert found.latency_ratio == Meter().ratio(Prober().candidate(structure))
+        assert found.latency_ratio == Meter().ratio(Prober().candidate(structure)).value
         assert found.latency_kind is Kind.MEASURED
         assert found.cost.params == sum(p.numel() for p in small.parameters())
         assert found.cost.macs == Prober().macs(structure)
@@ -344,9 +345,9 @@ def test_the_table_is_measured_once_and_estimates_are_free_then(make):
 class NoisyMeter(Meter):
     """Off by up to a tenth, by what has nothing to do with the time: the layers' names."""
 
-    def ratio(self, model: bytes, pairs: int = 40) -> float:
+    def ratio(self, model: bytes) -> Ratio:
         noise = random.Random(model).uniform(0.9, 1.1)
-        return super().ratio(model) * noise
+        return Ratio(super().ratio(model).value * noise)
 
 
 def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_path, monkeypatch):
@@ -373,7 +374,7 @@ def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_
     assert noisy[stream, 1] not in {noisy[i, 1] for i in blocks}
     for (i, level), ratio in table(Meter(), "exact").items():  # what is pooled is equal but for the noise
         plan = plan_for(knobs, tuple(level if k == i else 0 for k in range(len(knobs))), order_of(coupling), "")
-        assert ratio == pytest.approx(Meter().ratio(Prober().candidate(structure_of(net, coupling, plan))))
+        assert ratio == pytest.approx(Meter().ratio(Prober().candidate(structure_of(net, coupling, plan))).value)
 
 
 def test_an_estimate_adds_up_what_each_knob_saves(make):

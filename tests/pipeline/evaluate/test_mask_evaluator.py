@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
@@ -98,8 +99,8 @@ class Device:
     def macs(self, structure: Structure) -> int:
         return 1000
 
-    def ratio(self, candidate: bytes) -> float:
-        return RATIO
+    def ratio(self, candidate: bytes) -> Ratio:
+        return Ratio(RATIO)
 
 
 def scores(name: str = "hasa") -> ConnectionScores:

@@ -112,13 +112,13 @@ def test_what_was_not_measured_is_tagged_everywhere() -> None:
 
 
 def test_a_runtime_without_a_profiler_gives_a_note_and_no_plot(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_compress.devices.connection import RemoteModel
+    from edge_compress.devices.transport.connection import LoadedModel
     from edge_compress.pipeline.errors import UnavailableError
 
     def none(*_: object) -> None:
         raise UnavailableError("profiling", found="litert: its Python interface has no profiler")
 
-    monkeypatch.setattr(RemoteModel, "layers", none)
+    monkeypatch.setattr(LoadedModel, "layers", none)
     row = Row("dense", Percentiles(1.0, 1.0, 1.0))
     with LocalDevice().connect() as agent:
         looked, note = profiling._looked_into(agent, row, files["dense"], SETTINGS)

@@ -8,9 +8,9 @@ import torch
 from edge_compress import targets
 from edge_compress.devices.access import open_remote
 from edge_compress.devices.board import Board
+from edge_compress.devices.cluster.ray_board import RayBoard
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.pool import Pool
-from edge_compress.devices.ray_boards import RayBoard
 from edge_compress.devices.tensorrt.device import TensorRtDevice
 from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.config import Budget, Config

@@ -73,14 +73,13 @@ def test_the_package_that_works_is_taken(board, model, code):
         np.testing.assert_array_equal(loaded.run({"x": x})["y"], 2 * x)
 
 
-def test_the_newer_package_comes_first_and_its_process_serves_the_next_model(board, model):
+def test_the_newer_package_comes_first_and_its_process_serves_the_model_beside(board, model):
     with board(ai_edge_litert=WORKS, tflite_runtime=WORKS).connect() as agent:
         loaded = agent.load(model, "litert", 1)
         assert (loaded.package, loaded.version) == ("ai_edge_litert", "2.0")
-        loaded.unload(spare=True)
-        again = agent.load(model, "litert", 1)
-        assert (again.pid, again.handle) == (loaded.pid, loaded.handle + 1)
-        again.unload()
+        beside = agent.load(model, "litert", 1, None, loaded)
+        assert (beside.pid, beside.package) == (loaded.pid, "ai_edge_litert")
+        beside.unload()
         assert agent.load(model, "litert", 1).pid != loaded.pid
 
 

@@ -1,4 +1,4 @@
-"""A phone without Python: `benchmark_model` on it, asked through a transport alone. What `AgentSession` is to boards with Python.
+"""A phone without Python: `benchmark_model` on it, asked through a transport alone. What `Connection` is to boards with Python.
 
 benchmark_model (TensorFlow Lite, LiteRT) makes its own inputs, times one model in a process of its own and prints statistics.
 Source: tensorflow/lite/tools/benchmark and google-ai-edge/LiteRT; https://ai.google.dev/edge/litert/models/measurement
@@ -22,8 +22,8 @@ import numpy as np
 from ...pipeline.errors import BuildError, DeviceError, InputError, UnavailableError
 from ...pipeline.types import Kind
 from ..board import Board
-from ..tensors import Array
 from ..transport.base import BoardError, Transport, last_line
+from ..transport.connection import Array
 from . import state as phone_state
 from .benchmark_model import BenchmarkRun, parse, parse_operators
 
@@ -35,8 +35,8 @@ _LATE = 124  # exit code of `timeout`
 _DEAD = {128 + s: signal.Signals(s).name for s in (signal.SIGILL, signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)}
 
 
-class PhoneSession:
-    """A phone that is this process's; what of `AgentSession` has to do with models.
+class PhoneConnection:
+    """A phone that is this process's; what of `Connection` has to do with models.
 
     Args:
         transport: the way to it; it stays open.
@@ -66,13 +66,13 @@ class PhoneSession:
         self._at_end()
 
     def hello(self) -> dict[str, Any]:
-        """What the phone is; the keys of `agent.describe_board`, and `thermal_status` (0: cool, to 6)."""
+        """What the phone is; the keys of `describe_board`, and `thermal_status` (0: cool, to 6)."""
         self._make_folder()
         done = self.transport.run(["sh", "-c", phone_state.SCRIPT, "sh", self.transport.folder], _SHORT_S)
         return phone_state.parsed(done.stdout.decode(errors="replace")) | {"runtimes": {"benchmark_model": self._digest[:12]}}
 
     def kind(self) -> Kind:
-        """See `AgentSession.kind`: what Android's own emulator gives is emulated."""
+        """See `Connection.kind`: what Android's own emulator gives is emulated."""
         return Kind.EMULATED if self.board.emulated or self.hello()["emulated"] else Kind.MEASURED
 
     def runtime(self, name: str) -> tuple[str, str]:
@@ -201,10 +201,10 @@ class PhoneSession:
 
 
 class PhoneModel:
-    """A model's file on a phone; see `agent_session.RemoteModel`. Every request is a process of its own there."""
+    """A model's file on a phone; see `LoadedModel`. Every request is a process of its own there."""
 
     def __init__(
-        self, session: PhoneSession, name: str, data: bytes, remote: str, threads: int, affinity: tuple[int, ...] | None
+        self, session: PhoneConnection, name: str, data: bytes, remote: str, threads: int, affinity: tuple[int, ...] | None
     ) -> None:
         self._session, self.name, self._data, self.remote = session, name, data, remote
         self._flags, self._affinity = (f"--graph={remote}", f"--num_threads={threads}", "--use_xnnpack=true"), affinity
@@ -214,7 +214,7 @@ class PhoneModel:
         """Statistics of at least so many inferences and so many seconds.
 
         Raises:
-            DeviceError, BuildError: see `PhoneSession.call`.
+            DeviceError, BuildError: see `PhoneConnection.call`.
         """
         loop = (f"--num_runs={runs}", f"--min_secs={seconds:g}", "--warmup_runs=1", "--warmup_min_secs=0.1")
         return parse(self._call(loop, _LOAD_S + 10 * seconds, "measuring"))
@@ -266,7 +266,7 @@ class PhoneModel:
         text = self._call(("--num_runs=1", "--min_secs=0", "--report_peak_memory_footprint=true"), _LOAD_S, "measuring")
         return round((parse(text).memory_mb or 0.0) * (1 << 20))  # its MB are KiB / 1024
 
-    def unload(self, spare: bool = False) -> None:
+    def unload(self) -> None:
         """Nothing: it is in memory only while it runs."""
 
     def _call(self, flags: Sequence[str], deadline_s: float, what: str) -> str:

@@ -13,26 +13,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from ..pipeline.types import Kind, Timing
-from .board import Board
-from .device import Meter, Progress
-from .measure.timing import Session, TimingSettings
-from .tensors import Array
-from .transport.base import BoardError, BusyError
-
-if TYPE_CHECKING:
-    from .connection import AgentSession
+from ...pipeline.errors import EdgeCompressError, InputError, UnavailableError
+from ...pipeline.types import Kind, Timing
+from ..board import Board
+from ..device import Progress
+from ..measure.timing import Ratio, TimingSession, TimingSettings
+from ..transport.base import BoardError, BusyError
+from ..transport.connection import Array, Connection
+from .on_host import ERRORS, OnHost
 
 ADDRESS = "RAY_ADDRESS"
 START_S, SHORT_S, LONG_S = 120.0, 120.0, 600.0
-_ERRORS = {cls.__name__: cls for cls in (BusyError, BoardError, DeviceError, BuildError, UnavailableError, InputError)}
 _started: list[Any] = []
 
 
@@ -62,7 +57,7 @@ class RayBoard:
 
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
-    ) -> tuple[Session, ...]:
+    ) -> tuple[TimingSession, ...]:
         """See `device.Device.sessions`."""
         with _held(self.board) as hands:
             files = (_read(baseline), [_read(path) for path in candidates])
@@ -74,11 +69,11 @@ class RayBoard:
         return RayMeter(self.board, (baseline, runtime, threads, seed))
 
     @contextlib.contextmanager
-    def connect(self) -> Iterator[AgentSession]:
-        """An agent on the board, through its host: what of `AgentSession` has to do with models."""
+    def connect(self) -> Iterator[Connection]:
+        """An agent on the board, through its host: what of `Connection` has to do with models."""
         with _held(self.board) as hands:
             hands.ask(START_S, "open")
-            yield cast("AgentSession", _Session(hands, self.name))
+            yield cast("Connection", _RayConnection(hands, self.name))
 
 
 class RayMeter:
@@ -96,11 +91,11 @@ class RayMeter:
         """See `device.Meter.dense_ms`."""
         return float(self._ask("dense_ms"))
 
-    def ratio(self, candidate: bytes) -> float:
+    def ratio(self, candidate: bytes) -> Ratio:
         """See `device.Meter.ratio`."""
-        return float(self._ask("ratio", candidate))
+        return cast(Ratio, self._ask("ratio", candidate))
 
-    def ratios(self, candidates: Sequence[bytes]) -> list[float]:
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """See `device.Meter.ratios`."""
         return [self.ratio(candidate) for candidate in candidates]
 
@@ -120,8 +115,8 @@ class RayMeter:
             raise
 
 
-class _Session:
-    """What of an `AgentSession` has to do with models, on another host."""
+class _RayConnection:
+    """What of an `Connection` has to do with models, on another host."""
 
     def __init__(self, hands: _Hands, name: str) -> None:
         self._hands, self.name = hands, name
@@ -134,7 +129,7 @@ class _Session:
 
 
 class _Model:
-    """A `RemoteModel` on another host."""
+    """A `LoadedModel` on another host."""
 
     def __init__(self, hands: _Hands, loaded: tuple[int, str, str]) -> None:
         self._hands = hands
@@ -152,82 +147,8 @@ class _Model:
     def layers(self, runs: int, deadline_s: float) -> tuple[tuple[str, str, float], ...]:
         return tuple(self._hands.ask(deadline_s + SHORT_S, "of_model", self.handle, "layers", runs, deadline_s))
 
-    def unload(self, spare: bool = False) -> None:
-        self._hands.ask(SHORT_S, "of_model", self.handle, "unload", spare)
-
-
-class OnHost:
-    """The actor: what a board's host does for it. Errors come back as (class, text): they are no exceptions of Ray's."""
-
-    def __init__(self, board: Board) -> None:
-        from .access import open_remote
-
-        self.device = open_remote(board)
-        self.folder = tempfile.TemporaryDirectory(prefix="edge-compress-")
-        self.stack = contextlib.ExitStack()
-        self.models: dict[int, Any] = {}
-
-    def ask(self, what: str, given: tuple[Any, ...]) -> tuple[str, Any]:
-        """("", the answer), or (class of an error, its text)."""
-        try:
-            return "", getattr(self, f"_{what}")(*given)
-        except EdgeCompressError as error:
-            return next((name for name, cls in _ERRORS.items() if isinstance(error, cls)), "DeviceError"), str(error)
-
-    def _ready(self) -> None:
-        """It has started."""
-
-    def _facts(self, runtime: str, threads: int) -> dict[str, str]:
-        return self.device.facts(runtime, threads)
-
-    def _measure(self, baseline: tuple[str, bytes], candidate: tuple[str, bytes], settings: TimingSettings) -> Timing:
-        return self.device.measure(self._file(baseline), self._file(candidate), settings)
-
-    def _sessions(
-        self, baseline: tuple[str, bytes], candidates: list[tuple[str, bytes]], settings: TimingSettings
-    ) -> tuple[Session, ...]:
-        return self.device.sessions(self._file(baseline), [self._file(one) for one in candidates], settings)
-
-    def _meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> None:
-        self.its_meter: Meter = self.device.meter(baseline, runtime, threads, seed)
-
-    def _dense_ms(self) -> float:
-        return self.its_meter.dense_ms
-
-    def _ratio(self, candidate: bytes) -> float:
-        return self.its_meter.ratio(candidate)
-
-    def _open(self) -> None:
-        self.session = self.stack.enter_context(self.device.connect())
-
-    def _kind(self) -> str:
-        return str(self.session.kind())
-
-    def _load(
-        self, file: tuple[str, bytes], runtime: str, threads: int, affinity: tuple[int, ...] | None
-    ) -> tuple[int, str, str]:
-        model = self.session.load(self._file(file), runtime, threads, affinity)
-        self.models[model.handle] = model
-        return model.handle, model.package, model.version
-
-    def _of_model(self, handle: int, what: str, *given: object) -> Any:
-        return getattr(self.models[handle], what)(*given)
-
-    def _end(self) -> None:
-        """Leave nothing running on the board."""
-        with contextlib.suppress(AttributeError):
-            self.its_meter.close()
-        self.stack.close()
-        self.device.close()
-        self.folder.cleanup()
-
-    def _file(self, file: tuple[str, bytes]) -> Path:
-        name, data = file
-        path = Path(self.folder.name) / sha256(data).hexdigest()[:16] / name
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-        return path
+    def unload(self) -> None:
+        self._hands.ask(SHORT_S, "of_model", self.handle, "unload")
 
 
 class _Hands:
@@ -264,7 +185,7 @@ class _Hands:
                 do="see ray status",
             ) from error
         if failed:
-            raise _ERRORS[failed](answer)
+            raise ERRORS[failed](answer)
         return answer
 
     def release(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -11,21 +11,23 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from ..pipeline.types import Kind
-from . import agent as agent_file
-from .agent import Refusal
-from .tensors import Array, packed, unpacked
-from .transport.base import AgentEnded, BoardError, Stream, Transport
-from .worker import random_input
+from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
+from ...pipeline.types import Kind
+from ..agent import tensors
+from ..agent.main import WRONG_FILE
+from .agent_file import packed_agent
+from .base import AgentEnded, BoardError, Stream, Transport
+
+Array = NDArray[Any]
 
 _CHUNK = 4 << 20  # bytes of a model sent at once
 IDLE_S = 90  # without a request, until the agent ends itself
 _START_S, _SHORT_S, _LOAD_S, _SEND_S = 40.0, 20.0, 120.0, 120.0
 
 
-class AgentSession:
+class Connection:
     """A running agent on a board. Starting it sends the agent's file only where the board does not have it yet.
 
     Args:
@@ -48,18 +50,17 @@ class AgentSession:
         emulated: bool = False,
     ) -> None:
         self.transport, self.name, self._at_end, self._emulated = transport, name, at_end, emulated
-        source = Path(agent_file.__file__)
-        digest = sha256(source.read_bytes()).hexdigest()
-        remote = f"{transport.folder}/agent-{digest[:16]}.py"
+        data, digest = packed_agent()
+        remote = f"{transport.folder}/agent-{digest[:16]}.pyz"
         options = [f"--folder={transport.folder}", f"--idle={IDLE_S}", f"--digest={digest}"]
         command = [python, remote, *options]
         self.agent_sent = False
         try:
             self.stream: Stream = transport.open(command, _START_S)
         except AgentEnded as ended:
-            if ended.code not in (2, agent_file.WRONG_FILE):  # 2: Python finds no such file
+            if ended.code not in (0, 1, 2, WRONG_FILE):  # 2: Python finds no such file; 0, 1: an empty or damaged one
                 raise
-            self._send_agent(source, remote)
+            self._send_agent(data, remote)
             self.stream = transport.open(command, _START_S)
 
     def __enter__(self) -> Self:
@@ -77,7 +78,7 @@ class AgentSession:
         self._at_end()
 
     def ask(self, request: dict[str, Any], deadline_s: float, what: str, payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """The agent's answer to a request of agent.py.
+        """The agent's answer to a request; see the agent's package.
 
         Raises:
             DeviceError: the board failed, or the model did: killed, out of memory, too slow.
@@ -91,7 +92,7 @@ class AgentSession:
         raise _refused(str(answer["kind"]), str(answer["error"]), self.name, what, deadline_s)
 
     def hello(self) -> dict[str, Any]:
-        """What the board is; see `agent.describe_board`."""
+        """What the board is; see `describe_board` of the agent."""
         return self.ask({"op": "hello"}, _SHORT_S, "asking what it is")[0]
 
     def kind(self) -> Kind:
@@ -135,34 +136,50 @@ class AgentSession:
         """Remove a file from the board."""
         self.ask({"op": "drop", "sha256": digest}, _SHORT_S, "removing a file")
 
-    def load(self, path: Path, runtime: str, threads: int, affinity: tuple[int, ...] | None = None) -> RemoteModel:
-        """A model in a process of its own on the board, its file sent where needed."""
-        return self.load_digest(self.put(path)[0], path.name, runtime, threads, affinity)
+    def load(
+        self,
+        path: Path,
+        runtime: str,
+        threads: int,
+        affinity: tuple[int, ...] | None = None,
+        beside: LoadedModel | None = None,
+    ) -> LoadedModel:
+        """A model on the board, its file sent where needed, in a process of its own or in that of a model it is timed with."""
+        return self.load_digest(self.put(path)[0], path.name, runtime, threads, affinity, beside)
 
     def load_digest(
-        self, digest: str, name: str, runtime: str, threads: int, affinity: tuple[int, ...] | None = None
-    ) -> RemoteModel:
-        """The same of a file that is there."""
-        pins = affinity and list(affinity)
-        request = {"op": "load", "sha256": digest, "runtime": runtime, "threads": threads, "affinity": pins}
+        self,
+        digest: str,
+        name: str,
+        runtime: str,
+        threads: int,
+        affinity: tuple[int, ...] | None = None,
+        beside: LoadedModel | None = None,
+    ) -> LoadedModel:
+        """A model whose file is on the board already; see `load`."""
+        about = {"sha256": digest, "runtime": runtime, "threads": threads, "affinity": affinity and list(affinity)}
+        request = {"op": "load", **about, "beside": beside and beside.handle}
         answer, _ = self.ask(request, _LOAD_S, f"loading {name}")
-        return RemoteModel(self, name, answer)
+        return LoadedModel(self, name, answer)
 
-    def _send_agent(self, source: Path, remote: str) -> None:
+    def _send_agent(self, data: bytes, remote: str) -> None:
         folder = self.transport.folder
         self._do(["mkdir", "-p", folder])
-        try:
-            self.transport.push(source, f"{remote}.part", _SEND_S)
-        except BoardError as error:
-            free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp gives no reason
-            if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * source.stat().st_size:
-                raise BoardError(
-                    f"board {self.name}: {folder}",
-                    found=f"its disk is full, {int(free[0])} KiB free",
-                    expected="space for the agent and the model files",
-                    do="remove files there, or set `folder` in the board's file",
-                ) from error
-            raise
+        with tempfile.NamedTemporaryFile(prefix="agent-", suffix=".pyz") as source:
+            source.write(data)
+            source.flush()
+            try:
+                self.transport.push(Path(source.name), f"{remote}.part", _SEND_S)
+            except BoardError as error:
+                free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp gives no reason
+                if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * len(data):
+                    raise BoardError(
+                        f"board {self.name}: {folder}",
+                        found=f"its disk is full, {int(free[0])} KiB free",
+                        expected="space for the agent and the model files",
+                        do="remove files there, or set `folder` in the board's file",
+                    ) from error
+                raise
         self._do(["mv", f"{remote}.part", remote])
         self.agent_sent = True
 
@@ -177,11 +194,11 @@ class AgentSession:
             )
 
 
-class RemoteModel:
-    """A model loaded on a board, in a process of its own there."""
+class LoadedModel:
+    """A model loaded on a board."""
 
-    def __init__(self, session: AgentSession, name: str, loaded: dict[str, Any]) -> None:
-        self._session, self.name = session, name
+    def __init__(self, connection: Connection, name: str, loaded: dict[str, Any]) -> None:
+        self._connection, self.name = connection, name
         self.handle, self.pid = int(loaded["handle"]), int(loaded["pid"])
         self.package, self.version = str(loaded["package"]), str(loaded["version"])
         self.inputs = list(loaded["inputs"])
@@ -192,22 +209,26 @@ class RemoteModel:
         Raises:
             DeviceError: the inference failed, or the outputs are not as long as their shapes say.
         """
-        heads, payload = packed(feeds)
+        heads, payload = tensors.packed(feeds)
         request = {"op": "run", "handle": self.handle, "tensors": heads}
-        answer, data = self._session.ask(request, deadline_s, f"running {self.name}", payload)
-        return unpacked(answer["tensors"], data, self._session.name, self.name)
+        answer, data = self._connection.ask(request, deadline_s, f"running {self.name}", payload)
+        try:
+            return tensors.unpacked(answer["tensors"], data)
+        except tensors.SizeError as error:
+            raise DeviceError(
+                f"board {self._connection.name}: outputs of {self.name}",
+                found=f"{error.found} bytes",
+                expected=f"{error.expected} bytes",
+                do="they were cut off; run the same command again",
+            ) from error
 
     def feed_random(self, seed: int) -> None:
-        """Put the same inputs in place as worker.py measures with, and run once.
+        """Put inputs in place, the same for the same seed, and run once.
 
         Raises:
             BuildError: an input has a shape or type that cannot be made up.
         """
-        try:
-            feeds = {i["name"]: random_input(i["name"], i["kind"], i["shape"], seed + n) for n, i in enumerate(self.inputs)}
-        except Refusal as refusal:
-            raise BuildError(f"the model {self.name} cannot be measured", found=str(refusal)) from refusal
-        self.run(feeds)
+        self.run({i["name"]: _random_input(self.name, i, seed + n) for n, i in enumerate(self.inputs)})
 
     def layers(self, runs: int, deadline_s: float) -> tuple[tuple[str, str, float], ...]:
         """(operator, its kind, nanoseconds) in the order they ran, by the runtime's own profiler.
@@ -216,17 +237,17 @@ class RemoteModel:
             UnavailableError: the runtime has none.
         """
         request = {"op": "layers", "handle": self.handle, "runs": runs}
-        answer, _ = self._session.ask(request, deadline_s, f"profiling {self.name}")
+        answer, _ = self._connection.ask(request, deadline_s, f"profiling {self.name}")
         return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
 
     def peak_rss_bytes(self) -> int:
         """Peak resident memory of its process, 0 where the board does not tell."""
-        answer, _ = self._session.ask({"op": "memory", "handle": self.handle}, _SHORT_S, f"measuring {self.name}")
+        answer, _ = self._connection.ask({"op": "memory", "handle": self.handle}, _SHORT_S, f"measuring {self.name}")
         return int(answer["peak_rss_bytes"])
 
-    def unload(self, spare: bool = False) -> None:
-        """End its process on the board, or with `spare` keep it for the next model of the runtime."""
-        self._session.ask({"op": "unload", "handle": self.handle, "spare": spare}, _SHORT_S, f"unloading {self.name}")
+    def unload(self) -> None:
+        """Give its memory back; its process on the board ends with the last of its models."""
+        self._connection.ask({"op": "unload", "handle": self.handle}, _SHORT_S, f"unloading {self.name}")
 
 
 def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> EdgeCompressError:
@@ -249,11 +270,24 @@ def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> 
     return (BoardError if kind == "disk" else DeviceError)(where, found=found, expected=expected, do=do.get(kind, ""))
 
 
-def overhead_ms(agent: AgentSession, requests: int = 200) -> float:
-    """Median milliseconds of a request that does nothing on the board: what the link and the agent cost."""
-    spent = []
-    for _ in range(requests):
-        started = time.perf_counter()
-        agent.stream.ask({"op": "ping"}, _SHORT_S, "a request without work")
-        spent.append(time.perf_counter() - started)
-    return float(np.median(spent)) * 1e3
+def _random_input(model: str, entry: dict[str, Any], seed: int) -> Array:
+    """Seeded values of an input's own type and shape; a free first dimension (the batch) is 1.
+
+    Raises:
+        BuildError: no values can be made up for it.
+    """
+    what, shape = f"the model {model} cannot be measured", entry["shape"]
+    sizes = [1 if n == 0 and not isinstance(s, int) else s for n, s in enumerate(shape)]
+    if not all(isinstance(s, int) and s > 0 for s in sizes):
+        found = f"input {entry['name']} of shape {shape}"
+        raise BuildError(what, found=found, expected="sizes, of which only the first may be free")
+    rng = np.random.default_rng(seed)
+    kind, floats = entry["kind"], {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+    if kind in floats:
+        return rng.standard_normal(sizes).astype(floats[kind])
+    if kind == "tensor(uint8)":
+        return rng.integers(0, 256, sizes, dtype=np.uint8)
+    if kind == "tensor(int8)":
+        return rng.integers(-128, 128, sizes, dtype=np.int8)
+    found = f"input {entry['name']} of type {kind}"
+    raise BuildError(what, found=found, expected="float, float16, double, uint8 or int8")
