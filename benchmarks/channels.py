@@ -37,7 +37,7 @@ from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph.knobs import plan_for
-from edge_compress.pipeline.graph.structure import structure_of
+from edge_compress.pipeline.graph.surgery import structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.network.cost import cost_of

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from curvature_cost import batches
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.graph.coupling import IN, OUT, Coupling, couple
+from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.network.exact_mode import weight_layers
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
@@ -53,13 +53,9 @@ def unit_estimates(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labe
     yield from linearised(net, coupling, inputs, labels)
     weights = {name: layer.weight for name, layer in weight_layers(net).items()}
     diagonal = curvature.gauss_newton(net, images)
-    members = {
-        g: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in u]
-        for g, u in coupling.units.items()
-    }
     for lam in (0.5, 1.0):
         scores = hasa.score("hasa", weights, diagonal, lam)
-        yield f"sum over connections, lambda {lam}", {g: hasa.unit_scores(scores, m) for g, m in members.items()}
+        yield f"sum over connections, lambda {lam}", {g: hasa.unit_scores(scores, units) for g, units in coupling.units.items()}
 
 
 def linearised(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Values]]:
@@ -116,7 +112,7 @@ def channels_part(net: fx.GraphModule, inputs: Tensor, labels: Tensor, folder: P
     rows: list[Row] = []
     for name, found in unit_estimates(net, coupling, inputs[:seen], labels[:seen]):
         row: Row = {"score": name}
-        for kind in ("inner", "stream"):
+        for kind in ("inner", "coupled"):
             chosen = {g: v for g, v in whole.items() if kinds[g] == kind}
             row[kind] = agreement(found, chosen)[0] if chosen else None
         row["within"], row["pooled"] = agreement(found, whole)

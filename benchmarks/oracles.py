@@ -86,7 +86,7 @@ def leave_one_out(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each image by the dense network, and by the network without each unit of each channel group.
 
-    A unit goes as in the product: zeros at all of its members (`surgery.masked`). Nothing makes up for it: no compensation, no
+    A unit goes as in the product: zeros at all of its slices (`surgery.masked`). Nothing makes up for it: no compensation, no
     BatchNorm statistics taken anew. Layers in front of the unit are computed once for all units.
 
     Args:
@@ -111,7 +111,7 @@ def leave_one_out(
                 for gone, unit in enumerate(units):
                     kept = tuple(i for i in range(len(units)) if i != gone)
                     rest = _Rest(masked(net, coupling, Plan(Pattern.CHANNEL, "", {name: kept})))
-                    logits = rest.finish(known, {member.layer for member in unit.members})
+                    logits = rest.finish(known, {part.layer for part in unit.slices})
                     losses.append(F.cross_entropy(logits.double(), y, reduction="none"))
                     tell()
                 without[name].append(torch.stack(losses))

@@ -28,8 +28,8 @@ from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.search import search
 from edge_compress.pipeline.search.problem import SearchSettings
+from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.types import Candidate, Precision, SearchResult
 

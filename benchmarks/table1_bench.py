@@ -19,7 +19,7 @@ from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
 from edge_compress.pipeline.evaluate.evaluation_context import moments
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_images import reward_images
-from edge_compress.pipeline.graph.coupling import residual_branches
+from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on

@@ -212,7 +212,7 @@ def _search(
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "3", settings, (subject_key,))
+    ranking_stage = run.folder.stage("sensitivity", "4", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}

@@ -117,7 +117,7 @@ class Group:
     """
 
     name: str  # the first layer that produces it, e.g. "layer1.0.conv1"; blocks: "block:layer1.0.conv2"
-    kind: str  # "inner", "stream" (carried by a residual stream) or "block"
+    kind: str  # "inner", "coupled" (an addition takes its channels from several layers: shortcut-coupled) or "block"
     size: int
     producers: tuple[str, ...]  # layers that lose output channels
     consumers: tuple[str, ...]  # layers that lose input channels
@@ -131,6 +131,7 @@ class Knob:
     kind: str  # the group's kind, or "layer": its units are connections
     size: int  # units in the dense network
     kept: tuple[int, ...]  # allowed counts, falling; kept[0] == size; what the target's limits leave
+    block: str | None = None  # the block that the group lies inside of: once it is removed, this knob decides nothing
 
     def level(self, removed: float) -> int:
         """The level that removes nearest to this share of the units, the lowest scored ones.
@@ -148,7 +149,7 @@ class Sensitivity:
     score: str  # name in hasa.SCORES
     lambda_: float
     order: dict[str, tuple[int, ...]]  # channel group -> its units, highest score first
-    tried: tuple[tuple[float, float], ...] = ()  # (lambda, one-shot accuracy on the search split)
+    tried: tuple[tuple[float, float], ...] = ()  # (lambda, one-shot accuracy on the search split minus 0.001 times the loss)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Plan:
     score: str
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)  # group name -> kept unit indices, rising
     removed_blocks: tuple[str, ...] = ()  # names of block groups
-    thresholds: dict[str, float] = field(default_factory=dict)  # group or layer -> share removed
+    removed_share: dict[str, float] = field(default_factory=dict)  # group or layer -> share of its units removed
     masks: FileRef | None = None  # weight patterns: safetensors of uint8 0/1 per layer
 
 

@@ -20,10 +20,9 @@ from torch import fx, nn
 
 from ...targets.base import Structure
 from ..errors import BuildError, DeviceError
-from ..graph.coupling import IN, Coupling
+from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
-from ..graph.structure import structure_of
-from ..graph.surgery import cuts, prune
+from ..graph.surgery import cuts, prune, structure_of
 from ..reconstruct.least_squares import stitched_weight
 from ..types import Candidate, Kind, Knob, ModelCost, Plan
 from .candidate_graph import CandidateGraph
@@ -116,7 +115,7 @@ class StitchedEvaluator:
         gone = cuts(self.coupling, plan.kept)
         weights = {}
         for name, module in self.net.named_modules():
-            missing = gone.get((name, IN))
+            missing = gone.get((f"{name}.weight", 1))
             if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.bench.moments:
                 weights[name] = self._stitched(name, module, missing)
         small = prune(self.net, self.coupling, plan, weights).eval()
@@ -135,12 +134,11 @@ class StitchedEvaluator:
         Knobs inside a removed block change nothing. Savings are taken as shares of what is left, so that the estimate stays
         positive however many knobs are turned.
         """
-        gone = {k.name.removeprefix("block:") for k, level in zip(self.knobs, levels, strict=True) if k.kind == "block" and level}
-        inside = {g for name in gone for g in self.coupling.blocks[f"block:{name}"].layers}
+        gone = {k.name for k, level in zip(self.knobs, levels, strict=True) if k.kind == "block" and level}
         dense = self._entry(-1, 0)
         saved = 0.0
         for i, (knob, level) in enumerate(zip(self.knobs, levels, strict=True)):
-            if level and not (knob.kind == "inner" and knob.name in inside):
+            if level and knob.block not in gone:
                 saved += dense - self._entry(i, level)
         return max(dense - saved, 0.05 * dense)
 

@@ -12,10 +12,11 @@ SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before roun
 
 
 def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
-    """The decisions of the search, fenced by the target's limits: every setting of them can be built.
+    """The decisions of the search within the target's limits: every setting of them can be built.
 
     Kept counts are multiples of `limits.channel_multiple` (or the dense count). A group with one choice has no knob.
     """
+    block_of = {group: block.name for block in coupling.blocks.values() for group in block.groups}
     found = []
     for group in coupling.groups:
         if group.kind == "block":
@@ -25,7 +26,7 @@ def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
             counts = {max(step, round(group.size * share / step) * step) for share in SHARES[1:]}
             kept = (group.size, *sorted((c for c in counts if c < group.size), reverse=True))
         if len(kept) > 1:
-            found.append(Knob(group.name, group.kind, group.size, kept))
+            found.append(Knob(group.name, group.kind, group.size, kept, block_of.get(group.name)))
     return tuple(found)
 
 
@@ -38,12 +39,12 @@ def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[st
         order: group -> its units, highest score first.
         score: name of the score that gave the order, for the record.
     """
-    kept, blocks, thresholds = {}, [], {}
+    kept, blocks, removed = {}, [], {}
     for knob, level in zip(knobs, levels, strict=True):
         count = knob.kept[level]
-        thresholds[knob.name] = 1.0 - count / knob.size
+        removed[knob.name] = 1.0 - count / knob.size
         if knob.kind == "block":
             blocks += [knob.name] if count == 0 else []
         elif count < knob.size:
             kept[knob.name] = tuple(sorted(order[knob.name][:count]))
-    return Plan(Pattern.CHANNEL, score, kept, tuple(blocks), thresholds)
+    return Plan(Pattern.CHANNEL, score, kept, tuple(blocks), removed)

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...targets.base import Structure
 from ..errors import BuildError
 from ..types import Pattern, Plan
-from .coupling import IN, NORM, OUT, Coupling
+from .coupling import Coupling
 from .trace import is_relu
 
 Kept = Mapping[str, tuple[int, ...]]  # group name -> kept unit indices, rising
 
 
 def cuts(coupling: Coupling, kept: Kept) -> dict[tuple[str, int], set[int]]:
-    """Channels that go: (layer, role) -> indices."""
+    """Positions that go: (parameter, axis) -> indices."""
     gone: dict[tuple[str, int], set[int]] = {}
     for name, stay in kept.items():
         units = coupling.units[name]
@@ -31,9 +32,25 @@ def cuts(coupling: Coupling, kept: Kept) -> dict[tuple[str, int], set[int]]:
                 f"plan of group {name}", found=f"{len(stay)} kept units", expected=f"1..{len(units)} of 0..{len(units) - 1}"
             )
         for unit in sorted(set(range(len(units))) - set(stay)):
-            for member in units[unit].members:
-                gone.setdefault((member.layer, member.role), set()).add(member.index)
+            for part in units[unit].slices:
+                gone.setdefault((part.parameter, part.axis), set()).update(part.indices)
     return gone
+
+
+def structure_of(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> Structure:
+    """Shape of the planned network: the kept inputs and outputs of every layer that is left and that some plan could change."""
+    gone = cuts(coupling, plan.kept)
+    dropped = {layer for name in plan.removed_blocks for layer in coupling.blocks[name].layers}
+    widths = {}
+    for name in coupling.layers:
+        module = net.get_submodule(name)
+        if not isinstance(module, nn.Conv2d | nn.Linear) or name in dropped:
+            continue
+        ins = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        lost_outs, lost_ins = (len(gone.get((f"{name}.weight", axis), ())) for axis in (0, 1))
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1  # its outputs are its inputs
+        widths[name] = (ins - (lost_outs if depthwise else lost_ins), len(module.weight) - lost_outs)
+    return Structure(widths, tuple(coupling.blocks[name].tail for name in plan.removed_blocks))
 
 
 def prune(
@@ -43,9 +60,9 @@ def prune(
 
     Args:
         net: canonical network.
-        coupling: what `groups.couple(net)` found.
+        coupling: what `couple(net)` found.
         plan: a plan of pattern "channel".
-        weights: for some layers, a weight that already has only the kept *inputs* (a compensated one), all outputs.
+        weights: for some layers, a weight that already has only the kept *inputs* (a reconstructed one), all outputs.
 
     Raises:
         BuildError: the plan does not fit the network.
@@ -53,37 +70,35 @@ def prune(
     if plan.pattern is not Pattern.CHANNEL:
         raise BuildError("surgery removes channels and blocks", found=f"a plan of pattern {plan.pattern}", expected="channel")
     small = _without_blocks(net, coupling, plan.removed_blocks)
-    gone = cuts(coupling, plan.kept)
-    for name, module in list(small.named_modules()):
-        outs, ins, norm = (gone.get((name, role), set()) for role in (OUT, IN, NORM))
-        given = (weights or {}).get(name)
-        if isinstance(module, nn.Conv2d | nn.Linear) and (outs or ins or given is not None):
-            _replace(small, name, _cut_layer(module, outs, ins, given))
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and norm:
-            _replace(small, name, _cut_norm(module, norm))
+    modules, given = dict(small.named_modules()), weights or {}
+    for name, weight in given.items():
+        if name in modules:
+            _put(modules[name], "weight", weight)
+    for (parameter, axis), indices in cuts(coupling, plan.kept).items():
+        layer, _, own = parameter.rpartition(".")
+        if layer in modules and not (axis == 1 and layer in given):
+            tensor = getattr(modules[layer], own)
+            _put(modules[layer], own, tensor.index_select(axis, _stay(tensor.shape[axis], indices).to(tensor.device)))
+    for module in modules.values():
+        _fit_sizes(module)
     return small
 
 
 def masked(net: fx.GraphModule, coupling: Coupling, plan: Plan) -> fx.GraphModule:
     """The network with zeros where the plan removes: same function as `prune`, same size as before."""
     same = copy.deepcopy(net)
-    gone = cuts(coupling, plan.kept)
+    tensors = {**dict(same.named_parameters()), **dict(same.named_buffers())}
     with torch.no_grad():
-        for (name, role), indices in gone.items():
-            module, where = same.get_submodule(name), torch.tensor(sorted(indices))
-            if role == IN:
-                module.weight[:, where] = 0.0  # type: ignore[operator]
-                continue
-            module.weight[where] = 0.0  # type: ignore[operator]
-            if isinstance(module.bias, torch.Tensor):
-                module.bias[where] = 0.0
+        for (parameter, axis), indices in cuts(coupling, plan.kept).items():
+            tensor = tensors[parameter]
+            tensor.index_fill_(axis, torch.tensor(sorted(indices), device=tensor.device), 0.0)
+        nodes = {n.name: n for n in same.graph.nodes}
         for name in plan.removed_blocks:
             block = coupling.blocks[name]
-            addition = next(n for n in same.graph.nodes if n.name == block.addition)
-            end = next(a for a in addition.all_input_nodes if a.name != block.shortcut)
+            addition, branch = nodes[block.addition], nodes[block.branch]
             with same.graph.inserting_before(addition):
-                zero = same.graph.call_function(torch.zeros_like, (end,))
-            addition.replace_input_with(end, zero)
+                zero = same.graph.call_function(torch.zeros_like, (branch,))
+            addition.replace_input_with(branch, zero)
     same.recompile()
     return same
 
@@ -116,57 +131,28 @@ def check_equivalence(net: fx.GraphModule, coupling: Coupling, plan: Plan, image
     return difference
 
 
-def _replace(net: fx.GraphModule, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)
-
-
 def _stay(count: int, gone: Iterable[int]) -> torch.Tensor:
     keep = torch.ones(count, dtype=torch.bool)
     keep[list(gone)] = False
     return keep.nonzero().flatten()
 
 
-def _cut_layer(layer: nn.Conv2d | nn.Linear, outs: set[int], ins: set[int], given: torch.Tensor | None) -> nn.Conv2d | nn.Linear:
-    full = layer.weight.detach()
-    rows = _stay(full.shape[0], outs)
-    weight = given if given is not None else full[:, _stay(full.shape[1], ins)] if ins else full
-    weight = weight[rows].to(full.device).clone()
-    bias = layer.bias is not None
-    new: nn.Conv2d | nn.Linear
-    if isinstance(layer, nn.Linear):
-        new = nn.Linear(weight.shape[1], weight.shape[0], bias, device="meta")
-    else:
-        groups = weight.shape[0] if layer.groups > 1 else 1
-        new = nn.Conv2d(
-            weight.shape[1] * groups,
-            weight.shape[0],
-            cast(tuple[int, int], layer.kernel_size),
-            cast(tuple[int, int], layer.stride),
-            cast(tuple[int, int] | str, layer.padding),
-            cast(tuple[int, int], layer.dilation),
-            groups,
-            bias,
-            layer.padding_mode,
-            device="meta",
-        )
-    new.weight = nn.Parameter(weight)
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.detach()[rows].clone())
-    return new.train(layer.training)
+def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    own = tensor.detach().to(getattr(module, name).device).clone()
+    setattr(module, name, nn.Parameter(own) if name in module._parameters else own)
 
 
-def _cut_norm(norm: nn.BatchNorm2d | nn.BatchNorm1d, gone: set[int]) -> nn.Module:
-    stay = _stay(norm.num_features, gone)
-    new = type(norm)(len(stay), norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    with torch.no_grad():
-        for name, tensor in list(norm.named_parameters()) + list(norm.named_buffers()):
-            cut = tensor.detach()[stay].clone() if tensor.ndim else tensor.detach().clone()
-            if name in new._parameters:
-                new._parameters[name] = nn.Parameter(cut)
-            else:
-                new._buffers[name] = cut
-    return new.train(norm.training)
+def _fit_sizes(module: nn.Module) -> None:
+    """Set the attributes in which a module keeps the sizes of its parameters."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        if module.groups == module.in_channels == module.out_channels != 1:  # depthwise
+            module.groups = len(module.weight)
+        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+    elif isinstance(module, _BatchNorm):
+        sizes = [len(t) for t in (*module.parameters(), *module.buffers()) if t.ndim]
+        module.num_features = sizes[0] if sizes else module.num_features
 
 
 def _without_blocks(net: fx.GraphModule, coupling: Coupling, names: tuple[str, ...]) -> fx.GraphModule:
@@ -174,12 +160,12 @@ def _without_blocks(net: fx.GraphModule, coupling: Coupling, names: tuple[str, .
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(net.graph, copies))
+    nodes = {node.name: copied for node, copied in copies.items()}
     for name in names:
         block = coupling.blocks[name]
-        addition = next(copies[n] for n in net.graph.nodes if n.name == block.addition)
-        tail = copies[next(n for n in net.graph.nodes if n.op == "call_module" and n.target == block.tail)]
+        addition = nodes[block.addition]
         # Read from the addition as it is now: an earlier block's removal may have put another node in the shortcut's place.
-        shortcut = next(a for a in addition.all_input_nodes if not reaches(a, tail))
+        shortcut = next(a for a in addition.all_input_nodes if a is not nodes[block.branch])
         users = list(addition.users)
         addition.replace_all_uses_with(shortcut)
         graph.erase_node(addition)
@@ -191,16 +177,3 @@ def _without_blocks(net: fx.GraphModule, coupling: Coupling, names: tuple[str, .
     small.delete_all_unused_submodules()
     small.recompile()
     return copy.deepcopy(small)
-
-
-def reaches(node: fx.Node, target: fx.Node) -> bool:
-    """Whether `target` is `node` or lies before it within its own branch."""
-    queue, seen = [node], set()
-    while queue:
-        current = queue.pop()
-        if current is target:
-            return True
-        if current not in seen and len(current.users) <= 1:
-            seen.add(current)
-            queue.extend(current.all_input_nodes)
-    return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import InputError
 
 LAYERS = (nn.Conv2d, nn.Linear)
+_TRAINING = {  # functions that are the identity unless told that they train -> position and default of that argument
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout), (2, True)),
+}
+_TRAINING_BY_NAME = {"stochastic_depth": (3, True), "drop_path": (2, False)}  # of torchvision and timm
 
 
 def canonical(module: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
     """The network as a traced graph with explicit channel changes, in eval mode; computes the same function.
 
-    The argument is left as it is. Submodule names stay; inserted convolutions are called `shortcut_<n>`.
+    The argument is left as it is. Submodule names stay; inserted convolutions are called `shortcut_<n>`. What is the identity in
+    eval mode and was traced so (stochastic depth, functional dropout, `nn.Identity`) is taken out.
 
     Args:
         module: the trained network.
@@ -38,7 +44,7 @@ def canonical(module: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphM
     """
     net = copy.deepcopy(module).eval()
     try:
-        traced = fx.symbolic_trace(net)
+        traced = fx.GraphModule(net, _Tracer().trace(net), type(net).__name__)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -48,6 +54,7 @@ def canonical(module: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphM
             do="move the branch out of forward, or give a factory that fixes it",
         ) from error
     _reject_sharing(traced)
+    _drop_identities(traced)
     propagate_shapes(traced, image_shape)
     _selections_for_padding(traced)
     propagate_shapes(traced, image_shape)
@@ -73,7 +80,7 @@ def layer_nodes(net: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Conv2d | nn.L
     """Convolutions and linear layers in the order they run."""
     modules = dict(net.named_modules())
     for node in net.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], LAYERS):
+        if node.op == "call_module" and is_layer(modules[str(node.target)]):
             yield node, modules[str(node.target)]
 
 
@@ -82,13 +89,24 @@ def submodule(net: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return net.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def is_layer(module: nn.Module | None) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    """Whether a module is a convolution or a linear layer."""
+    return isinstance(module, LAYERS)
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def is_add(node: fx.Node) -> bool:
-    """Whether a node adds two tensors."""
+    """Whether a node adds two tensors, the second one possibly scaled (`alpha`)."""
     if node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add):
         pass
     elif not (node.op == "call_method" and node.target in ("add", "add_")):
         return False
-    return len(node.args) == 2 and all(isinstance(a, fx.Node) and shape_of(a) for a in node.args)
+    operands = argument(node, 0, "input"), argument(node, 1, "other")
+    return all(isinstance(a, fx.Node) and shape_of(a) for a in operands)
 
 
 def is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
@@ -98,6 +116,28 @@ def is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in (F.relu, torch.relu, F.relu_)
     return node.op == "call_method" and node.target in ("relu", "relu_")
+
+
+class _Tracer(fx.Tracer):
+    """Keeps subclasses of torch's layers whole where they compute what their base computes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        base = next((c for c in type(m).__mro__ if c.__module__.startswith("torch.nn.modules.")), nn.Module)
+        own = [getattr(type(m), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")]
+        inherits = base not in (nn.Module, nn.Sequential) and all(own) and next(m.children(), None) is None
+        return inherits or super().is_leaf_module(m, module_qualified_name)
+
+
+def _drop_identities(net: fx.GraphModule) -> None:
+    for node in list(net.graph.nodes):
+        training = _TRAINING.get(node.target) or _TRAINING_BY_NAME.get(getattr(node.target, "__name__", ""))
+        idle = (
+            node.op == "call_function" and training is not None and argument(node, training[0], "training", training[1]) is False
+        )
+        if idle or isinstance(submodule(net, node), nn.Identity):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            net.graph.erase_node(node)
+    net.recompile()
 
 
 def _where(error: Exception, module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from ..evaluate.evaluation_context import Bench
 from ..evaluate.mask_evaluator import MaskEvaluator
 from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
-from ..graph.coupling import residual_branches
+from ..graph.blocks import residual_branches
 from ..graph.mask_knobs import mask_knobs, masks_for, selections
 from ..reconstruct.least_squares import sequential_masked
 from ..reconstruct.memory import affordable
@@ -59,7 +59,7 @@ class Masks:
             path = stage.folder / "masks.safetensors"
             atomic_write(path, save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
             removed = {k.name: 1.0 - k.kept[level] / k.size for k, level in zip(self.knobs, levels, strict=True)}
-            plan = Plan(self.pattern, self.scores.name, thresholds=removed, masks=file_ref(path, self.root))
+            plan = Plan(self.pattern, self.scores.name, removed_share=removed, masks=file_ref(path, self.root))
             stage.finish(plan)
         return plan
 

@@ -19,8 +19,9 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from ..graph.coupling import OUT, Block, Coupling
-from ..graph.surgery import cuts, prune, reaches
+from ..graph.coupling import Coupling
+from ..graph.surgery import cuts, prune
+from ..graph.units import Block
 from ..score.layer_inputs import unfold
 from ..types import Pattern, Plan
 
@@ -301,7 +302,8 @@ class _Lockstep:
         assert isinstance(dense_layer, nn.Conv2d | nn.Linear)  # same names, same kinds
         inputs: torch.Tensor = self.small_run.env[node.all_input_nodes[0]]
         rows = torch.tensor(
-            [i for i in range(dense_layer.weight.shape[0]) if i not in self.gone.get((name, OUT), set())], device=inputs.device
+            [i for i in range(dense_layer.weight.shape[0]) if i not in self.gone.get((f"{name}.weight", 0), set())],
+            device=inputs.device,
         )
         axis = 1 if isinstance(module, nn.Conv2d) else -1  # of the layer's outputs
         scale, shift = _affine(norm, len(rows), inputs)
@@ -309,7 +311,7 @@ class _Lockstep:
         end = next(iter(node.users)) if norm is not None else node
         addition = next((n for n in end.users if block is not None and n.name == block.addition), None)
         if block is not None and addition is not None and len(end.users) == 1:
-            shortcut = next(a for a in addition.all_input_nodes if not reaches(a, node))
+            shortcut = next(a for a in addition.all_input_nodes if a is not end)
             stream = self._dense_value(self.dense_nodes[block.addition])
             # The kept channels of the stream are the kept outputs of this layer: they are coupled through the addition.
             along = [1] * stream.ndim

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.coupling import residual_branches
+from ..graph.blocks import residual_branches
 from ..network.modes import borrowed
 from .least_squares import DAMPING, Choose, sequential_masked
 

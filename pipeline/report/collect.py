@@ -162,7 +162,7 @@ def to_report(results: RunResults) -> Report:
             score=plan.score,
             search=_search(results.search, results.solved),
             knobs=tuple(_kept(knob, plan) for knob in results.knobs),
-            thresholds=plan.thresholds,
+            thresholds=plan.removed_share,
             finetune=tuple(FinetuneEpoch(**vars(epoch)) for epoch in checkpoint.history),
             state=checkpoint.state,
             masks=plan.masks,
@@ -216,11 +216,8 @@ def _kept(knob: Knob, plan: Plan) -> Kept:
     elif knob.name in plan.kept:
         kept = len(plan.kept[knob.name])
     else:
-        kept = round(knob.size * (1.0 - plan.thresholds.get(knob.name, 0.0)))
-    # A block is named after its branch's last layer; what lies in the same module went with it.
-    parents = {block: block.removeprefix("block:").rpartition(".")[0] for block in plan.removed_blocks}
-    inside = (b for b, parent in parents.items() if parent and knob.name.startswith(f"{parent}."))
-    gone = next(inside, None) if knob.kind == "inner" else None
+        kept = round(knob.size * (1.0 - plan.removed_share.get(knob.name, 0.0)))
+    gone = knob.block if knob.block in plan.removed_blocks else None
     kept = 0 if gone else kept
     return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone)
 

@@ -89,7 +89,7 @@ class Bar:
     """What stays of one group, or of one layer's connections."""
 
     name: str
-    kind: str  # "inner", "stream", "block" or "layer"
+    kind: str  # "inner", "coupled", "block" or "layer"
     kept: int
     size: int
     removed: str = ""  # why nothing stays, e.g. "block removed"
@@ -139,19 +139,19 @@ def tradeoff(
 
 def kept_shares(bars: Sequence[Bar], label: Label) -> str:
     """One bar per group: the share of its units that stays. Removed blocks are hatched and named."""
-    legend = {"inner": "inner channels", "stream": "shortcut-coupled channels", "layer": "connections"}
+    legend = {"inner": "inner channels", "coupled": "shortcut-coupled channels", "layer": "connections"}
     with rc_context({**STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
         figure, axes = new_axes(64.0 + 14.5 * len(bars))
         for kind, meaning in legend.items():
             if any(b.kind == kind and not b.removed for b in bars):
-                axes.barh([0], [0], color=GREEN if kind == "stream" else BLUE, label=meaning)
+                axes.barh([0], [0], color=GREEN if kind == "coupled" else BLUE, label=meaning)
         for row, bar in enumerate(bars):
             if bar.removed:
                 axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=RED, linewidth=0.8, hatch="////", alpha=0.6)
                 axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=RED)
             else:
                 axes.barh(row, 1.0, height=0.7, color=MUTED, alpha=0.18, linewidth=0)
-                axes.barh(row, bar.kept / bar.size, height=0.7, color=GREEN if bar.kind == "stream" else BLUE, linewidth=0)
+                axes.barh(row, bar.kept / bar.size, height=0.7, color=GREEN if bar.kind == "coupled" else BLUE, linewidth=0)
                 kept = f"{100 * bar.kept / bar.size:.0f} %" if bar.kind == "layer" else f"{bar.kept}/{bar.size}"
                 axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=INK)
         axes.set_yticks(range(len(bars)), [shortened(b.name) for b in bars])

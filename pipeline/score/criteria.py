@@ -17,16 +17,16 @@ layers invariant to their scale, while h goes with 1/||w||^2): that is the searc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..graph.units import Unit
 from ..options import Score
 
 Rule = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]  # weight, curvature, lambda, generator -> score, same shape
-Member = tuple[str, int, int]  # layer, axis of its weight (0 output, 1 input), index along it
 
 FLOOR = 1e-12  # added to the damping: a layer without any curvature keeps the order of magnitude
 
@@ -102,34 +102,34 @@ def score(
     return found
 
 
-def unit_scores(connection_scores: Mapping[str, Tensor], members: Sequence[Sequence[Member]]) -> Tensor:
-    """Scores of units (channels, blocks): the sum of the scores of all their connections.
+def unit_scores(connection_scores: Mapping[str, Tensor], units: Iterable[Unit]) -> Tensor:
+    """Scores of units: for each the sum of the scores of all its connections.
 
     Args:
         connection_scores: layer name -> score of the weight's shape.
-        members: for each unit its slices (layer, axis, index). The index counts along that axis of the *weight*: in a depthwise
-            convolution channel c is (layer, 0, c), and a linear layer behind a flattening has H*W inputs per channel.
+        units: slices of other parameters (biases, normalisations) have no connections and are passed over.
 
     Returns:
-        (units,) float64 on the CPU. A slice named twice, or two slices that cross, are counted as often as they are named.
+        (units,) float64 on the CPU. Where two slices of one weight cross, the connections at the crossing count twice.
 
     Raises:
-        ValueError: a member names an unknown layer, axis or index.
+        ValueError: a unit has no connection among the scores, or an axis or index that its weight has not.
     """
     sums: dict[tuple[str, int], list[float]] = {}
     totals: list[float] = []
-    for unit in members:
-        total = 0.0
-        for layer, axis, index in unit:
-            if layer not in connection_scores or axis not in (0, 1):
-                raise ValueError(f"no axis {axis} of a layer {layer!r} among the scores")
-            if (layer, axis) not in sums:
-                values = connection_scores[layer].detach().double()
-                sums[layer, axis] = values.transpose(0, axis).flatten(1).sum(1).tolist()
-            if not 0 <= index < len(sums[layer, axis]):
-                raise ValueError(f"index {index} of axis {axis} of layer {layer!r}, which has {len(sums[layer, axis])}")
-            total += sums[layer, axis][index]
-        totals.append(total)
+    for unit in units:
+        scored = [s for s in unit.slices if s.parameter == f"{s.layer}.weight" and s.layer in connection_scores]
+        if not scored:
+            raise ValueError(f"no connection of a layer with scores in {unit}")
+        for part in scored:
+            values, key = connection_scores[part.layer], (part.layer, part.axis)
+            if part.axis not in (0, 1) or not all(0 <= i < values.shape[part.axis] for i in part.indices):
+                raise ValueError(
+                    f"{part.indices} of axis {part.axis} of layer {part.layer!r}, whose shape is {tuple(values.shape)}"
+                )
+            if key not in sums:
+                sums[key] = values.detach().double().transpose(0, part.axis).flatten(1).sum(1).tolist()
+        totals.append(sum(sums[s.layer, s.axis][i] for s in scored for i in s.indices))
     return torch.tensor(totals, dtype=torch.float64)
 
 
@@ -189,5 +189,5 @@ def tune_lambda(evaluate: Callable[[float], float], grid: Iterable[float]) -> tu
 
 def _at_least_zero(name: str, lam: float) -> float:
     if not (lam >= 0.0 and math.isfinite(lam)):
-        raise InputError(f"lambda of the score {name!r}", found=str(lam), expected="a number from 0, or auto")
+        raise InputError(f"lambda of the score '{name}'", found=str(lam), expected="a number from 0, or auto")
     return lam

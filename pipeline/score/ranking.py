@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.coupling import IN, OUT, Coupling
+from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
 from ..options import Score
 from ..task.samples import batches
@@ -45,10 +45,7 @@ class UnitScores:
     def __init__(self, net: nn.Module, coupling: Coupling, inputs: Tensor, score: str, seed: int) -> None:
         self.name, self._seed = hasa.known(score), seed
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-        self._members = {
-            group: [[(m.layer, m.role, m.index) for m in unit.members if m.role in (OUT, IN)] for unit in units]
-            for group, units in coupling.units.items()
-        }
+        self._groups = coupling.units
         images = batches(inputs[:CURVATURE_IMAGES])
         self._connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
         self._units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == "hasa" else None
@@ -58,11 +55,11 @@ class UnitScores:
         if self._units is not None:
             squares = {name: weight.double().square() for name, weight in self._weights.items()}
             return {
-                group: hasa.removal_scores(hasa.unit_scores(squares, members), self._units[group].cpu(), lambda_)
-                for group, members in self._members.items()
+                group: hasa.removal_scores(hasa.unit_scores(squares, units), self._units[group].cpu(), lambda_)
+                for group, units in self._groups.items()
             }
         scores = hasa.score(self.name, self._weights, self._connections, lambda_, seed=self._seed)
-        return {group: hasa.unit_scores(scores, members) for group, members in self._members.items()}
+        return {group: hasa.unit_scores(scores, units) for group, units in self._groups.items()}
 
     def grid(self) -> tuple[float, ...]:
         """Lambdas worth trying."""

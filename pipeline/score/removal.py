@@ -1,12 +1,12 @@
-"""What the quadratic model of the loss says of removing a unit whole: one number for each channel, not one for each connection.
+"""Scores the removal of whole units by the quadratic model of the loss: one number for each channel, not for each connection.
 
 To remove a channel is to set every weight that reads it to zero: a step w -> w - v, with v those weights and nothing else. The
 Gauss-Newton matrix G puts its cost at 1/2 v'Gv. The diagonal of G leaves out how the connections of one channel work together,
 although they all carry the same activation. v'Gv needs no matrix: on average it is the square of one image's derivative along v
 of a loss with random signs (`curvature.probing_loss`), and that derivative is the sum over positions of activation times gradient
-where the channel is read (Theis et al. 2018, arXiv 1801.05787; Molchanov et al. 2019, arXiv 1906.10771). A channel of the
-residual stream is read in many places: their derivatives are added before squaring, so that what cancels between them, or adds
-up, counts.
+where the channel is read (Theis et al. 2018, arXiv 1801.05787; Molchanov et al. 2019, arXiv 1906.10771). A shortcut-coupled
+channel is read in many places: their derivatives are added before squaring, so that what cancels between them, or
+adds up, counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.coupling import IN, Unit
+from ..graph.units import Unit
 from ..network.exact_mode import Batch, checked_logits, counted, finite, steady
 from .curvature import probing_loss
 
@@ -37,7 +37,7 @@ def removal_curvature(
 
     Args:
         net: canonical network (each layer is called once); gives logits (N, classes); images must not influence each other.
-        units: group -> its units; their members of role IN are used.
+        units: group -> its units; their slices of weights' inputs are used.
         batches: calibration images; the labels are not used.
         draws: of the loss's signs; each costs one backward pass.
         seed: of the signs.
@@ -73,9 +73,9 @@ def places_of(units: Mapping[str, Sequence[Unit]], device: torch.device) -> Plac
     pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for group, of in units.items():
         for number, unit in enumerate(of):
-            for member in unit.members:
-                if member.role == IN:
-                    pairs.setdefault((member.layer, group), []).append((member.index, number))
+            for part in unit.slices:
+                if part.axis == 1:
+                    pairs.setdefault((part.layer, group), []).extend((index, number) for index in part.indices)
     places: Places = {}
     for (layer, group), found in pairs.items():
         channels, numbers = torch.tensor(found, device=device).unbind(1)

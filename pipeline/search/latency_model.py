@@ -12,16 +12,16 @@ from .problem import FloatArray, Levels, SearchSettings, canonical, dependents
 Rows = tuple[FloatArray, ...]  # one array per knob, one number per level
 
 
-KINDS = ("inner", "stream", "block")
+KINDS = ("inner", "coupled", "block")
 PATIENCE = 300  # proposals in a row that were already known, after which a search has seen all it can reach
 
 
 class LatencyModel:
     """The additive latency table, corrected by measured whole models.
 
-    The table adds up single knobs, but what a thinner stream saves in a layer, that layer's own pruning cannot save again.
-    So the savings of each kind of knob get a factor, and the whole an offset, by ridge regression (prior: the table is right) on
-    the measured candidates, those near the budget first.
+    The table adds up single knobs, but what fewer shortcut-coupled channels save in a layer, that layer's own pruning cannot
+    save again. So the savings of each kind of knob get a factor, and the whole an offset, by ridge regression (prior: the table
+    is right) on the measured candidates, weighted by their distance from the budget.
 
     Args:
         knobs: the decisions.
@@ -49,7 +49,7 @@ class LatencyModel:
         self._weights: FloatArray = np.zeros(len(self.PRIOR))
 
     def _features(self, levels: Levels) -> FloatArray:
-        """[1, tabled saving of the inner, stream and block knobs]."""
+        """[1, tabled saving of the inner, coupled and block knobs]."""
         savings: list[float] = []
         for kind in range(len(KINDS)):
             only = tuple(i if k == kind else 0 for i, k in zip(levels, self._kind, strict=True))

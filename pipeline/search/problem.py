@@ -147,21 +147,13 @@ def signal(candidate: Candidate, settings: SearchSettings) -> float:
 
 
 def dependents(knobs: tuple[Knob, ...]) -> dict[int, tuple[int, ...]]:
-    """Block knob -> the inner knobs that do not matter once that block is gone, as positions in `knobs`.
-
-    Read from the names: `block:layer1.0.conv2` holds the inner groups under `layer1.0.`.
-    """
-    found: dict[int, tuple[int, ...]] = {}
-    for b, block in enumerate(knobs):
-        prefix = block.name.removeprefix("block:").rpartition(".")[0]
-        if block.kind == "block" and prefix:
-            inside = (i for i, k in enumerate(knobs) if k.kind == "inner" and k.name.startswith(prefix + "."))
-            found[b] = tuple(inside)
-    return found
+    """Block knob -> the knobs inside, which decide nothing once that block is removed, as positions in `knobs`."""
+    blocks = {k.name: i for i, k in enumerate(knobs) if k.kind == "block"}
+    return {b: tuple(i for i, k in enumerate(knobs) if k.block == name) for name, b in blocks.items()}
 
 
 def canonical(knobs: tuple[Knob, ...], levels: Levels, inside: Mapping[int, tuple[int, ...]] | None = None) -> Levels:
-    """The same network with the knobs that do not matter (inside removed blocks) at level 0."""
+    """The same network's levels with the knobs inside removed blocks at level 0."""
     out = list(levels)
     for block, inner in (dependents(knobs) if inside is None else inside).items():
         if knobs[block].kept[levels[block]] == 0:

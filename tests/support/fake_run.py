@@ -42,10 +42,11 @@ def fake_knobs(blocks: int) -> tuple[Knob, ...]:
     knobs = []
     for stage, width in enumerate((16, 32, 64), start=1):
         counts = tuple(range(width, 0, -width // 8))
-        knobs.append(Knob("conv1" if stage == 1 else f"layer{stage}.0.shortcut", "stream", width, counts))
+        knobs.append(Knob("conv1" if stage == 1 else f"layer{stage}.0.shortcut", "coupled", width, counts))
         for block in range(blocks):
-            knobs.append(Knob(f"layer{stage}.{block}.conv1", "inner", width, counts))
-            knobs.append(Knob(f"block:layer{stage}.{block}.conv2", "block", 1, (1, 0)))
+            branch = f"block:layer{stage}.{block}.conv2"
+            knobs.append(Knob(f"layer{stage}.{block}.conv1", "inner", width, counts, branch))
+            knobs.append(Knob(branch, "block", 1, (1, 0)))
     return tuple(knobs)
 
 

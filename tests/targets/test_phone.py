@@ -14,8 +14,7 @@ from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices.local import LocalDevice, describe
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.graph.coupling import couple
-from edge_compress.pipeline.graph.structure import structure_of
-from edge_compress.pipeline.graph.surgery import prune
+from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Pattern, Plan, Precision

@@ -14,8 +14,7 @@ from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate import candidate_graph as candidate
 from edge_compress.pipeline.evaluate.candidate_graph import CandidateGraph
 from edge_compress.pipeline.graph.coupling import Coupling, couple
-from edge_compress.pipeline.graph.structure import structure_of
-from edge_compress.pipeline.graph.surgery import prune
+from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.types import Pattern, Plan
 from edge_compress.targets.base import Structure

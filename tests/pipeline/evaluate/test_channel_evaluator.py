@@ -18,8 +18,7 @@ from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
 from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
-from edge_compress.pipeline.graph.structure import structure_of
-from edge_compress.pipeline.graph.surgery import prune
+from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.reconstruct.least_squares import stitched_weight
@@ -65,13 +64,13 @@ def test_a_block_is_there_or_not():
     _, coupling = nets.subject("OptionA")
     knobs = {k.name: k for k in knobs_for(coupling, limits(4))}
     assert knobs["block:layer2.1.conv2"] == Knob("block:layer2.1.conv2", "block", 1, (1, 0))
-    assert knobs["layer3.0.conv2"] == Knob("layer3.0.conv2", "stream", 12, (12, 8, 4))
+    assert knobs["layer3.0.conv2"] == Knob("layer3.0.conv2", "coupled", 12, (12, 8, 4))
     assert "conv1" not in knobs  # four channels in steps of four: no choice, no knob
     assert [k.name for k in knobs_for(coupling, limits(1))] == [g.name for g in coupling.groups]
 
 
 def test_a_plan_keeps_the_highest_scored_units():
-    knobs = (Knob("a", "inner", 4, (4, 2, 1)), Knob("b", "stream", 3, (3, 1)), Knob("block:c", "block", 1, (1, 0)))
+    knobs = (Knob("a", "inner", 4, (4, 2, 1)), Knob("b", "coupled", 3, (3, 1)), Knob("block:c", "block", 1, (1, 0)))
     order = {"a": (2, 0, 3, 1), "b": (1, 2, 0)}
     plan = plan_for(knobs, (1, 0, 1), order, "hasa")
     assert plan == Plan(Pattern.CHANNEL, "hasa", {"a": (0, 2)}, ("block:c",), {"a": 0.5, "b": 0.0, "block:c": 1.0})
@@ -370,7 +369,7 @@ def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_
     blocks = [i for i, k in enumerate(knobs) if k.name.startswith("block:layer2.") and not k.name.endswith("2.0.conv2")]
     assert len(blocks) == 3
     assert len({noisy[i, 1] for i in blocks}) == 1
-    stream = next(i for i, k in enumerate(knobs) if k.kind == "stream")
+    stream = next(i for i, k in enumerate(knobs) if k.kind == "coupled")
     assert noisy[stream, 1] not in {noisy[i, 1] for i in blocks}
     for (i, level), ratio in table(Meter(), "exact").items():  # what is pooled is equal but for the noise
         plan = plan_for(knobs, tuple(level if k == i else 0 for k in range(len(knobs))), order_of(coupling), "")

@@ -8,7 +8,7 @@ import pytest
 from edge_compress import targets
 from edge_compress.pipeline.evaluate.file_size import FileSize
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
-from edge_compress.pipeline.graph.structure import structure_of
+from edge_compress.pipeline.graph.surgery import structure_of
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets.base import Limits, Structure
 

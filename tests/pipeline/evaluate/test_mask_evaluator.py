@@ -24,7 +24,7 @@ from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.finetune.state import TrainingState
-from edge_compress.pipeline.graph.coupling import residual_branches
+from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
@@ -352,7 +352,7 @@ def test_a_plan_names_a_file_with_the_masks_of_every_layer(pattern: Pattern, run
     }
     for knob in way.knobs:
         assert int(masks[knob.name].sum()) == knob.kept[min(2, len(knob.kept) - 1)]
-        assert plan.thresholds[knob.name] == pytest.approx(1 - float(masks[knob.name].float().mean()))
+        assert plan.removed_share[knob.name] == pytest.approx(1 - float(masks[knob.name].float().mean()))
     assert (plan.pattern, plan.score, plan.kept) == (pattern, "hasa", {})
     assert way.plan(at_level(way.knobs, 2), RANKING, run_folder.stage("search", "1", {})) == plan
 

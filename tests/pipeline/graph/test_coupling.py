@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.graph.coupling import IN, NORM, OUT, Coupling, Member, couple
+from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
+from edge_compress.pipeline.graph.units import Unit
 from torch import nn
 
 
@@ -16,20 +17,28 @@ def table(coupling: Coupling) -> list[tuple[str, str, int]]:
     return [(g.name, g.kind, g.size) for g in coupling.groups]
 
 
+def places(unit: Unit) -> list[tuple[str, int, int]]:
+    return [(s.parameter, s.axis, i) for s in unit.slices for i in s.indices]
+
+
 def members(coupling: Coupling, group: str, unit: int) -> set[tuple[str, int, int]]:
-    return {(m.layer, m.role, m.index) for m in coupling.units[group][unit].members}
+    return set(places(coupling.units[group][unit]))
+
+
+def norm(layer: str, channel: int) -> set[tuple[str, int, int]]:
+    return {(f"{layer}.{name}", 0, channel) for name in ("weight", "bias", "running_mean", "running_var")}
 
 
 def test_groups_of_a_network_with_padded_shortcuts():
     _, coupling = nets.subject("OptionA")
     assert table(coupling) == [
-        ("conv1", "stream", 4),
+        ("conv1", "coupled", 4),
         ("layer1.0.conv1", "inner", 4),
         ("layer2.0.conv1", "inner", 8),
-        ("layer2.0.conv2", "stream", 8),
+        ("layer2.0.conv2", "coupled", 8),
         ("layer2.1.conv1", "inner", 8),
         ("layer3.0.conv1", "inner", 12),
-        ("layer3.0.conv2", "stream", 12),
+        ("layer3.0.conv2", "coupled", 12),
         ("layer3.1.conv1", "inner", 12),
         ("block:layer1.0.conv2", "block", 1),
         ("block:layer2.0.conv2", "block", 1),
@@ -48,14 +57,17 @@ def test_groups_of_a_network_with_padded_shortcuts():
 
 
 def test_a_padded_shortcut_couples_the_channels_it_is_added_to():
-    """Channel c of the narrow stream is channel c + 2 of the wide one only through the convolution's weights."""
+    """Channel c of the narrow shortcut is channel c + 2 of the wide one only through the convolution's weights."""
     _, coupling = nets.subject("OptionA")
     assert members(coupling, "conv1", 1) == {
-        *{("conv1", OUT, 1), ("bn1", NORM, 1), ("layer1.0.conv1", IN, 1), ("layer1.0.conv2", OUT, 1), ("layer1.0.bn2", NORM, 1)},
-        *{("layer2.0.conv1", IN, 1), ("shortcut_0", IN, 1)},
+        *{("conv1.weight", 0, 1), ("layer1.0.conv1.weight", 1, 1), ("layer1.0.conv2.weight", 0, 1)},
+        *{("layer2.0.conv1.weight", 1, 1), ("shortcut_0.weight", 1, 1)},
+        *norm("bn1", 1),
+        *norm("layer1.0.bn2", 1),
     }
     wide = members(coupling, "layer2.0.conv2", 5)
-    assert {("layer2.0.conv2", OUT, 5), ("shortcut_0", OUT, 5), ("shortcut_1", IN, 5), ("layer2.1.conv1", IN, 5)} <= wide
+    assert {("layer2.0.conv2.weight", 0, 5), ("shortcut_0.weight", 0, 5)} <= wide
+    assert {("shortcut_1.weight", 1, 5), ("layer2.1.conv1.weight", 1, 5)} <= wide
 
 
 def test_depthwise_layers_go_with_the_layer_before_them():
@@ -64,38 +76,40 @@ def test_depthwise_layers_go_with_the_layer_before_them():
     assert groups["blocks.1.expand.0"].producers == ("blocks.1.expand.0",)
     assert groups["blocks.1.expand.0"].consumers == ("blocks.1.project.0",)
     unit = members(coupling, "blocks.1.expand.0", 7)
-    assert {("blocks.1.depthwise.0", OUT, 7), ("blocks.1.depthwise.1", NORM, 7), ("blocks.1.project.0", IN, 7)} <= unit
-    assert groups["blocks.0.project.0"].kind == "stream"
+    assert {("blocks.1.depthwise.0.weight", 0, 7), ("blocks.1.project.0.weight", 1, 7)} | norm("blocks.1.depthwise.1", 7) <= unit
+    assert groups["blocks.0.project.0"].kind == "coupled"
 
 
 def test_a_gate_goes_with_what_it_gates():
     _, coupling = nets.subject("Gated")
-    stream = next(g for g in coupling.groups if g.name == "stem.0")
-    assert {"blocks.0.conv2", "blocks.0.se.expand"} <= set(stream.producers)
-    assert {"blocks.0.se.reduce", "blocks.1.conv1", "fc"} <= set(stream.consumers)
-    assert members(coupling, "blocks.0.se.reduce", 2) == {("blocks.0.se.reduce", OUT, 2), ("blocks.0.se.expand", IN, 2)}
+    coupled = next(g for g in coupling.groups if g.name == "stem.0")
+    assert {"blocks.0.conv2", "blocks.0.se.expand"} <= set(coupled.producers)
+    assert {"blocks.0.se.reduce", "blocks.1.conv1", "fc"} <= set(coupled.consumers)
+    assert members(coupling, "blocks.0.se.reduce", 2) == {
+        *{("blocks.0.se.reduce.weight", 0, 2), ("blocks.0.se.reduce.bias", 0, 2), ("blocks.0.se.expand.weight", 1, 2)}
+    }
 
 
 def test_a_channel_is_found_again_behind_concatenations():
     _, coupling = nets.subject("Concatenated")
     unit = members(coupling, "dense.0.conv2", 2)  # channel 2 of the second part: 5 + 2 in what is joined
-    assert {(layer, index) for layer, role, index in unit if role == IN} == {("dense.1.conv1", 7), ("transition.2", 7)}
-    assert {("dense.1.bn1", NORM, 7), ("transition.0", NORM, 7)} <= unit
+    assert {(name, index) for name, axis, index in unit if axis == 1} == {("dense.1.conv1.weight", 7), ("transition.2.weight", 7)}
+    assert norm("dense.1.bn1", 7) | norm("transition.0", 7) <= unit
     last = members(coupling, "dense.1.conv2", 0)
-    assert {(layer, index) for layer, role, index in last if role == IN} == {("transition.2", 8)}
+    assert {(name, index) for name, axis, index in last if axis == 1} == {("transition.2.weight", 8)}
 
 
 def test_a_channel_takes_all_its_flattened_positions_with_it():
     _, coupling = nets.subject("Vgg")
     unit = members(coupling, "features.4", 3)
-    assert sorted(index for layer, role, index in unit if layer == "classifier.0") == [12, 13, 14, 15]
+    assert sorted(index for name, axis, index in unit if name == "classifier.0.weight") == [12, 13, 14, 15]
 
 
-def test_pre_activation_streams_carry_their_norms():
+def test_coupled_channels_of_pre_activation_blocks_carry_their_norms():
     _, coupling = nets.subject("PreActivation")
     unit = members(coupling, "conv", 0)
-    assert {("layer1.0.bn1", NORM, 0), ("layer1.1.bn1", NORM, 0), ("layer2.0.project", IN, 0)} <= unit
-    assert ("layer1.0.bn2", NORM, 0) not in unit
+    assert norm("layer1.0.bn1", 0) | norm("layer1.1.bn1", 0) | {("layer2.0.project.weight", 1, 0)} <= unit
+    assert not norm("layer1.0.bn2", 0) & unit
 
 
 NOT_TO_BE_CUT = {  # layers whose outputs must stay: they are the answer, or something that is not understood reads them
@@ -118,7 +132,7 @@ NOT_TO_BE_CUT = {  # layers whose outputs must stay: they are the answer, or som
 @pytest.mark.parametrize("name", nets.NETS)
 def test_layers_that_cannot_be_cut_are_in_no_group_and_all_others_are(name):
     net, coupling = nets.subject(name)
-    cut = {m.layer for units in coupling.units.values() for u in units for m in u.members if m.role == OUT}
+    cut = {s.layer for units in coupling.units.values() for u in units for s in u.slices if s.axis == 0}
     assert {str(n.target) for n, _ in layer_nodes(net)} - cut == NOT_TO_BE_CUT[name]
     producers = {p for g in coupling.groups if g.kind != "block" for p in g.producers}
     assert not producers & NOT_TO_BE_CUT[name]
@@ -127,24 +141,19 @@ def test_layers_that_cannot_be_cut_are_in_no_group_and_all_others_are(name):
 @pytest.mark.parametrize("name", nets.NETS)
 def test_every_place_belongs_to_one_unit_and_exists(name):
     net, coupling = nets.subject(name)
-    places = Counter(m for units in coupling.units.values() for u in units for m in u.members)
-    assert max(places.values()) == 1
-    for place in places:
-        module = net.get_submodule(place.layer)
-        if place.role == NORM:
-            assert isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)
-            assert place.index < module.num_features
-        else:
-            assert place.index < module.weight.shape[place.role]
+    counts = Counter(place for units in coupling.units.values() for u in units for place in places(u))
+    assert max(counts.values()) == 1
+    tensors = net.state_dict()
+    assert all(index < tensors[name].shape[axis] for name, axis, index in counts)
     for group in coupling.groups:
         if group.kind == "block":
             assert group.size == 1
             assert group.producers == coupling.blocks[group.name].layers
         else:
             assert len(coupling.units[group.name]) == group.size
-            assert (group.kind == "stream") == (len(group.producers) > 1)
+            assert group.kind == "inner" or len(group.producers) > 1
             for index, unit in enumerate(coupling.units[group.name]):
-                assert Member(group.producers[0], OUT, index) in unit.members
+                assert (f"{group.producers[0]}.weight", 0, index) in places(unit)
 
 
 @pytest.mark.parametrize("name", nets.NETS)
@@ -153,8 +162,8 @@ def test_groups_come_in_the_order_of_their_first_layer_and_blocks_last(name):
     order = {str(n.target): i for i, (n, _) in enumerate(layer_nodes(net))}
     channels = [g for g in coupling.groups if g.kind != "block"]
     assert list(coupling.groups[: len(channels)]) == channels
-    places = [order[g.producers[0]] for g in channels]
-    assert places == sorted(places)
+    firsts = [order[g.producers[0]] for g in channels]
+    assert firsts == sorted(firsts)
     assert len({g.name for g in coupling.groups}) == len(coupling.groups)
 
 
@@ -163,8 +172,8 @@ def test_blocks_say_what_stays_and_where_they_end():
     block = coupling.blocks["block:layer2.0.conv2"]
     assert (block.tail, block.layers) == ("layer2.0.conv2", ("layer2.0.conv1", "layer2.0.conv2"))
     nodes = {n.name: n for n in net.graph.nodes}
-    assert str(nodes[block.shortcut].target) == "layer2.0.downsample.1"
-    assert nodes[block.shortcut] in nodes[block.addition].all_input_nodes
+    branch, shortcut = (nodes[block.branch], *(n for n in nodes[block.addition].all_input_nodes if n.name != block.branch))
+    assert (str(branch.target), str(shortcut.target)) == ("layer2.0.bn2", "layer2.0.downsample.1")
     assert not nets.subject("Vgg")[1].blocks
     assert not nets.subject("Concatenated")[1].blocks
 
@@ -223,7 +232,7 @@ class Partly(nn.Module):
 
 def test_channels_of_one_layer_that_are_coupled_in_two_places_go_from_both():
     coupling = couple(canonical(nets.drawn(Partly), nets.SHAPE))
-    assert members(coupling, "a", 1) == {("a", OUT, 1), ("b", OUT, 1), ("c", IN, 1), ("c", IN, 5)}
+    assert members(coupling, "a", 1) == {("a.weight", 0, 1), ("b.weight", 0, 1), ("c.weight", 1, 1), ("c.weight", 1, 5)}
 
 
 def test_nothing_to_remove_is_refused_by_the_name_of_the_layer():

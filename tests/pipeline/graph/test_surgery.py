@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError, InputError
-from edge_compress.pipeline.graph import coupling as groups
-from edge_compress.pipeline.graph.coupling import IN, OUT, Coupling, couple
+from edge_compress.pipeline.graph.coupling import Coupling, couple
+from edge_compress.pipeline.graph.labels import Labels
 from edge_compress.pipeline.graph.surgery import check_equivalence, cuts, masked, prune
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
+from edge_compress.pipeline.graph.units import Unit
 from edge_compress.pipeline.types import Pattern, Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,17 +170,17 @@ def test_given_weights_replace_those_of_the_kept_inputs():
 def misaligned(original):
     """Labels of a zero-padded shortcut moved by one channel: what a coupling that looks at counts alone would do."""
 
-    def label(net, node, at, *rest):
-        original(net, node, at, *rest)
+    def label(self, node):
+        original(self, node)
         if str(node.target).startswith("shortcut_"):
-            at[node] = at[node][1:] + at[node][:1]
+            self.at[node] = self.at[node][1:] + self.at[node][:1]
 
     return label
 
 
 def test_a_misaligned_shortcut_is_caught_before_anything_is_built_on_it(monkeypatch):
     net, good = nets.subject("OptionA")
-    monkeypatch.setattr(groups, "_label_module", misaligned(groups._label_module))
+    monkeypatch.setattr(Labels, "_module", misaligned(Labels._module))
     bad = couple(net)
     assert [(g.name, g.size) for g in bad.groups] == [(g.name, g.size) for g in good.groups]  # it does not show in the counts
     chosen = plan({"layer2.0.conv2": (0, 2, 3, 6)})
@@ -192,7 +193,7 @@ def test_a_misaligned_shortcut_is_caught_before_anything_is_built_on_it(monkeypa
 def test_a_pruned_network_that_does_not_run_is_an_error_too():
     net, coupling = nets.subject("OptionA")
     units = dict(coupling.units)
-    forgetful = [groups.Unit(tuple(m for m in u.members if m.layer != "layer2.0.conv1")) for u in units["conv1"]]
+    forgetful = [Unit(tuple(s for s in u.slices if s.layer != "layer2.0.conv1")) for u in units["conv1"]]
     units["conv1"] = tuple(forgetful)
     with pytest.raises(BuildError, match="does not run"):
         check_equivalence(net, Coupling(coupling.groups, units, coupling.blocks), plan({"conv1": (0, 1)}), nets.SHAPE)
@@ -221,8 +222,9 @@ def test_surgery_takes_no_masks():
 def test_cuts_name_every_place_once():
     _, coupling = nets.subject("OptionA")
     gone = cuts(coupling, {"layer2.1.conv1": (0, 1, 2, 5, 6, 7), "conv1": (0, 1, 2, 3)})
-    assert gone[("layer2.1.conv1", OUT)] == gone[("layer2.1.conv2", IN)] == {3, 4}
-    assert set(gone) == {("layer2.1.conv1", OUT), ("layer2.1.bn1", groups.NORM), ("layer2.1.conv2", IN)}
+    assert all(indices == {3, 4} for indices in gone.values())
+    norm = {(f"layer2.1.bn1.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")}
+    assert set(gone) == {("layer2.1.conv1.weight", 0), ("layer2.1.conv2.weight", 1), *norm}
 
 
 class TwoNorms(nn.Module):

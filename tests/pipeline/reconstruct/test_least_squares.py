@@ -8,7 +8,7 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.evaluate.evaluation_context import moments
-from edge_compress.pipeline.graph.coupling import IN, Coupling, couple
+from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import cuts, prune
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
@@ -190,7 +190,7 @@ def on_digits(name: str) -> tuple[fx.GraphModule, Coupling]:
 def stitched(net: fx.GraphModule, coupling: Coupling, plan: Plan, inputs: torch.Tensor) -> fx.GraphModule:
     grams, gone, weights = moments(net, inputs), cuts(coupling, plan.kept), {}
     for name, module in net.named_modules():
-        if (missing := gone.get((name, IN))) and isinstance(module, nn.Conv2d | nn.Linear):
+        if (missing := gone.get((f"{name}.weight", 1))) and isinstance(module, nn.Conv2d | nn.Linear):
             keep = torch.tensor([i for i in range(module.weight.shape[1]) if i not in missing])
             weights[name] = stitched_weight(module, grams[name], keep)
     small = prune(net, coupling, plan, weights)

@@ -5,7 +5,7 @@ import itertools
 import nets
 import pytest
 import torch
-from edge_compress.pipeline.graph.coupling import residual_branches
+from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs

@@ -136,8 +136,8 @@ def test_kept_shares_follow_the_plan_and_removed_blocks_take_their_layers_along(
     assert knobs["block:layer1.0.conv2"]["kept"] == 1
 
 
-def test_kept_shares_of_a_weight_pattern_come_from_its_thresholds() -> None:
-    plan = Plan(Pattern.WEIGHT, "hasa", thresholds={"fc": 0.75})
+def test_kept_shares_of_a_weight_pattern_come_from_its_removed_shares() -> None:
+    plan = Plan(Pattern.WEIGHT, "hasa", removed_share={"fc": 0.75})
     knobs = (Knob("fc", "inner", 200, (200, 50)),)
     assert to_report(fake_results(plan=plan, knobs=knobs))["pruned"]["knobs"][0]["kept"] == 50
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 POINTS = [plots.Point(0.3 + 0.05 * i, 60.0 + 3 * i, Kind.MEASURED) for i in range(8)]
 BARS = [
     plots.Bar("layer1.0.conv1", "inner", 12, 16),
-    plots.Bar("conv1", "stream", 8, 16),
+    plots.Bar("conv1", "coupled", 8, 16),
     plots.Bar("layer2.0.conv1", "inner", 0, 32, "block removed"),
 ]
 DENSE = plots.Samples("dense", tuple(1.0 + 0.001 * i for i in range(200)), 1.1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.graph import masks as patterns
+from edge_compress.pipeline.graph.units import Slice, Unit
 from edge_compress.pipeline.network.exact_mode import weight_layers
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score import curvature
@@ -97,8 +98,16 @@ def test_units_get_the_sum_of_the_scores_of_all_their_connections() -> None:
         "next": torch.from_numpy(rng.random((5, 3, 1, 1))),
         "head": torch.from_numpy(rng.random((4, 6))),  # 3 channels of 2 positions, flattened
     }
-    members = [[("conv", 0, c), ("next", 1, c), ("head", 1, 2 * c), ("head", 1, 2 * c + 1)] for c in range(3)]
-    found = hasa.unit_scores(scores, members)
+    units = [
+        Unit(
+            (
+                *(Slice("conv.weight", 0, (c,)), Slice("conv.bias", 0, (c,)), Slice("bn.weight", 0, (c,))),
+                *(Slice("next.weight", 1, (c,)), Slice("head.weight", 1, (2 * c, 2 * c + 1))),
+            )
+        )
+        for c in range(3)
+    ]
+    found = hasa.unit_scores(scores, units)
     for c in range(3):
         expected = scores["conv"][c].sum() + scores["next"][:, c].sum() + scores["head"][:, 2 * c : 2 * c + 2].sum()
         assert float(found[c]) == pytest.approx(float(expected))
@@ -118,10 +127,11 @@ def test_units_are_scored_by_the_formula_with_their_curvature_along_their_weight
         hasa.removal_scores(squares, form, -0.5)
 
 
-@pytest.mark.parametrize("member", [("gone", 0, 0), ("conv", 2, 0), ("conv", 0, 3), ("conv", 1, -1)])
-def test_a_unit_that_names_nothing_is_refused(member: hasa.Member) -> None:
+@pytest.mark.parametrize("place", [("gone", 0, (0,)), ("conv", 2, (0,)), ("conv", 0, (3,)), ("conv", 1, (-1,))])
+def test_a_unit_that_names_nothing_is_refused(place: tuple[str, int, tuple[int, ...]]) -> None:
+    layer, axis, indices = place
     with pytest.raises(ValueError, match="layer"):
-        hasa.unit_scores({"conv": torch.ones(3, 2, 3, 3)}, [[member]])
+        hasa.unit_scores({"conv": torch.ones(3, 2, 3, 3)}, [Unit((Slice(f"{layer}.weight", axis, indices),))])
 
 
 def test_lambda_is_the_best_of_the_grid_and_the_first_of_equals() -> None:

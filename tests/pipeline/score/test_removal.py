@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.graph.coupling import IN, Unit
+from edge_compress.pipeline.graph.units import Unit
 from edge_compress.pipeline.network.exact_mode import Batch
 from edge_compress.pipeline.score import curvature, removal
 from edge_compress.pipeline.score.removal import removal_curvature
@@ -36,9 +36,9 @@ def derivatives(net: fx.GraphModule, units: tuple[Unit, ...], inputs: Tensor) ->
     found = []
     for unit in units:
         v = {key: torch.zeros_like(w) for key, w in weights.items()}
-        for m in unit.members:
-            if m.role == IN:
-                v[f"{m.layer}.weight"][:, m.index] = weights[f"{m.layer}.weight"][:, m.index]
+        for s in unit.slices:
+            if s.axis == 1:
+                v[s.parameter][:, list(s.indices)] = weights[s.parameter][:, list(s.indices)]
         found.append(torch.func.jvp(logits, (weights,), (v,))[1])
     return logits(weights).detach(), torch.stack(found).detach()
 
@@ -62,8 +62,8 @@ def test_on_average_it_is_the_gauss_newton_form_and_not_the_sum_of_its_diagonal(
     many = batches(inputs.repeat(250, 1, 1, 1))
     found = removal_curvature(net, coupling.units, many, draws=6)  # 1,500 for each image
     diagonal = curvature.gauss_newton(net, many)
-    streams = [g.name for g in coupling.groups if g.kind == "stream"]
-    assert any(len({m.layer for m in coupling.units[g][0].members if m.role == IN}) > 1 for g in streams)
+    coupled = [g.name for g in coupling.groups if g.kind == "coupled"]
+    assert any(len({s.layer for s in coupling.units[g][0].slices if s.axis == 1}) > 1 for g in coupled)
     sums, forms = [], []
     for group, units in coupling.units.items():
         logits, along = derivatives(net, units, inputs)
@@ -71,7 +71,7 @@ def test_on_average_it_is_the_gauss_newton_form_and_not_the_sum_of_its_diagonal(
         exact = ((p * along.square()).sum(2) - (p * along).sum(2).square()).mean(1)
         np.testing.assert_allclose(found[group], exact, rtol=0.2)
         for unit in units:
-            slices = [(m.layer, m.index) for m in unit.members if m.role == IN]
+            slices = [(s.layer, i) for s in unit.slices if s.axis == 1 for i in s.indices]
             w = {n: net.get_submodule(n).weight.detach()[:, i] for n, i in slices}
             sums.append(float(sum((w[n].square() * diagonal[n][:, i]).sum() for n, i in slices)))
         forms += exact.tolist()
@@ -112,7 +112,7 @@ def test_same_seed_same_bits_and_another_seed_another_estimate():
 def test_a_unit_that_nothing_reads_costs_nothing():
     net, coupling = nets.subject("Vgg")
     group, units = next(iter(coupling.units.items()))
-    unread = Unit(tuple(m for m in units[0].members if m.role != IN))
+    unread = Unit(tuple(s for s in units[0].slices if s.axis != 1))
     found = removal_curvature(net, {group: (unread, units[1])}, batches(nets.images(4)))[group]
     assert found[0] == 0 < found[1]
 
