@@ -58,7 +58,7 @@ from edge_compress.targets.base import BuildRequest, Target
 from torch import fx, nn
 
 FINALISTS = 12  # plans of the search that are solved layer after layer before one is taken
-STEPS = 400  # of Torch-Pruning, each with importances taken anew
+STEPS = 400  # of Torch-Pruning, each with importances recomputed
 HELP = (__doc__ or "").replace("\n\n    python", "\n\n\b\n    python")
 
 
@@ -158,13 +158,13 @@ def ours(
         with ui.bar("finalists", len(allowed)) as bar:
 
             def say(done: Finalist) -> None:
-                bar.advance(1, f"{100 * done.candidate.accuracy:.1f} %, solved whole {100 * done.accuracy:.2f} %")
+                bar.advance(1, f"{100 * done.candidate.accuracy:.1f} %, reconstructed {100 * done.accuracy:.2f} %")
 
             finalists, taken, net = play_off(allowed, how, solved, judge_on(loaded.data.search, loaded.subject.preprocess), say)
     return net, {
         "lambda": ranking.lambda_,
         "kept": {k.name: k.kept[level] for k, level in zip(way.knobs, finalists[taken].candidate.levels, strict=True)},
-        # in the search, and solved whole; percent of the search split
+        # in the search, and after sequential reconstruction; percent of the search split
         "finalists": [[100.0 * f.candidate.accuracy, 100.0 * f.accuracy] for f in finalists],
         "search_top1": 100.0 * finalists[taken].accuracy,
     }

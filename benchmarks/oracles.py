@@ -86,8 +86,8 @@ def leave_one_out(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each image by the dense network, and by the network without each unit of each channel group.
 
-    A unit goes as in the product: zeros at all of its slices (`surgery.masked`). Nothing makes up for it: no compensation, no
-    BatchNorm statistics taken anew. Layers in front of the unit are computed once for all units.
+    A unit goes as in the product: zeros at all of its slices (`surgery.masked`), without reconstruction and without BatchNorm
+    re-estimation. Layers in front of the unit are computed once for all units.
 
     Args:
         net: canonical network, eval mode.

@@ -8,7 +8,7 @@ does on ImageNet is for whoever runs it to say.
 
 Every process works on its share of the images; curvature, rewards and gradients are means over all of them, and masks and weights
 are compared after each step that makes them. Without torchrun one process does it all. FOLDER gets paper.json, the masks and the
-trained weights; the same command goes on where it was stopped, with as many processes. It has to be one folder for all machines.
+trained weights; the same command resumes, with the same number of processes. It has to be one folder for all machines.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ Masks = dict[str, Tensor]  # layer -> bool in the weight's shape, True stays
 
 
 class SharedEvaluator:
-    """`env.Evaluator` for masks, over all processes: one-shot accuracy with BatchNorm statistics anew.
+    """`env.Evaluator` for masks, over all processes: one-shot accuracy with BatchNorm re-estimated.
 
     Args:
         net: canonical dense network on the world's device, eval mode.

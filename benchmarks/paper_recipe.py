@@ -68,7 +68,7 @@ def load(path: Path, flags: Mapping[str, Any]) -> tuple[Recipe, Config]:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             do = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
-            raise InputError(f"{path}: {name!r} is no setting", do=do)
+            raise InputError(f"{path}: unknown setting {name!r}", do=do)
         values[known[name]] = value
     values |= {name: value for name, value in flags.items() if value is not None}
     own = {name: _checked(name, values.pop(name)) for name in LIMITS if name in values}

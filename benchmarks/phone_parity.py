@@ -88,8 +88,8 @@ def mobilenet(weights: Path) -> nn.Module:
 
 
 def pruned(net: nn.Module, images: FloatArray, share: float, sizes: tuple[int, ...]) -> nn.Module:
-    """The network with this share of the channels of inner groups of these sizes, the dearest; what stays is solved anew."""
-    # without BatchNorm: where it is folded already, statistics taken anew would be another network's
+    """The network with this share of the channels of inner groups of these sizes, those of the highest removal cost, reconstructed."""
+    # without BatchNorm: where it is already folded, re-estimated statistics would be another network's
     graph = canonical(fold_batchnorm(net), SHAPE)
     coupling = couple(graph)
     inputs = torch.from_numpy(images)

@@ -6,7 +6,7 @@
 Every method asks the same evaluator: a candidate's one-shot accuracy on 1,000 images of the search split, int8 in ONNX Runtime,
 and its latency measured interleaved with the dense float model. `ppo` starts at the knapsack's plan, found with the first part of
 its own evaluations; `ppo-cold` starts from nothing. A candidate's answer is the same for every method and seed (kept in `--work`,
-so that the benchmark goes on where it was), and each method pays for every distinct setting it asks for.
+so that the benchmark resumes), and each method pays for every distinct setting it asks for.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ images, varied as in training, and BatchNorm statistics taken on them. Fine-tune
 equally long for all, the search for a lottery ticket included. What is tuned is tuned on the search split; the test split is
 read once for each row.
 
-FILE.json gets every row as soon as it is done, and the same command goes on where it stopped; beside it are FILE.md and FILE.svg.
+FILE.json gets every row as soon as it is done, and the same command resumes where it stopped; beside it are FILE.md and FILE.svg.
 Two processes with other --seeds may fill one file at the same time, one thread each (OMP_NUM_THREADS=1).
 """
 

@@ -213,7 +213,7 @@ class Bench:
         return self._scores[name]
 
     def masked(self, masks: Masks, images: int = IMAGES) -> fx.GraphModule:
-        """The dense network with zeros in place and its BatchNorm statistics anew, on so many images."""
+        """The dense network with zeros in place and BatchNorm re-estimated on so many images."""
         net = copy.deepcopy(self.net)
         with torch.no_grad():
             for name, mask in masks.items():
@@ -222,7 +222,7 @@ class Bench:
         return net
 
     def restore(self, net: fx.GraphModule, images: int = IMAGES) -> None:
-        """BatchNorm statistics anew, on the images that all methods get."""
+        """Re-estimates BatchNorm on the images that all methods get."""
         with borrowed(net, self.device):
             reestimate_on(net, torch.split(self._laid_out[:images], 250))
 

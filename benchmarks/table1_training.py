@@ -46,7 +46,7 @@ class Training:
 
 
 def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: Remask | None = None) -> fx.GraphModule:
-    """A network trained under its masks (Adam, cosine, the dense network as its teacher), and BatchNorm statistics anew."""
+    """A network trained under its masks (Adam, cosine, the dense network as its teacher), and BatchNorm re-estimated."""
     folder = training.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     student = copy.deepcopy(start.net)

@@ -3,7 +3,7 @@
     subject -> (train the embedded network) -> sensitivity -> search -> compensate -> fine-tune -> build -> verify -> report
 
 Each stage is kept in the run folder under a key made of its settings and its inputs' keys, so that the same command in the same
-folder goes on where it was.
+folder resumes.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha",
 
 
 def run_pipeline(config: Config, ui: Progress) -> int:
-    """Run, or go on with, the run that `config` describes. Writes the report into `config.out`.
+    """Runs, or resumes, the run that `config` describes. Writes the report into `config.out`.
 
     Returns:
-        The exit code: 0 when every gate of every target was passed, else 1.
+        The exit code: 0 if every gate of every target was passed, else 1.
 
     Raises:
         EdgeCompressError: see `errors`.

@@ -38,7 +38,7 @@ def train_digits(
 ) -> None:
     """Train `module` in place on the train split: AdamW, one-cycle learning rate, images varied by `prep.augment`.
 
-    The result depends on the architecture, the data, `prep`, `seed` and `epochs` alone: the weights are drawn anew first.
+    The result depends on the architecture, the data, `prep`, `seed` and `epochs` alone: the weights are re-initialised first.
     `progress` gets each epoch with its top-1 on the search split. The module is in eval mode afterwards.
     """
     _draw_weights(module, seed)

@@ -92,7 +92,7 @@ def unpack(path: Path) -> Archive:
         raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a bundle (.tar.gz)") from error
     if data[: len(_FIXED)] != _FIXED:
         raise VerifyError(
-            f"{name} is no bundle", found="another gzip header", expected="an archive written by `edge-compress release`"
+            f"{name} is not a bundle", found="another gzip header", expected="an archive written by `edge-compress release`"
         )
     body = memoryview(data)[_BODY:]
     if hashlib.sha256(body).digest() != data[len(_FIXED) : _BODY]:

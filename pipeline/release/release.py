@@ -58,7 +58,7 @@ def release(
 
     Raises:
         InputError: a folder that holds no finished run.
-        VerifyError: a gate failed, or a file is not what its record says.
+        VerifyError: a gate failed, or a file does not match its record.
         UnavailableError: a package is missing.
     """
     texts = {f"LICENSES/{_plain(path.name)}": _read(path) for path in licenses}
@@ -85,7 +85,7 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
         InputError: the run has no golden images.
     """
     if wrong := digest_findings(record)[0]:
-        raise VerifyError(f"{record.name} is not what its record says", found="; ".join(wrong), do="run again")
+        raise VerifyError(f"{record.name} does not match its record", found="; ".join(wrong), do="run again")
     results = record.report.targets
     why = {name: f"{name}: {result.why}" for name, result in results.items()}
     absent = [name for name, result in results.items() if result.status == "not_built"]

@@ -89,7 +89,7 @@ def seen(bundle: Path) -> str | None:
     """What to say of a signature that nobody gave a key for; None without one."""
     if not bundle.with_name(bundle.name + SUFFIX).is_file():
         return None
-    return "a signature lies beside it, which was not checked: give --public-key"
+    return "there is a signature, which was not checked: give --public-key"
 
 
 def _signature(bundle: Path) -> Any:
@@ -105,7 +105,7 @@ def _signature(bundle: Path) -> Any:
     except FileNotFoundError as error:
         raise VerifyError(f"{bundle.name} is not signed", expected=f"{file.name} beside it") from error
     except (OSError, ValueError, minisign.Error) as error:
-        raise VerifyError(f"{file.name} is no signature", found=str(error)) from error
+        raise VerifyError(f"{file.name} is not a signature", found=str(error)) from error
 
 
 def _key_id(signature: bytes) -> str:

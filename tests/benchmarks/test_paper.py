@@ -132,8 +132,8 @@ def test_another_number_of_processes_is_another_run(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("sparsty = 50.0", "'sparsty' is no setting; did you mean 'sparsity'?"),
-        ("latency-budget = 0.5", "'latency-budget' is no setting"),
+        ("sparsty = 50.0", "unknown setting 'sparsty'; did you mean 'sparsity'?"),
+        ("latency-budget = 0.5", "unknown setting 'latency-budget'"),
         ("batch = 0", "--batch: found 0, expected a whole number from 2"),
         ("batch = 12.5", "--batch: found 12.5"),
         ('score = "hassa"', "--score: found 'hassa'"),
