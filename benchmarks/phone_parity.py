@@ -88,7 +88,7 @@ def mobilenet(weights: Path) -> nn.Module:
 
 
 def pruned(net: nn.Module, images: FloatArray, share: float, sizes: tuple[int, ...]) -> nn.Module:
-    """The network with this share of the channels of inner groups of these sizes, those of the highest removal cost, reconstructed."""
+    """The network with this share of the channels of these inner groups, those of the highest removal cost, reconstructed."""
     # without BatchNorm: where it is already folded, re-estimated statistics would be another network's
     graph = canonical(fold_batchnorm(net), SHAPE)
     coupling = couple(graph)
