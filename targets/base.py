@@ -122,7 +122,7 @@ class Target(Protocol):
 
     name: str
     limits: Limits
-    runtime: str  # the worker's name for it, see devices/worker.py: "onnxruntime", ...
+    runtime: str  # the agent's name for it, see devices/agent/runtimes/: "onnxruntime", ...
     packages: tuple[str, ...] = ()  # whose versions the report names, beside those of every run
     needs_device: bool = False  # whether the artifact is finished on the device it is for
     simulation: Kind = Kind.ESTIMATED  # of what `runner` answers without that device, where one is needed
