@@ -270,7 +270,7 @@ def test_the_dense_baseline_is_named_with_what_its_other_form_takes() -> None:
     artifact = dataclasses.replace(fake_target().artifact, dense_form=form)  # type: ignore[type-var]
     report = to_report(fake_results(targets={"x86": fake_target(artifact=artifact)}))
     assert report["targets"]["x86"]["latency"]["baseline"]["other"] == "as given"
-    told = "with its shortcuts as convolutions, the faster of two forms: 1.08 times as fast as as given"
+    told = "with its shortcuts as convolutions, the faster of two forms: 1.08 times as fast as the other, as given"
     for text in (to_html(report), to_markdown(report)):
         assert told in text
     assert decode(report).targets["x86"].dense_form == form
