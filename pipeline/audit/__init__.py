@@ -1,4 +1,4 @@
-"""`edge-compress verify`: a run, a bundle or an artifact is checked against its own record.
+"""Checks a run, a bundle or an artifact against its own record (`edge-compress verify`).
 
 In: a path. Out: checks passed or failed, one line each. Start at `audit.py`.
 """

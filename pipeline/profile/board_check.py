@@ -1,4 +1,4 @@
-"""What `edge-compress devices check` does: what a board is like, and what it lacks."""
+"""Describes a board and what it lacks, for `edge-compress devices check`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UnavailableError
 
 @dataclass(frozen=True)
 class Check:
-    """What a board is like, and what stands in the way of building and measuring for its targets."""
+    """A board's description, and what prevents building and measuring for its targets."""
 
     lines: tuple[str, ...]
     lacking: tuple[str, ...]

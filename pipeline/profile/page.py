@@ -1,4 +1,4 @@
-"""A profile as one self-contained page: the table, and each layer's time in every artifact side by side."""
+"""Renders a profile as one self-contained page: the table, and each layer's time in every artifact side by side."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def to_html(result: Profile) -> str:
     return render(
         "profile.html.jinja",
         result=result,
-        table=figures(result),
+        table=latency_table(result),
         plot=layer_times(shown, result.kind) if shown else "",
         layers=by_layer(result) if shown else None,
         facts=facts(result),
     )
 
 
-def figures(result: Profile) -> Table:
+def latency_table(result: Profile) -> Table:
     """Percentiles, memory and ratio of every artifact."""
     kind = result.kind
     rows = []

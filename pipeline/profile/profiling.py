@@ -1,4 +1,4 @@
-"""What `edge-compress profile` does: latency of artifacts on a device, whole and layer by layer, and their memory."""
+"""Measures artifacts on a device for `edge-compress profile`: latency, whole and layer by layer, and memory."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _engine_layers(engines: Engines, row: Row, path: Path) -> Row:
 
 
 def table(result: Profile) -> tuple[str, ...]:
-    """The profile as lines of text, and what to know about how good the figures are."""
+    """The profile as lines of text, with notes on the quality of the figures."""
     rows = result.rows
     width = max(len(row.name) for row in rows)
     lines = [f"{'':{width}}  {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'peak MB':>8}  {'faster':>7}  95 % interval"]

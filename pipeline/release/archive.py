@@ -1,4 +1,4 @@
-"""A .tar.gz that is the same bytes for the same files, and that shows every change of itself.
+"""Packs and reads reproducible .tar.gz archives: the same bytes for the same files, and every change is detected.
 
     gzip header    constant but for an extra field: the SHA-256 of all that follows
     deflate        a ustar archive: plain files below one folder, sorted by name, mode 644, no times, no owners
@@ -80,7 +80,7 @@ def unpack(path: Path) -> Archive:
     Raises:
         InputError: there is no such file.
         DamagedArchive: a bit of it has changed, or it was cut short.
-        VerifyError: it is none of ours, or made to do harm: paths that lead out of it, links, devices, two files of one name,
+        VerifyError: it is foreign or malicious: paths that lead out of it, links, devices, two files of one name,
             sizes that are not so, more data than is reasonable.
     """
     name = path.name

@@ -141,7 +141,7 @@ class Pruned(ModelCost):
     """The pruned network in PyTorch, and how it came to be."""
 
     top1: float  # percent, test split
-    sparsity: float  # share of the dense network's weights that are gone or zero
+    sparsity: float  # share of the dense network's weights that are removed or zero
     pattern: str
     score: str
     search: Search

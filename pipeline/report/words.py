@@ -143,7 +143,9 @@ def _baseline(form: DenseForm | None, kind: str) -> tuple[tuple[str, str], ...]:
         return (("Dense baseline", f"the dense float network {form.form}"),)
     text = form.form
     if form.speedup is not None:
-        faster = f"{fixed(form.speedup.median)} times as fast as the other, {form.other} (95 % interval {interval(form.speedup.ci95)})"
+        faster = (
+            f"{fixed(form.speedup.median)} times as fast as the other, {form.other} (95 % interval {interval(form.speedup.ci95)})"
+        )
         text += f", the faster of two forms: {tag(faster, kind)}"
     return (("Dense baseline", text),)
 

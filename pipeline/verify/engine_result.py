@@ -29,7 +29,7 @@ def remarks(found: SearchResult) -> list[str]:
         return []
     return [
         "The search had no board: what it calls latency is estimated, a roofline with a floor for each layer, and tells"
-        " structures of one precision from each other. It is no time of any device, and what int8 saves is not in it"
+        " structures of one precision from each other. It is no time of any device, and does not include what int8 saves"
         " (docs/jetson.md)."
     ]
 

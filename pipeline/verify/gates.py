@@ -3,7 +3,7 @@
 accuracy   the drop of top-1 on the test split, as measured, is at most --max-accuracy-drop. The point estimate counts: the test
 split is the users' own, and what they state is what they accept on it; the paired interval stands beside it.
 speedup    the lower end of the 95 % interval lies above 1 + the noise floor, and at --min-speedup or above. The interval counts:
-a latency is a sample, and what the baseline differs from itself by is no gain.
+a latency is a sample, and the difference of the baseline from itself is not a gain.
 device     on another machine the artifact gives at least 98 % of the images the class it gives them here.
 size       the file takes at most --max-size bytes.
 """
@@ -113,7 +113,7 @@ def judge(
         accuracy: of the artifact on this machine.
         latency: on its device.
         max_drop_pp: points of top-1 that may be lost.
-        min_speedup: what the lower end of the interval must reach; above 1 it lies in any case.
+        min_speedup: what the lower end of the interval must reach, beside 1 + the noise floor.
         masked: single connections were pruned, in place.
         seen: the artifact's answers on its device, where that is another machine.
         size_bytes: of the artifact's file.

@@ -86,7 +86,7 @@ def where(target: Target) -> Where:
     """What a target's answers depend on, on this machine."""
     try:
         machine = describe(target.runtime)
-    except EdgeCompressError:  # a runtime that is not measured on this machine: the answers count all the same
+    except EdgeCompressError:  # a runtime that is not measured on this machine: its answers count nevertheless
         machine = {}
     return Where(target.runtime, machine.get("runtime_version", ""), machine.get("cpu", ""))
 
