@@ -143,9 +143,8 @@ def _baseline(form: DenseForm | None, kind: str) -> tuple[tuple[str, str], ...]:
         return (("Dense baseline", f"the dense float network {form.form}"),)
     text = form.form
     if form.speedup is not None:
-        faster = (
-            f"{fixed(form.speedup.median)} times as fast as the other, {form.other} (95 % interval {interval(form.speedup.ci95)})"
-        )
+        ratio, ends = fixed(form.speedup.median), interval(form.speedup.ci95)
+        faster = f"{ratio} times as fast as the other, {form.other} (95 % interval {ends})"
         text += f", the faster of two forms: {tag(faster, kind)}"
     return (("Dense baseline", text),)
 
