@@ -1,4 +1,4 @@
-"""Which device a board's file, or a class of boards, stands for."""
+"""Opens what `--device` names: a board by its name or file, or any free board of a class."""
 
 from __future__ import annotations
 

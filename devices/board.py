@@ -1,4 +1,4 @@
-"""Boards: one TOML file each, shipped in this folder or the user's own. The file's name is the board's name.
+"""Boards: one TOML file each, shipped in the folder `boards` or the user's own. The file's name is the board's name.
 
 Keys: `targets` (a list: what can be built for it), `transport` (how it is reached), and where wanted
 
@@ -57,7 +57,7 @@ class Board:
 
 
 def user_folder() -> Path:
-    """Where a user's own boards lie; they win over shipped ones of the same name."""
+    """The folder of a user's own boards, which win over shipped ones of the same name."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".config") / "edge-compress" / "devices"
 
@@ -71,7 +71,7 @@ def load(name_or_path: str | Path) -> Board:
     """A board by name, or by the path of its TOML file.
 
     Raises:
-        InputError: no such board or file; a file that is no TOML; an unknown or missing key; a value of the wrong type.
+        InputError: no such board or file; a file that is not TOML; an unknown or missing key; a value of the wrong type.
         UnavailableError: the board is reached in a way that is not known here.
     """
     text = str(name_or_path)
@@ -111,7 +111,7 @@ def of_class(name: str) -> tuple[Board, ...]:
             f"device class {name!r}",
             found="no board of it with an address",
             expected=f"one of {', '.join(classes)}" if classes else f'`class = "{name}"` in the files of some boards',
-            do=f"their files lie in {user_folder()}",
+            do=f"their files are in {user_folder()}",
         )
     return tuple(sorted(found.values(), key=lambda board: board.name))
 
@@ -125,7 +125,7 @@ def _parse(path: Path) -> Board:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"board file {path}", found=f"no TOML: {error}") from error
+        raise InputError(f"board file {path}", found=f"not TOML: {error}") from error
     except OSError as error:
         raise InputError(f"board file {path}", found=error.strerror or str(error), expected="a readable file") from error
     for key in table:

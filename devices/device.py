@@ -1,4 +1,4 @@
-"""What a device is to those who measure: this machine, a board behind a transport, or a class of boards."""
+"""Protocols of what can be measured on: this machine, a board behind a transport, or a class of boards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What state a board is in, asked of the board itself: `edge-compress devices check`."""
+"""Checks a board's state by asking the board itself: `edge-compress devices check`."""
 
 from __future__ import annotations
 

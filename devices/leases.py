@@ -1,6 +1,6 @@
 """Per-board locks and failure counts: one file for each board, locked (fcntl) while a process of this machine has it.
 
-Files lie in $EDGE_COMPRESS_CACHE/boards, else in edge-compress/boards of $XDG_CACHE_HOME or ~/.cache. A board is known by
+The files are in $EDGE_COMPRESS_CACHE/boards, else in edge-compress/boards of $XDG_CACHE_HOME or ~/.cache. A board is known by
 its transport and address, so that two board files with one address are one board. Users of other machines are kept
 away by the agent's own lock on the board.
 """

@@ -72,7 +72,7 @@ class Pool:
             device.close()
 
     def measure(self, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None = None) -> Timing:
-        """See `device.Device.measure`; begun anew on another board when one fails."""
+        """See `device.Device.measure`; started again on another board when one fails."""
         return self.on_any(lambda device: device.measure(baseline, candidate, settings, progress))
 
     def sessions(
@@ -189,7 +189,7 @@ class PoolMeter:
         return self._pool.on_any(lambda device: self._ready(device).dense_ms)
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`; begun anew on another board when one fails."""
+        """See `device.Meter.ratio`; started again on another board when one fails."""
         return self._pool.on_any(lambda device: self._ready(device).ratio(candidate))
 
     def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:

@@ -1,4 +1,4 @@
-"""A board behind a transport, as a device: same settings, same rounds, same statistics as on this machine."""
+"""A board behind a transport, as a device; this machine is one of them, see local.py."""
 
 from __future__ import annotations
 

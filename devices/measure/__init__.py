@@ -1,1 +1,5 @@
-"""How latency is measured: rounds, statistics, the cache of a search's measurements. Start at `timing.py`."""
+"""The one protocol by which latency is measured, on this machine and on boards.
+
+Loaded models come in; samples (`rounds.py`), quick ratios (`meter.py`) and figures with intervals (`timing.py`, `stats.py`) go
+out. Start at `timing.py`.
+"""

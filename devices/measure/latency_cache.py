@@ -40,7 +40,7 @@ class LatencyCache:
 
     Args:
         context: everything besides the structure that a ratio depends on; another value anywhere is another file.
-        folder: where the file lies; `cache_folder()` if not given.
+        folder: of the file; `cache_folder()` if not given.
 
     Raises:
         InputError: the folder or file cannot be written.

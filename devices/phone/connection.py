@@ -287,7 +287,7 @@ class PhoneModel:
         return inputs, outputs
 
     def _unpacked(self, data: bytes, outputs: list[_Tensor]) -> dict[str, Array]:
-        """The outputs, which lie one after another."""
+        """The outputs by name; in the bytes they follow one another."""
         sizes = [int(np.prod(shape)) * kind.itemsize for _, shape, kind in outputs]
         if sum(sizes) != len(data):
             where, expected = f"board {self._session.name}: outputs of {self.name}", f"{sum(sizes)} bytes"

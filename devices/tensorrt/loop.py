@@ -106,7 +106,7 @@ class Loaded:
         self.places = {}
         for name in names:
             if self.engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
-                raise OSError(f"{name} is no float32 tensor")
+                raise OSError(f"{name} is not a float32 tensor")
             count = 1
             for size in self.engine.get_tensor_shape(name):
                 count *= size

@@ -42,7 +42,7 @@ class SshTransport(CommandTransport):
             r"REMOTE HOST IDENTIFICATION HAS CHANGED",
             "its host key has changed",
             "the key in known_hosts",
-            "remove the old key with ssh-keygen -R HOST if the board was set up anew; if not, beware",
+            "remove the old key with ssh-keygen -R HOST if the board was set up again; if not, beware",
         ),
         Fault(
             r"Host key verification failed|No \S+ host key is known",
