@@ -1,9 +1,9 @@
-"""Everything that passes between stages. Read this file first.
+"""The results that pass between stages. Read this file first.
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
 All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by
-path and digest. Units stand in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
+path and digest. Units are in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
 `top1` is in percent (0..100) wherever it is reported; `accuracy` inside the search is a share (0..1).
 """
 
@@ -16,29 +16,29 @@ SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" 
 
 
 class Kind(StrEnum):
-    """Where a number comes from. A number never appears under a kind it does not have."""
+    """How a number was obtained. It never appears under a kind it does not have."""
 
     MEASURED = "measured"  # this artifact, on this device
-    EMULATED = "emulated"  # the real runtime under an emulator: outputs count, times do not
-    ESTIMATED = "estimated"  # read from a table or a model of the device
+    EMULATED = "emulated"  # the real runtime under an emulator: outputs are valid, latencies are not
+    ESTIMATED = "estimated"  # from a table or a model of the device
     NONE = "none"  # no number
 
 
 class Pattern(StrEnum):
-    """What is removed."""
+    """What is pruned."""
 
     CHANNEL = "channel"  # whole channels and residual blocks: the network gets smaller
-    WEIGHT = "weight"  # single connections: zeros in place
-    TWO_FOUR = "2:4"  # two of four consecutive inputs: zeros in place
+    WEIGHT = "weight"  # single connections, set to zero
+    TWO_FOUR = "2:4"  # two of four consecutive inputs, set to zero
 
 
 class Precision(StrEnum):
-    """Number format the artifact computes in."""
+    """Numerical precision of an artifact."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
-    DYNAMIC = "dynamic"  # int8 weights; activations are float and quantized as they come
+    DYNAMIC = "dynamic"  # int8 weights, activations quantised dynamically
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FileRef:
 
 @dataclass(frozen=True)
 class Splits:
-    """Image counts of the three disjoint splits."""
+    """Image counts of the three disjoint splits: calibration, search (validation) and test."""
 
     train: int
     search: int  # cut from the training images: rewards, lambda, early stopping, ranges
@@ -61,7 +61,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Crop:
-    """How image files become squares of one size. The defaults are how ImageNet networks are evaluated."""
+    """Resizing and central crop of image files. The defaults are those of ImageNet evaluation."""
 
     size: int = 224  # pixels, height and width of the central square
     resize: int = 256  # pixels, of the short side before the square is cut
@@ -70,7 +70,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data set as it was used."""
+    """Facts about the data set."""
 
     name: str
     sha256: str  # of pixels and labels
@@ -78,21 +78,21 @@ class DataInfo:
     image_shape: tuple[int, int, int]  # (C, H, W)
     splits: Splits
     crop: Crop | None = None  # image folders
-    test_given: bool = True  # False: the test split was cut from the images that the network may have been trained on
+    test_given: bool = True  # False: cut from images that the network may have been trained on
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From stored uint8 pixels to the network's input, and how training images are varied."""
+    """Normalisation of uint8 pixels to network inputs, and training-time augmentation."""
 
     mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...]
-    augment: str  # "none", "crop-flip"; used for fine-tuning and for BatchNorm statistics alike
+    augment: str  # a value of options.Augment; for fine-tuning, BatchNorm re-estimation and calibration alike
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a network costs on paper, batch 1."""
+    """Size and arithmetic of a network, batch 1."""
 
     params: int
     macs: int  # multiply-accumulates of convolutions and linear layers
@@ -100,27 +100,13 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Subject:
-    """The trained network and its data: what is to be compressed."""
+    """The trained network to be compressed, and its data."""
 
     model: str
     model_sha256: str  # of the state dict
     data: DataInfo
     preprocess: Preprocess
     cost: ModelCost
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that can only be removed together, across every layer that carries them.
-
-    One unit of a group is one channel position; `size` counts them. For a `block`, the one unit is the whole residual branch.
-    """
-
-    name: str  # the first layer that produces it, e.g. "layer1.0.conv1"; blocks: "block:layer1.0.conv2"
-    kind: str  # "inner", "coupled" (an addition takes its channels from several layers: shortcut-coupled) or "block"
-    size: int
-    producers: tuple[str, ...]  # layers that lose output channels
-    consumers: tuple[str, ...]  # layers that lose input channels
 
 
 @dataclass(frozen=True)
@@ -144,9 +130,9 @@ class Knob:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Which units of each group matter most, and how that was found."""
+    """The ranking of each group's units."""
 
-    score: str  # name in hasa.SCORES
+    score: str  # a value of options.Score
     lambda_: float
     order: dict[str, tuple[int, ...]]  # channel group -> its units, highest score first
     tried: tuple[tuple[float, float], ...] = ()  # (lambda, one-shot accuracy on the search split minus 0.001 times the loss)
@@ -162,21 +148,21 @@ class Candidate:
     latency_ratio: float  # candidate / dense float model, same runtime and device; < 1 is faster
     latency_kind: Kind
     cost: ModelCost
-    seconds: float = 0.0  # what the evaluation took; 0 when it was read back
-    density: float | None = None  # masks: share of the prunable layers' connections that stay; None where channels go
-    size_bytes: int | None = None  # of its file, in the artifact's format and precision; known where a size is limited
+    seconds: float = 0.0  # of the evaluation; 0 when read back from the log
+    density: float | None = None  # masks: share of the prunable layers' connections that stay; None for channels
+    size_bytes: int | None = None  # of its file, in the artifact's format and precision; None without a size limit
 
     @property
     def spent(self) -> float:
-        """What the budget limits: the latency ratio, or under a mask, whose zeros buy no latency, the density."""
+        """The budgeted quantity: latency ratio, or for masks, whose zeros save no latency, the density."""
         return self.latency_ratio if self.density is None else self.density
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search tried and what it chose."""
+    """The candidates a search tried, and its choice."""
 
-    method: str  # "ppo", "uniform", "random", "knapsack"
+    method: str  # a value of options.SearchMethod
     best: Candidate
     tried: tuple[Candidate, ...]  # in order
     rewards: tuple[float, ...]  # one for each of `tried`
@@ -184,24 +170,24 @@ class SearchResult:
     seconds: float
     budget: float  # on `Candidate.spent`
     finalists: tuple[Candidate, ...] = ()  # the best ones within the limits, in the search's order; else the nearest to them
-    latency_reused: int = 0  # latencies read back from an earlier measurement on the same device
-    latency_measured: int = 0  # latencies measured on the device in this run: the table's and the candidates'
+    latency_reused: int = 0  # latencies from the cache
+    latency_measured: int = 0  # latencies measured in this run: the table's and the candidates'
     table_error: float | None = None  # median relative error of the table's estimates against the measured candidates
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the search's best plans with its layers solved one after another, each on what the pruned layers before it give."""
+    """One of the search's best plans after sequential reconstruction."""
 
-    candidate: Candidate  # as the search saw it: its layers solved each by itself
-    accuracy: float  # share of the same reward images, once solved whole; in float, the search's is in the artifact's precision
+    candidate: Candidate  # as in the search: layers reconstructed independently, on dense inputs
+    accuracy: float  # share of the same reward images, in float; the search's is in the artifact's precision
     loss: float
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The plan that was taken, its network ready for training."""
+    """The chosen plan after re-ranking, its network reconstructed."""
 
     finalists: tuple[Finalist, ...]  # in the search's order
     taken: int  # position in it
@@ -210,7 +196,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is removed. With a state dict and the user's own factory it gives the pruned network again."""
+    """What is removed. Together with a state dict and the user's factory it reproduces the pruned network."""
 
     pattern: Pattern
     score: str
@@ -232,12 +218,12 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The fine-tuned pruned network: a state dict, and how it came to be."""
+    """The fine-tuned pruned network, with its training history."""
 
     state: FileRef  # safetensors
     history: tuple[Epoch, ...]
     cost: ModelCost
-    sparsity: float  # share of the dense network's weights that are gone or zero
+    sparsity: float  # share of the dense network's weights that are removed or zero
 
 
 @dataclass(frozen=True)
@@ -272,7 +258,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file for one target."""
+    """The file built for one target."""
 
     target: str
     file: FileRef
@@ -280,10 +266,10 @@ class Artifact:
     precision: Precision
     input_name: str
     input_shape: tuple[int, ...]  # (N, C, H, W), N = 1 or -1
-    notes: tuple[str, ...] = ()  # what was chosen and why: ranges, weight bits
-    options: dict[str, str] = field(default_factory=dict)  # the same, for machines
+    notes: tuple[str, ...] = ()  # choices and their reasons: ranges, weight bits
+    options: dict[str, str] = field(default_factory=dict)  # the same, machine-readable
     baseline: FileRef | None = None  # the dense float model in the same format: what latency is compared with
-    choices: tuple[str, ...] = ()  # what else was tried on the search split, with its figure
+    choices: tuple[str, ...] = ()  # alternatives tried on the search split, with their figures
     dense_form: DenseForm | None = None  # of `baseline`
 
 
@@ -293,7 +279,7 @@ class Accuracy:
 
     top1: float  # percent
     drop_pp: float  # dense PyTorch model minus artifact
-    agreement: float  # share of images on which artifact and pruned PyTorch model name the same class
+    agreement: float  # share of images on which artifact and pruned PyTorch model predict the same class
     samples: int
     kind: Kind
     dense_top1: float = 0.0
@@ -312,7 +298,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of an artifact against the dense float baseline, measured together."""
+    """Latency of an artifact and of the dense float baseline, measured interleaved."""
 
     device: str
     kind: Kind
@@ -331,34 +317,34 @@ class Timing:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """An artifact's answers on the device it is for, beside those of the same file on this machine."""
+    """An artifact's predictions on its device, compared with the same file on this machine."""
 
     device: str
-    kind: Kind  # "measured", or "emulated" where the device is one: its outputs count all the same
+    kind: Kind  # "measured", or "emulated" on an emulated device
     runtime: str  # version on the device
     samples: int  # test images
-    agreement: float  # share of them on which both name the same class
+    agreement: float  # share of them on which both predict the same class
     top1: float  # percent, on the device
-    here_top1: float  # percent, on this machine, the same images
-    largest_difference: float  # of a logit, as a share of the range of this machine's logits
+    here_top1: float  # percent, the same images on this machine
+    largest_difference: float  # of a logit, relative to the range of this machine's logits
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the gates were passed, and if not, which and why."""
+    """Whether all gates were passed, and which failed."""
 
     passed: bool
-    reasons: tuple[str, ...] = ()  # failed gates, one sentence each
+    reasons: tuple[str, ...] = ()  # one sentence per failed gate
 
 
 @dataclass(frozen=True)
 class TargetResult:
-    """What came of one target."""
+    """The result for one target."""
 
     status: str  # "ok", "not_built", "failed"
     verdict: Verdict
     artifact: Artifact | None = None
     accuracy: Accuracy | None = None
     latency: Timing | None = None
-    golden: FileRef | None = None  # a few test images with the artifact's answers, see `golden`
+    golden: FileRef | None = None  # a few test images with the artifact's outputs, see `verify/golden.py`
     on_device: OnDevice | None = None  # None: the device is this machine

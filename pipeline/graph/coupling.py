@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..errors import InputError
-from ..types import Group
 from .blocks import find_branches
 from .labels import Labels, Place, Stop
 from .trace import argument, is_layer, layer_nodes, shape_of, submodule
-from .units import Block, Locked, Slice, Unit
+from .units import Block, Group, Locked, Slice, Unit
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,17 @@ class Locked:
     reason: str
     channels: int  # output channels of layers that it keeps
     macs_share: float  # share of the network's multiply-accumulates in layers that no removal makes cheaper because of it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together, across every layer that carries them.
+
+    One unit of a group is one channel position; `size` counts them. For a `block`, the one unit is the whole residual branch.
+    """
+
+    name: str  # the first layer that produces it, e.g. "layer1.0.conv1"; blocks: "block:layer1.0.conv2"
+    kind: str  # "inner", "coupled" (an addition takes its channels from several layers: shortcut-coupled) or "block"
+    size: int
+    producers: tuple[str, ...]  # layers that lose output channels
+    consumers: tuple[str, ...]  # layers that lose input channels

@@ -20,9 +20,10 @@ from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.graph.units import Group
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.reconstruct.least_squares import stitched_weight
-from edge_compress.pipeline.types import Candidate, Group, Kind, Knob, ModelCost, Pattern, Plan, Precision
+from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, Precision
 from edge_compress.targets.base import Limits, Structure
 from edge_compress.targets.onnx.prober import OnnxProber
 from hypothesis import given, settings
