@@ -145,7 +145,7 @@ class Candidate:
     levels: tuple[int, ...]  # per knob, 0 = dense
     accuracy: float  # share of the reward images (search split) classified correctly, one-shot
     loss: float  # mean cross-entropy on the same images
-    latency_ratio: float  # candidate / dense float model, same runtime and device; < 1 is faster
+    latency_ratio: float  # candidate / dense baseline, same runtime: measured over float, estimated over the same precision
     latency_kind: Kind
     cost: ModelCost
     seconds: float = 0.0  # of the evaluation; 0 when read back from the log

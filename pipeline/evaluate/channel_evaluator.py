@@ -129,10 +129,10 @@ class StitchedEvaluator:
         return self.solved[name, kept]
 
     def latency_estimate(self, levels: tuple[int, ...]) -> float:
-        """Ratio from the table: the dense structure's plus what each knob alone was measured to change.
+        """Ratio from the table: the dense structure's less the sum of what each knob alone was measured to save.
 
-        Knobs inside a removed block change nothing. Savings are taken as shares of what is left, so that the estimate stays
-        positive however many knobs are turned.
+        Knobs inside a removed block save nothing. Savings of different layers add up, as in the knapsack; those of one layer that
+        two knobs make narrower overlap, so the sum is kept above a twentieth of the dense ratio.
         """
         gone = {k.name for k, level in zip(self.knobs, levels, strict=True) if k.kind == "block" and level}
         dense = self._entry(-1, 0)

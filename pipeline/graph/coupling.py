@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -26,7 +26,7 @@ class Coupling:
     units: dict[str, tuple[Unit, ...]]  # channel group -> its units
     blocks: dict[str, Block]
     locked: tuple[Locked, ...] = ()  # the one that keeps most multiply-accumulates first
-    locked_blocks: dict[str, str] | None = None  # residual branches that cannot be removed -> why
+    locked_blocks: dict[str, str] = field(default_factory=dict)  # residual branches that cannot be removed -> why
     prunable_macs_share: float = 1.0  # in layers that the removal of some channel makes cheaper
 
     @cached_property
@@ -113,8 +113,10 @@ def _locked(net: fx.GraphModule, labels: Labels, frozen: dict[int, Stop], change
             continue
         outputs = [labels.root(label) for label in labels.at.get(node, ())]
         inputs = [labels.root(label) for source in node.all_input_nodes for label in labels.at.get(source, ())]
-        for root in outputs:
-            if root in frozen:
+        if isinstance(module := submodule(net, node), nn.Linear) and len(shape_of(node) or ()) > 2:
+            kept[frozen[outputs[0]]].update(range(-module.out_features, 0))  # its channels are its last dimension
+        else:
+            for root in frozen.keys() & outputs:
                 kept[frozen[root]].add(root)
         stops = [frozen[root] for root in (*outputs, *inputs) if root in frozen]
         inner = [stop for stop in stops if stop.operation not in ("placeholder", "output")]

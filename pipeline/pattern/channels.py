@@ -67,8 +67,19 @@ class Channels:
         return 1.0 - stay / sum(p.numel() for p in dense.parameters())
 
     def remarks(self, runtime: str) -> tuple[str, ...]:
-        """Nothing: the numbers say it."""
-        return ()
+        """The share of the network that can be pruned; below one half also what keeps most of the rest; branches that stay."""
+        coupling, share = self.coupling, self.coupling.prunable_macs_share
+        told = [f"{share:.0%} of the multiply-accumulates are in layers that get cheaper when channels are removed."]
+        if share < 0.5:
+            told += [
+                f"{lock.operation} in {lock.module or 'the network'} keeps {lock.macs_share:.0%} of them and"
+                f" {lock.channels} channels: {lock.reason}."
+                for lock in coupling.locked[:3]
+            ]
+        told += [
+            f"{name.removeprefix('block:')}: its residual branch stays, {why}." for name, why in coupling.locked_blocks.items()
+        ]
+        return tuple(told)
 
 
 class _ChannelEvaluator(StitchedEvaluator):

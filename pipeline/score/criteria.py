@@ -134,7 +134,7 @@ def unit_scores(connection_scores: Mapping[str, Tensor], units: Iterable[Unit]) 
 
 
 def removal_scores(squares: Tensor, curvature: Tensor, lam: float) -> Tensor:
-    """`hasa` of whole units: `|w|^2 (h + mean h)^lambda`, where h is the loss's curvature along the unit's weights.
+    """`hasa` of whole units: `|w|^2 (h + mean h)^lambda`, where h is v'Gv for each squared weight of the unit.
 
     lambda = 0 is the unit's squared magnitude; lambda = 1 is, but for the factor 1/2, the loss that the quadratic model predicts
     when the whole unit goes, damped as for connections. The sum of the connections' scores is not that: it takes them as if each
@@ -142,7 +142,8 @@ def removal_scores(squares: Tensor, curvature: Tensor, lam: float) -> Tensor:
 
     Args:
         squares: (units,) |w|^2 of each unit of a group, the sum of its squared weights.
-        curvature: (units,) v'Gv of each unit (`removal.removal_curvature`); h is its share of |w|^2.
+        curvature: (units,) v'Gv of each unit (`removal.removal_curvature`), v the weights that read it. h is this over
+            |w|^2, which also counts the weights that make the unit: that scales the damping alone, never the term v'Gv.
         lam: in [0, 1].
 
     Raises:
