@@ -199,7 +199,7 @@ def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed:
         precision=Precision.INT8,
         calibration=calibration,
         rounded=partial(round_weights, module, calibration),
-        score=lambda predict: top1(answers(predict, data.search, prep), data.search.labels),
+        score=lambda predict: top1(answers(target, predict, data.search, prep), data.search.labels),
         folder=folder,
     )
     artifact = target.build(request)
@@ -253,7 +253,7 @@ def main(
         after = top1(logits(student, test, prep), test.labels)
         files[tool], dense = built(loaded, target, student, work / tool / "artifact", seed)
         with target.runner(files[tool]) as predict:
-            artifact = top1(answers(predict, test, prep), test.labels)
+            artifact = top1(answers(target, predict, test, prep), test.labels)
         cost = cost_of(student, shape)
         rows.append(Row(tool, cost.macs, cost.params, before, after, rate, artifact))
         ui.say(f"{tool}: {cost.macs / 1e6:.1f} M MACs, {before:.2f} % one-shot, {after:.2f} % trained, {artifact:.2f} % int8")

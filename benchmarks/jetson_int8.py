@@ -70,15 +70,15 @@ def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     images = calibration_batches(data, prep, CALIBRATION_IMAGES, 2)
 
     def score(predict: Any) -> float:
-        return top1(answers(predict, data.search, prep), data.search.labels)
+        return top1(answers(jetson.TARGET, predict, data.search, prep), data.search.labels)
 
     artifact = jetson.TARGET.build(request(loaded.module, data.info.image_shape, images, score, folder))
     assert artifact.baseline is not None
     model, baseline = folder / artifact.file.path, folder / artifact.baseline.path
     logits = {
-        "float": answers(simulate(baseline.read_bytes()), data.test, prep),
-        "simulated": answers(simulate(model.read_bytes()), data.test, prep),
-        "ort_default": answers(predictor(str(model)), data.test, prep),
+        "float": answers(jetson.TARGET, simulate(baseline.read_bytes()), data.test, prep),
+        "simulated": answers(jetson.TARGET, simulate(model.read_bytes()), data.test, prep),
+        "ort_default": answers(jetson.TARGET, predictor(str(model)), data.test, prep),
     }
     names = {key: Path(getattr(given, key)).name for key in ("model", "data")}  # no folder of this machine
     found: dict[str, Any] = names | {"samples": len(data.test), "choices": artifact.choices}

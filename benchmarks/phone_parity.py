@@ -104,7 +104,7 @@ def trained(student: nn.Module, whole: nn.Module, images: Images, epochs: int) -
     """Distil the whole network into the pruned one, in place, on the images to calibrate on; no label is used."""
     splits = []
     for part in (images.calibration, images.search):
-        pixels = np.rint((part.transpose(0, 2, 3, 1) + 1.0) * 127.5).astype(np.uint8)
+        pixels = stored(part)
         source = ArraySource(pixels, classes(in_torch(whole), part))
         splits.append(Split(source, np.arange(len(pixels))))
     info = DataInfo("photographs", "", (), SHAPE, Splits(len(splits[0]), len(splits[1]), 0))
@@ -117,6 +117,11 @@ def trained(student: nn.Module, whole: nn.Module, images: Images, epochs: int) -
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
         data = DataSet(info, splits[0], splits[1], splits[1])
         finetune(student, whole, data, Preprocess(HALF, HALF, "crop-flip"), how, folder=Path(folder), progress=tell)
+
+
+def stored(inputs: FloatArray) -> np.ndarray[Any, Any]:
+    """The pixels (n, H, W, C) that network inputs come from."""
+    return np.rint((inputs.transpose(0, 2, 3, 1) + 1.0) * 127.5).astype(np.uint8)
 
 
 def classes(predict: Callable[[FloatArray], FloatArray], inputs: FloatArray, batch: int = 50) -> np.ndarray[Any, Any]:
@@ -139,7 +144,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
     search, held_out = (classes(in_torch(net), part) for part in (images.search, images.held_out))
 
     def score(predict: Callable[[FloatArray], FloatArray]) -> float:
-        return 100.0 * float((classes(predict, images.search) == search).mean())
+        return 100.0 * float((classes(predict, stored(images.search)) == search).mean())
 
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
         labels = tuple(f"class {i:04d}" for i in range(1000))
@@ -149,7 +154,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
             image_shape=SHAPE,
             classes=labels,
             precision=precision,
-            calibration=[images.calibration],
+            calibration=[stored(images.calibration)],
             rounded=partial(round_weights, net, [images.calibration]),
             score=score,
             folder=Path(folder),
@@ -161,7 +166,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
         artifact = TARGET.build(request)
         built = time.monotonic()
         with TARGET.runner(Path(folder) / artifact.file.path, threads) as run:
-            same = classes(run, images.held_out) == held_out
+            same = classes(run, stored(images.held_out)) == held_out
         verified = time.monotonic()
     return {
         "precision": str(precision),

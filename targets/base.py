@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FloatArray = NDArray[np.float32]
+Images = NDArray[Any]  # float32 network inputs, or uint8 pixels
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class BuildRequest:
     image_shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
     precision: Precision
-    calibration: Sequence[FloatArray]  # network inputs (n, C, H, W), training split, augmented as the model was trained
-    score: Callable[[Callable[[FloatArray], FloatArray]], float]  # predict function -> top-1 percent on the search split
+    calibration: Sequence[Images]  # what artifacts take, see `Runner`: training split, augmented as the model was trained
+    score: Callable[[Runner], float]  # top-1 percent on the search split
     folder: Path  # files go here
     threads: int = 1
     max_drop_pp: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
@@ -78,8 +79,8 @@ class BuildRequest:
 class Runner(Protocol):
     """An artifact loaded in its own runtime."""
 
-    def __call__(self, inputs: FloatArray) -> FloatArray:
-        """Logits (n, classes) of network inputs (n, C, H, W)."""
+    def __call__(self, images: Images) -> FloatArray:
+        """Logits (n, classes) of network inputs (n, C, H, W), or of pixels (n, H, W, C) where the target `takes_pixels`."""
         ...
 
 
@@ -125,6 +126,7 @@ class Target(Protocol):
     runtime: str  # the agent's name for it, see devices/agent/runtimes/: "onnxruntime", ...
     packages: tuple[str, ...] = ()  # whose versions the report names, beside those of every run
     needs_device: bool = False  # whether the artifact is finished on the device it is for
+    takes_pixels: bool = False  # artifacts take stored pixels (n, H, W, C), not network inputs (n, C, H, W)
     simulation: Kind = Kind.ESTIMATED  # of what `runner` answers without that device, where one is needed
 
     def missing(self) -> str | None:

@@ -37,6 +37,7 @@ class Phone(Target):
     name = "phone"
     runtime = "litert"
     packages = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")  # whose versions the report names
+    takes_pixels = True
     limits = Limits(
         channel_multiple=8,
         precisions=(Precision.INT8, Precision.FP32, Precision.FP16, Precision.DYNAMIC),
@@ -182,7 +183,7 @@ def _int8(network: bytes, request: BuildRequest, record: Record) -> Int8Choice[b
     from .onnx.int8 import Recipe
     from .tflite.convert import INPUT_NAME, convert
     from .tflite.int8 import collect, quantize
-    from .tflite.run import pixels, predictor
+    from .tflite.run import predictor
 
     def quantized(data: bytes, found: Mapping[str, Range], recipe: Recipe) -> bytes:
         exact = {INPUT_NAME: (0.0, 255.0)} if record.mean else {}  # steps of one pixel
@@ -191,9 +192,9 @@ def _int8(network: bytes, request: BuildRequest, record: Record) -> Int8Choice[b
     how = Int8Format(
         activation_type="int8",
         export=lambda module: convert(module, request.image_shape, request.mean, request.std)[0],
-        collect=lambda data: collect(data, [pixels(block, record) for block in request.calibration], threads=request.threads),
+        collect=lambda data: collect(data, request.calibration, threads=request.threads),
         quantize=quantized,
-        load=lambda data: predictor(data, request.threads, record=record),
+        load=lambda data: predictor(data, request.threads),
     )
     chosen = choose_int8(network, request, how)
     return replace(chosen, options=chosen.options | {"float_io": str(request.float_io).lower()})

@@ -17,10 +17,11 @@ from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.format import fixed, interval
+from ..task.inputs import artifact_images, network_inputs
 from ..types import Accuracy, Kind, Timing
 from ..verify import golden
 from ..verify.gates import packed, unpacked
-from ..verify.golden import Replay, network_inputs
+from ..verify.golden import Replay
 from ..verify.statistics import overlap, share_ci95, sign_test, unpaired_differ
 
 _BATCH = 250
@@ -59,10 +60,11 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, boo
             expected=f"{report.data.name}, {report.data.sha256[:16]}...",
         )
     prep, right = report.preprocess, np.zeros(len(data.test), bool)
-    with targets.load(target).runner(record.path(record.artifacts[target])) as predict:
+    runtime = targets.load(target)
+    with runtime.runner(record.path(record.artifacts[target])) as predict:
         for first in range(0, len(data.test), _BATCH):
             positions = np.arange(first, min(first + _BATCH, len(data.test)))
-            logits = predict(network_inputs(data.test.read(positions), prep.mean, prep.std))
+            logits = predict(artifact_images(runtime, data.test.read(positions), prep))
             sure = ~np.isnan(logits).any(axis=1)  # a row with a NaN in it names no class
             right[positions] = sure & (logits.argmax(axis=1) == data.test.labels[positions])
     count, top1, before = len(right), 100.0 * float(right.mean()), report.targets[target].accuracy
@@ -152,7 +154,7 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
             raise InputError(f"--device {device}", found="no board with TensorRT", expected="one: the artifact is an engine")
         with boards[0].engines() as engines:
             engine = engines.engine(record.path(record.artifacts[target]))
-            logits = engines.outputs(engine, network_inputs(kept.pixels, kept.mean, kept.std))
+            logits = engines.outputs(engine, network_inputs(kept.pixels, kept.preprocess))
             return golden.compare(kept, logits, golden.where_on(engines))
 
 

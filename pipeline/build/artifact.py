@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,12 @@ from torch import nn
 
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
-from ...targets.base import BuildRequest, FloatArray, Target
+from ...targets.base import BuildRequest, Target
 from ..reconstruct.gptq import round_weights
 from ..run_context import Run
 from ..run_folder import Stage
-from ..task.inference import answers, top1
-from ..task.samples import calibration_batches
+from ..task.inference import top1_on
+from ..task.samples import calibration_batches, calibration_pixels
 from ..types import Artifact, Baseline, Precision, Speedup
 from . import engine_script as engine_files
 
@@ -53,10 +52,7 @@ def build(
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
-    search_split, prep = loaded.data.search, loaded.subject.preprocess
-
-    def score(predict: Callable[[FloatArray], FloatArray]) -> float:
-        return top1(answers(predict, search_split, prep), search_split.labels)
+    prep = loaded.subject.preprocess
 
     def speedup(slow: Path, fast: Path) -> Speedup:
         assert device is not None  # below
@@ -66,21 +62,22 @@ def build(
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
     with run.stage(f"build {target.name}"):
-        calibration = calibration_batches(loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2)
+        drawn = loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2
+        inputs = calibration_batches(*drawn)
         request = BuildRequest(
             module=student,
             baseline=(run.folder.path / baseline.file.path).read_bytes(),
             image_shape=loaded.subject.data.image_shape,
             classes=loaded.subject.data.classes,
             precision=precision,
-            calibration=calibration,
-            score=score,
+            calibration=calibration_pixels(*drawn) if target.takes_pixels else inputs,
+            score=top1_on(target, loaded.data.search, prep),
             folder=folder,
             threads=config.threads,
             mean=prep.mean,
             std=prep.std,
             float_io=config.float_io,
-            rounded=partial(round_weights, student, calibration),
+            rounded=partial(round_weights, student, inputs),
             pattern=run.pattern,
             speedup=None if device is None else speedup,
         )

@@ -140,7 +140,7 @@ def _baseline(form: DenseForm | None, kind: str) -> tuple[tuple[str, str], ...]:
     if form is None:
         return ()
     if not form.other:
-        return (("Dense baseline", f"the dense float network {form.form}"),)
+        return (("Dense baseline", form.form),)
     text = form.form
     if form.speedup is not None:
         ratio, ends = fixed(form.speedup.median), interval(form.speedup.ci95)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ...targets.base import FloatArray, Target
+from ...targets.base import FloatArray, Runner, Target
 from ..network.modes import borrowed
 from ..types import Preprocess
+from .inputs import artifact_images
 from .preprocess import to_input
 from .splits import Split
+
+HELD_BYTES = 1 << 30  # of a split's pixels that are kept in memory between artifacts
 
 
 def logits(
@@ -71,16 +75,22 @@ def predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
 
-def answers(predict: Callable[[FloatArray], FloatArray], split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
-    """Logits (N, classes) of every image of a split, by a function of network inputs (n, C, H, W)."""
+def answers(target: Target, predict: Runner, split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
+    """Logits (N, classes) of every image of a split, by an artifact of a target."""
     parts = []
     for first in range(0, len(split), batch):
         positions = np.arange(first, min(first + batch, len(split)))
-        parts.append(predict(to_input(split.read(positions), prep).numpy()))
+        parts.append(predict(artifact_images(target, split.read(positions), prep)))
     return np.concatenate(parts)
 
 
 def artifact_logits(target: Target, path: Path, split: Split, prep: Preprocess) -> FloatArray:
     """What the artifact answers, (N, classes), to every image of a split in its own runtime."""
     with target.runner(path) as run:
-        return answers(run, split, prep)
+        return answers(target, run, split, prep)
+
+
+def top1_on(target: Target, split: Split, prep: Preprocess) -> Callable[[Runner], float]:
+    """Scores artifacts of a target on one split, top-1 in percent; images are read once where they fit into memory."""
+    held = cache(partial(split.held, HELD_BYTES))
+    return lambda predict: top1(answers(target, predict, held(), prep), split.labels)

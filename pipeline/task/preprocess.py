@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..options import Augment
 from ..types import Preprocess
+from .inputs import network_inputs
 
 UInt8Array = NDArray[np.uint8]
 
@@ -26,43 +27,53 @@ def to_input(images: UInt8Array, prep: Preprocess) -> torch.Tensor:
     Raises:
         InputError: mean or std do not fit the channels.
     """
-    return _normalised(_tensor(images), prep)
+    return torch.from_numpy(network_inputs(images, prep))
 
 
 def augmented(
     images: UInt8Array, prep: Preprocess, generator: torch.Generator, *, whole: int | None = None, first: int = 0
 ) -> torch.Tensor:
-    """Network inputs like `to_input`'s, each image varied by `prep.augment`; draws come from `generator` (on the CPU) alone.
+    """Network inputs of images varied as in training, see `varied`.
+
+    Raises:
+        InputError: an unknown augmentation, or mean or std do not fit the channels.
+    """
+    return to_input(varied(images, prep.augment, generator, whole=whole, first=first), prep)
+
+
+def varied(
+    images: UInt8Array, augment: str, generator: torch.Generator, *, whole: int | None = None, first: int = 0
+) -> UInt8Array:
+    """Pixels (n, H, W, C), each image varied by an augmentation; draws come from `generator` (on the CPU) alone.
 
     "crop-flip" and "shift" pad each side with H // 8 black pixels (0 before normalisation) and crop at a random place;
     "crop-flip" then mirrors every second image at random (the CIFAR recipe, He et al. 2015, section 4.2).
 
     Args:
         images: uint8 pixels (n, H, W, C).
-        prep: mean, std and augmentation.
+        augment: name of the augmentation.
         generator: draws for the whole batch.
         whole: images in the batch that these are a part of, if not all; they are varied as in the whole batch.
         first: where in that batch they begin.
 
     Raises:
-        InputError: an unknown augmentation, or mean or std do not fit the channels.
+        InputError: an unknown augmentation.
     """
-    check_augment(prep.augment)
-    pixels = _tensor(images)  # (N, H, W, C)
-    if prep.augment == "none":
-        return _normalised(pixels, prep)
-    n, height, width, _ = pixels.shape
+    check_augment(augment)
+    if augment == "none":
+        return images
+    n, height, width, _ = images.shape
     pad, count, part = height // 8, n if whole is None else whole, slice(first, first + n)
     top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)[part]
     left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)[part]
     columns = torch.arange(width).expand(n, width)
-    if prep.augment == "crop-flip":
+    if augment == "crop-flip":
         mirrored = torch.randint(0, 2, (count, 1), generator=generator)[part].bool()
         columns = torch.where(mirrored, width - 1 - columns, columns)
     rows = torch.arange(height) + top  # (N, H)
-    padded = torch.nn.functional.pad(pixels, (0, 0, pad, pad, pad, pad))
+    padded = torch.from_numpy(np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
     which = torch.arange(n)[:, None, None]
-    return _normalised(padded[which, rows[:, :, None], (columns + left)[:, None, :]], prep)
+    return padded[which, rows[:, :, None], (columns + left)[:, None, :]].numpy()
 
 
 def check_augment(name: str) -> None:
@@ -70,19 +81,3 @@ def check_augment(name: str) -> None:
     if name not in tuple(Augment):
         expected = "one of " + ", ".join(Augment)
         raise InputError("unknown augmentation", found=repr(name), expected=expected, do="set --augment")
-
-
-def _tensor(images: UInt8Array) -> torch.Tensor:
-    array = np.ascontiguousarray(images)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch has no read-only tensors
-
-
-def _normalised(pixels: torch.Tensor, prep: Preprocess) -> torch.Tensor:
-    channels = pixels.shape[-1]
-    if len(prep.mean) != channels or len(prep.std) != channels:
-        found = f"{len(prep.mean)} means and {len(prep.std)} deviations"
-        raise InputError("mean and std", found=found, expected=f"{channels} of each, one per channel", do="set --mean and --std")
-    mean = torch.tensor(prep.mean, dtype=torch.float32).view(1, -1, 1, 1)
-    std = torch.tensor(prep.std, dtype=torch.float32).view(1, -1, 1, 1)
-    inputs = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    return inputs.div_(255).sub_(mean).div_(std)

@@ -8,9 +8,10 @@ import torch
 from ...targets.base import FloatArray
 from ..network.exact_mode import Batch
 from ..types import Preprocess
+from .inputs import network_inputs
 from .load import Loaded
-from .preprocess import augmented
-from .splits import DataSet
+from .preprocess import to_input, varied
+from .splits import DataSet, UInt8Array
 
 SCORING_IMAGES = 2000  # scores and moments are taken on
 BATCH = 100
@@ -18,9 +19,13 @@ BATCH = 100
 
 def training_inputs(data: DataSet, prep: Preprocess, count: int, seed: int) -> torch.Tensor:
     """The first `count` training images (their order is a seeded shuffle), varied as in training: (n, C, H, W)."""
+    return to_input(_training_pixels(data, prep, count, seed), prep)
+
+
+def _training_pixels(data: DataSet, prep: Preprocess, count: int, seed: int) -> UInt8Array:
     generator = torch.Generator().manual_seed(seed)
     images = data.train.read(np.arange(min(count, len(data.train))))
-    return augmented(images, prep, generator)
+    return varied(images, prep.augment, generator)
 
 
 def scoring_inputs(loaded: Loaded, seed: int) -> torch.Tensor:
@@ -34,5 +39,11 @@ def batches(inputs: torch.Tensor) -> list[Batch]:
 
 
 def calibration_batches(data: DataSet, prep: Preprocess, count: int, seed: int, batch: int = 50) -> list[FloatArray]:
-    """Training images, varied as in training, to calibrate activation ranges with."""
-    return [part.numpy() for part in torch.split(training_inputs(data, prep, count, seed), batch)]
+    """The calibration set: training images, varied as in training, as network inputs."""
+    return [network_inputs(part, prep) for part in calibration_pixels(data, prep, count, seed, batch)]
+
+
+def calibration_pixels(data: DataSet, prep: Preprocess, count: int, seed: int, batch: int = 50) -> list[UInt8Array]:
+    """The same images as pixels (n, H, W, C)."""
+    pixels = _training_pixels(data, prep, count, seed)
+    return [pixels[first : first + batch] for first in range(0, len(pixels), batch)]

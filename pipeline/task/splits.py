@@ -60,6 +60,12 @@ class Split:
         """Pixels (n, H, W, C) of the images at `positions` within the split."""
         return self.source.read(self.indices[positions])
 
+    def held(self, most_bytes: int) -> Split:
+        """The same images, read once and kept in memory, where their pixels take at most so many bytes; else the split itself."""
+        if isinstance(self.source, ArraySource) or not len(self) or self.read(np.arange(1)).nbytes * len(self) > most_bytes:
+            return self
+        return Split(ArraySource(self.read(np.arange(len(self))), self.labels), np.arange(len(self)))
+
     def head(self, n: int) -> Split:
         """The first `n` images; the order of train and search is a seeded shuffle, so this is a fair sample."""
         return replace(self, indices=self.indices[: max(n, 0)])

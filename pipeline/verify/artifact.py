@@ -50,7 +50,7 @@ def _golden(run: Run, target: Target, artifact: Artifact) -> FileRef:
     picked = evenly_spaced(len(test), golden.IMAGES)
     path = run.folder.path / artifact.file.path
     with target.runner(path) as predict:
-        answered = golden.record(predict, test.read(picked), test.labels[picked], prep.mean, prep.std, golden.where(target))
+        answered = golden.record(target, predict, test.read(picked), test.labels[picked], prep, golden.where(target))
     file = path.with_name("golden.safetensors")
     atomic_write(file, golden.to_bytes(answered))
     return file_ref(file, run.folder.path)

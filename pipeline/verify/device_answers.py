@@ -11,7 +11,7 @@ from ...targets.base import Elsewhere, FloatArray, Target
 from ..run_context import Run
 from ..run_folder import Stage
 from ..task.inference import predictions, top1
-from ..task.preprocess import to_input
+from ..task.inputs import artifact_images
 from ..types import Artifact, Kind, OnDevice
 from .statistics import evenly_spaced
 
@@ -65,13 +65,13 @@ def _asked(run: Run, target: Target, artifact: Artifact) -> OnDevice:
     assert isinstance(target, Elsewhere)  # on_device
     test, path = run.loaded.data.test, run.folder.path / artifact.file.path
     picked = evenly_spaced(len(test), IMAGES)
-    inputs = to_input(test.read(picked), run.loaded.subject.preprocess).numpy()
+    images = artifact_images(target, test.read(picked), run.loaded.subject.preprocess)
     with target.runner(path, run.config.threads) as predict:
-        here = predict(inputs)
+        here = predict(images)
     with run.board.connect() as agent:
         kind = agent.kind()
         model = agent.load(path, target.runtime, run.config.threads)
         with target.runner_through(path, model.run) as predict:
-            there = predict(inputs)
+            there = predict(images)
     version = f"{model.package} {model.version}"
     return compared(agent.name, kind, version, there=there, here=here, labels=test.labels[picked])

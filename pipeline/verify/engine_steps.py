@@ -21,7 +21,7 @@ from ..errors import UnavailableError
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
-from ..task.preprocess import to_input
+from ..task.inputs import artifact_images, network_inputs
 from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
 from . import golden
 from .device_answers import IMAGES, compared
@@ -197,7 +197,7 @@ def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
         _require_real(engines, [made])
         picked = np.arange(len(test)) if engines.in_bulk() else evenly_spaced(len(test), ONE_BY_ONE)
         blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
-        found = np.concatenate([engines.outputs(made, to_input(test.read(block), prep).numpy()) for block in blocks])
+        found = np.concatenate([engines.outputs(made, network_inputs(test.read(block), prep)) for block in blocks])
         return Answers(picked, found, engines.name, golden.where_on(engines))
 
 
@@ -219,7 +219,7 @@ def _beside_file(run: Run, target: Target, source: Path, answers: Answers) -> On
     chosen = evenly_spaced(len(answers.picked), IMAGES)
     test, picked = run.loaded.data.test, answers.picked[chosen]
     with target.runner(source) as predict:
-        here = predict(to_input(test.read(picked), run.loaded.subject.preprocess).numpy())
+        here = predict(artifact_images(target, test.read(picked), run.loaded.subject.preprocess))
     there, version = answers.logits[chosen], answers.at.version
     return compared(answers.board, Kind.MEASURED, version, there=there, here=here, labels=test.labels[picked])
 

@@ -6,7 +6,6 @@ Imports no torch: the answers are checked with the artifact's runtime and numpy 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from safetensors.numpy import save
 
 from ...devices.local import describe
 from ...devices.tensorrt.engines import Engines
-from ...targets.base import Target
+from ...targets.base import Runner, Target
 from ..errors import EdgeCompressError, VerifyError
+from ..task.inputs import artifact_images
+from ..types import Preprocess
 
 FloatArray = NDArray[np.float32]
 
@@ -51,6 +52,11 @@ class Golden:
     mean: tuple[float, ...]  # per channel, of pixels on [0, 1]
     std: tuple[float, ...]
     where: Where  # the answers were taken
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From these pixels to network inputs."""
+        return Preprocess(self.mean, self.std, "none")
 
 
 @dataclass(frozen=True)
@@ -98,23 +104,15 @@ def where_on(engines: Engines) -> Where:
 
 
 def record(
-    predict: Callable[[FloatArray], FloatArray],
+    target: Target,
+    predict: Runner,
     pixels: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    prep: Preprocess,
     at: Where,
 ) -> Golden:
     """The answers of an artifact to images (n, H, W, C)."""
-    return Golden(pixels, labels, predict(network_inputs(pixels, mean, std)), mean, std, at)
-
-
-def network_inputs(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> FloatArray:
-    """Network inputs (n, C, H, W) of pixels (n, H, W, C), as `preprocess.to_input` makes them."""
-    scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    shape = (1, -1, 1, 1)
-    inputs: FloatArray = (scaled - np.array(mean, np.float32).reshape(shape)) / np.array(std, np.float32).reshape(shape)
-    return np.ascontiguousarray(inputs)
+    return Golden(pixels, labels, predict(artifact_images(target, pixels, prep)), prep.mean, prep.std, at)
 
 
 def to_bytes(golden: Golden) -> bytes:
@@ -155,7 +153,7 @@ def replay(golden: Golden, target: Target, artifact: Path) -> Replay:
         BuildError: the runtime refused the artifact.
     """
     with target.runner(artifact) as predict:
-        logits = predict(network_inputs(golden.pixels, golden.mean, golden.std))
+        logits = predict(artifact_images(target, golden.pixels, golden.preprocess))
     return compare(golden, logits, where(target))
 
 

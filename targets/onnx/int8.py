@@ -23,7 +23,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from ...calibration.ranges import Histogram, Range, collect
 from ...pipeline.errors import BuildError
-from ..base import BuildRequest, FloatArray
+from ..base import BuildRequest, Images
 from .edit import STEM_PAD, bare_outputs, layers, pad_stem, used_opsets
 
 STEPS = {8: 127, 7: 64}  # weight bits -> the largest integer of a row, see `quantize`
@@ -111,7 +111,7 @@ def _collected(network: bytes, images: _Images, threads: int) -> Mapping[str, Hi
 class _Images:
     """Arrays that are equal when their bytes are."""
 
-    def __init__(self, arrays: Sequence[FloatArray]) -> None:
+    def __init__(self, arrays: Sequence[Images]) -> None:
         self.arrays = arrays
         digest = hashlib.sha256()
         for array in arrays:

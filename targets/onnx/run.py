@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pipeline.errors import BuildError, UnavailableError
-from ..base import FloatArray, Infer, Runner
+from ..base import FloatArray, Images, Infer, Runner
 
 _BLOCK = 64  # images a call, where the file allows more than one
 
@@ -44,10 +44,10 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
     entry = session.get_inputs()[0]
     block = entry.shape[0] if isinstance(entry.shape[0], int) else _BLOCK
 
-    def predict(inputs: FloatArray) -> FloatArray:
+    def predict(images: Images) -> FloatArray:
         parts = [
-            session.run(None, {entry.name: np.ascontiguousarray(inputs[at : at + block], dtype=np.float32)})[0]
-            for at in range(0, len(inputs), block)
+            session.run(None, {entry.name: np.ascontiguousarray(images[at : at + block], dtype=np.float32)})[0]
+            for at in range(0, len(images), block)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, session.get_outputs()[0].shape[1]), np.float32)
 
@@ -88,8 +88,8 @@ def runner_through(path: Path, infer: Infer) -> Iterator[Runner]:
     graph = onnx.load(path).graph
     entry, logits = graph.input[0].name, graph.output[0].name
 
-    def predict(inputs: FloatArray) -> FloatArray:
-        single = (np.ascontiguousarray(inputs[at : at + 1], dtype=np.float32) for at in range(len(inputs)))
+    def predict(images: Images) -> FloatArray:
+        single = (np.ascontiguousarray(images[at : at + 1], dtype=np.float32) for at in range(len(images)))
         return np.concatenate([infer({entry: image})[logits] for image in single])
 
     yield predict

@@ -10,13 +10,13 @@ import numpy as np
 
 from ...calibration.ranges import Histogram, Range, count
 from ...pipeline.errors import BuildError
-from ..base import FloatArray
+from ..base import FloatArray, Images
 from .convert import INPUT_NAME
 from .file import constant, graph_of, read, write
 from .quiet import quiet
 
 
-def collect(data: bytes, inputs: Sequence[FloatArray], *, threads: int = 1) -> dict[str, Histogram]:
+def collect(data: bytes, inputs: Sequence[Images], *, threads: int = 1) -> dict[str, Histogram]:
     """Counts of every activation of a float network, in LiteRT without its delegate, which would keep them to itself.
 
     Args:

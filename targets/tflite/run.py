@@ -1,4 +1,4 @@
-"""A .tflite file in LiteRT: its answers to network inputs, and who runs its operators."""
+"""A .tflite file in LiteRT: its outputs, and who runs its operators."""
 
 from __future__ import annotations
 
@@ -7,34 +7,27 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.errors import BuildError
-from ..base import FloatArray, Infer, Runner
+from ..base import FloatArray, Images, Infer, Runner
 from .file import op_counts
-from .metadata import OWN, Record, entry
 from .quiet import quiet
 
 DELEGATE = "DELEGATE"  # the operator that stands for all that XNNPACK took over
 
 
-def predictor(
-    data: bytes, threads: int = 1, *, record: Record | None = None, name: str = "the model", infer: Infer | None = None
-) -> Runner:
-    """Network inputs (n, C, H, W) to logits (n, classes) through a fresh LiteRT interpreter.
+def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: Infer | None = None) -> Runner:
+    """What the file takes, (n, H, W, C), to logits (n, classes) through a fresh LiteRT interpreter.
 
-    A file that normalises pixels itself gets the pixels that the inputs came from, to the nearest integer where it is int8.
+    A file that was given mean and deviations takes pixels 0..255; another one takes network inputs.
 
     Args:
         data: the file.
         threads: of the runtime.
-        record: how inputs relate to pixels; None: as the file says.
         name: of the file, for messages.
         infer: makes the inferences, by the names of the file's tensors; None: this interpreter.
 
     Raises:
         BuildError: the runtime refused the model, or does not give it to XNNPACK.
     """
-    if record is None:
-        own = entry(data, OWN, name)
-        record = Record((), (), ()) if own is None else Record.from_bytes(own)
     with quiet():
         from ai_edge_litert.interpreter import Interpreter
 
@@ -54,14 +47,8 @@ def predictor(
         interpreter.invoke()
         return np.asarray(interpreter.get_tensor(logits["index"]))
 
-    mean, std = (np.array(v or (0.0,), np.float32).reshape(1, -1, 1, 1) for v in (record.mean, record.std))
-
-    def predict(inputs: FloatArray) -> FloatArray:
-        values = np.asarray(inputs, dtype=np.float32)
-        if record.mean:
-            values = (values * std + mean) * np.float32(255.0)
-        values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
-        values = _to_type(values, image)
+    def predict(images: Images) -> FloatArray:
+        values = _to_type(np.ascontiguousarray(images, dtype=np.float32), image)
         answers = np.zeros((len(values), logits["shape"][-1]), np.float32)
         for at in range(len(values)):
             answers[at] = _from_type(answer(values[at : at + 1]), logits)
@@ -87,15 +74,6 @@ def _from_type(values: np.ndarray[Any, Any], detail: dict[str, Any]) -> FloatArr
         return values
     answers: FloatArray = (values.astype(np.float32) - zero) * np.float32(scale)
     return answers
-
-
-def pixels(inputs: FloatArray, record: Record) -> FloatArray:
-    """What the file takes, (n, H, W, C), of network inputs (n, C, H, W)."""
-    values = np.asarray(inputs, dtype=np.float32)
-    if record.mean:
-        mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (record.mean, record.std))
-        values = np.rint((values * std + mean) * np.float32(255.0))
-    return np.ascontiguousarray(values.transpose(0, 2, 3, 1))
 
 
 def facts_of(data: bytes, threads: int) -> dict[str, str]:

@@ -16,13 +16,14 @@ from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.pages import write_report
 from edge_compress.pipeline.report.report import decode
 from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.inputs import network_inputs
 from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.gates import packed
 from fake_run import fake_results, fake_target, fake_timing
 from onnx import TensorProto, helper, numpy_helper
 
-MEAN, STD = (0.3,), (0.4,)
+PREP = Preprocess((0.3,), (0.4,), "none")
 
 
 def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
@@ -38,8 +39,8 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
     picked = np.arange(golden.IMAGES) * 7
     with target.runner(kept / "model.onnx") as predict:
         at = golden.where(target)
-        answers = golden.record(predict, test.read(picked), test.labels[picked], MEAN, STD, at)
-        right = predict(golden.network_inputs(test.read(np.arange(len(test))), MEAN, STD)).argmax(axis=1) == test.labels
+        answers = golden.record(target, predict, test.read(picked), test.labels[picked], PREP, at)
+        right = predict(network_inputs(test.read(np.arange(len(test))), PREP)).argmax(axis=1) == test.labels
     (kept / "golden.safetensors").write_bytes(golden.to_bytes(answers))
     top1 = 100 * float(right.mean())
     refs = {name: file_ref(kept / name, folder) for name in ("model.onnx", "baseline.onnx", "golden.safetensors")}
@@ -57,7 +58,7 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         verdict=Verdict(passed, () if passed else ("accuracy: top-1 fell by 2.00 points, at most 1 allowed",)),
     )
     made = fake_results(evaluations=5)
-    subject = Subject("net.py:linear", "34" * 32, _info(data.info), Preprocess(MEAN, STD, "none"), made.subject.cost)
+    subject = Subject("net.py:linear", "34" * 32, _info(data.info), PREP, made.subject.cost)
     state = file_ref(folder / "weights.safetensors", folder)
     changes = {"targets": {"x86": result}, **changes}
     made = dataclasses.replace(
@@ -99,7 +100,7 @@ def _info(info: DataInfo) -> DataInfo:
 def _solved(data: Any) -> np.ndarray[Any, Any]:
     """Weights (classes, pixels) and biases of a ridge regression on the training images."""
     split = data.train
-    inputs = golden.network_inputs(split.read(np.arange(len(split))), MEAN, STD).reshape(len(split), -1)
+    inputs = network_inputs(split.read(np.arange(len(split))), PREP).reshape(len(split), -1)
     design = np.hstack([inputs, np.ones((len(inputs), 1), np.float32)]).astype(np.float64)
     wanted = np.eye(10)[split.labels]
     gram = design.T @ design + np.eye(design.shape[1])

@@ -42,21 +42,20 @@ np.save(sys.argv[3], np.stack(answers).astype(np.float32))
 def test_int8_and_float_files_give_the_same_answers_in_tflite_runtime(tiny, tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     pixels = np.random.default_rng(3).integers(0, 256, (16, *SHAPE)).astype(np.float32)
-    centre, spread = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
-    inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
+    images = pixels.transpose(0, 2, 3, 1)
     baseline = phone.TARGET.baseline(tiny, SHAPE, tuple("abcde"), mean, std)
     artifact = phone.TARGET.build(
         BuildRequest(
-            tiny, baseline, SHAPE, tuple("abcde"), Precision.INT8, [inputs], lambda predict: 100.0, tmp_path, mean=mean, std=std
+            tiny, baseline, SHAPE, tuple("abcde"), Precision.INT8, [images], lambda predict: 100.0, tmp_path, mean=mean, std=std
         )
     )
-    np.save(tmp_path / "pixels.npy", pixels.transpose(0, 2, 3, 1))
+    np.save(tmp_path / "pixels.npy", images)
     for ref, tolerance in ((artifact.file, 0.05), (artifact.baseline, 1e-5)):  # int8 kernels of two ages round differently
         command = [PYTHON, "-c", SCRIPT, tmp_path / ref.path, tmp_path / "pixels.npy", tmp_path / "answers.npy"]
         subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
         found = np.load(tmp_path / "answers.npy")
         with phone.TARGET.runner(tmp_path / ref.path) as run:
-            expected = run(inputs)
+            expected = run(images)
         if ref is artifact.file:  # steps of the output's scale: a straight line between the two
             found = np.polyval(np.polyfit(found.ravel(), expected.ravel(), 1), found)
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()

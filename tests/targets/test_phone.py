@@ -32,7 +32,6 @@ from edge_compress.targets.tflite import (
 from edge_compress.targets.tflite import (
     prober as tflite_prober,
 )
-from edge_compress.targets.tflite.run import pixels as pixels_of
 from edge_compress.targets.tflite.run import predictor
 from torch import nn
 
@@ -54,6 +53,12 @@ def inputs(pixels):
 
 
 @pytest.fixture(scope="module")
+def images(pixels):
+    """What the files take."""
+    return pixels.transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
 def net(tiny):
     """The canonical network with distinct weights: what the prober converts."""
     return tflite_prober.distinct(canonical(tiny, SHAPE))
@@ -70,13 +75,13 @@ def prober(net):
 
 
 @pytest.fixture(scope="module")
-def built(tiny, inputs, tmp_path_factory):
+def built(tiny, inputs, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone")
     with torch.no_grad():
         expected = tiny(torch.from_numpy(inputs)).argmax(1).numpy()
 
     def score(predict):
-        return 100.0 * float((predict(inputs).argmax(1) == expected).mean())
+        return 100.0 * float((predict(images).argmax(1) == expected).mean())
 
     request = BuildRequest(
         module=tiny,
@@ -84,7 +89,7 @@ def built(tiny, inputs, tmp_path_factory):
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=Precision.INT8,
-        calibration=[inputs[:12]],
+        calibration=[images[:12]],
         score=score,
         folder=folder,
         mean=MEAN,
@@ -144,7 +149,7 @@ def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pi
         data = tflite_file.write(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure))
         with torch.no_grad():
             expected = prune(net, coupling, plan).eval()(torch.from_numpy((pixels / 255 - 0.5) / 0.5)).numpy()
-        found = predictor(data)(pixels)
+        found = predictor(data)(pixels.transpose(0, 2, 3, 1))
         assert np.ptp(expected) > 0.1
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
         assert len(data) < len(prober.network)
@@ -169,7 +174,7 @@ def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
     assert shapes(small) == shapes(whole)
     kinds = [[t.type for t in tflite_file.graph_of(m).tensors] for m in (small, whole)]
     assert Counter(kinds[0]) == Counter(kinds[1])
-    assert predictor(prober.candidate(structure))(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
+    assert predictor(prober.candidate(structure))(np.zeros((1, *SHAPE[1:], 3), np.float32)).shape == (1, 5)
 
 
 @converts
@@ -207,14 +212,14 @@ def test_candidates_are_measured_in_litert(prober):
 
 
 @converts
-def test_the_artifact_takes_pixels_and_both_files_compute_the_network(built, inputs):
+def test_the_artifact_takes_pixels_and_both_files_compute_the_network(built, inputs, images):
     folder, artifact, request = built
     with torch.no_grad():
         expected = request.module(torch.from_numpy(inputs)).numpy()
     with phone.TARGET.runner(folder / "baseline.tflite") as dense, phone.TARGET.runner(folder / "model.tflite") as model:
-        assert np.abs(dense(inputs) - expected).max() < 1e-4 * np.abs(expected).max()
-        assert np.corrcoef(model(inputs).ravel(), expected.ravel())[0, 1] > 0.99
-        assert model(inputs[:0]).shape == (0, 5)
+        assert np.abs(dense(images) - expected).max() < 1e-4 * np.abs(expected).max()
+        assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.99
+        assert model(images[:0]).shape == (0, 5)
     assert artifact.file.size_bytes < artifact.baseline.size_bytes
     assert artifact.options["transposes"] == "0"
     assert int(artifact.options["delegates"]) >= 1
@@ -225,7 +230,9 @@ def test_the_artifact_takes_pixels_and_both_files_compute_the_network(built, inp
 
 @converts
 @pytest.mark.parametrize(("last", "rounding"), [(89.9, "compensated"), (88.01, "nearest")])
-def test_weights_rounded_together_are_taken_where_int8_costs_too_much_and_they_repay_it(built, inputs, tmp_path, last, rounding):
+def test_weights_rounded_together_are_taken_where_int8_costs_too_much_and_they_repay_it(
+    built, inputs, images, tmp_path, last, rounding
+):
     figures = iter([90.0, *[88.0] * len(METHODS), last])
     rounded = round_weights(built[2].module, [inputs[:12]])
     request = replace(built[2], score=lambda predict: next(figures), folder=tmp_path, rounded=lambda steps: rounded)
@@ -233,13 +240,13 @@ def test_weights_rounded_together_are_taken_where_int8_costs_too_much_and_they_r
     assert artifact.options["rounding"] == rounding
     assert artifact.choices[-1] == f"min-max ranges, 8-bit weights rounded by GPTQ: {last:.2f} %"
     with phone.TARGET.runner(tmp_path / "model.tflite") as run, torch.no_grad():
-        found, images = run(inputs), torch.from_numpy(inputs)
-        own, other = (np.abs(found - net(images).numpy()).mean() for net in (rounded, request.module))
+        found = run(images)
+        own, other = (np.abs(found - net(torch.from_numpy(inputs)).numpy()).mean() for net in (rounded, request.module))
     assert (own < other) == (rounding == "compensated")
 
 
 @converts
-def test_int8_input_is_the_pixel_minus_128_without_knowing_anything_of_us(built, pixels, inputs):
+def test_int8_input_is_the_pixel_minus_128_without_knowing_anything_of_us(built, images):
     from ai_edge_litert.interpreter import Interpreter
 
     folder, _, _ = built
@@ -249,10 +256,10 @@ def test_int8_input_is_the_pixel_minus_128_without_knowing_anything_of_us(built,
     assert (image["name"], tuple(image["shape"]), image["dtype"]) == ("image", (1, 12, 12, 3), np.int8)
     assert image["quantization"] == (1.0, -128)
     assert logits["dtype"] is np.int8
-    interpreter.set_tensor(image["index"], (pixels[:1].transpose(0, 2, 3, 1) - 128).astype(np.int8))
+    interpreter.set_tensor(image["index"], (images[:1].astype(int) - 128).astype(np.int8))
     interpreter.invoke()
     with phone.TARGET.runner(folder / "model.tflite") as run:
-        answers = run(inputs[:1])
+        answers = run(images[:1])
     scale, zero = logits["quantization"]
     assert np.allclose((interpreter.get_tensor(logits["index"]).astype(np.float32) - zero) * scale, answers)
 
@@ -292,14 +299,12 @@ def test_labels_metadata_and_record_are_inside(built):
 
 
 @converts
-def test_input_and_output_are_float_when_asked_for_and_half_precision_halves_the_file(built, inputs):
+def test_input_and_output_are_float_when_asked_for_and_half_precision_halves_the_file(built, inputs, images):
     from edge_compress.targets.tflite.int8 import collect, halve, quantize
-    from edge_compress.targets.tflite.metadata import Record
 
     folder, _, request = built
-    record = Record(MEAN, STD, ())
     dense = (folder / "baseline.tflite").read_bytes()
-    found = ranges(collect(dense, [pixels_of(inputs, record)]), "min-max")
+    found = ranges(collect(dense, [images]), "min-max")
     data = quantize(dense, found, float_io=True)
     counts = tflite_file.op_counts(data)
     assert (counts["QUANTIZE"], counts["DEQUANTIZE"]) == (1, 1)
@@ -308,7 +313,7 @@ def test_input_and_output_are_float_when_asked_for_and_half_precision_halves_the
     with torch.no_grad():
         expected = request.module(torch.from_numpy(inputs)).numpy()
     for file, close in ((data, 0.99), (half, 0.99999)):
-        assert np.corrcoef(predictor(file, record=record)(inputs).ravel(), expected.ravel())[0, 1] > close
+        assert np.corrcoef(predictor(file)(images).ravel(), expected.ravel())[0, 1] > close
 
 
 @converts
@@ -323,7 +328,7 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
 
 
 @converts
-def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, net, prober):
+def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, images, net, prober):
     folder, _, request = built
     dynamic = phone.TARGET.build(replace(request, precision=Precision.DYNAMIC, folder=folder / "dynamic"))
     data = (folder / "dynamic" / "model.tflite").read_bytes()
@@ -338,10 +343,10 @@ def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, ne
     with torch.no_grad():
         expected = request.module(torch.from_numpy(inputs)).numpy()
     with phone.TARGET.runner(folder / "dynamic" / "model.tflite") as run:
-        assert np.corrcoef(run(inputs).ravel(), expected.ravel())[0, 1] > 0.99
+        assert np.corrcoef(run(images).ravel(), expected.ravel())[0, 1] > 0.99
     small = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
     made = tflite_prober.TfliteProber(net, SHAPE, Precision.DYNAMIC)
-    assert predictor(made.candidate(small))(inputs[:1]).shape == (1, 5)
+    assert predictor(made.candidate(small))(images[:1]).shape == (1, 5)
     assert len(made.candidate(small)) < len(made.candidate(Structure({}))) < len(made.network)
 
 

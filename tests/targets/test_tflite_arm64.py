@@ -109,11 +109,11 @@ def test_answers_on_arm_are_those_of_this_machine(arm, tiny, tmp_path: Path, pre
     pixels = np.random.default_rng(3).integers(0, 256, (24, *SHAPE)).astype(np.float32)
     centre, spread = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
+    images = pixels.transpose(0, 2, 3, 1)
     request = BuildRequest(
-        tiny, b"", SHAPE, tuple("abcde"), precision, [inputs], lambda predict: 100.0, tmp_path, mean=MEAN, std=STD
+        tiny, b"", SHAPE, tuple("abcde"), precision, [images], lambda predict: 100.0, tmp_path, mean=MEAN, std=STD
     )
     path = tmp_path / phone.TARGET.build(request).file.path
-    images = pixels.transpose(0, 2, 3, 1)
     found, expected = arm(path, images), here(path, images)
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.95
     if precision is Precision.INT8:

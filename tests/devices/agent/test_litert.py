@@ -127,7 +127,7 @@ def test_a_real_file_gives_what_this_machines_interpreter_gives(tmp_path):
     data, _ = convert(net.eval(), (3, 8, 8), (), ())
     path = tmp_path / "m.tflite"
     path.write_bytes(data)
-    images = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     with LocalDevice().connect() as agent:
         loaded = agent.load(path, "litert", 1)
         assert loaded.package == "ai_edge_litert"

@@ -147,6 +147,7 @@ def test_other_data_is_wrong_input(run: Path, verify: Callable[..., Ended], tmp_
 def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         runtime = "broken"
+        takes_pixels = False
 
         @contextmanager
         def runner(self, path: Path):

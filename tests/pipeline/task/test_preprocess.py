@@ -7,6 +7,7 @@ import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.options import Augment
+from edge_compress.pipeline.task.inputs import network_inputs
 from edge_compress.pipeline.task.preprocess import augmented, to_input
 from edge_compress.pipeline.types import Preprocess
 from hypothesis import given, settings
@@ -34,6 +35,18 @@ def test_to_input_is_pixel_over_255_minus_mean_over_std_per_channel() -> None:
     expected = (images[2, 4, 1, 2] / 255 - 0.3) / 2.0
     assert inputs[2, 2, 4, 1].item() == pytest.approx(expected, abs=1e-6)
     assert inputs[1, 0, 0, 3].item() == pytest.approx((images[1, 0, 3, 0] / 255 - 0.1) / 0.5, abs=1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
+def test_network_inputs_are_bit_for_bit_what_torch_computes(channels: int, side: int, seed: int) -> None:
+    """Artifacts are judged on the very inputs that the network was trained on, wherever these were made."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (3, side, side + 1, channels), dtype=np.uint8)
+    prep = Preprocess(tuple(rng.random(channels)), tuple(rng.random(channels) + 0.1), "none")
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (prep.mean, prep.std))
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
+    assert np.array_equal(network_inputs(pixels, prep), expected.numpy())
+    assert torch.equal(to_input(pixels, prep), expected)
 
 
 def test_to_input_leaves_the_pixels_alone_even_when_they_are_read_only() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_compress.pipeline.codec import from_json, to_json
-from edge_compress.pipeline.task.inference import answers, artifact_logits
+from edge_compress.pipeline.task import inference
+from edge_compress.pipeline.task.inference import answers, artifact_logits, top1_on
 from edge_compress.pipeline.task.preprocess import to_input
 from edge_compress.pipeline.task.splits import ArraySource, Split
 from edge_compress.pipeline.types import Accuracy, Kind, Percentiles, Preprocess, Speedup, Timing
@@ -173,6 +174,8 @@ def test_every_failed_gate_is_named():
 class Runtime:
     """A target whose artifact answers the mean of each third of an image."""
 
+    takes_pixels = False
+
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.open = 0
@@ -199,7 +202,7 @@ def test_every_image_of_the_split_is_answered_in_order():
     np.testing.assert_allclose(artifact_logits(target, Path("model.onnx"), split, prep), expected, rtol=1e-6)
     assert target.open == 0  # closed again
     target.open, target.batches = 1, []
-    np.testing.assert_allclose(answers(target.run, split, prep, batch=5), expected, rtol=1e-6)
+    np.testing.assert_allclose(answers(target, target.run, split, prep, batch=5), expected, rtol=1e-6)
     assert target.batches == [5, 5, 5, 2]
 
 
@@ -209,3 +212,45 @@ def test_a_file_over_its_size_fails_and_one_at_it_passes():
     assert not verdict.passed
     assert verdict.reasons == ("size: the file takes 98,497 bytes, at most 98,496 allowed",)
     assert judge(GOOD, FAST, **gates, size_bytes=98_496).passed
+
+
+class Disk:
+    """Images that are counted when they are read."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.labels, self.read_count = pixels, np.zeros(len(pixels), np.int64), 0
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        self.read_count += len(indices)
+        return self.pixels[indices]
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(True, 1 + 17), (False, 1 + 17 * 3)])
+def test_recipes_are_scored_on_images_that_were_read_once(monkeypatch, fits, expected):
+    """One image is read to know what all of them take; what does not fit into memory is read for every recipe."""
+    disk = Disk(np.random.default_rng(0).integers(0, 256, (23, 6, 4, 1), dtype=np.uint8))
+    split = Split(disk, np.random.default_rng(1).permutation(23)[:17])
+    target, prep = Runtime(), Preprocess((0.3,), (0.5,), "shift")
+    target.open = 1
+    monkeypatch.setattr(inference, "HELD_BYTES", 17 * 24 if fits else 17 * 24 - 1)
+    score = top1_on(target, split, prep)
+    whole = to_input(disk.pixels[split.indices], prep).numpy()
+    right = 100 * float((whole.reshape(17, 3, -1).mean(2).argmax(1) == 0).mean())
+    assert [score(target.run) for _ in range(3)] == [pytest.approx(right)] * 3
+    assert disk.read_count == expected
+
+
+def test_artifacts_that_take_pixels_get_the_stored_ones():
+    """No way through network inputs and back, which rounds."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    split = Split(ArraySource(pixels, np.zeros(5, np.int64)), np.arange(5))
+    target, seen = Runtime(), []
+    target.takes_pixels = True
+
+    def predict(images):
+        seen.append(images)
+        return np.zeros((len(images), 2), np.float32)
+
+    answers(target, predict, split, Preprocess((0.3,) * 3, (0.5,) * 3, "none"))
+    assert seen[0].dtype == np.uint8
+    assert np.array_equal(np.concatenate(seen), pixels)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.types import Precision, Speedup
+from edge_compress.pipeline.task.inputs import network_inputs
+from edge_compress.pipeline.types import Precision, Preprocess, Speedup
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
 from edge_compress.targets.tflite import file as tflite_file
@@ -29,7 +30,7 @@ def plain() -> bytes:
 
 def test_the_sparse_file_is_smaller_and_answers_the_same(plain: bytes) -> None:
     data = tflite_sparse.encode(plain)
-    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE[1:], 3)).astype(np.uint8)
     expected = predictor(plain)(images)
     assert np.abs(predictor(data)(images) - expected).max() < 1e-5 * np.abs(expected).max()
     assert np.ptp(expected) > 0
@@ -142,7 +143,8 @@ def test_a_built_file_says_what_this_machine_measured_and_answers_as_the_network
         net.last.weight.mul_(torch.rand(net.last.weight.shape) > 0.9)
     artifact = phone.TARGET.build(asked)
     assert (whole, artifact.options["sparse"]) == (False, "no")  # the last convolution holds most of the weights, not all
-    inputs = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE[1:], 3)).astype(np.uint8)
+    inputs = network_inputs(images, Preprocess(asked.mean, asked.std, "none"))
     with torch.no_grad(), phone.TARGET.runner(tmp_path / "model.tflite") as run:
         expected = net(torch.from_numpy(inputs)).numpy()
-        assert np.abs(run(inputs) - expected).max() < 1e-4 * np.abs(expected).max()
+        assert np.abs(run(images) - expected).max() < 1e-4 * np.abs(expected).max()
