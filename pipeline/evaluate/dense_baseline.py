@@ -18,7 +18,7 @@ from ..graph.trace import LAYERS
 from ..run_context import Run
 from ..types import Baseline, DenseForm
 
-AS_GIVEN = "as given"
+AS_GIVEN = "the network as given"
 CONVOLUTIONS = "zero-padded shortcuts as 1x1 convolutions"
 SESSIONS = 3  # enough to tell which of two forms is faster
 
