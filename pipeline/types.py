@@ -243,7 +243,7 @@ class Speedup:
 class DenseForm:
     """In which form the dense network is the baseline of latencies: the faster one, where there are two."""
 
-    form: str  # "as given", or with its zero-padded shortcuts as convolutions
+    form: str  # "the network as given", or with its zero-padded shortcuts as convolutions
     other: str = ""  # the slower form; "" where there is none
     speedup: Speedup | None = None  # of `form` over `other` on the device; None where nothing was measured
 
