@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import peers
 import pytest
-from edge_compress.devices import ray_boards
 from edge_compress.devices.access import open_pool
 from edge_compress.devices.board import Board
+from edge_compress.devices.cluster import ray_board
 from edge_compress.devices.cluster.ray_board import RayBoard
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.transport.base import BoardError
@@ -24,8 +24,8 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(ray_boards, "_started", [])
-    monkeypatch.setattr(ray_boards.importlib, "import_module", absent)
+    monkeypatch.setattr(ray_board, "_started", [])
+    monkeypatch.setattr(ray_board.importlib, "import_module", absent)
     with pytest.raises(UnavailableError, match=r"edge-compress\[cluster\]"):
         RayBoard(Board("one", ("x86",), "ssh", address="loop")).facts("onnxruntime", 1)
 
@@ -38,7 +38,7 @@ def cluster(server: peers.Sshd) -> Iterator[list[Board]]:
         patch.setenv("PATH", str(server.programs()), prepend=":")
         patch.setenv("RAY_ADDRESS", "local")
         patch.setenv("EDGE_COMPRESS_CACHE", str(server.folder / "cache"))
-        patch.setattr(ray_boards, "_started", [])
+        patch.setattr(ray_board, "_started", [])
         ray.init(
             num_cpus=2,
             resources={"board:one": 1, "board:two": 1},
