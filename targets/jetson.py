@@ -133,7 +133,8 @@ def two_four_layers(model: onnx.ModelProto) -> frozenset[str]:
     from onnx import numpy_helper
 
     from .onnx.edit import layers
-    from .tensorrt.lint import fours_over_two, output_axis
+    from .onnx.graph import output_axis
+    from .tensorrt.lint import fours_over_two
 
     weights = {i.name: i for i in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,17 +18,20 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ...calibration.ranges import collect, ranges
 from ...targets.base import Structure
-from ...targets.onnx.edit import cut
+from ...targets.onnx.edit import OnnxEditor
 from ...targets.onnx.export import INPUT_NAME, export_float
 from ...targets.onnx.fill import fill
+from ...targets.onnx.graph import Graph
 from ...targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
-from ..errors import BuildError
+from ..errors import BuildError, deepest_cause
 from ..graph.trace import layer_nodes, shape_of
 
 BATCH = 250
+SAME = 1e-3  # largest difference from the network's answers, as a share of their largest value, that float32 may make
 RECIPE = Recipe("min-max", 8 if has_vnni() else 7)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 
@@ -48,16 +53,18 @@ class CandidateGraph:
             int8. None: in float.
 
     Raises:
-        BuildError: the exporter refused the network, or a layer's values are not in what it gave.
+        BuildError: the exporter refused the network, a layer's values are not in what it gave, or the runtime does not answer
+            as the network does.
     """
 
     def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...], calibration: NDArray[np.float32] | None = None) -> None:
         channels, height, width = image_shape
         self._after = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
-        self._model = export_float(_drawn(net, self._after), (channels, height, width))
-        for value in (*self._model.graph.input, *self._model.graph.output):
+        model = export_float(_drawn(net, self._after), (channels, height, width))
+        for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        exported = {initializer.name for initializer in self._model.graph.initializer}
+        self._dense = Graph(model)
+        exported = set(self._dense.constants)
         # A BatchNorm that has no statistics of its own in the graph is part of the layer before it.
         self._norms = {layer: norm for layer, norm in self._after.items() if f"{norm}.running_mean" not in exported}
         dense, drawn = self._values(net), _drawn_layers(net)
@@ -66,11 +73,11 @@ class CandidateGraph:
         missing = sorted(self._written - exported)
         if missing:
             raise BuildError(f"{missing[0]} is not in the exported graph", do="replace the operation that reads this layer")
+        real = self._model(net, Structure({}))
+        self._compare(net, real, image_shape)
         if calibration is not None:
-            real = cut(self._model, Structure({}))
-            self._fill(real, net)
             found = ranges(collect(real, [calibration], threads=os.cpu_count() or 1), RECIPE.ranges)
-            self._model = quantize(real, found, RECIPE)
+            self._dense = Graph(quantize(real, found, RECIPE))
 
     def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, classes) of the candidate.
@@ -81,29 +88,56 @@ class CandidateGraph:
             inputs: (n, C, H, W).
 
         Raises:
-            BuildError: the candidate's values and the graph cut to the structure do not fit each other.
+            BuildError: the candidate's values and the graph cut to the structure do not fit each other, or the runtime refused
+                the graph.
         """
-        model = cut(self._model, structure)
-        self._fill(model, net)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        parts = [session.run(None, {INPUT_NAME: inputs[i : i + BATCH]})[0] for i in range(0, len(inputs), BATCH)]
-        return np.concatenate(parts)
+        return _run(self._model(net, structure), inputs)[0]
 
-    def _fill(self, model: onnx.ModelProto, net: nn.Module) -> None:
-        values = self._values(net)
+    def _compare(self, net: fx.GraphModule, model: onnx.ModelProto, image_shape: tuple[int, ...]) -> None:
+        """Refuse a graph that does not answer as the network does, naming the first layer whose output differs.
+
+        Args:
+            net: the dense network.
+            model: its graph, with its values; its layers' outputs become outputs of the graph.
+            image_shape: (C, H, W); more than one image is asked for, so that a literal batch size shows.
+        """
+        images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0))
+        recorder = _Recorder(net)
+        with torch.no_grad():
+            expected = {"": recorder.run(images.to(next(net.parameters()))).float().cpu()}
+        found = {"": _run(model, images.numpy())[0]}
+        if _difference(found[""], expected[""]) <= SAME:
+            return
+        tensors = {name: node.output[0] for name, node in Graph(model).layers().items() if node.op_type != "MatMul"}
+        shown = copy.deepcopy(model)
+        shown.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors.values())
+        _, *outputs = _run(shown, images.numpy())
+        pairs = [
+            (name, output, recorder.seen[self._norms.get(name, name)]) for name, output in zip(tensors, outputs, strict=True)
+        ]
+        first = next((name for name, output, seen in pairs if _difference(output, seen) > SAME), "the answer")
+        raise BuildError(
+            "the exported graph of the dense network does not answer as the network does",
+            found=f"a difference of {_difference(found[''], expected['']):.1%}, first at {first}",
+            expected=f"at most {SAME:.1%}",
+            do="give the operation after this layer a module of its own, such as nn.BatchNorm2d",
+        )
+
+    def _model(self, net: nn.Module, structure: Structure) -> onnx.ModelProto:
+        """The dense graph cut to a structure, with the values of a network of this structure."""
+        editor, values = OnnxEditor(self._dense), self._values(net)
+        editor.cut(structure)
         for name, dense in self._fixed.items():
             value = values.pop(name, dense)
             if not torch.equal(value.detach().cpu(), dense.cpu()):
                 raise BuildError(f"{name} of the candidate is not the dense network's", expected="a layer that no plan changes")
-        places = {initializer.name.removesuffix("_quantized") for initializer in model.graph.initializer} & self._written
+        places = {name.removesuffix("_quantized") for name in editor.used_constants()} & self._written
         if lost := places - values.keys():
             raise BuildError(f"the candidate has no {min(lost)}")
         if lost := values.keys() - places:
             raise BuildError(f"{min(lost)} of the candidate has no place in the cut graph")
-        fill(model, {name: value.detach().cpu().numpy() for name, value in values.items()}, STEPS[RECIPE.weight_bits])
+        fill(editor, {name: value.detach().cpu().numpy() for name, value in values.items()}, STEPS[RECIPE.weight_bits])
+        return editor.build()
 
     def _values(self, net: nn.Module) -> dict[str, torch.Tensor]:
         """All values of layers and of the norms that are not part of one, under the names of their initializers."""
@@ -115,8 +149,11 @@ class CandidateGraph:
                 if bias is None and name in self._after:
                     bias = weight.new_zeros(len(weight))  # the exported graph was given one, see `_drawn`
                 norm = modules.get(self._norms.get(name, ""))
-                if isinstance(norm, Norm) and bias is not None:
-                    weight, bias = _folded(weight, bias, norm)
+                if isinstance(norm, Norm):
+                    assert norm.running_mean is not None  # _norm_after
+                    assert norm.running_var is not None
+                    of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                    weight, bias = fuse_conv_bn_weights(weight, bias, *of_norm)
                 values[f"{name}.weight"] = weight
                 if bias is not None:
                     values[f"{name}.bias"] = bias
@@ -148,14 +185,38 @@ def _drawn_layers(net: fx.GraphModule) -> dict[str, None]:
     return dict.fromkeys((*flat, *norms))
 
 
-def _folded(weight: torch.Tensor, bias: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a layer that computes what the layer and the BatchNorm (eval mode) after it compute."""
-    assert norm.running_mean is not None  # _norm_after
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = (bias - norm.running_mean) * scale
-    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if norm.bias is None else shift + norm.bias
+class _Recorder(fx.Interpreter):
+    """Runs a network and keeps what its modules give."""
+
+    def __init__(self, net: fx.GraphModule) -> None:
+        super().__init__(net)
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def call_module(self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's output."""
+        self.seen[str(target)] = output = super().call_module(target, args, kwargs)
+        return output
+
+
+def _difference(found: NDArray[np.float32], expected: torch.Tensor) -> float:
+    """Largest difference as a share of the largest value that was expected; infinite where the shapes differ."""
+    wanted = expected.float().cpu().numpy()
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
+
+
+def _run(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+    """All outputs of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        parts = [session.run(None, {INPUT_NAME: inputs[i : i + BATCH]}) for i in range(0, len(inputs), BATCH)]
+    except Exception as error:  # its exceptions share no base but this one
+        raise BuildError("ONNX Runtime cannot run a candidate of the network", found=deepest_cause(error)) from error
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
 def _norm_after(net: fx.GraphModule, node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import onnx
+    from ...targets.onnx.graph import Graph
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _ENDINGS = re.compile(r"(_nchwc|_token_\d+|_quant|_gemm|/MatMulAddFusion)+$")
@@ -37,37 +37,33 @@ def _layers(path: Path) -> dict[str, str]:
     """Name of a node, or of a tensor that a layer's result goes straight into -> the layer."""
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
-    weights = {i.name for i in graph.initializer}
-    source = {o: node for node in graph.node for o in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for tensor in node.input:
-            readers.setdefault(tensor, []).append(node)
+    from ...targets.onnx.graph import LAYER_OPS, Graph
+
+    graph = Graph(onnx.load(path, load_external_data=False))
     names: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type in _LAYERS:
-            held = next((w for i in node.input if (w := _weight(i, weights, source))), None)
+    for node in graph.nodes:
+        if node.op_type in LAYER_OPS:
+            held = next((w for i in node.input if (w := _weight(i, graph))), None)
             if held is not None:
                 layer = _WEIGHT.sub("", held)
                 names[node.name] = layer
-                for tensor in _onwards(node.output[0], readers):
+                for tensor in _onwards(node.output[0], graph):
                     names.setdefault(tensor, layer)
     return names
 
 
-def _weight(tensor: str, weights: set[str], source: dict[str, onnx.NodeProto]) -> str | None:
+def _weight(tensor: str, graph: Graph) -> str | None:
     """The initializer with a layer's weight behind an input, through DequantizeLinear."""
-    while tensor in source and source[tensor].op_type in ("DequantizeLinear", "Transpose", "Cast"):
-        tensor = source[tensor].input[0]
-    return tensor if tensor in weights and _WEIGHT.search(tensor) else None
+    while tensor in graph.producer and graph.producer[tensor].op_type in ("DequantizeLinear", "Transpose", "Cast"):
+        tensor = graph.producer[tensor].input[0]
+    return tensor if tensor in graph.constants and _WEIGHT.search(tensor) else None
 
 
-def _onwards(tensor: str, readers: dict[str, list[onnx.NodeProto]]) -> Iterator[str]:
+def _onwards(tensor: str, graph: Graph) -> Iterator[str]:
     """A layer's result and what is computed from it alone until the next layer: what the runtime may have fused with it."""
     while True:
         yield tensor
-        after = readers.get(tensor, [])
+        after = graph.consumers[tensor]
         if len(after) != 1 or after[0].op_type in (*_LAYERS, "QuantizeLinear"):
             return
         tensor = after[0].output[0]

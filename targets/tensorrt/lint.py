@@ -7,18 +7,17 @@ that decides whether int8 kernels are used; 2026-11.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from ..onnx.edit import LAYER_OPS
+from ..onnx.graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Graph, output_axis
 
 OPSETS = range(17, 20)  # per-channel pairs need 13; TensorRT 10.3 knows up to 20, the oldest parsers we mean are sure of 19
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _OPERATOR_FORM = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "QAttention")
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
@@ -46,38 +45,12 @@ def lint(model: onnx.ModelProto, *, two_four: Set[str] = frozenset()) -> tuple[F
     return tuple(Finding(rule, node, found) for rule, check in RULES.items() for node, found in check(graph))
 
 
-@dataclass
-class _Graph:
-    """A graph with who makes each tensor."""
+class _Graph(Graph):
+    """A graph and the layers that are claimed to be 2:4 sparse."""
 
-    model: onnx.ModelProto
-    two_four: Set[str]
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
-    consumers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.constants = {i.name: i for i in self.model.graph.initializer}
-        for node in self.nodes:
-            self.producer |= dict.fromkeys(node.output, node)
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
-
-    @property
-    def nodes(self) -> list[onnx.NodeProto]:
-        return list(self.model.graph.node)
-
-    def array(self, name: str) -> NDArray[Any] | None:
-        """A constant's values, None where the tensor is none."""
-        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
-
-    def weight(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
-        """The constant a layer's weight comes from, "" if it is computed, and the quantizers between them, last first."""
-        name, between = (node.input[1] if len(node.input) > 1 else ""), []
-        while name in self.producer and self.producer[name].op_type in (QUANTIZE, DEQUANTIZE):
-            between.append(self.producer[name])
-            name = between[-1].input[0]
-        return (name if name in self.constants else ""), between
+    def __init__(self, model: onnx.ModelProto, two_four: Set[str]) -> None:
+        super().__init__(model)
+        self.two_four = two_four
 
 
 def _opset(graph: _Graph) -> Iterator[tuple[str, str]]:
@@ -160,7 +133,7 @@ def _per_channel(graph: _Graph) -> Iterator[tuple[str, str]]:
 def _pairs(graph: _Graph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type == QUANTIZE:
-            users = graph.consumers.get(node.output[0], [])
+            users = graph.consumers[node.output[0]]
             if not users or any(user.op_type != DEQUANTIZE for user in users):
                 yield _name(node), "what it gives is used without a DequantizeLinear"
         elif node.op_type == DEQUANTIZE and node.input[0] not in graph.constants:
@@ -196,13 +169,6 @@ def fours_over_two(weight: NDArray[Any]) -> int:
         return int(np.ceil(weight.size / 4))
     fours = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:])
     return int(((fours != 0).sum(axis=2) > 2).sum())
-
-
-def output_axis(node: onnx.NodeProto) -> int:
-    """The axis of a layer's weight that counts its outputs."""
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attributes(node).get("transB", 0)):
-        return 1
-    return 0
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -20,7 +20,8 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from ...calibration.ranges import Range
 from ...pipeline.errors import BuildError
-from ..onnx.edit import LAYER_OPS, layers, used_opsets
+from ..onnx.edit import layers, used_opsets
+from ..onnx.graph import LAYER_OPS, Graph
 from ..onnx.int8 import Recipe, quiet
 
 IR_VERSION = 8  # of opset 18; a higher one says nothing more and is unknown to older parsers
@@ -98,13 +99,12 @@ def shortcuts(model: onnx.ModelProto, excluded: list[str]) -> Iterator[str]:
         model: the float network.
         excluded: names of nodes that stay in float.
     """
-    graph = model.graph
-    constants = {i.name for i in graph.initializer}
-    producer = {name: node for node in graph.node for name in node.output}
-    taken = {node.name for node in graph.node if node.op_type in LAYER_OPS} - set(excluded)
-    quantized = {node.input[0] for node in graph.node if node.name in taken}
-    for node in graph.node:
-        if node.op_type != "Add" or any(name in constants for name in node.input):
+    graph = Graph(model)
+    producer = graph.producer
+    taken = {node.name for node in graph.nodes if node.op_type in LAYER_OPS} - set(excluded)
+    quantized = {node.input[0] for node in graph.nodes if node.name in taken}
+    for node in graph.nodes:
+        if node.op_type != "Add" or any(name in graph.constants for name in node.input):
             continue
         from_layer = [name in producer and producer[name].name in taken for name in node.input]
         if not any(from_layer) or any(name in quantized for name in node.input):

@@ -5,7 +5,6 @@ import random
 
 import nets
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,6 @@ from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.types import Pattern, Plan
 from edge_compress.targets.base import Structure
-from edge_compress.targets.onnx.edit import cut
 from edge_compress.targets.onnx.int8 import quantize
 from edge_compress.targets.onnx.run import predictor
 from torch import fx, nn
@@ -108,21 +106,13 @@ def test_a_cut_int8_graph_is_the_candidate_quantized_from_scratch(name):
     net, coupling = nets.subject(name)
     graph, float_graph, images = quantized(name), exported(name), nets.images(32).numpy()
     ranges = activation_ranges.ranges(
-        activation_ranges.collect(filled(float_graph, net, Structure({})), [images]), candidate.RECIPE.ranges
+        activation_ranges.collect(float_graph._model(net, Structure({})), [images]), candidate.RECIPE.ranges
     )
     for plan in some_plans(coupling, 3):
         small, structure = prune(net, coupling, plan), structure_of(net, coupling, plan)
-        expected = predictor(quantize(filled(float_graph, small, structure), ranges, candidate.RECIPE).SerializeToString())(
-            images
-        )
+        expected = predictor(quantize(float_graph._model(small, structure), ranges, candidate.RECIPE).SerializeToString())(images)
         found = graph.answers(small, structure, images)
         assert np.sqrt(((found - expected) ** 2).mean() / expected.var()) < NEAR, plan
-
-
-def filled(graph: CandidateGraph, net: nn.Module, structure: Structure) -> onnx.ModelProto:
-    model = cut(graph._model, structure)
-    graph._fill(model, net)
-    return model
 
 
 class Even(nn.Module):
