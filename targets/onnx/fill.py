@@ -23,8 +23,10 @@ def fill(editor: OnnxEditor, values: Mapping[str, Array], weight_steps: int = 12
     Raises:
         BuildError: the shape of a value is not that of its place.
     """
-    for name in values.keys() & set(editor.used_constants()):
-        _put(editor, name, values[name])
+    used = set(editor.used_constants())
+    for name, value in values.items():
+        if name in used:
+            _put(editor, name, value)
     producer = editor.graph.producer
     for node in editor.ops:
         if node.op_type not in LAYER_OPS:
