@@ -120,7 +120,7 @@ class CandidateGraph:
             "the exported graph of the dense network does not answer as the network does",
             found=f"a difference of {_difference(found[''], expected['']):.1%}, first at {first}",
             expected=f"at most {SAME:.1%}",
-            do="give the operation after this layer a module of its own, such as nn.BatchNorm2d",
+            do="give the operations around this layer modules of their own, such as nn.BatchNorm2d",
         )
 
     def _model(self, net: nn.Module, structure: Structure) -> onnx.ModelProto:

@@ -29,7 +29,7 @@ def fill(editor: OnnxEditor, values: Mapping[str, Array], weight_steps: int = 12
             _put(editor, name, value)
     producer = editor.graph.producer
     for node in editor.ops:
-        if node.op_type not in LAYER_OPS:
+        if node.op_type not in (*LAYER_OPS, "BatchNormalization"):
             continue
         sources = [producer.get(tensor) for tensor in (*node.input, "")[:3]]
         data, weight, bias = (s if s is not None and s.op_type == DEQUANTIZE else None for s in sources)

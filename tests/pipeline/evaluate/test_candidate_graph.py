@@ -207,3 +207,27 @@ def test_a_layer_no_plan_reaches_must_be_as_it_was():
         changed.get_submodule("up").weight[0, 0] += 1.0
     with pytest.raises(BuildError, match=r"up\.weight"):
         graph.answers(changed, structure_of(net, coupling, plan), nets.images().numpy())
+
+
+class FunctionalNorm(nn.Module):
+    """A convolution whose BatchNorm is a function: the exporter makes one layer of both, which no module's values are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 7, 3, padding=1), nn.Linear(7, nets.CLASSES)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("var", torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.batch_norm(self.a(x), self.mean, self.var)
+        return self.fc(F.relu(self.b(F.relu(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("calibration", [None, nets.images(4).numpy()], ids=["float", "int8"])
+def test_a_graph_that_answers_otherwise_than_the_network_is_refused_before_the_search(calibration):
+    net = nets.drawn(FunctionalNorm)
+    with torch.no_grad():
+        net.mean.fill_(0.5)
+        net.var.fill_(4.0)
+    with pytest.raises(BuildError, match=r"does not answer as the network does: found a difference of .*, first at b,"):
+        CandidateGraph(canonical(net, nets.SHAPE), nets.SHAPE, calibration)
