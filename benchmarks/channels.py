@@ -44,7 +44,7 @@ from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.reconstruct import least_squares as compensate
+from edge_compress.pipeline.reconstruct import reconstruction as compensate
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings

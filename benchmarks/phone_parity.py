@@ -37,7 +37,7 @@ from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.reconstruct.least_squares import sequential
+from edge_compress.pipeline.reconstruct.reconstruction import sequential
 from edge_compress.pipeline.score.ranking import UnitScores
 from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.compute import Compute
 from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
-from edge_compress.pipeline.evaluate.evaluation_context import moments
+from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_images import reward_images
 from edge_compress.pipeline.graph.blocks import residual_branches
@@ -26,7 +27,7 @@ from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.network.memory_layout import layout_for
 from edge_compress.pipeline.network.modes import borrowed
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
-from edge_compress.pipeline.reconstruct.least_squares import sequential_masked
+from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.task.inference import logits
 from edge_compress.pipeline.task.load import Loaded
@@ -165,10 +166,10 @@ class Bench:
         return evaluator
 
     @cached_property
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Mapping[str, Tensor]:
         """Layer -> X X^T of the dense network's inputs."""
         self.tell("local Hessians")
-        return moments(self.net, self.inputs)
+        return LayerHessians(self.net, self.inputs, Compute(memory_bytes=1 << 40), self.folder)
 
     @cached_property
     def curvature(self) -> dict[str, Tensor]:

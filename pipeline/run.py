@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from ..devices.tensorrt.boards_of import boards_of
 from ..targets.base import Limits, Target, joint
 from .build import artifact as artifacts
 from .codec import to_json
-from .compute import accelerator, fast_bfloat16
+from .compute import Compute, compute_for
 from .config import Config
 from .errors import BuildError, UnavailableError
 from .evaluate.channel_evaluator import table_error
@@ -96,10 +97,11 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     places = places_of(config, chosen, board)
     led = next((t for t in chosen if places[t.name] is not None), chosen[0])  # the search is for the first that can be measured
     pattern = pattern_for(config, chosen)
-    _deterministic(config)
+    compute = compute_for(config)
+    _deterministic(config, compute)
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
-        run = Run(config, ui, folder, loaded, accelerator(config), pattern, board, read_seconds(folder))
+        run = Run(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder))
         for note in loaded.notes:
             ui.say(note)
         run.notes += loaded.notes
@@ -122,7 +124,9 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
     shape = loaded.subject.data.image_shape
     net = canonical(loaded.module, shape)
     limits = joint([led, *chosen])
-    pruning = pruning_for(pattern, net, shape, limits, config, lambda: scoring_inputs(loaded, config.seed), folder.path)
+    pruning = pruning_for(
+        pattern, net, shape, limits, config, partial(scoring_inputs, loaded, config.seed), folder.path, run.compute
+    )
     precision = config.precision or led.limits.precisions[0]
     baseline = dense_baseline(run, subject_key, led, net, places[led.name])
     found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
@@ -140,6 +144,7 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
         else:
             results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
+    run.notes += folder.notes()
     run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
     collected = results_of(
         run,
@@ -169,9 +174,10 @@ def _judged(
     return engine_result.unbuilt(run, before, target, artifact, references, engine_result.ABSENT.format(name=target.name))
 
 
-def _deterministic(config: Config) -> None:
+def _deterministic(config: Config, compute: Compute) -> None:
     """The same command gives the same bits: fixed thread count, no algorithm that depends on timing."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order in each call
+    torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.seed)
 
@@ -179,7 +185,9 @@ def _deterministic(config: Config) -> None:
 def _prepare_subject(run: Run) -> str:
     """Key of the subject; the embedded network is trained first."""
     subject = run.loaded.subject
-    stage = run.folder.stage("subject", "1", {"subject": to_json(subject), "threads": torch.get_num_threads()})
+    stage = run.folder.stage(
+        "subject", "2", {"subject": to_json(subject)}
+    )  # another thread count changes its weights by rounding
     if not run.loaded.untrained:
         return stage.key
     ref = stage.result(FileRef)
@@ -236,6 +244,8 @@ def _search(
             form=baseline.form.form,
             device=place,
             estimated=estimated,
+            compute=run.compute,
+            note=stage.note,
         )
         with ExitStack() as stack:
             with run.stage("curvature"):
@@ -293,7 +303,7 @@ def _finetune(
     config, loaded = run.config, run.loaded
     prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
     how = FinetuneSettings(
-        config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.device, autocast=fast_bfloat16(run.device)
+        config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.compute.device, autocast=run.compute.autocast
     )
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
     stage = run.folder.stage("finetune", "3", settings, (before.key,))

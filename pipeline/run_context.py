@@ -1,4 +1,4 @@
-"""A run at work: what is alive while it goes through its stages, and how long each of them took."""
+"""Run context: what the stages of one run share, and how long each of them took."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..devices.device import Device
+from .compute import Compute
 from .config import Config
 from .files import atomic_write
 from .progress import Progress
@@ -26,7 +27,7 @@ class Run:
     ui: Progress
     folder: RunFolder
     loaded: Loaded
-    device: str  # torch's name of where to compute
+    compute: Compute
     pattern: Pattern  # what is removed
     board: Device  # where artifacts are measured
     seconds: dict[str, float]  # of each stage, when it last ran to its end; kept in the folder, for runs that go on

@@ -35,6 +35,7 @@ Log = Callable[[str], None]
 CONFIG_NAME = "config.toml"
 _LOCK_NAME = ".lock"
 _HOLDER_NAME = ".holder"
+_NOTES_NAME = "notes.json"
 
 
 class RunFolder:
@@ -54,6 +55,7 @@ class RunFolder:
         self.path = config.out.absolute()
         self.log = log
         self._config = config
+        self._stages: list[Stage] = []
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
@@ -90,7 +92,12 @@ class RunFolder:
         folder = self.path / "stages" / f"{name}-{key[:16]}"
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return Stage(name, key, folder, self, record)
+        self._stages.append(stage := Stage(name, key, folder, self, record))
+        return stage
+
+    def notes(self) -> list[str]:
+        """Returns what the stages asked for so far have noted, in this call or in the one that finished them."""
+        return list(dict.fromkeys(note for stage in self._stages for note in stage.notes()))
 
     def _refuse_other_folders(self) -> None:
         """Checks, before anything is written, that the folder is new, empty, or a run's."""
@@ -175,6 +182,19 @@ class Stage:
             self.run.log(f"{self.name}: {file} is damaged ({error}); recomputed")
             return None
         return value
+
+    def note(self, text: str) -> None:
+        """Keeps a remark on how the result was made (what was reduced, left out): the report shows it whenever it is used."""
+        if text not in self.notes():
+            self.run.log(f"{self.name}: {text}")
+            atomic_write(self.folder / _NOTES_NAME, json.dumps([*self.notes(), text], indent=1) + "\n")
+
+    def notes(self) -> list[str]:
+        """Returns the remarks on the result; a file that cannot be read only costs the report these lines."""
+        try:
+            return [str(text) for text in json.loads((self.folder / _NOTES_NAME).read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return []
 
     def finish(self, value: object) -> None:
         """Records the stage's result, so that it is not run again.

@@ -77,7 +77,7 @@ def build(
             mean=prep.mean,
             std=prep.std,
             float_io=config.float_io,
-            rounded=partial(round_weights, student, inputs),
+            rounded=partial(round_weights, student, inputs, compute=run.compute, note=stage.note),
             pattern=run.pattern,
             speedup=None if device is None else speedup,
         )

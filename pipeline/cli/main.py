@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 
 import click
 
+# Idle OpenMP threads that spin take the processor from the runtime that is being measured; read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from ... import targets
 from .. import config as settings
 from .. import options

@@ -8,7 +8,6 @@ their own, well enough to compare them; the artifact's are calibrated on the pru
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +75,7 @@ class CandidateGraph:
         real = self._model(net, Structure({}))
         self._compare(net, real, image_shape)
         if calibration is not None:
-            found = ranges(collect(real, [calibration], threads=os.cpu_count() or 1), RECIPE.ranges)
+            found = ranges(collect(real, [calibration], threads=torch.get_num_threads()), RECIPE.ranges)
             self._dense = Graph(quantize(real, found, RECIPE))
 
     def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -209,7 +208,7 @@ def _difference(found: NDArray[np.float32], expected: torch.Tensor) -> float:
 def _run(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
     """All outputs of a graph."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -23,6 +23,7 @@ from ..errors import BuildError, DeviceError
 from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
 from ..graph.surgery import cuts, prune, structure_of
+from ..network.batchnorm import Moments
 from ..reconstruct.least_squares import stitched_weight
 from ..types import Candidate, Kind, Knob, ModelCost, Plan
 from .candidate_graph import CandidateGraph
@@ -87,6 +88,10 @@ class StitchedEvaluator:
         seconds = time.perf_counter() - start
         return self._memo.add(Candidate(levels, accuracy, loss, ratio, self.bench.kind, cost, seconds, size_bytes=size))
 
+    @cached_property
+    def _dense_moments(self) -> Moments:
+        return self.bench.images.dense_moments(self.net)
+
     @property
     def width(self) -> int:
         """How many candidates' latencies are measured at once."""
@@ -116,16 +121,20 @@ class StitchedEvaluator:
         weights = {}
         for name, module in self.net.named_modules():
             missing = gone.get((f"{name}.weight", 1))
-            if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.bench.moments:
+            if missing and isinstance(module, nn.Conv2d | nn.Linear) and name in self.bench.hessians:
                 weights[name] = self._stitched(name, module, missing)
         small = prune(self.net, self.coupling, plan, weights).eval()
-        self.bench.images.restore(small)
+        kept = {
+            name: torch.tensor([i for i in range(len(mean)) if i not in gone.get((f"{name}.running_mean", 0), ())])
+            for name, (mean, _) in self._dense_moments.items()
+        }
+        self.bench.images.restore(small, self._dense_moments, kept)
         return small
 
     def _stitched(self, name: str, module: nn.Conv2d | nn.Linear, missing: set[int]) -> torch.Tensor:
         kept = tuple(i for i in range(module.weight.shape[1]) if i not in missing)
         if (name, kept) not in self.solved:
-            self.solved[name, kept] = stitched_weight(module, self.bench.moments[name], torch.tensor(kept))
+            self.solved[name, kept] = stitched_weight(module, self.bench.hessians[name], torch.tensor(kept))
         return self.solved[name, kept]
 
     def latency_estimate(self, levels: tuple[int, ...]) -> float:

@@ -1,38 +1,38 @@
-"""What the search judges candidates with: images, the layers' inner products, a device and what it was measured to take."""
+"""Evaluation context of the search: images, layer Hessians, a device and the latencies measured on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ...devices.device import Device, Meter
 from ...devices.local import LocalDevice
 from ...devices.measure.latency_cache import LatencyCache
 from ...devices.measure.timing import Ratio
 from ...targets.base import Estimator, Prober, Structure, Target
+from ..compute import CPU, Compute
 from ..config import Config
 from ..errors import UnavailableError
-from ..score.curvature import local_hessian
 from ..task.load import Loaded
-from ..task.samples import batches, scoring_inputs
+from ..task.samples import scoring_inputs
 from ..types import Kind, Precision
+from .layer_hessians import LayerHessians
 from .reward_images import RewardImages, reward_images
 
 REWARD_IMAGES = 1000
 AHEAD = 16  # candidates measured at once
-MOMENT_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
 
 
 @dataclass
 class Bench:
-    """What candidates are judged with."""
+    """What an evaluator judges candidates with."""
 
     inputs: Tensor  # training images (n, C, H, W), augmented
-    moments: dict[str, Tensor]  # layer -> X X^T of its inputs, on these images
+    hessians: Mapping[str, Tensor]  # layer -> X X^T of its inputs, on these images
     images: RewardImages
     prober: Prober
     meter: Meter
@@ -136,8 +136,10 @@ def open_bench(
     device: Device | None = None,
     latencies: Path | None = None,
     estimated: bool = False,
+    compute: Compute = CPU,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Bench]:
-    """A bench whose device measures until the context ends.
+    """Opens an evaluation context whose device measures until it is closed.
 
     Args:
         config: its device, threads and seed are used.
@@ -151,6 +153,8 @@ def open_bench(
         device: that latencies are measured on; None: this machine.
         latencies: folder of measured latencies; None: the user's.
         estimated: there is no device; latencies are estimates of the target's.
+        compute: where layer Hessians and BatchNorm statistics are computed.
+        note: told what was reduced or left out for want of memory.
 
     Raises:
         UnavailableError: `estimated`, and the target cannot estimate.
@@ -161,27 +165,25 @@ def open_bench(
         prober = target.prober(net, data.info.image_shape, precision)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {target.name}", found="no device to measure them on")
-        inputs = scoring_inputs(loaded, config.seed)
-        images = reward_images(data, prep, REWARD_IMAGES, config.seed)
-        sized = config.max_size is not None
-        yield EstimatingBench(inputs, moments(net, inputs), images, prober, _NoMeter(), None, memo, precision, sized)
-        return
-    context = _context(config, loaded, target, precision, device) | {
-        "baseline": form
-    }  # first: a device that does not answer is said at once
-    prober = target.prober(net, data.info.image_shape, precision)
+    else:
+        # first of all: a device that does not answer is an error at once
+        context = _context(config, loaded, target, precision, device) | {"baseline": form}
+        prober = target.prober(net, data.info.image_shape, precision)
     inputs = scoring_inputs(loaded, config.seed)
-    grams = moments(net, inputs)
-    images = reward_images(data, prep, REWARD_IMAGES, config.seed)
-    cache = LatencyCache(context, latencies)
-    with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
-        yield Bench(inputs, grams, images, prober, meter, cache, memo, precision, config.max_size is not None)
-
-
-def moments(net: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """The layer-local Hessian X X^T of every convolution without groups and every linear layer, on the dense network's inputs."""
-    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
-    return local_hessian(net, batches(inputs[:MOMENT_IMAGES]), layers)
+    hessians = LayerHessians(net, inputs, compute, memo.parent / "hessians")
+    for remark in hessians.remarks():
+        note(remark)
+    images = reward_images(data, prep, REWARD_IMAGES, config.seed, compute)
+    sized = config.max_size is not None
+    try:
+        if estimated:
+            yield EstimatingBench(inputs, hessians, images, prober, _NoMeter(), None, memo, precision, sized)
+            return
+        cache = LatencyCache(context, latencies)
+        with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
+            yield Bench(inputs, hessians, images, prober, meter, cache, memo, precision, sized)
+    finally:
+        hessians.close()
 
 
 def _context(config: Config, loaded: Loaded, target: Target, precision: Precision, device: Device) -> dict[str, str]:

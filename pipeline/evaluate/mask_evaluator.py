@@ -51,6 +51,8 @@ class MaskEvaluator:
         images = bench.images
         self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
         self._candidate = copy.deepcopy(net).eval()
+        self._statistics = {name: value.clone() for name, value in net.named_buffers()}
+        self._dense_moments = images.dense_moments(net)
         self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
         self._memo = Memo(bench.memo)
@@ -106,7 +108,8 @@ class MaskEvaluator:
             for i, (knob, level) in enumerate(zip(self.knobs, levels, strict=True)):
                 self._candidate.get_submodule(knob.name).weight.copy_(self._weight(i, level))  # type: ignore[operator]
         images = self.bench.images
-        images.restore(self._candidate)
+        self._candidate.load_state_dict(self._statistics, strict=False)  # matched to the dense network's, not to the last one's
+        images.restore(self._candidate, self._dense_moments, {})
         return images.judge(self._graph.answers(self._candidate, self._structure, images.inputs.numpy()))
 
     def _weight(self, index: int, level: int) -> Tensor:
@@ -117,6 +120,8 @@ class MaskEvaluator:
             return weight
         if (index, level) not in self._solved:
             mask = layer_mask(self._current[knob.name], self.pattern, knob, level)
-            solved = solve_masked(weight.flatten(1), self.bench.moments[knob.name], mask.flatten(1))
+            hessian = self.bench.hessians.get(knob.name)  # None: too large
+            flat = weight.flatten(1)
+            solved = flat * mask.flatten(1) if hessian is None else solve_masked(flat, hessian, mask.flatten(1))
             self._solved[index, level] = solved.view_as(weight)
         return self._solved[index, level]

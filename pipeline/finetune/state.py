@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..files import atomic_write
 from ..network.weights import digest_of
 from ..types import Epoch
 
+_log = logging.getLogger(__name__)
 Masks = Mapping[str, Tensor]  # parameter name -> 0/1 of the parameter's shape
 
 
@@ -157,6 +159,7 @@ class CheckpointFile:
             history, best_top1 = from_json(tuple[Epoch, ...], record["history"]), float(record["best_top1"])
             usable = record["digest"] == self.digest and record["tensors"] == digest_of(tensors)
         except (SafetensorError, ValueError, KeyError, TypeError):
-            return  # damaged: the work is done again
+            _log.warning("%s is damaged; training starts from its first epoch", self.path)
+            return
         if usable:
             state.go_on_from(tensors, history, best_top1)

@@ -46,7 +46,7 @@ VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How the pruned network is trained. The result depends on all of it, on the device by rounding alone."""
+    """How the pruned network is trained. The result depends on all of it, on device and autocast by rounding alone."""
 
     epochs: int
     seed: int
@@ -61,8 +61,8 @@ class FinetuneSettings:
     device: str = "cpu"
 
     def recipe(self) -> dict[str, Any]:
-        """All but the device: a training begun on a machine with a GPU goes on on one without."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
+        """All but device and autocast: a training begun on a machine with a GPU goes on on one without."""
+        return {name: value for name, value in asdict(self).items() if name not in ("device", "autocast")}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 
 import torch
@@ -40,3 +42,61 @@ def reestimate_on(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
+
+
+Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
+
+
+def input_moments(module: nn.Module, inputs: torch.Tensor) -> Moments:
+    """The moments of what every BatchNorm layer of a network (eval mode) is given on these inputs."""
+    found: Moments = {}
+    with _before_norms(module, lambda name, norm, x: found.update({name: _moments(x)})), torch.no_grad():
+        module(inputs.clone())  # a clone: networks may normalise their input in place
+    return found
+
+
+def match_moments(module: nn.Module, dense: Moments, inputs: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> None:
+    """Set running statistics in place, layer by layer, so that each BatchNorm's output has the dense network's moments.
+
+    With m, v the dense network's input moments and m', v' the module's own, the running mean M and variance V become
+
+        V' + eps = (V + eps) (v' + eps) / (v + eps),   M' = m' - (m - M) sqrt((V' + eps) / (V + eps))
+
+    Where V and M are the data's this is V' = v', M' = m': the usual re-estimation. Where they are not (a BatchNorm that was
+    folded into its convolution has M = 0, V = 1), what was not changed still computes what it did.
+
+    Args:
+        module: the changed network, eval mode, with the dense network's running statistics.
+        dense: `input_moments` of the dense network on the same inputs.
+        inputs: (n, C, H, W) on the module's device, augmented as in training.
+        kept: BatchNorm layer -> the dense network's channels it still has; a layer that is not named has all.
+    """
+
+    def match(name: str, norm: _BatchNorm, x: torch.Tensor) -> None:
+        assert norm.running_mean is not None  # _before_norms
+        assert norm.running_var is not None
+        mean, var = (value if name not in kept else value[kept[name].to(value.device)] for value in dense[name])
+        own_mean, own_var = _moments(x)
+        before = norm.running_var + norm.eps
+        after = (before * (own_var + norm.eps) / (var + norm.eps)).clamp_min(norm.eps)
+        norm.running_mean.copy_(own_mean - (mean - norm.running_mean) * (after / before).sqrt())
+        norm.running_var.copy_(after - norm.eps)
+
+    with _before_norms(module, match), torch.no_grad():
+        module(inputs.clone())
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
+    return mean, var
+
+
+@contextmanager
+def _before_norms(module: nn.Module, see: Callable[[str, _BatchNorm, torch.Tensor], None]) -> Iterator[None]:
+    """Calls `see(name, layer, input)` before each BatchNorm layer with running statistics runs."""
+    with ExitStack() as stack:
+        for name, layer in module.named_modules():
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+                hook = partial(lambda name, layer, args: see(name, layer, args[0]), name)
+                stack.callback(layer.register_forward_pre_hook(hook).remove)
+        yield

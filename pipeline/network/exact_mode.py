@@ -1,4 +1,4 @@
-"""What every look at curvature stands on: the layers that have one, and a network held still while it is looked at.
+"""Contexts for exact curvature (FP32, eval mode), and the layers that have one.
 
 BatchNorm and dropout are in eval mode. All arithmetic is float32 (float64 for a float64 module): autocast, TF32 and bfloat16
 matrix products are switched off inside, since a difference of nearly equal gradients keeps nothing of ten mantissa bits. Modes,
@@ -45,6 +45,24 @@ def weight_layers(module: nn.Module) -> dict[str, Layer]:
 
 
 @contextmanager
+def exact_arithmetic(device: str) -> Iterator[None]:
+    """Full float32 products inside, on every device: no autocast, TF32 or bfloat16."""
+    # cuDNN's TF32 is on by default; the CPU's bfloat16 products come with torch.set_float32_matmul_precision("medium").
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    parts: tuple[tuple[Any, str], ...] = ((cudnn, "conv"), (cuda, "matmul"), (mkldnn, "conv"), (mkldnn, "matmul"))
+    backends = [getattr(owner, part) for owner, part in parts]
+    precisions = [(backend, backend.fp32_precision) for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        for backend, precision in precisions:
+            backend.fp32_precision = precision
+
+
+@contextmanager
 def steady(module: nn.Module) -> Iterator[Tensor]:
     """Eval mode and exact float32 inside; modes and flags put back after. Gives a tensor that stands for device and dtype."""
     place = next(iter(weight_layers(module).values())).weight.detach()
@@ -52,22 +70,13 @@ def steady(module: nn.Module) -> Iterator[Tensor]:
         raise InputError("curvature needs full precision", found=str(place.dtype), expected="float32 weights", do="call .float()")
     modes = [(part, part.training) for part in module.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    # cuDNN's TF32 is on by default; the CPU's bfloat16 products come with torch.set_float32_matmul_precision("medium").
-    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
-    parts: tuple[tuple[Any, str], ...] = ((cudnn, "conv"), (cuda, "matmul"), (mkldnn, "conv"), (mkldnn, "matmul"))
-    backends = [getattr(owner, part) for owner, part in parts]
-    precisions = [(backend, backend.fp32_precision) for backend in backends]
     try:
         module.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(True)  # a frozen layer has a curvature too
-        for backend, _ in precisions:
-            backend.fp32_precision = "ieee"
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(place.device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), exact_arithmetic(place.device.type):
             yield place
     finally:
-        for backend, precision in precisions:
-            backend.fp32_precision = precision
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
         for part, training in modes:

@@ -34,19 +34,15 @@ def load_weights(root: Path, ref: FileRef, module: nn.Module) -> None:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes."""
+    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         # as bytes, since numpy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def state_sha256(module: nn.Module) -> str:
-    """Digest of names, types, shapes and values of the state dict, whatever the order and the device."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """`digest_of` a module's state dict."""
+    return digest_of(module.state_dict())

@@ -45,7 +45,7 @@ class Pruning(Protocol):
 
     @property
     def finalists(self) -> int:
-        """How many of the search's best plans are solved whole before one is taken, at most."""
+        """How many of the search's best plans are reconstructed sequentially before one is taken, at most."""
         ...
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
@@ -57,7 +57,7 @@ class Pruning(Protocol):
         ...
 
     def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
-        """The planned network, its layers solved one after another on training images (n, C, H, W), augmented."""
+        """The planned network, after sequential reconstruction on training images (n, C, H, W), augmented."""
         ...
 
     def blank(self, plan: Plan) -> fx.GraphModule:

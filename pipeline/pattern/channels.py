@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from ...targets.base import Limits
+from ..compute import CPU, Compute
 from ..evaluate.channel_evaluator import StitchedEvaluator
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
 from ..graph.coupling import couple
 from ..graph.knobs import knobs_for, plan_for
 from ..graph.surgery import check_equivalence, prune
-from ..reconstruct.least_squares import sequential
+from ..reconstruct.reconstruction import sequential
 from ..run_folder import Stage
 from ..score.ranking import rank_units
 from ..search.problem import Levels
@@ -26,7 +27,16 @@ class Channels:
     limits = "latency"
     finalists = FINALISTS
 
-    def __init__(self, net: fx.GraphModule, image_shape: tuple[int, int, int], limits: Limits, score: str, seed: int) -> None:
+    def __init__(
+        self,
+        net: fx.GraphModule,
+        image_shape: tuple[int, int, int],
+        limits: Limits,
+        score: str,
+        seed: int,
+        compute: Compute = CPU,
+    ) -> None:
+        self.compute = compute
         self.net, self.image_shape, self.score, self.seed = net, image_shape, score, seed
         self.coupling = couple(net)
         self.knobs = knobs_for(self.coupling, limits)
@@ -40,13 +50,13 @@ class Channels:
         return plan_for(self.knobs, levels, ranking.order, self.score)
 
     def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
-        """See `least_squares.sequential`.
+        """See `reconstruction.sequential`.
 
         Raises:
             BuildError: the pruned network is not the masked one.
         """
         check_equivalence(self.net, self.coupling, plan, self.image_shape)
-        return sequential(self.net, self.coupling, plan, images)
+        return sequential(self.net, self.coupling, plan, images, compute=self.compute)
 
     def blank(self, plan: Plan) -> fx.GraphModule:
         """The network without the plan's channels and blocks."""
@@ -89,7 +99,7 @@ class _ChannelEvaluator(StitchedEvaluator):
 
     def rank(self, lambda_: float | None) -> Sensitivity:
         way = self._way
-        return rank_units(way.net, way.coupling, way.knobs, self, self.bench.inputs, way.score, lambda_, way.seed)
+        return rank_units(way.net, way.coupling, way.knobs, self, self.bench.inputs, way.score, lambda_, way.seed, way.compute)
 
     def follow(self, ranking: Sensitivity) -> None:
         self.order = ranking.order

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, fx
 
 from ...targets.base import Limits, Target
+from ..compute import Compute
 from ..config import Config
 from ..errors import InputError
 from ..score.connections import ConnectionScores
@@ -57,8 +58,9 @@ def pruning_for(
     config: Config,
     inputs: Callable[[], Tensor],
     root: Path,
+    compute: Compute,
 ) -> Pruning:
-    """The way to prune by a pattern.
+    """Returns the strategy that prunes by a pattern.
 
     Args:
         pattern: what is removed.
@@ -68,10 +70,12 @@ def pruning_for(
         config: its score and seed are used.
         inputs: gives training images (n, C, H, W), augmented; asked for when connections have to be scored.
         root: the run folder.
+        compute: where scoring and reconstruction run.
 
     Raises:
         InputError: nothing in the network can be pruned so.
     """
     if pattern is Pattern.CHANNEL:
-        return Channels(net, image_shape, limits, config.score, config.seed)
-    return Masks(net, pattern, ConnectionScores(net, inputs, config.score, config.seed), root, inputs)
+        return Channels(net, image_shape, limits, config.score, config.seed, compute)
+    scores = ConnectionScores(net, inputs, config.score, config.seed, compute)
+    return Masks(net, pattern, scores, root, inputs, compute)

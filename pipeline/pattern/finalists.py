@@ -1,8 +1,8 @@
-"""The search's best plans, their layers solved one after another before one of them is taken.
+"""Finalists: the search's best plans, re-ranked after sequential layer-wise reconstruction.
 
-A search judges a plan by layers that were solved each by itself, on what the dense network gives it: cheap, and blind to what
-errors add up to. Solved one after another, each layer on what the pruned ones before it give, the same plans come in another
-order. Twelve of ResNet-20 with 79.7 to 81.6 % by the search had 85.6 to 89.7 % then (`results/channels-resnet20.json`).
+A search judges a plan by layers that were reconstructed independently on dense inputs: cheap, and blind to how errors accumulate.
+After sequential reconstruction, each layer on the pruned layers' outputs before it, the same plans rank differently.
+Twelve of ResNet-20 with 79.7 to 81.6 % by the search had 85.6 to 89.7 % then (`results/channels-resnet20.json`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..evaluate.evaluation_context import REWARD_IMAGES
 from ..network.weights import save_weights
-from ..reconstruct.memory import affordable
+from ..reconstruct.memory import affordable, reduced
 from ..run_context import Run
 from ..run_folder import Stage
 from ..search.problem import SearchSettings
@@ -40,7 +40,7 @@ def play_off(
     judge: Judge,
     progress: Callable[[Finalist], None] | None = None,
 ) -> tuple[tuple[Finalist, ...], int, fx.GraphModule]:
-    """Solve candidates whole and take the one that the search would have taken, had it known what they are worth.
+    """Reconstruct candidates sequentially and take the one that the search prefers by their accuracies then.
 
     Args:
         candidates: of one search, at least one. Their latencies stand, and all of them are allowed.
@@ -68,11 +68,11 @@ def play_off(
     return tuple(found), taken, kept
 
 
-def judge_on(split: Split, prep: Preprocess) -> Judge:
-    """Accuracy and loss of a network in float on every image of a split."""
+def judge_on(split: Split, prep: Preprocess, device: str = "cpu") -> Judge:
+    """Returns a judge by accuracy and loss in float on every image of a split, computed on `device`."""
 
     def judge(net: nn.Module) -> tuple[float, float]:
-        outputs = logits(net, split, prep)
+        outputs = logits(net, split, prep, device=device)
         loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(split.labels))
         return top1(outputs, split.labels) / 100.0, float(loss)
 
@@ -83,27 +83,34 @@ def solve(
     run: Run, before: Stage, pruning: Pruning, found: SearchResult, ranking: Sensitivity
 ) -> tuple[SearchResult, Plan, Solved, Stage]:
     """The search's result with the finalist that was taken as its best, its plan, and its network ready for training."""
-    count = affordable(pruning.net, SEQUENTIAL_IMAGES)
     candidates = found.finalists[: pruning.finalists]
-    # what was found, not only how it was searched for: latencies that were measured anew may have led to other plans
+    # what was found, not only how it was searched for: re-measured latencies may have led to other plans
     plans = [[list(c.levels), c.spent] for c in candidates]
-    settings = {"images": count, "judged": REWARD_IMAGES, "finalists": plans, "seed": run.config.seed}
-    stage = run.folder.stage("compensate", "2", settings, (before.key,))
+    settings = {"images": SEQUENTIAL_IMAGES, "judged": REWARD_IMAGES, "finalists": plans, "seed": run.config.seed}
+    stage = run.folder.stage("compensate", "3", settings, (before.key,))
     solved = stage.result(Solved)
     if solved is None:
         data, prep = run.loaded.data, run.loaded.subject.preprocess
+        wanted, memory = min(SEQUENTIAL_IMAGES, len(data.train)), run.compute.memory_bytes
+        count = affordable(pruning.net, wanted, memory)
+        if note := reduced("Layer-wise reconstruction", count, wanted, memory):
+            stage.note(note)
         images = training_inputs(data, prep, count, run.config.seed + 1)
 
         def network(candidate: Candidate) -> fx.GraphModule:
             return pruning.solved(pruning.plan(candidate.levels, ranking, before), images)
 
         how = SearchSettings(found.method, 1, found.budget, run.config.reward, run.config.alpha, run.config.beta)
+        judge = judge_on(data.search.head(REWARD_IMAGES), prep, run.compute.device)
         with run.stage("compensate"), run.ui.bar("finalists", len(candidates)) as bar:
 
             def tell(done: Finalist) -> None:
-                bar.advance(1, f"accuracy {done.candidate.accuracy:.3f} in the search, {done.accuracy:.3f} solved whole")
+                bar.advance(
+                    1,
+                    f"accuracy {done.candidate.accuracy:.3f} in the search, {done.accuracy:.3f} after sequential reconstruction",
+                )
 
-            finalists, taken, net = play_off(candidates, how, network, judge_on(data.search.head(REWARD_IMAGES), prep), tell)
+            finalists, taken, net = play_off(candidates, how, network, judge, tell)
         solved = Solved(finalists, taken, save_weights(stage, net))
         stage.finish(solved)
     best = solved.finalists[solved.taken].candidate

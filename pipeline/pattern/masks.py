@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
+from ..compute import Compute
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.mask_evaluator import MaskEvaluator
 from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
 from ..graph.blocks import residual_branches
 from ..graph.mask_knobs import mask_knobs, masks_for, selections
-from ..reconstruct.least_squares import sequential_masked
-from ..reconstruct.memory import affordable
+from ..reconstruct.memory import affordable, reduced
 from ..reconstruct.optimal_brain_surgeon import chosen_masks
+from ..reconstruct.reconstruction import sequential_masked
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..search.problem import Levels
@@ -33,9 +34,16 @@ class Masks:
     finalists = 1  # of a mask's plans each would need its connections chosen anew before it is solved
 
     def __init__(
-        self, net: fx.GraphModule, pattern: Pattern, scores: ConnectionScores, root: Path, inputs: Callable[[], Tensor]
+        self,
+        net: fx.GraphModule,
+        pattern: Pattern,
+        scores: ConnectionScores,
+        root: Path,
+        inputs: Callable[[], Tensor],
+        compute: Compute,
     ) -> None:
         self.net, self.pattern, self.scores, self.root, self._inputs = net, pattern, scores, root, inputs
+        self._compute = compute
         self.knobs = mask_knobs(net, pattern)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
@@ -54,8 +62,10 @@ class Masks:
             masks = masks_for(self.pattern, self.knobs, levels, self.scores.at(ranking.lambda_))
             if self.pattern is Pattern.WEIGHT and self.scores.name == "hasa":
                 images = self._inputs()
-                images = images[: affordable(self.net, len(images))]
-                masks = chosen_masks(self.net, masks, images, fixed=selections(self.net))
+                count = affordable(self.net, len(images), self._compute.memory_bytes)
+                if note := reduced("OBS saliency", count, len(images), self._compute.memory_bytes):
+                    stage.note(note)
+                masks = chosen_masks(self.net, masks, images[:count], fixed=selections(self.net), compute=self._compute)
             path = stage.folder / "masks.safetensors"
             atomic_write(path, save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
             removed = {k.name: 1.0 - k.kept[level] / k.size for k, level in zip(self.knobs, levels, strict=True)}
@@ -64,8 +74,9 @@ class Masks:
         return plan
 
     def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
-        """See `least_squares.sequential_masked`."""
-        return sequential_masked(self.net, residual_branches(self.net), self._read(plan), images, fixed=selections(self.net))
+        """See `reconstruction.sequential_masked`."""
+        masks, fixed = self._read(plan), selections(self.net)
+        return sequential_masked(self.net, residual_branches(self.net), masks, images, fixed=fixed, compute=self._compute)
 
     def blank(self, plan: Plan) -> fx.GraphModule:
         """The dense network: masks change no shape."""

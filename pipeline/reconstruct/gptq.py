@@ -1,33 +1,41 @@
-"""Weights on the grid of an int8 file, each rounded so that the later ones of its row make up for what it lost.
+"""GPTQ: error-compensating rounding of weights to the grid of an int8 file.
 
 Rounding to the nearest value treats each weight alone; what a layer gets wrong is a sum over correlated inputs. The rule is
 that of Optimal Brain Quantization (Frantar and Alistarh 2022, arXiv 2208.11580) in the fixed order of GPTQ (Frantar et al. 2023,
-arXiv 2210.17323), on the same layer-local Hessian that compensation solves with, here of the pruned network's inputs.
+arXiv 2210.17323), on the layer-local Hessian of the pruned network's inputs.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..compute import CPU, Compute
 from ..score.curvature import local_hessian
 
+_log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
-IMAGES = 100  # the layers' inner products are taken on
+IMAGES = 100  # for the layer Hessians
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
-LARGEST = (
-    5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit; wider ones stay as they are
-)
+LARGEST = 5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit
 STEPS = 127  # of an 8-bit weight to either side of zero
 
 
-def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = STEPS) -> nn.Module:
-    """A copy whose convolutions without groups and linear layers hold multiples of a step per output channel.
+def round_weights(
+    module: nn.Module,
+    inputs: Sequence[FloatArray],
+    steps: int = STEPS,
+    *,
+    compute: Compute = CPU,
+    note: Callable[[str], None] = _log.warning,
+) -> nn.Module:
+    """Returns a copy whose convolutions without groups and linear layers hold multiples of a step per output channel.
 
     The step is the row's largest absolute weight over `steps`, and the largest weight stays what it is, so that a quantizer which
     takes its scales from there changes nothing any more. Zeros stay zeros. A BatchNorm behind the layer may be folded in later:
@@ -37,17 +45,21 @@ def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = 
         module: eval mode, any forward pass that takes the inputs.
         inputs: arrays (n, C, H, W) to calibrate with; the first `IMAGES` are used.
         steps: to either side of zero.
+        compute: its device is used.
+        note: told which layers are left to be rounded to the nearest value.
 
     Raises:
         InputError: see `curvature.local_hessian`.
     """
-    rounded = copy.deepcopy(module).eval()
+    rounded = copy.deepcopy(module).eval().to(compute.device)
     layers = {
         name: layer
         for name, layer in rounded.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     }
     small = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= LARGEST}
+    if wide := layers.keys() - small.keys():
+        note(f"Not rounded by GPTQ but to the nearest value: {', '.join(sorted(wide))} (more than {LARGEST} inputs each).")
     images, left = [], IMAGES
     for block in inputs:
         part = torch.from_numpy(np.ascontiguousarray(block[:left]))
@@ -61,11 +73,11 @@ def round_weights(module: nn.Module, inputs: Sequence[FloatArray], steps: int = 
             layer = small.get(name)
             if layer is not None:
                 layer.weight.copy_(round_rows(layer.weight.flatten(1), hessian, steps).view_as(layer.weight))
-    return rounded
+    return rounded.to(next(module.parameters()).device)
 
 
 def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:
-    """The multiples of each row's step nearest to the row as the layer's inputs see it, one column settled after another.
+    """Returns each row rounded by GPTQ: multiples of the row's step that change the layer's outputs least, column after column.
 
     Columns whose inputs are largest come first; what a column loses goes to those after it, `w -= e U_jk / U_jj` with U the upper
     Cholesky factor of the inverse Hessian (GPTQ, section 3.3). A row that ends worse than rounded to the nearest is rounded so.
@@ -89,6 +101,7 @@ def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:
     lower, bad = torch.linalg.cholesky_ex(curvature)
     factor, worse = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if bad or worse:
+        _log.warning("a Hessian of %d inputs has no Cholesky factor: rounded to the nearest value instead of by GPTQ", len(order))
         return nearest.to(weight)
     moving, settled = rows[:, order].clone(), torch.empty_like(rows)
     kept = torch.where((top == order) | (rows[:, order] == 0), rows[:, order], torch.nan)  # the others are NaN

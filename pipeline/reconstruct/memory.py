@@ -1,4 +1,4 @@
-"""How many images layer-wise reconstruction may hold in memory."""
+"""How much layer-wise reconstruction may hold in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from torch import fx
 
 from ..graph.trace import shape_of
 
-HELD_TENSORS = 8  # float32 activations of one image that are alive at once while a network is solved layer after layer
+HELD_TENSORS = 8  # float32 activations of one image that are alive at once during sequential reconstruction
+LEAST_IMAGES = 32
+SOLVING_BYTES = 40  # for each entry of a Hessian that a layer is solved with: float64 matrix, damped copy, factor
 
 
-def affordable(net: fx.GraphModule, count: int, room_bytes: int = 3 << 30) -> int:
+def affordable(net: fx.GraphModule, count: int, memory_bytes: int) -> int:
     """How many images (at most `count`, at least 32) whose activations can be held for a few layers at a time.
 
     Args:
         net: a network whose shapes have been propagated, see `graph.propagate_shapes`.
         count: images wanted.
-        room_bytes: memory they may take.
+        memory_bytes: that they may take.
     """
     widest = max(math.prod(shape[1:]) for node in net.graph.nodes if (shape := shape_of(node)))
-    return max(32, min(count, room_bytes // (4 * widest * HELD_TENSORS)))
+    return max(LEAST_IMAGES, min(count, memory_bytes // (4 * widest * HELD_TENSORS)))
+
+
+def reduced(what: str, count: int, wanted: int, memory_bytes: int) -> str:
+    """A sentence for the report on images that memory did not allow; empty if all were used."""
+    if count >= wanted:
+        return ""
+    return f"{what} used {count} of {wanted} images: more do not fit in {memory_bytes / 2**30:.1f} GiB of memory."

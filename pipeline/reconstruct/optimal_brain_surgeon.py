@@ -1,12 +1,12 @@
-"""Which connections of a layer go, and what each removal costs: Optimal Brain Surgeon on the layer's own Hessian.
+"""OBS saliency: what each connection costs to remove, by Optimal Brain Surgeon on the layer's own Hessian.
 
 For a layer that has to give targets T from inputs X, with G = X X^T and C = T X^T, the best weights on a support K are
 W_K = C_K (G_KK)^-1, and taking connection p of an output away raises that output's squared error by
 
     w_p^2 / [(G_KK)^-1]_pp
 
-with all others re-solved (Hassibi & Stork 1993, equation 5; one output at a time: Optimal Brain Compression, Frantar & Alistarh
-2022, arXiv 2208.11580). Connections go in rounds, a share of what is left at a time, and the inverse is taken anew after each.
+with all others re-fit (Hassibi & Stork 1993, equation 5; one output at a time: Optimal Brain Compression, Frantar & Alistarh
+2022, arXiv 2208.11580). Connections go in rounds, a share of what is left at a time, and the inverse is recomputed after each.
 A layer's error counts by how far it moves the logits (`output_curvature`), which makes the costs of different outputs, and to
 first order those of different layers, one currency.
 """
@@ -18,18 +18,22 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from ..compute import CPU, Compute
 from ..graph.blocks import residual_branches
+from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
-from .least_squares import DAMPING, Choose, sequential_masked
+from ..score.layer_inputs import positions_last
+from .least_squares import DAMPING
+from .reconstruction import Choose, sequential_masked
 
-ROUND = 0.15  # share of an output's remaining connections that goes before its inverse is taken anew
+ROUND = 0.15  # share of an output's remaining connections that goes before its inverse is recomputed
 LAST = 0.01  # of an output's connections; the rest goes in one round
-DEAREST = 2e12  # outputs x inputs^3 of a layer whose connections are chosen so, a minute or two; dearer ones keep their masks
-CURVATURE_IMAGES = 1000  # `output_curvature` is taken on
+MOST_WORK = 2e12  # outputs x inputs^3 of a layer that is chosen by OBS saliency, a minute or two; larger ones keep their masks
+CURVATURE_IMAGES = 1000  # for `output_curvature`
 
 
 def removal_costs(gram: Tensor, target: Tensor, *, damping: float = DAMPING, share: float = ROUND) -> Tensor:
-    """What it costs to remove each connection when its turn comes.
+    """Returns the OBS saliency of each connection when its turn to be removed comes.
 
     Args:
         gram: (k, k) X X^T.
@@ -47,7 +51,7 @@ def removal_costs(gram: Tensor, target: Tensor, *, damping: float = DAMPING, sha
     damped.diagonal().add_(max(damping, 1e-6))
     wanted = (target.double() / unit).float()
     costs = torch.zeros(wanted.shape, dtype=torch.float64, device=gram.device)
-    whole = _inverse(damped)  # the same for all outputs, and the dearest
+    whole = _inverse(damped)  # the same for all outputs, and the largest
     for row in range(len(wanted)):
         left, floor, inverse = torch.arange(k, device=gram.device), 0.0, whole
         while True:
@@ -67,7 +71,7 @@ def removal_costs(gram: Tensor, target: Tensor, *, damping: float = DAMPING, sha
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Of a positive definite matrix; in float64 where float32 does not see that it is."""
+    """Inverse of a positive definite matrix; in float64 where float32 does not see that it is."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0:
         return torch.cholesky_inverse(factor)
@@ -76,7 +80,7 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: int = 100) -> dict[str, Tensor]:
-    """How much the logits move when a layer's outputs do, per output channel.
+    """Returns how much the logits move when a layer's outputs do, per output channel.
 
     With g the gradient of v . logits, v ~ N(0, I), it is E[g^2], summed over positions: the diagonal of the Gauss-Newton matrix
     of half the squared logit error with respect to the outputs. It needs no labels and does not vanish where the network is
@@ -84,7 +88,7 @@ def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: in
 
     Args:
         net: eval mode.
-        inputs: (n, C, H, W).
+        inputs: (n, C, H, W); moved to the network's device.
         seed: of v.
         batch: images in one backward pass.
 
@@ -93,13 +97,12 @@ def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: in
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    sums = {name: torch.zeros(len(m.weight), dtype=torch.float64) for name, m in layers.items()}
+    place = next(net.parameters())
+    sums = {name: torch.zeros(len(m.weight), dtype=torch.float64, device=place.device) for name, m in layers.items()}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(gradient: Tensor) -> None:
-            # by the layer, not by the number of axes: a linear layer has its outputs last, on tokens and NHWC maps too
-            last = gradient.movedim(1, -1) if isinstance(layers[name], nn.Conv2d) else gradient
-            sums[name] += last.flatten(0, -2).double().square().sum(0).cpu()
+            sums[name] += positions_last(layers[name], gradient).double().square().sum((0, 2))
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             output.register_hook(add)  # type: ignore[no-untyped-call]
@@ -108,10 +111,10 @@ def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: in
 
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
-        with borrowed(net):
+        with borrowed(net), exact_arithmetic(place.device.type):
             net.eval()
             for part in torch.split(inputs, batch):
-                leaf = part.detach().clone().requires_grad_()
+                leaf = part.detach().to(place, copy=True).requires_grad_()
                 logits = net(leaf.clone())  # a clone: networks may normalise their input in place
                 direction = torch.randn(logits.shape, generator=generator).to(logits)
                 torch.autograd.grad((direction * logits).sum(), leaf)
@@ -122,7 +125,7 @@ def output_curvature(net: nn.Module, inputs: Tensor, *, seed: int = 0, batch: in
 
 
 def chooser(curvature: Mapping[str, Tensor], share: float = ROUND) -> Choose:
-    """For `compensate.sequential_masked`: of each layer as many connections as its mask has stay, those dearest to remove.
+    """For `sequential_masked`: of each layer as many connections stay as its mask has, those of the highest OBS saliency.
 
     Args:
         curvature: layer -> (outputs,), weight of each output's error, see `output_curvature`.
@@ -137,11 +140,17 @@ def chooser(curvature: Mapping[str, Tensor], share: float = ROUND) -> Choose:
 
 
 def chosen_masks(
-    net: fx.GraphModule, masks: Mapping[str, Tensor], images: Tensor, *, fixed: Collection[str] = (), seed: int = 0
+    net: fx.GraphModule,
+    masks: Mapping[str, Tensor],
+    images: Tensor,
+    *,
+    fixed: Collection[str] = (),
+    seed: int = 0,
+    compute: Compute = CPU,
 ) -> dict[str, Tensor]:
-    """As many connections of each layer as its mask has: those dearest to remove, given what the pruned network feeds the layer.
+    """Returns masks with as many connections of each layer, those of the highest OBS saliency on the pruned network's inputs.
 
-    Layers whose inverses would take too long (`DEAREST`) keep their masks.
+    Layers whose inverses would take too long (`MOST_WORK`) keep their masks.
 
     Args:
         net: canonical dense network, eval mode.
@@ -149,35 +158,24 @@ def chosen_masks(
         images: training images (n, C, H, W), augmented.
         fixed: layers that stay as they are.
         seed: of `output_curvature`.
+        compute: its device and memory are used.
     """
-    surgeon, found = chooser(output_curvature(net, images[:CURVATURE_IMAGES], seed=seed)), dict(masks)
+    with borrowed(net, compute.device):
+        by_saliency, found = chooser(output_curvature(net, images[:CURVATURE_IMAGES], seed=seed)), dict(masks)
 
     def choose(name: str, mask: Tensor, gram: Tensor, target: Tensor) -> Tensor:
-        if bool(mask.all()) or len(mask) * float(len(gram)) ** 3 > DEAREST:
+        if bool(mask.all()) or len(mask) * float(len(gram)) ** 3 > MOST_WORK:
             return mask
-        chosen = surgeon(name, mask, gram, target)
+        chosen = by_saliency(name, mask, gram, target)
         found[name] = chosen.view(masks[name].shape)
         return chosen
 
-    sequential_masked(net, residual_branches(net), masks, images, fixed=fixed, choose=choose)
+    sequential_masked(net, residual_branches(net), masks, images, fixed=fixed, choose=choose, compute=compute)
     return found
 
 
 def highest(costs: Tensor, count: int) -> Tensor:
-    """Mask of the `count` dearest connections of a layer: bool, in the shape of `costs`."""
+    """Mask of the `count` connections of a layer that cost most to remove: bool, in the shape of `costs`."""
     mask = torch.zeros(costs.numel(), dtype=torch.bool)
     mask[costs.flatten().argsort(descending=True, stable=True)[:count].cpu()] = True
     return mask.view(costs.shape)
-
-
-def dearest(costs: Mapping[str, Tensor], density: float) -> dict[str, int]:
-    """How many connections each layer keeps when those dearest to remove stay, wherever they are.
-
-    Args:
-        costs: layer -> (outputs, k), in one currency.
-        density: share of all connections that stays.
-    """
-    joined = torch.cat([c.flatten() for c in costs.values()])
-    stays = highest(joined, round(density * len(joined)))
-    parts = torch.split(stays, [c.numel() for c in costs.values()])
-    return {name: int(part.sum()) for name, part in zip(costs, parts, strict=True)}

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from torch import Tensor, fx
 
+from ..compute import Compute
 from ..graph.trace import layer_nodes
+from ..network.modes import borrowed
 from ..network.process_group import ALONE, World
 from ..task.samples import batches
 from . import criteria as hasa
@@ -40,10 +42,20 @@ class ConnectionScores:
         inputs: gives training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
         seed: of the signs the curvature is sampled with, and of the score `random`.
+        compute: where the curvature is computed; None: where the network is.
         world: whose ranks share the images out; all of them get the curvature over all images.
     """
 
-    def __init__(self, net: fx.GraphModule, inputs: Callable[[], Tensor], score: str, seed: int, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        net: fx.GraphModule,
+        inputs: Callable[[], Tensor],
+        score: str,
+        seed: int,
+        compute: Compute | None = None,
+        world: World = ALONE,
+    ) -> None:
+        self._compute = compute
         self.name, self._net, self._inputs, self._seed, self._world = hasa.known(score), net, inputs, seed, world
         self._curvature: dict[str, Tensor] | None = None
 
@@ -60,6 +72,7 @@ class ConnectionScores:
         if self._curvature is None and self.name in hasa.CURVED:
             images = self._inputs()[:CURVATURE_IMAGES]
             part = self._world.share(len(images))
-            own = gauss_newton(self._net, batches(images[part.start : part.stop]), seed=self._seed, skip=part.start)
+            with borrowed(self._net, None if self._compute is None else self._compute.device):
+                own = gauss_newton(self._net, batches(images[part.start : part.stop]), seed=self._seed, skip=part.start)
             self._curvature = self._world.mean(own, len(part))
         return self._curvature

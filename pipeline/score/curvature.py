@@ -266,7 +266,7 @@ def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection
     for name, gradient in zip(unseen, found, strict=True):
         if gradient is not None:
             what = f"the weight of layer {name!r} is used outside of its own forward pass"
-            raise InputError(what, expected="a layer that is called", do="use the gradient difference for this model")
+            raise InputError(what, expected="a layer that is called", do="use --score magnitude")
 
 
 def _key(name: str) -> str:

@@ -26,6 +26,16 @@ def unfold(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     return F.unfold(padded(layer, inputs), layer.kernel_size, layer.dilation, 0, layer.stride)
 
 
+def positions_last(layer: Layer, values: Tensor) -> Tensor:
+    """A layer's outputs, or a linear layer's inputs, as (n, channels, positions).
+
+    A convolution has its channels in dimension 1, a linear layer in the last: (n, C), (n, T, C), (n, H, W, C).
+    """
+    if isinstance(layer, nn.Linear):
+        return values.reshape(len(values), -1, values.shape[-1]).transpose(1, 2)
+    return values.flatten(2)
+
+
 def unfolded(layer: Layer, inputs: Tensor, positions: int, name: str = "") -> Tensor:
     """A layer's inputs as columns (n, groups, k, L), so that `weight.view(groups, -1, k) @ columns` are its outputs, less bias.
 
@@ -39,7 +49,7 @@ def unfolded(layer: Layer, inputs: Tensor, positions: int, name: str = "") -> Te
         InputError: the layer's padding does not give that many positions (a convolution with a forward of its own).
     """
     if isinstance(layer, nn.Linear):
-        return inputs.reshape(inputs.shape[0], -1, layer.in_features).transpose(1, 2).unsqueeze(1)
+        return positions_last(layer, inputs).unsqueeze(1)
     columns = unfold(layer, inputs)
     if columns.shape[2] != positions:
         what = f"layer {name!r} ({type(layer).__name__}) does not compute what its padding says"
@@ -57,9 +67,7 @@ def squared(name: str, layer: Layer, inputs: Tensor, gradient: Tensor, chunk: in
     for start, stop in parts(layer, inputs, gradient, chunk):
         u = unfolded(layer, inputs[start:stop], positions, name)  # (n, groups, k, L)
         g = gradient[start:stop]
-        if isinstance(layer, nn.Linear):
-            g = g.reshape(len(g), positions, -1).transpose(1, 2)
-        g = g.reshape(len(g), groups, -1, positions)  # (n, groups, O/groups, L)
+        g = positions_last(layer, g).reshape(len(g), groups, -1, positions)  # (n, groups, O/groups, L)
         if positions == 1:  # (g u)^2 = g^2 u^2: one matrix product for all images
             squares = g.square().permute(1, 2, 0, 3).squeeze(3) @ u.square().permute(1, 0, 2, 3).squeeze(3)
         else:

@@ -7,8 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from ..compute import CPU, Compute
 from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
+from ..network.modes import borrowed
 from ..options import Score
 from ..task.samples import batches
 from ..types import Knob, Plan, Sensitivity
@@ -37,25 +39,37 @@ class UnitScores:
         inputs: training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
         seed: of the signs the curvature is sampled with, and of the score `random`.
+        compute: where the curvature is computed.
 
     Raises:
         InputError: no such score.
     """
 
-    def __init__(self, net: nn.Module, coupling: Coupling, inputs: Tensor, score: str, seed: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        coupling: Coupling,
+        inputs: Tensor,
+        score: str,
+        seed: int,
+        compute: Compute = CPU,
+    ) -> None:
         self.name, self._seed = hasa.known(score), seed
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         self._groups = coupling.units
         images = batches(inputs[:CURVATURE_IMAGES])
-        self._connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
-        self._units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == "hasa" else None
+        with borrowed(net, compute.device):
+            connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
+            units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == Score.HASA else None
+        self._connections = None if connections is None else {name: found.cpu() for name, found in connections.items()}
+        self._units = None if units is None else {name: found.cpu() for name, found in units.items()}
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Group -> score of each unit (units,), float64 on the CPU."""
         if self._units is not None:
             squares = {name: weight.double().square() for name, weight in self._weights.items()}
             return {
-                group: hasa.removal_scores(hasa.unit_scores(squares, units), self._units[group].cpu(), lambda_)
+                group: hasa.removal_scores(hasa.unit_scores(squares, units), self._units[group], lambda_)
                 for group, units in self._groups.items()
             }
         scores = hasa.score(self.name, self._weights, self._connections, lambda_, seed=self._seed)
@@ -75,6 +89,7 @@ def rank_units(
     score: str,
     lambda_: float | None,
     seed: int,
+    compute: Compute = CPU,
 ) -> Sensitivity:
     """Order the units of every channel group by score.
 
@@ -88,11 +103,12 @@ def rank_units(
         lambda_: the paper's constant; None tunes it on the search split, by the one-shot accuracy with half of every inner group
             kept (the loss decides between equals).
         seed: of the signs that the curvature is sampled with, and of the score `random`.
+        compute: where the curvature is computed.
 
     Raises:
         InputError: unknown score, or a lambda the score does not take.
     """
-    scores = UnitScores(net, coupling, inputs, score, seed)
+    scores = UnitScores(net, coupling, inputs, score, seed, compute)
     half = tuple(len(k.kept) // 2 if k.kind == "inner" else 0 for k in knobs)
 
     def order(lam: float) -> dict[str, tuple[int, ...]]:

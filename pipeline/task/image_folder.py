@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets, transforms
 
+from ..compute import usable_cpus
 from ..errors import InputError
 from ..types import Crop
 
 UInt8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 
-THREADS = min(8, os.cpu_count() or 1)  # Pillow and hashlib let go of the interpreter lock
+THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,12 +32,12 @@ class References:
 def references_of(run: Run, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> References:
     """The networks on the test split, which nothing was chosen on."""
     data, prep = run.loaded.data, run.loaded.subject.preprocess
-    stage = run.folder.stage("test-split", "1", {"device": run.device}, (before.key, checkpoint.state.sha256))
+    stage = run.folder.stage("test-split", "2", {}, (before.key, checkpoint.state.sha256))
     references = stage.result(References)
     if references is None:
         with run.stage("test split"):
-            dense, pruned = (logits(m, data.test, prep, device=run.device) for m in (run.loaded.module, student))
-            search = logits(run.loaded.module, data.search, prep, device=run.device)
+            dense, pruned = (logits(m, data.test, prep, device=run.compute.device) for m in (run.loaded.module, student))
+            search = logits(run.loaded.module, data.search, prep, device=run.compute.device)
             path = stage.folder / "logits.safetensors"
             atomic_write(path, save({"dense": torch.from_numpy(dense), "pruned": torch.from_numpy(pruned)}))
         references = References(

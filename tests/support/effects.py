@@ -26,7 +26,7 @@ from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
-from edge_compress.pipeline.reconstruct import least_squares as compensate
+from edge_compress.pipeline.reconstruct import reconstruction as compensate
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.preprocess import augmented
 from edge_compress.pipeline.task.splits import DataSet, Split

@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from edge_compress.pipeline.compute import CPU
+from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.trace import canonical
 from sklearn.datasets import load_digits
@@ -434,6 +437,11 @@ def subject(name: str) -> tuple[fx.GraphModule, Coupling]:
     """A network of `NETS`, canonical, and what can be removed from it. Not to be changed."""
     net = canonical(drawn(NETS[name]), SHAPE)
     return net, couple(net)
+
+
+def hessians(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The Hessians of a network's layers, all at once."""
+    return dict(LayerHessians(net, inputs, CPU, Path("unused")))
 
 
 def images(count: int = 6, seed: int = 1, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:

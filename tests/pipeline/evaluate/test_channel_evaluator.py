@@ -14,7 +14,7 @@ from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator, table_error
-from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
+from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
@@ -153,7 +153,7 @@ def images() -> RewardImages:
 
 @pytest.fixture(scope="module")
 def grams() -> dict[str, torch.Tensor]:
-    return moments(nets.subject(NAME)[0], nets.images(64, 9))
+    return nets.hessians(nets.subject(NAME)[0], nets.images(64, 9))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import load as load_config
 from edge_compress.pipeline.evaluate import evaluation_context
 from edge_compress.pipeline.evaluate.dense_baseline import AS_GIVEN, CONVOLUTIONS, dense_baseline
@@ -72,7 +73,7 @@ def run_of(folder: RunFolder, config: Any, module: nn.Module) -> Run:
     subject = SimpleNamespace(data=info, preprocess=Preprocess((0.5,) * 3, (0.5,) * 3, "none"))
     loaded: Any = SimpleNamespace(module=module, subject=subject)
     device: Any = None
-    return Run(config, Progress(), folder, loaded, "cpu", Pattern.CHANNEL, device, {})
+    return Run(config, Progress(), folder, loaded, CPU, Pattern.CHANNEL, device, {})
 
 
 @pytest.fixture

@@ -17,20 +17,21 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
+from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
-from edge_compress.pipeline.evaluate.evaluation_context import Bench, moments
+from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_images import RewardImages
 from edge_compress.pipeline.finetune.state import TrainingState
 from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.pattern.choice import pattern_for
 from edge_compress.pipeline.pattern.masks import Masks
-from edge_compress.pipeline.reconstruct.least_squares import sequential_masked, solve_masked
+from edge_compress.pipeline.reconstruct.least_squares import solve_masked
+from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from edge_compress.pipeline.report import svg as plots
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
@@ -75,7 +76,7 @@ def network() -> fx.GraphModule:
 
 @functools.cache
 def grams() -> dict[str, Tensor]:
-    return moments(network(), nets.digits()[0][:300])
+    return nets.hessians(network(), nets.digits()[0][:300])
 
 
 def images() -> RewardImages:
@@ -212,7 +213,8 @@ def test_a_candidate_answers_as_the_masked_and_solved_network_does(
         for name, mask in masks_for(pattern, made.knobs, levels, scores().at(0.5)).items():
             weight = expected.get_parameter(f"{name}.weight")
             weight.copy_(solve_masked(weight.flatten(1), grams()[name], mask.flatten(1)).view_as(weight))
-        reestimate_on(expected, [images().statistics])
+        given = images()
+        given.restore(expected, given.dense_moments(network()), {})
         outputs, labels = expected.eval()(images().inputs), images().labels
     assert candidate.accuracy == pytest.approx(float((outputs.argmax(1) == labels).float().mean()), abs=0.005)
     assert candidate.loss == pytest.approx(float(F.cross_entropy(outputs, labels)), abs=1e-3)
@@ -338,7 +340,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def planned(folder: RunFolder, pattern: Pattern, level: int = 2) -> tuple[Masks, Plan]:
-    way = Masks(network(), pattern, scores(), folder.path, lambda: nets.digits()[0][:400])
+    way = Masks(network(), pattern, scores(), folder.path, lambda: nets.digits()[0][:400], CPU)
     return way, way.plan(at_level(way.knobs, level), RANKING, folder.stage("search", "1", {}))
 
 

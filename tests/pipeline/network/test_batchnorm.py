@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.network.batchnorm import reestimate_on
+from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, reestimate_on
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.preprocess import augmented, to_input
@@ -155,3 +156,58 @@ def test_ready_made_inputs_give_the_same_as_their_images(net: nn.Module, data: D
     reestimate(net, data.train, plain, images=100, seed=0, batch=50)
     reestimate_on(other, to_input(data.train.read(np.arange(100)), plain).split(50))
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def _folded(net: nn.Module) -> nn.Module:
+    """The same function with every BatchNorm folded to mean 0 and variance 1, as converters and fusion leave it."""
+    same = copy.deepcopy(net)
+    modules = list(same.children())
+    for layer, norm in itertools.pairwise(modules):
+        if isinstance(norm, nn.BatchNorm2d):
+            scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+            layer.weight.data *= scale[:, None, None, None]
+            norm.bias.data -= norm.running_mean * scale
+            norm.weight.data.fill_((1.0 + norm.eps) ** 0.5)
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1.0)
+    return same
+
+
+@pytest.mark.parametrize("form", ["usual", "folded"])
+def test_re_estimation_leaves_a_network_that_nothing_was_removed_from_as_it_was(form: str, net: nn.Module, data: DataSet) -> None:
+    dense = net if form == "usual" else _folded(net)
+    images = to_input(data.train.read(np.arange(128)), PREP)
+    with torch.no_grad():
+        before = dense(images)
+        torch.testing.assert_close(before, net(images), rtol=1e-4, atol=1e-4)
+    same = copy.deepcopy(dense)
+    match_moments(same, input_moments(dense, images), images, {})
+    with torch.no_grad():
+        torch.testing.assert_close(same(images), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["usual", "folded"])
+def test_re_estimation_recovers_a_network_whose_weights_were_scaled(form: str, net: nn.Module, data: DataSet) -> None:
+    dense = net if form == "usual" else _folded(net)
+    images = augmented(data.train.read(np.arange(500)), PREP, torch.Generator().manual_seed(1))
+    hurt = copy.deepcopy(dense)
+    with torch.no_grad():
+        hurt[0].weight *= 0.05  # type: ignore[operator]
+        hurt[3].weight *= 20.0  # type: ignore[operator]
+    accuracy = _accuracy(dense, data)
+    assert _accuracy(hurt, data) < accuracy - 5.0
+    match_moments(hurt, input_moments(dense, images), images, {})
+    assert _accuracy(hurt, data) > accuracy - 1.0
+
+
+def test_moments_of_kept_channels_are_those_of_the_dense_network(net: nn.Module, data: DataSet) -> None:
+    """The first layer keeps the odd channels; each must be matched to itself, not to the one that had its place."""
+    images = to_input(data.train.read(np.arange(128)), PREP)
+    stay = torch.arange(1, 16, 2)
+    small = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)).eval()
+    with torch.no_grad():
+        small[0].weight.copy_(net[0].weight[stay])  # type: ignore[operator, index]
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(small[1], name).copy_(getattr(net[1], name)[stay])
+        match_moments(small, input_moments(net, images), images, {"1": stay})
+        torch.testing.assert_close(small(images), net[:2](images)[:, stay], rtol=1e-4, atol=1e-4)  # type: ignore[index]

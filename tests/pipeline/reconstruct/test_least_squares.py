@@ -7,12 +7,12 @@ import weakref
 import nets
 import pytest
 import torch
-from edge_compress.pipeline.evaluate.evaluation_context import moments
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import cuts, prune
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.batchnorm import reestimate_on
-from edge_compress.pipeline.reconstruct.least_squares import columns, sequential, solve, solve_masked, stitched_weight
+from edge_compress.pipeline.reconstruct.least_squares import solve, solve_masked, stitched_weight
+from edge_compress.pipeline.reconstruct.reconstruction import columns, sequential
 from edge_compress.pipeline.types import Pattern, Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,7 +188,7 @@ def on_digits(name: str) -> tuple[fx.GraphModule, Coupling]:
 
 
 def stitched(net: fx.GraphModule, coupling: Coupling, plan: Plan, inputs: torch.Tensor) -> fx.GraphModule:
-    grams, gone, weights = moments(net, inputs), cuts(coupling, plan.kept), {}
+    grams, gone, weights = nets.hessians(net, inputs), cuts(coupling, plan.kept), {}
     for name, module in net.named_modules():
         if (missing := gone.get((f"{name}.weight", 1))) and isinstance(module, nn.Conv2d | nn.Linear):
             keep = torch.tensor([i for i in range(module.weight.shape[1]) if i not in missing])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 
 import nets
@@ -9,7 +10,8 @@ from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
-from edge_compress.pipeline.reconstruct.least_squares import sequential_masked, solve_masked
+from edge_compress.pipeline.reconstruct.least_squares import solve_masked
+from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from torch import nn
 
 
@@ -115,7 +117,7 @@ def test_a_layer_too_dear_to_choose_from_keeps_its_mask(monkeypatch):
     weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
     masks = weight_masks({n: w.abs() for n, w in weights.items()}, dict.fromkeys(names, 0.5))
     dearest = max(names, key=lambda n: len(weights[n]) * weights[n][0].numel() ** 3)
-    monkeypatch.setattr(obs, "DEAREST", len(weights[dearest]) * float(weights[dearest][0].numel()) ** 3 - 1)
+    monkeypatch.setattr(obs, "MOST_WORK", len(weights[dearest]) * float(weights[dearest][0].numel()) ** 3 - 1)
     found = obs.chosen_masks(net, masks, images, fixed=("shortcut_0", "shortcut_1"))
     assert torch.equal(found[dearest], masks[dearest])
     assert sum(not torch.equal(found[n], masks[n]) for n in names) > len(names) // 2
@@ -192,3 +194,55 @@ def test_linear_layers_on_tokens_and_maps_are_reconstructed(maps):
                 weight.mul_(mask)
             errors.append(float((small(images) - wanted).square().mean()))
     assert errors[0] < 0.5 * errors[1]
+
+
+class _Tokens(nn.Module):
+    """Linear layers on channels-last maps (n, H, W, C), with as many rows as outputs, and on tokens (n, T, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.on_maps = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8)
+        self.on_tokens, self.head = nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x)).permute(0, 2, 3, 1)
+        x = torch.relu(self.on_maps(x)).flatten(1, 2)
+        return self.head(torch.relu(self.on_tokens(x)).mean(1))
+
+
+def _tokens():
+    torch.manual_seed(0)
+    net = canonical(_Tokens().eval(), nets.SHAPE)
+    images = torch.randn(300, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
+    names = ["on_maps", "on_tokens"]
+    masks = weight_masks({n: net.get_parameter(f"{n}.weight").detach().abs() for n in names}, dict.fromkeys(names, 0.6))
+    return net, images, masks
+
+
+def test_output_curvature_of_a_linear_layer_on_maps_is_one_number_for_each_output():
+    net, images, _ = _tokens()
+    found = obs.output_curvature(net, images)
+    assert {n: len(v) for n, v in found.items()} == {"stem": 8, "on_maps": 8, "on_tokens": 12, "head": 5}
+    with torch.no_grad():  # an output of no use has none, though a row of the map with its number has
+        net.get_submodule("on_tokens").weight[:, 3] = 0.0
+    found = obs.output_curvature(net, images)
+    assert float(found["on_maps"][3]) == 0.0
+    assert bool((found["on_maps"][[0, 1, 2, 4, 5, 6, 7]] > 0).any())
+
+
+def test_connections_of_linear_layers_on_tokens_and_maps_are_chosen_and_reconstructed():
+    net, images, masks = _tokens()
+    chosen = obs.chosen_masks(net, masks, images)
+    assert any(not torch.equal(chosen[n], masks[n]) for n in masks)
+    assert all(int(chosen[n].sum()) == int(masks[n].sum()) for n in masks)
+    plain = copy.deepcopy(net)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            plain.get_parameter(f"{name}.weight").mul_(mask)
+        lost = [float((plain(images) - net(images)).square().mean())]
+        for which in (masks, chosen):
+            found = sequential_masked(net, {}, which, images)
+            assert all((found.get_parameter(f"{n}.weight")[~m.bool()] == 0).all() for n, m in which.items())
+            lost.append(float((found(images) - net(images)).square().mean()))
+    assert lost[1] < 0.7 * lost[0]
+    assert lost[2] < lost[1]

@@ -4,13 +4,12 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.evaluate import evaluation_context as bench
-from edge_compress.pipeline.evaluate.evaluation_context import moments
+from edge_compress.pipeline.evaluate import layer_hessians
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
 from edge_compress.pipeline.graph.units import Unit
-from edge_compress.pipeline.reconstruct.least_squares import columns
+from edge_compress.pipeline.reconstruct.reconstruction import columns
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score import ranking as sensitivity
 from edge_compress.pipeline.score.ranking import rank_units
@@ -60,7 +59,7 @@ def test_moments_are_the_mean_products_of_what_each_layer_reads(name):
         net(inputs)
     for hook in hooks:
         hook.remove()
-    found = moments(net, inputs)
+    found = nets.hessians(net, inputs)
     assert set(found) == {n for n in seen if getattr(net.get_submodule(n), "groups", 1) == 1}
     for layer, gram in found.items():
         x = columns(seen[layer], net.get_submodule(layer)).double()
@@ -69,9 +68,9 @@ def test_moments_are_the_mean_products_of_what_each_layer_reads(name):
 
 def test_moments_take_a_bounded_number_of_images(monkeypatch):
     net, _ = nets.subject("Vgg")
-    few = moments(net, nets.images(12, 4))
-    monkeypatch.setattr(bench, "MOMENT_IMAGES", 12)
-    many = moments(net, torch.cat([nets.images(12, 4), nets.images(50, 5)]))
+    few = nets.hessians(net, nets.images(12, 4))
+    monkeypatch.setattr(layer_hessians, "HESSIAN_IMAGES", 12)
+    many = nets.hessians(net, torch.cat([nets.images(12, 4), nets.images(50, 5)]))
     assert all(torch.equal(gram, many[layer]) for layer, gram in few.items())
 
 
