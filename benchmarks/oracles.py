@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from edge_compress.pipeline.graph.coupling import Coupling
 from edge_compress.pipeline.graph.surgery import masked
 from edge_compress.pipeline.network.exact_mode import Batch, steady, weight_layers
+from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import highest
 from edge_compress.pipeline.score.curvature import second_difference
 from edge_compress.pipeline.score.removal import places_of, read_apart
 from edge_compress.pipeline.types import Pattern, Plan
@@ -147,3 +148,16 @@ def logit_changes(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, batch
             for group, parts in falls.items():
                 parts.append(torch.stack([values[group] for values in by_class], 2).double())
     return torch.cat(logits), {group: torch.cat(parts) for group, parts in falls.items()}
+
+
+def dearest(costs: Mapping[str, Tensor], density: float) -> dict[str, int]:
+    """How many connections each layer keeps when those dearest to remove stay, wherever they are.
+
+    Args:
+        costs: layer -> (outputs, k), in one currency.
+        density: share of all connections that stays.
+    """
+    joined = torch.cat([c.flatten() for c in costs.values()])
+    stays = highest(joined, round(density * len(joined)))
+    parts = torch.split(stays, [c.numel() for c in costs.values()])
+    return {name: int(part.sum()) for name, part in zip(costs, parts, strict=True)}

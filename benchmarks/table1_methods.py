@@ -21,6 +21,7 @@ from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.types import Candidate, Knob
+from oracles import dearest
 from safetensors import safe_open
 from safetensors.torch import save
 from table1_bench import TUNING_IMAGES, Bench, Masks, Pruned
@@ -94,7 +95,7 @@ def allocation(bench: Bench, sparsity: float) -> tuple[dict[str, int], Candidate
     share = 1.0 - sparsity
     whole = weight_masks({name: w.abs() for name, w in bench.weights.items()}, sparsity)
     by_magnitude = {name: int(mask.sum()) for name, mask in whole.items()}
-    by_cost = obs.dearest(bench.costs, share)
+    by_cost = dearest(bench.costs, share)
     between = {name: math.sqrt(max(by_magnitude[name], 1) * max(by_cost[name], 1)) for name in by_cost}
     plans = tuple(within(bench.knobs, counts, share) for counts in (between, by_magnitude, by_cost))
     settings = SearchSettings("ppo", bench.evaluations, share, seed=bench.seed, limits="density")

