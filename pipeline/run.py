@@ -220,7 +220,7 @@ def _search(
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "4", settings, (subject_key,))
+    ranking_stage = run.folder.stage("sensitivity", "5", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
     settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
@@ -228,7 +228,7 @@ def _search(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "7", settings, (ranking_stage.key,))
+    stage = run.folder.stage("search", "8", settings, (ranking_stage.key,))
     found = stage.result(SearchResult)
     if ranking is None or found is None:
         memo = stage.folder / "evaluations.jsonl"
