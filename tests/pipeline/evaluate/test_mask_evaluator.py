@@ -35,8 +35,8 @@ from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from edge_compress.pipeline.report import svg as plots
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
-from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.problem import SearchSettings
+from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.types import (
     Accuracy,
     Candidate,
