@@ -54,7 +54,7 @@ from edge_compress.pipeline.task.inference import answers, logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import calibration_batches, scoring_inputs
 from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Precision
-from edge_compress.targets.base import BuildRequest, Target
+from edge_compress.targets.base import BuildRequest, Interface, Target
 from torch import fx, nn
 
 FINALISTS = 12  # plans of the search that are solved layer after layer before one is taken
@@ -132,7 +132,7 @@ def ours(
     """
     dense = cost_of(way.net, way.image_shape).macs
     memo = work / "evaluations.jsonl"
-    baseline = target.baseline(way.net, way.image_shape, loaded.data.info.classes)
+    baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
     latencies = work / "latency"
     with open_bench(
         config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies
@@ -193,7 +193,7 @@ def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed:
     calibration = calibration_batches(data, prep, 500, seed + 2)
     request = BuildRequest(
         module=module,
-        baseline=target.baseline(loaded.module, data.info.image_shape, data.info.classes),
+        baseline=target.baseline(loaded.module, Interface(data.info.image_shape, data.info.classes)),
         image_shape=data.info.image_shape,
         classes=data.info.classes,
         precision=Precision.INT8,

@@ -30,7 +30,7 @@ from edge_compress.pipeline.task.samples import calibration_batches
 from edge_compress.pipeline.types import Precision
 from edge_compress.pipeline.verify.gates import compare
 from edge_compress.targets import jetson
-from edge_compress.targets.base import BuildRequest
+from edge_compress.targets.base import BuildRequest, Interface
 from edge_compress.targets.onnx.int8 import has_vnni
 from edge_compress.targets.onnx.run import predictor, simulate
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
@@ -58,7 +58,7 @@ def verdicts(path: Path) -> dict[str, Any]:
 def request(module: Any, shape: tuple[int, int, int], images: list[Any], score: Any, folder: Path) -> BuildRequest:
     """What the target is asked to build."""
     classes = tuple(map(str, range(10)))
-    baseline = jetson.TARGET.baseline(module, shape, classes)
+    baseline = jetson.TARGET.baseline(module, Interface(shape, classes))
     return BuildRequest(module, baseline, shape, classes, Precision.INT8, images, score, folder)
 
 

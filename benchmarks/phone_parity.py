@@ -41,7 +41,7 @@ from edge_compress.pipeline.reconstruct.reconstruction import sequential
 from edge_compress.pipeline.score.ranking import UnitScores
 from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits
-from edge_compress.targets.base import BuildRequest, FloatArray
+from edge_compress.targets.base import BuildRequest, FloatArray, Interface
 from edge_compress.targets.onnx.export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
 from PIL import Image
@@ -150,7 +150,7 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
         labels = tuple(f"class {i:04d}" for i in range(1000))
         request = BuildRequest(
             module=net,
-            baseline=TARGET.baseline(dense, SHAPE, labels, HALF, HALF),
+            baseline=TARGET.baseline(dense, Interface(SHAPE, labels, HALF, HALF)),
             image_shape=SHAPE,
             classes=labels,
             precision=precision,

@@ -32,6 +32,7 @@ from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.types import Candidate, Precision, SearchResult
+from edge_compress.targets.base import Interface
 
 METHODS = ("ppo", "ppo-cold", "knapsack", "random", "uniform")
 
@@ -100,7 +101,7 @@ def main(
     way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
     memo = work / "evaluations.jsonl"
     rows: list[dict[str, object]] = []
-    baseline = target.baseline(way.net, way.image_shape, loaded.data.info.classes)
+    baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
     latencies = work / "latency"
     with open_bench(
         config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies

@@ -34,7 +34,7 @@ from edge_compress.pipeline.task.load import Loaded
 from edge_compress.pipeline.task.samples import training_inputs
 from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Pattern, Precision
-from edge_compress.targets.base import FloatArray, Structure
+from edge_compress.targets.base import FloatArray, Interface, Structure
 from torch import Tensor, fx, nn
 
 IMAGES = 2000  # training images every method gets
@@ -142,7 +142,7 @@ class Bench:
     @cached_property
     def dense_file(self) -> bytes:
         """The dense network's float file."""
-        return targets.load("x86").baseline(self.net, self.shape, self.data.info.classes)
+        return targets.load("x86").baseline(self.net, Interface(self.shape, self.data.info.classes))
 
     @cached_property
     def cache(self) -> LatencyCache:

@@ -76,6 +76,16 @@ class BuildRequest:
     speedup: Callable[[Path, Path], Speedup] | None = None  # of the second file over the first, on the device; None: no device
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What goes into a classifier's artifact and what comes out of it."""
+
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()  # see `BuildRequest`
+    std: tuple[float, ...] = ()
+
+
 class Runner(Protocol):
     """An artifact loaded in its own runtime."""
 
@@ -133,14 +143,7 @@ class Target(Protocol):
         """Why artifacts cannot be built here, with what to install; None when they can."""
         ...
 
-    def baseline(
-        self,
-        module: nn.Module,
-        image_shape: tuple[int, int, int],
-        classes: tuple[str, ...],
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-    ) -> bytes:
+    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The file of a dense float network: what latencies are compared with. Arguments as in `BuildRequest`.
 
         Raises:

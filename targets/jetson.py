@@ -17,7 +17,7 @@ import numpy as np
 
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.types import SPARSITY_KEY, Artifact, Kind, Pattern, Precision
-from .base import BuildRequest, Limits, Runner, Target
+from .base import BuildRequest, Interface, Limits, Runner, Target
 from .onnx import missing_packages
 
 if TYPE_CHECKING:
@@ -46,19 +46,12 @@ class Jetson(Target):
         """Why the file cannot be built here; None when it can. A board is not needed for it."""
         return missing_packages()
 
-    def baseline(
-        self,
-        module: nn.Module,
-        image_shape: tuple[int, int, int],
-        classes: tuple[str, ...],
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-    ) -> bytes:
+    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The float file of a dense network, see `targets.base.Target`."""
         self.require()
         from .onnx.export import export_float
 
-        return _accepted(export_float(module, image_shape), classes, frozenset())
+        return _accepted(export_float(module, interface.image_shape), interface.classes, frozenset())
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.onnx` and `baseline.onnx`, what engines are built from, into the request's folder.

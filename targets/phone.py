@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Infer, Limits, Runner, Target
+from .base import BuildRequest, Infer, Interface, Limits, Runner, Target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,21 +54,14 @@ class Phone(Target):
         absent = [package for module, package in {**EXTRA, CONVERTER: "litert-converter"}.items() if find_spec(module) is None]
         return f"packages are missing ({', '.join(absent)}): pip install 'edge-compress[phone]'" if absent else None
 
-    def baseline(
-        self,
-        module: nn.Module,
-        image_shape: tuple[int, int, int],
-        classes: tuple[str, ...],
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-    ) -> bytes:
+    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The float file of a dense network, see `targets.base.Target`."""
         self.require()
         from .tflite.convert import convert
         from .tflite.metadata import Record, described
 
-        network, _ = convert(module, image_shape, mean, std)
-        return described(network, image_shape, Record(mean, std, classes))
+        network, _ = convert(module, interface.image_shape, interface.mean, interface.std)
+        return described(network, interface.image_shape, Record(interface.mean, interface.std, interface.classes))
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.tflite` and `baseline.tflite` into the request's folder.

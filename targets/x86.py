@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Infer, Limits, Runner, Target
+from .base import BuildRequest, Infer, Interface, Limits, Runner, Target
 from .onnx import missing_packages
 
 if TYPE_CHECKING:
@@ -41,19 +41,12 @@ class X86(Target):
         """Why artifacts cannot be built here; None when they can."""
         return missing_packages()
 
-    def baseline(
-        self,
-        module: nn.Module,
-        image_shape: tuple[int, int, int],
-        classes: tuple[str, ...],
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
-    ) -> bytes:
+    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The float file of a dense network, see `targets.base.Target`."""
         self.require()
         from .onnx.export import export_float
 
-        return _labelled(export_float(module, image_shape), classes)
+        return _labelled(export_float(module, interface.image_shape), interface.classes)
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.onnx` and `baseline.onnx` into the request's folder.

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
-from ...targets.base import Target
+from ...targets.base import Interface, Target
 from ..files import atomic_write, file_ref
 from ..graph.trace import LAYERS
 from ..run_context import Run
@@ -47,7 +47,7 @@ def dense_baseline(run: Run, subject_key: str, target: Target, net: fx.GraphModu
         files: dict[str, Path] = {}
         for name, module in _forms(run.loaded.module, net).items():
             files[name] = stage.folder / f"{'given' if name == AS_GIVEN else 'convolutions'}.model"
-            atomic_write(files[name], target.baseline(module, info.image_shape, info.classes, prep.mean, prep.std))
+            atomic_write(files[name], target.baseline(module, Interface(info.image_shape, info.classes, prep.mean, prep.std)))
         form = DenseForm(AS_GIVEN) if len(files) == 1 else _faster(run, target, files, device)
     found = Baseline(file_ref(files[form.form], run.folder.path), form)
     stage.finish(found)

@@ -8,7 +8,7 @@ import torch
 from edge_compress import targets
 from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.types import Artifact, Pattern, Precision
-from edge_compress.targets.base import BuildRequest, Limits, Structure
+from edge_compress.targets.base import BuildRequest, Interface, Limits, Structure
 
 SHAPE = (3, 12, 12)
 
@@ -36,7 +36,7 @@ def build(target, net, images, folder, precision):
     return target.build(
         BuildRequest(
             module=net,
-            baseline=target.baseline(net, SHAPE, tuple("abcde")),
+            baseline=target.baseline(net, Interface(SHAPE, tuple("abcde"))),
             image_shape=SHAPE,
             classes=tuple("abcde"),
             precision=precision,
@@ -87,7 +87,10 @@ def test_a_smaller_structure_gives_a_smaller_candidate_that_runs(ready, tiny, im
     whole, small = Structure({}), Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}, ("c.conv2",))
     assert len(prober.candidate(small)) < len(prober.candidate(whole))
     assert 0 < prober.macs(small) < prober.macs(whole)
-    for name, data in (("candidate", prober.candidate(small)), ("baseline", ready.baseline(tiny, SHAPE, tuple("abcde")))):
+    for name, data in (
+        ("candidate", prober.candidate(small)),
+        ("baseline", ready.baseline(tiny, Interface(SHAPE, tuple("abcde")))),
+    ):
         path = tmp_path / name
         path.write_bytes(data)
         with ready.runner(path) as run:

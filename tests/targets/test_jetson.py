@@ -13,7 +13,7 @@ from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import SPARSITY_KEY, Kind, Pattern, Precision
 from edge_compress.targets import jetson
-from edge_compress.targets.base import BuildRequest, Estimator, Structure
+from edge_compress.targets.base import BuildRequest, Estimator, Interface, Structure
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
 from edge_compress.targets.tensorrt.estimate import ORIN_NANO, Work, seconds
 from edge_compress.targets.tensorrt.lint import lint
@@ -39,7 +39,7 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None, **more):
 
     return BuildRequest(
         module=tiny,
-        baseline=jetson.TARGET.baseline(tiny, SHAPE, tuple("abcde")),
+        baseline=jetson.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"))),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=precision,

@@ -19,7 +19,7 @@ from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Pattern, Plan, Precision
 from edge_compress.targets import phone
-from edge_compress.targets.base import BuildRequest, Structure
+from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.tflite import (
     edit as tflite_cut,
 )
@@ -85,7 +85,7 @@ def built(tiny, inputs, images, tmp_path_factory):
 
     request = BuildRequest(
         module=tiny,
-        baseline=phone.TARGET.baseline(tiny, SHAPE, tuple("abcde"), MEAN, STD),
+        baseline=phone.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"), MEAN, STD)),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=Precision.INT8,

@@ -11,7 +11,7 @@ from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Precision
 from edge_compress.targets import onnx as onnx_files
 from edge_compress.targets import x86
-from edge_compress.targets.base import BuildRequest, Structure
+from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.onnx import run as onnx_run
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import STEPS, Recipe, quantize
@@ -31,7 +31,7 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None):
 
     return BuildRequest(
         module=tiny,
-        baseline=x86.TARGET.baseline(tiny, SHAPE, tuple("abcde")),
+        baseline=x86.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"))),
         image_shape=SHAPE,
         classes=tuple("abcde"),
         precision=precision,

@@ -51,7 +51,7 @@ from edge_compress.pipeline.types import (
     Timing,
 )
 from edge_compress.pipeline.verify.gates import judge
-from edge_compress.targets.base import BuildRequest, Limits, Structure
+from edge_compress.targets.base import BuildRequest, Interface, Limits, Structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -447,7 +447,7 @@ def test_zeros_reach_the_artifact_as_zeros(precision: Precision, run_folder: Run
     student = way.solved(plan, nets.digits()[0][:200])
     batch = nets.digits()[0][:16].numpy()
     classes, target = tuple("0123456789"), targets.load("x86")
-    baseline = target.baseline(dense(), SHAPE, classes)
+    baseline = target.baseline(dense(), Interface(SHAPE, classes))
     request = BuildRequest(student, baseline, SHAPE, classes, precision, [batch], lambda predict: 1.0, tmp_path)
     artifact = target.build(request)
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / artifact.file.path).graph.initializer}
