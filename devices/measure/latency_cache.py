@@ -1,7 +1,7 @@
 """Latencies measured before, kept between runs: the same structure on the same device is measured once a month.
 
-The first sound measurement of a structure is the one that later runs see, so that an interrupted search that is run again goes
-the same way. A noisy one counts in the run that took it and is measured again by the next; so is one that is older than
+The first measurement of a structure is the one that later runs see, so that an interrupted search that is run again goes the
+same way. A noisy one counts for half a day, long enough for that, and is measured again after it; so is one older than
 `MAX_AGE`. One JSON Lines file for each context (host, device, cpu, runtime version, threads, dense model, precision).
 """
 
@@ -23,6 +23,7 @@ from ...pipeline.errors import InputError
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
+NOISY_MAX_AGE = timedelta(hours=12)  # an interrupted run is resumed by then; a busy day poisons no later search
 _SKEW = timedelta(days=1)  # a clock may be wrong by so much
 
 
@@ -50,7 +51,7 @@ class LatencyCache:
         text = json.dumps(dict(context), sort_keys=True)
         place = folder if folder is not None else cache_folder()
         self.path = place / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.jsonl"
-        self._known: dict[str, Ratio] = {}  # sound ones, and those that this run measured
+        self._known: dict[str, Ratio] = {}  # those that count, and those that this run measured
         self._offset = 0  # everything before it has been read; always the start of a line
         with self._guard():
             place.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ class LatencyCache:
         return None if known is None else known.value
 
     def put(self, key: str, ratio: Ratio) -> float:
-        """Store a ratio and return the one that counts: that of the first who stored a sound one, here or elsewhere.
+        """Store a ratio and return the one that counts: that of the first who stored one that still counts, here or elsewhere.
 
         Raises:
             InputError: the file cannot be written.
@@ -153,7 +154,7 @@ class _Record:
     def counts(self) -> bool:
         """Whether later runs may use it."""
         age = datetime.now(UTC) - self.when
-        return not self.ratio.is_noisy and -_SKEW <= age <= MAX_AGE
+        return -_SKEW <= age <= (NOISY_MAX_AGE if self.ratio.is_noisy else MAX_AGE)
 
     def line(self) -> str:
         """Its JSON, with a check against damage."""

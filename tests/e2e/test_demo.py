@@ -23,6 +23,7 @@ from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import channels, finalists
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Epoch, Timing
+from edge_compress.pipeline.verify import references
 from edge_compress.targets import int8_choice
 from edge_compress.targets.onnx import int8 as onnx_int8
 from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of
@@ -81,8 +82,8 @@ def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop
     out, err = ((workshop.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
     assert json.loads(out) == report_of(uninterrupted)
     began = Finished(0, out, err).stages
-    assert began[:4] == ["curvature", "sensitivity", "latency table", "search"]
-    assert began[4:] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
+    assert began[:5] == ["dense baseline x86", "curvature", "sensitivity", "latency table", "search"]
+    assert began[5:] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
     assert "sensitivity: done in " in err
 
 
@@ -266,7 +267,7 @@ def test_compensation_repairs_what_removal_broke(again: Callable[..., Run]) -> N
 
 
 def test_a_compensation_that_only_cuts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "sequential", lambda net, coupling, plan, images: prune(net, coupling, plan).eval())
+    monkeypatch.setattr(channels, "sequential", lambda net, coupling, plan, images, **_: prune(net, coupling, plan).eval())
     changed = again("compensate", finetune_epochs=0)
     with pytest.raises(AssertionError):
         compensation_repairs_what_removal_broke(changed)
@@ -322,7 +323,7 @@ def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], mo
 
 def test_an_accuracy_that_is_not_the_artifacts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        artifacts,
+        references,
         "artifact_logits",
         lambda target, path, split, prep: in_runtime(path.with_name("baseline.onnx"), inputs_of(split)),
     )

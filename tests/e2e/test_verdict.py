@@ -95,7 +95,7 @@ def test_a_speedup_under_the_one_asked_for_fails_the_run(
     again: Callable[..., tuple[Path, Finished]], uninterrupted: Path
 ) -> None:
     folder, ended = again(min_speedup=50.0)
-    assert reason_of(folder, ended).endswith("is under --min-speedup 50")
+    assert reason_of(folder, ended).endswith("is below --min-speedup 50")
     assert ended.stages == []
     assert snapshot(folder)[NAME][1] == snapshot(uninterrupted)[NAME][1]  # it is there to be looked at
 
