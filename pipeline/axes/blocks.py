@@ -1,0 +1,65 @@
+"""Residual branches that can be left out whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from .capture import Captured, operator_name, owner
+from .types import Block
+
+if TYPE_CHECKING:
+    from .coupling import Coupling
+
+_LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "convolution", "matmul", "scaled_dot_product_attention"}
+
+
+def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]:
+    """Branches that end in an addition to their own input's shape and whose operators no one else reads."""
+    costs = {cost.node: cost for cost in coupling.walk.costs}
+    touched: dict[str, set[str]] = {}
+    for group in coupling.groups:
+        touched[group.name] = {s.parameter for unit in group.units[:1] for s in unit.slices}
+    order = {node: k for k, node in enumerate(captured.graph.nodes)}
+    stored = {node for node in order if node.op == "placeholder" and node.name in captured.names}
+    found: list[Block] = []
+    taken: set[fx.Node] = set()
+    for node in captured.graph.nodes:
+        if operator_name(node) != "add" or len(node.all_input_nodes) != 2 or node.kwargs.get("alpha", 1) != 1:
+            continue
+        a, b = node.all_input_nodes
+        if coupling.walk.shape(a) != coupling.walk.shape(b):
+            continue
+        cones = {x: _exclusive(x, node) for x in (a, b)}
+        layers = {x: [n for n in cones[x] if n in costs] for x in (a, b)}
+        branch, shortcut = (a, b) if len(layers[a]) >= len(layers[b]) else (b, a)
+        if not layers[branch] or layers[shortcut] or shortcut in cones[branch] or cones[branch] & taken:
+            continue
+        if not _shortcut_is_source(cones[branch], shortcut):
+            continue
+        taken |= cones[branch]
+        inside = {captured.names[p.name] for n in cones[branch] for p in n.all_input_nodes if p in stored and set(p.users) <= cones[branch]}
+        groups = tuple(g for g, where in touched.items() if where and where <= inside)
+        last = max(layers[branch], key=lambda n: order[n])
+        found.append(Block(f"block:{owner(last)[0]}", tuple(sorted(inside)), groups, owner(branch)[0]))
+    return tuple(found)
+
+
+def _shortcut_is_source(cone: set[fx.Node], shortcut: fx.Node) -> bool:
+    """Whether the branch starts where the shortcut does, so that leaving it out leaves the identity."""
+    feeds = {s for n in cone for s in n.all_input_nodes if s not in cone and s.op == "call_function"}
+    return shortcut in feeds
+
+
+def _exclusive(start: fx.Node, end: fx.Node) -> set[fx.Node]:
+    cone: set[fx.Node] = set()
+    queue = [start]
+    while queue:
+        node = queue.pop()
+        if node in cone or node.op in ("placeholder", "output", "get_attr"):
+            continue
+        if all(user in cone or (user is end and node is start) for user in node.users):
+            cone.add(node)
+            queue.extend(node.all_input_nodes)
+    return cone

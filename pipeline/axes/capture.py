@@ -1,0 +1,238 @@
+"""The user's network as an exported graph, for analysis only; what is cut and trained is the user's own module.
+
+`torch.export` keeps parameter names and, on every node, the modules it came from. Layers whose weights are computed anew at every
+call (weight norm, spectral norm, pruning masks) are first given the weights they have, on a copy, and that is said in `notes`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ..errors import InputError
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+_RANDOM = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A network ready for analysis: `module` is the copy that is analysed and cut, `graph` its operators."""
+
+    module: nn.Module
+    graph: fx.Graph
+    names: Mapping[str, str]  # placeholder -> parameter or buffer of `module`
+    constants: Mapping[str, torch.Tensor]  # placeholder -> tensor that is no parameter and no buffer
+    inputs: frozenset[str]  # placeholders the user feeds
+    example: Example
+    notes: tuple[str, ...]
+
+
+def capture(module: nn.Module, example_inputs: Any) -> Captured:
+    """The exported graph of a network in eval mode.
+
+    Args:
+        module: the trained network; left as it is.
+        example_inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs; one sample is enough.
+
+    Raises:
+        InputError: the network cannot be analysed: its control flow depends on data, it answers differently each time, its
+            weights are not there, or it is no module at all. The message is one line and names the place.
+    """
+    example = as_example(example_inputs)
+    module, notes = plain(module)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, example[0], example[1], strict=False)
+    except Exception as error:  # export raises whatever the network's own code raises on fake tensors
+        raise _refusal(module, example, error) from error
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {
+        key: program.constants[name]
+        for key, name in signature.inputs_to_lifted_tensor_constants.items()
+        if isinstance(program.constants.get(name), torch.Tensor)
+    }
+    captured = Captured(
+        module, program.graph, names, constants, frozenset(signature.user_inputs), example, tuple(notes)
+    )
+    _refuse_chance(captured)
+    return captured
+
+
+def as_example(example_inputs: Any) -> Example:
+    """Positional and keyword inputs from what the user gave as an example."""
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), {str(k): v for k, v in example_inputs.items()}
+    if isinstance(example_inputs, Sequence):
+        return tuple(example_inputs), {}
+    raise InputError(
+        "the example inputs", found=type(example_inputs).__name__, expected="a tensor, a tuple of inputs or a dict of inputs"
+    )
+
+
+def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A copy in eval mode, without wrappers and with ordinary weights, and what was done to it.
+
+    Raises:
+        InputError: it is no module with weights of its own.
+    """
+    notes: list[str] = []
+    while True:
+        inner = getattr(module, "_orig_mod", None) or (
+            module.module if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+        )
+        if not isinstance(inner, nn.Module):
+            break
+        notes.append(f"{type(module).__name__} was unwrapped")
+        module = inner
+    if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, nn.Module):
+        raise InputError("the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself")
+    if isinstance(module, fx.GraphModule) and type(module.train).__name__ == "function":
+        raise InputError("the network", found="an exported program", expected="the module it was exported from")
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_meta:
+            raise InputError(f"parameter {name}", found="a tensor on the meta device", expected="a tensor with values", do="load the weights")
+    memo: dict[int, Any] = {  # a tensor that an old-style hook computed cannot be copied by deepcopy
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and value.grad_fn is not None
+    }
+    try:
+        module = copy.deepcopy(module, memo).eval()
+    except Exception as error:
+        raise InputError("the network cannot be copied", found=f"{type(error).__name__}: {error}") from error
+    for name, part in module.named_modules():
+        notes += [f"{name or 'the network'}: {what}" for what in _with_plain_weights(part)]
+    return module, notes
+
+
+def _with_plain_weights(part: nn.Module) -> Iterator[str]:
+    """Replace weights that are computed at every call by their present values; says which."""
+    if parametrize.is_parametrized(part):
+        assert isinstance(part.parametrizations, nn.ModuleDict)
+        for tensor in list(part.parametrizations):
+            kind = type(part.parametrizations[tensor][0]).__name__  # type: ignore[index]
+            parametrize.remove_parametrizations(part, tensor, leave_parametrized=True)
+            yield f"{kind} folded into {tensor}"
+    for key, hook in list(part._forward_pre_hooks.items()):
+        kind = type(hook).__name__
+        if kind in ("WeightNorm", "SpectralNorm") and hasattr(hook, "name"):
+            with torch.no_grad():
+                value = hook.compute_weight(part) if kind == "WeightNorm" else hook.compute_weight(part, do_power_iteration=False)
+            tensor = hook.name
+            for old in (f"{tensor}_g", f"{tensor}_v", f"{tensor}_orig"):
+                part._parameters.pop(old, None)
+            for old in (f"{tensor}_u", f"{tensor}_v"):
+                part._buffers.pop(old, None)
+            part.__dict__.pop(tensor, None)
+            part.register_parameter(tensor, nn.Parameter(value.detach().clone()))
+            del part._forward_pre_hooks[key]
+            yield f"{kind} folded into {tensor}"
+        elif hasattr(hook, "_tensor_name") and hasattr(hook, "apply_mask"):
+            hook.remove(part)
+            del part._forward_pre_hooks[key]
+            part.__dict__.pop(hook._tensor_name, None)
+            yield f"pruning mask folded into {hook._tensor_name}"
+
+
+def operator_name(node: fx.Node) -> str:
+    """The ATen operator of a node without overload and in-place underscore: conv2d, add, view."""
+    if node.target is operator.getitem:
+        return "getitem"
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
+    return str(name).rstrip("_") if not str(name).startswith("_") else str(name)
+
+
+def owner(node: fx.Node) -> tuple[str, str]:
+    """(name, class) of the innermost of the user's modules that called an operator."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    if not stack:
+        return "", ""
+    name, kind = stack[-1]
+    return str(name).split("@")[0], kind if isinstance(kind, str) else kind.__name__
+
+
+def run(module: nn.Module, example: Example) -> list[torch.Tensor]:
+    """The floating-point tensors a module answers an example with, in order, wherever they lie in its result."""
+    with torch.no_grad():
+        return [t for t in tensors_in(module(*copy.copy(example[0]), **example[1])) if t.is_floating_point()]
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+        yield from tensors_in(vars(value))
+
+
+def _refuse_chance(captured: Captured) -> None:
+    for node in captured.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = operator_name(node)
+        dropout = "dropout" in name and len(node.args) > 2 and bool(node.args[2]) and bool(node.args[1])
+        chance = dropout or any(part in name for part in _RANDOM)
+        if chance and node.users:
+            first, second = run(captured.module, captured.example), run(captured.module, captured.example)
+            if any(not torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+                raise InputError(
+                    "the network answers the same input differently each time",
+                    found=f"{name} in {owner(node)[0] or 'forward'}, active in eval mode",
+                    expected="a deterministic forward in eval mode",
+                    do="give F.dropout training=self.training, or use nn.Dropout",
+                )
+
+
+def _refusal(module: nn.Module, example: Example, error: Exception) -> InputError:
+    try:
+        run(module, example)
+    except Exception as plainly:
+        return InputError("the network does not run on the example inputs", found=f"{_first_line(plainly)} ({_place(plainly)})")
+    kind = type(error).__name__
+    data = "DataDependent" in kind or "data-dependent" in str(error) or "Dynamic" in kind or "unbacked" in str(error).lower()
+    return InputError(
+        "the network's forward depends on the values of its input" if data else "the network cannot be exported",
+        found=_place(error) if data else f"{_first_line(error)} ({_place(error)})",
+        expected="a forward whose operators depend on shapes only",
+        do="move that part out of the network that is compressed",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """File, line and text of the innermost line outside of torch that raised."""
+    torch_root = str(Path(torch.__file__).parent)
+    here = str(Path(__file__).parent)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here, "<"))
+    ]
+    if not frames:
+        return "in torch"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}"

@@ -1,0 +1,190 @@
+"""The proof that the labels were understood: the cut network answers as the full one with zeros in place of what was cut.
+
+Half of the units of every group go at once. Where the answers differ, or the cut network does not run, sizes held by `forward` are
+corrected first; then the groups at fault are found by halving the list, locked and named, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .capture import Example, run, tensors_in
+from .coupling import Coupling
+from .sizes import SizedCalls, record
+from .surgery import cut, zeroed
+from .types import Group
+
+TOLERANCE = 1e-4  # of the range of the outputs
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A coupling of which every group that is not locked passed, and how it was cut."""
+
+    coupling: Coupling
+    sized: Mapping[str, SizedCalls]
+    difference: float | None  # largest, of the outputs' range; None where there was nothing to cut
+    passed: bool
+    remark: str = ""
+
+
+def check(coupling: Coupling) -> Checked:
+    """Cut half of the units of every group; lock the groups that fail."""
+    gate = _Gate(coupling)
+    names = [g.name for g in coupling.open_groups()]
+    if not names:
+        return Checked(coupling, {}, None, True)
+    difference, why = gate.difference(names)
+    if difference is None or difference > TOLERANCE:
+        gate.sized = record(coupling.walk.captured, coupling.walk.values)
+        gate.narrow_sizes(names)
+        difference, why = gate.difference(names)
+    failed: dict[str, str] = {}
+    if difference is None or difference > TOLERANCE:
+        failed = gate.search(names, why)
+        coupling = coupling.lock(failed)
+        names = [n for n in names if n not in failed]
+        difference, why = gate.difference(names) if names else (None, "")
+    passed = not names or (difference is not None and difference <= TOLERANCE)
+    return Checked(coupling, gate.sized, difference, passed, why)
+
+
+def half(group: Group) -> list[int]:
+    """Every second unit of a group: the half the gate removes."""
+    return list(range(1, len(group.units), 2))
+
+
+class _Gate:
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling = coupling
+        self.sized: Mapping[str, SizedCalls] = {}
+        self.groups = {g.name: g for g in coupling.groups}
+        self.example = coupling.walk.captured.example
+
+    def difference(self, names: list[str]) -> tuple[float | None, str]:
+        """(largest difference between cut and zeroed, "") or (None, why the cut network does not run)."""
+        plan = {n: half(self.groups[n]) for n in names}
+        found, why = self._once(plan, None)
+        if found is not None and found > TOLERANCE:  # a deep network in single precision can differ by rounding alone
+            found, why = self._once(plan, torch.float64)
+        return found, why or (f"cut and zeroed differ by {found:.2g}" if found is not None and found > TOLERANCE else "")
+
+    def _once(self, plan: dict[str, list[int]], dtype: torch.dtype | None) -> tuple[float | None, str]:
+        example = _cast(self.example, dtype)
+        try:
+            small = cut(self.coupling, plan, self.sized)
+            found = run(small.to(dtype) if dtype else small, example)
+            del small
+        except Exception as error:  # the user's forward on sizes it does not expect
+            return None, f"forward holds sizes: {_line(error)}"
+        try:
+            expected = run(zeroed(self.coupling, plan, dtype), example)
+        except Exception as error:
+            return None, f"does not run: {_line(error)}"
+        if [t.shape for t in found] != [t.shape for t in expected]:
+            return None, "the outputs changed their shape"
+        return relative_difference(found, expected), ""
+
+    def narrow_sizes(self, names: list[str]) -> None:
+        """Correct calls only in modules whose own forward makes them, so that the others stay of the user's very class."""
+        gone = self.coupling.gone({n: half(self.groups[n]) for n in names})
+        kept: dict[str, SizedCalls] = {}
+        for name, calls in self.sized.items():
+            if any(calls.under(self.coupling, gone)):
+                kept[name] = calls
+        inner = {n for n in kept if not any(m != n and m.startswith(f"{n}." if n else "") for m in kept)}
+        covered = {n: sum(c is not None for c in kept[n].under(self.coupling, gone)) for n in kept}
+        result = {n: kept[n] for n in inner}
+        for n in sorted(set(kept) - inner, key=len, reverse=True):
+            below = sum(covered[m] for m in result if m.startswith(f"{n}." if n else ""))
+            if covered[n] > below:  # it makes such calls itself: then it corrects those of the modules below it as well
+                result = {m: c for m, c in result.items() if not m.startswith(f"{n}." if n else "")}
+                result[n] = kept[n]
+        self.sized = result
+
+    def search(self, names: list[str], why: str) -> dict[str, str]:
+        """The groups that fail, found by halving; groups of like modules are tried as one first."""
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for name in names:
+            alike.setdefault(self._signature(name), []).append(name)
+        failed: dict[str, str] = {}
+        sets = list(alike.values())
+
+        def visit(part: list[list[str]]) -> None:
+            flat = [n for names in part for n in names]
+            difference, reason = self.difference(flat)
+            if difference is not None and difference <= TOLERANCE:
+                return
+            if len(part) == 1:
+                failed.update(dict.fromkeys(flat, reason))
+                return
+            visit(part[: len(part) // 2])
+            visit(part[len(part) // 2 :])
+
+        if len(sets) == 1:
+            failed.update(dict.fromkeys(names, why))
+        else:
+            visit(sets[: len(sets) // 2])
+            visit(sets[len(sets) // 2 :])
+        rest = [n for n in names if n not in failed]
+        if rest and not failed:  # only together: nothing can be told apart
+            return dict.fromkeys(names, why)
+        if rest:
+            difference, reason = self.difference(rest)
+            if difference is None or difference > TOLERANCE:
+                failed.update(dict.fromkeys(rest, reason))
+        return failed
+
+    def _signature(self, name: str) -> tuple[Any, ...]:
+        module = self.coupling.walk.captured.module
+        group = self.groups[name]
+        parts = []
+        for s in group.units[0].slices:
+            holder = s.parameter.rpartition(".")[0]
+            above = holder.rpartition(".")[0]
+            parts.append((type(_get(module, above)).__name__, holder.rpartition(".")[2] if above else "", s.axis))
+        return (group.kind, tuple(dict.fromkeys(parts)))
+
+
+def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Largest absolute difference of any output, relative to that output's range."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if not b.numel():
+            continue
+        span = float(b.max() - b.min()) if b.numel() > 1 else 0.0
+        span = span or float(b.abs().max()) or 1.0
+        difference = float((a - b).abs().max() / span)
+        worst = max(worst, difference if difference == difference else float("inf"))
+    return worst
+
+
+def _get(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule(name) if name else module
+
+
+def _cast(example: Example, dtype: torch.dtype | None) -> Example:
+    if dtype is None:
+        return example
+    example = copy.deepcopy(example)
+
+    def to(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        if isinstance(value, list | tuple):
+            return type(value)(to(v) for v in value)
+        return {k: to(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    assert list(tensors_in(example)) is not None
+    return to(example[0]), to(example[1])
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,39 @@
+"""Fused attention: heads go whole, dimensions of queries go with those of keys."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from ..algebra import size_of
+from ..walk import Value, Walk, rule
+
+
+@rule("scaled_dot_product_attention")
+def attention(walk: Walk, node: fx.Node) -> Value:
+    """softmax(q k^T / sqrt(d)) v, with one key and value head for several query heads where there are fewer of them."""
+    q, k, v = (list(walk.axes(a)) for a in node.args[:3])
+    why, store = walk.why(node), walk.store
+    depth = walk.join(q[-1], k[-1], node)
+    if walk.argument(node, "scale") is None:
+        store.freeze(depth, f"{why} divides by the root of the number of dimensions")
+    for axis in (q[-2], k[-2], v[-2]):
+        store.freeze(axis, why)
+    batch = walk.broadcast([k[:-2], v[:-2]], node)
+    if bool(walk.argument(node, "enable_gqa", False)) and len(q) > 2 and size_of(q[-3]) != size_of(batch[-1]):
+        shared, each = store.regroup([q[-3]], (size_of(batch[-1]), size_of(q[-3]) // size_of(batch[-1])), why)
+        store.freeze(each, f"{why} shares keys between query heads")
+        batch = [*walk.broadcast([q[:-3], batch[:-1]], node), (*walk.join(shared, batch[-1], node), *each)]
+    else:
+        batch = walk.broadcast([q[:-2], batch], node)
+    for axis in batch:
+        store.mark(axis, "head")
+    store.mark(depth, "head_dim")
+    store.mark(v[-1], "value_dim")
+    mask = walk.argument(node, "attn_mask")
+    if isinstance(mask, fx.Node):
+        walk.broadcast([[*batch, q[-2], k[-2]], walk.axes(mask)], node)
+    places = math.prod(size_of(a) for a in batch) * size_of(q[-2]) * size_of(k[-2])
+    walk.cost(node, places * (size_of(q[-1]) + size_of(v[-1])), *batch, depth, v[-1])
+    return [*batch, q[-2], v[-1]]

@@ -1,0 +1,75 @@
+"""Linear layers and matrix products, with and without parameters."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from ..algebra import Axis, size_of
+from ..walk import Axes, Value, Walk, rule
+
+
+@rule("linear")
+def linear(walk: Walk, node: fx.Node) -> Value:
+    """The last axis is cut from the weight, the outputs are new."""
+    x, weight = walk.axes(node.args[0]), walk.axes(node.args[1])
+    ins = walk.join(x[-1], weight[1], node) if size_of(x[-1]) == size_of(weight[1]) else x[-1]
+    outs = weight[0] if len(weight) > 1 else ()
+    bias = walk.argument(node, "bias")
+    if isinstance(bias, fx.Node):
+        outs = walk.join(outs, walk.axes(bias)[0], node)
+    walk.cost(node, math.prod(walk.shape(node)) * size_of(ins), ins, outs)
+    walk.store.mark(outs, "mlp")
+    return [*x[:-1], outs]
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot")
+def matmul(walk: Walk, node: fx.Node) -> Value:
+    """Rows of the first, columns of the second; what is summed over goes together, and so do batches."""
+    a, b = list(walk.axes(node.args[0])), list(walk.axes(node.args[1]))
+    return product(walk, node, a, b)
+
+
+def product(walk: Walk, node: fx.Node, a: Axes, b: Axes) -> Axes:
+    """The axes of a @ b."""
+    flat_a, flat_b = len(a) == 1, len(b) == 1
+    a = [(), *a] if flat_a else a
+    b = [*b, ()] if flat_b else b
+    summed = walk.join(a[-1], b[-2], node)
+    batch = walk.broadcast([a[:-2], b[:-2]], node)
+    rows, columns = a[-2], b[-1]
+    cost = math.prod(size_of(x) for x in (*batch, rows, columns, summed))
+    walk.cost(node, cost, *batch, rows, columns, summed)
+    walk.store.mark(summed, "summed")
+    for axis in batch:
+        walk.store.mark(axis, "batch")
+    return [*batch, *(() if flat_a else (rows,)), *(() if flat_b else (columns,))]
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def addmm(walk: Walk, node: fx.Node) -> Value:
+    """A bias and a matrix product."""
+    result = product(walk, node, list(walk.axes(node.args[1])), list(walk.axes(node.args[2])))
+    return walk.broadcast([result, walk.axes(node.args[0])], node)
+
+
+@rule("einsum")
+def einsum(walk: Walk, node: fx.Node) -> Value:
+    """Axes of one letter are one axis; letters that are not in the result are summed over."""
+    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    if "->" not in equation or "." in equation:
+        return walk.opaque(node)
+    left, right = equation.split("->")
+    axes: dict[str, Axis] = {}
+    for term, operand in zip(left.split(","), operands, strict=True):
+        for letter, axis in zip(term, walk.axes(operand), strict=True):
+            axes[letter] = walk.join(axes[letter], axis, node) if letter in axes else axis
+    if len(operands) > 1:
+        walk.cost(node, math.prod(size_of(a) for a in axes.values()), *axes.values())
+    for letter, axis in axes.items():
+        if all(letter in term for term in (*left.split(","), right)):
+            walk.store.mark(axis, "batch")
+        elif letter not in right:
+            walk.store.mark(axis, "summed")
+    return [axes[letter] for letter in right]

@@ -1,0 +1,54 @@
+"""What is cut when a unit goes, and what goes together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Positions of one axis of one parameter or buffer, by the name it has in the user's module."""
+
+    parameter: str
+    axis: int
+    indices: tuple[int, ...]  # rising
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest thing that can be removed: every slice that goes when it goes."""
+
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of the same make: one channel each, one hidden unit, one head, one dimension of all heads.
+
+    `kind` is one of channel, mlp, group (of a grouped convolution), head, head_dim (of queries and keys), value_dim (of values
+    and the output projection) and stream (the width several residual branches write to).
+    """
+
+    name: str
+    kind: str
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual branch that can be left out whole: what it adds to, its parameters, and the groups that lie inside it."""
+
+    name: str
+    parameters: tuple[str, ...]
+    groups: tuple[str, ...]
+    output: str  # the submodule whose result is added to the shortcut; empty where no submodule's is
+
+
+@dataclass(frozen=True)
+class Locked:
+    """Multiply-accumulates that stay as they are, and what keeps them."""
+
+    operation: str
+    module: str
+    reason: str
+    macs: int
