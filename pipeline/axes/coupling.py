@@ -135,7 +135,7 @@ def couple(captured: Captured) -> Coupling:
             continue
         names: list[tuple[str, int]] = list(where)  # type: ignore[call-overload]
         marks = set().union(*(kinds.get(p, set()) for p in members))
-        kind = _kind(marks, bool(tag), names)
+        kind = _kind(marks, bool(tag), [(p, axis, len(walk.parameters[p])) for p, axis in names])
         producers = [p for p, axis in names if axis == 0 and p.endswith("weight")] or [names[0][0]]
         base = producers[0].rpartition(".")[0] or producers[0]
         name = base if kind in ("channel", "mlp", "stream") else f"{base}:{kind}"
@@ -188,7 +188,7 @@ def _kinds(walk: Walk, resolved: Resolved) -> dict[int, set[str]]:
     return kinds
 
 
-def _kind(marks: set[str], factor: bool, names: list[tuple[str, int]]) -> str:
+def _kind(marks: set[str], factor: bool, names: list[tuple[str, int, int]]) -> str:
     if "head" in marks or (factor and "batch" in marks):
         return "head"
     if "head_dim" in marks or (factor and "summed" in marks):
@@ -197,8 +197,7 @@ def _kind(marks: set[str], factor: bool, names: list[tuple[str, int]]) -> str:
         return "value_dim"
     if "group" in marks:
         return "group"
-    producers = [p for p, axis in names if axis == 0 and p.endswith("weight")]
+    producers = [p for p, axis, _ in names if axis == 0 and p.endswith("weight")]
     if "sum" in marks and len(producers) > 1:
         return "stream"
-    return "channel" if "channel" in marks else "mlp"
-
+    return "channel" if "channel" in marks or any(rank > 2 for _, _, rank in names) else "mlp"

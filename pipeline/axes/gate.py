@@ -7,7 +7,8 @@ corrected first; then the groups at fault are found by halving the list, locked 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,15 @@ class Checked:
 
 def check(coupling: Coupling) -> Checked:
     """Cut half of the units of every group; lock the groups that fail."""
-    gate = _Gate(coupling)
     names = [g.name for g in coupling.open_groups()]
     if not names:
         return Checked(coupling, {}, None, True)
+    with enlivened(coupling.walk.captured.module):
+        return _check(coupling, names)
+
+
+def _check(coupling: Coupling, names: list[str]) -> Checked:
+    gate = _Gate(coupling)
     difference, why = gate.difference(names)
     if difference is None or difference > TOLERANCE:
         gate.sized = record(coupling.walk.captured, coupling.walk.values)
@@ -58,6 +64,34 @@ def check(coupling: Coupling) -> Checked:
 def half(group: Group) -> list[int]:
     """Every second unit of a group: the half the gate removes."""
     return list(range(1, len(group.units), 2))
+
+
+@contextmanager
+def enlivened(module: nn.Module) -> Iterator[None]:
+    """Random values where a parameter has the same value everywhere (zeros, ones, layer scale), put back at the end.
+
+    A branch that is multiplied by zero, or by 1e-6, would pass any test.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or tensor.numel() < 2 or tensor.min() != tensor.max():
+                continue
+            before.append((tensor, tensor.clone()))
+            noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+            value = float(tensor.flatten()[0])
+            if "bias" in name or "running_mean" in name:
+                tensor.add_((noise - 0.5) * 0.2)
+            else:
+                tensor.copy_((noise * 0.5 + 0.5) * (value if abs(value) > 0.1 else 0.4))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in before:
+                tensor.copy_(old)
 
 
 class _Gate:

@@ -78,8 +78,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         kind = _RESHAPES.get(func)
         if kind is not None:
             first = result[0] if isinstance(result, list | tuple) else result
@@ -155,13 +154,11 @@ class _Corrector(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = _RESHAPES.get(func)
         if kind is None:
-            with self:
-                return func(*args, **kwargs)
+            return func(*args, **kwargs)
         call = self.calls[self.next] if self.next < len(self.calls) else None
         self.next += 1
         if call is None or call[0] != kind:
-            with self:
-                return func(*args, **kwargs)
+            return func(*args, **kwargs)
         return _corrected(func, kind, call[1], call[2], args, kwargs)
 
 

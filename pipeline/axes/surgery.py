@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .coupling import Coupling, Plan
+from .heads import shrink
 from .sizes import SizedCalls, correct
 
 
@@ -31,9 +32,11 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
     gone = coupling.gone(plan)
     masks = parameter_masks(coupling, gone)
     module = _without(coupling.walk.captured.module, masks)
-    counts = {
-        (c.module, c.attribute): int(coupling.kept(c.axis, gone).sum()) for c in coupling.walk.counts
-    }
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for count in coupling.walk.counts:
+        mask = coupling.kept(count.axis, gone)
+        if not mask.all():
+            counts[count.module, count.attribute] = len(mask), int(mask.sum())
     for name, part in module.named_modules():
         _correct_attributes(part, name, counts)
         if sized and name in sized:
@@ -86,14 +89,20 @@ def _without(module: nn.Module, masks: Mapping[str, Mapping[int, NDArray[np.bool
     return copy.deepcopy(module, memo)
 
 
-def _correct_attributes(part: nn.Module, name: str, counts: Mapping[tuple[str, str], int]) -> None:
-    """Make the attributes of torch's own layers, and of classes derived from them, say what their weights are."""
+def _correct_attributes(part: nn.Module, name: str, counts: Mapping[tuple[str, str], tuple[int, int]]) -> None:
+    """Make the attributes that hold sizes say what the weights are: torch's own layers first, then by the attribute's name."""
     weight = getattr(part, "weight", None)
     shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else ()
+    mine = {attribute: sizes for (module, attribute), sizes in counts.items() if module == name}
+    if isinstance(part, nn.MultiheadAttention):
+        if "num_heads" in mine or "head_dim" in mine:
+            shrink(part, mine.get("num_heads", (0, part.num_heads))[1])
+        return
+    for attribute, (old, new) in mine.items():
+        if type(getattr(part, attribute, None)) is int and getattr(part, attribute) == old:
+            setattr(part, attribute, new)
     if isinstance(part, _ConvNd) and shape:
-        groups = counts.get((name, "groups"), part.groups)
-        first, second = shape[0], shape[1] * groups
-        part.groups = groups
+        first, second = shape[0], shape[1] * part.groups
         transposed = isinstance(part, _ConvTransposeNd)
         part.in_channels, part.out_channels = (first, second) if transposed else (second, first)
     elif isinstance(part, nn.Linear) and shape:
@@ -102,14 +111,9 @@ def _correct_attributes(part: nn.Module, name: str, counts: Mapping[tuple[str, s
         stored = weight if shape else part.running_mean
         if isinstance(stored, torch.Tensor):
             part.num_features = stored.shape[0]
-    elif isinstance(part, nn.GroupNorm):
-        part.num_groups = counts.get((name, "num_groups"), part.num_groups)
-        part.num_channels = shape[0] if shape else part.num_channels
+    elif isinstance(part, nn.GroupNorm) and shape:
+        part.num_channels = shape[0]
     elif isinstance(part, nn.Embedding) and shape:
         part.num_embeddings, part.embedding_dim = shape
     elif isinstance(part, nn.PReLU) and shape:
         part.num_parameters = shape[0]
-    elif type(part).__module__.split(".")[0] not in ("torch",):
-        for (module, attribute), count in counts.items():  # a user's layer that calls the operator itself
-            if module == name and isinstance(getattr(part, attribute, None), int):
-                setattr(part, attribute, count)

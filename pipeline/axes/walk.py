@@ -130,6 +130,11 @@ class Walk:
         """Note what an operator costs and which axes make it cheaper."""
         self.costs.append(Cost(node, macs, axes))
 
+    def count(self, node: fx.Node, axis: Axis, *attributes: str) -> None:
+        """Note that attributes of these names, where the calling module has them, count an axis."""
+        if labelled(axis):
+            self.counts += [Count(owner(node)[0], attribute, axis) for attribute in attributes]
+
     def opaque(self, node: fx.Node, reason: str | None = None) -> Value:
         """Keep what reaches an operator that is not understood; its result has nothing to remove."""
         for source in node.all_input_nodes:

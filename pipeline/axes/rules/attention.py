@@ -6,8 +6,20 @@ import math
 
 from torch import fx
 
-from ..algebra import size_of
+from ..algebra import Axis, size_of
 from ..walk import Value, Walk, rule
+
+
+HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "nhead", "n_head")
+DIMENSIONS = ("head_dim", "attention_head_size", "dim_head", "dim_per_head", "d_kv")
+WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "dim_attn")
+
+
+def count_heads(walk: Walk, node: fx.Node, heads: Axis, depth: Axis, value: Axis) -> None:
+    """Name the attributes in which attention modules hold their sizes."""
+    walk.count(node, heads, *HEADS)
+    walk.count(node, depth, *DIMENSIONS)
+    walk.count(node, (*heads, *value), *WIDTHS)
 
 
 @rule("scaled_dot_product_attention")
@@ -31,6 +43,7 @@ def attention(walk: Walk, node: fx.Node) -> Value:
         store.mark(axis, "head")
     store.mark(depth, "head_dim")
     store.mark(v[-1], "value_dim")
+    count_heads(walk, node, batch[-1] if batch else (), depth, v[-1])
     mask = walk.argument(node, "attn_mask")
     if isinstance(mask, fx.Node):
         walk.broadcast([[*batch, q[-2], k[-2]], walk.axes(mask)], node)

@@ -8,6 +8,7 @@ from torch import fx
 
 from ..algebra import Axis, size_of
 from ..walk import Axes, Value, Walk, rule
+from .attention import count_heads
 
 
 @rule("linear")
@@ -44,6 +45,8 @@ def product(walk: Walk, node: fx.Node, a: Axes, b: Axes) -> Axes:
     walk.store.mark(summed, "summed")
     for axis in batch:
         walk.store.mark(axis, "batch")
+    if batch:
+        count_heads(walk, node, batch[-1], summed, columns)
     return [*batch, *(() if flat_a else (rows,)), *(() if flat_b else (columns,))]
 
 
