@@ -20,7 +20,7 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
     costs = {cost.node: cost for cost in coupling.walk.costs}
     touched: dict[str, set[str]] = {}
     for group in coupling.groups:
-        touched[group.name] = {s.parameter for unit in group.units[:1] for s in unit.slices}
+        touched[group.name] = {s.parameter for s in group.units[0].slices}
     order = {node: k for k, node in enumerate(captured.graph.nodes)}
     stored = {node for node in order if node.op == "placeholder" and node.name in captured.names}
     found: list[Block] = []

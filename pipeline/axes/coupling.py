@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,12 +72,12 @@ class Coupling:
         for axis in axes:
             for atom in axis:
                 if atom.labels is not None:
-                    for c in np.unique(self.resolved.component[atom.labels]):
-                        for p in self.resolved.primes.get(int(c), (int(c),)):
-                            name = self._by_prime.get(p)
-                            if name is not None and name not in self.locked_groups:
-                                found.add(name)
-        return found
+                    found |= self._groups_of_labels(atom.labels)
+        return found - self.locked_groups.keys()
+
+    def _groups_of_labels(self, labels: NDArray[np.int64]) -> set[str]:
+        components = np.unique(self.resolved.component[labels]).tolist()
+        return {self._by_prime[p] for c in components for p in self.resolved.primes.get(c, (c,)) if p in self._by_prime}
 
     @property
     def _by_prime(self) -> dict[int, str]:
@@ -121,19 +122,23 @@ def couple(captured: Captured) -> Coupling:
     """Label every axis, resolve the labels, and collect units into groups."""
     walk = Walk(captured).run()
     resolved = resolve(walk.store)
-    slices = _slices(walk, resolved)
+    table = _table(walk, resolved)
     tags, kinds = _tags(walk, resolved), _kinds(walk, resolved)
-    by_signature: dict[tuple[object, ...], list[int]] = {}
-    for prime, where in slices.items():
-        signature = (tags.get(prime, 0), tuple(where))
-        by_signature.setdefault(signature, []).append(prime)
-    order = {name: k for k, name in enumerate(walk.parameters)}
+    by_signature: dict[tuple[int, bytes], list[int]] = {}
+    first = np.ones(len(table.place), dtype=bool)  # of each place of each prime
+    first[1:] = table.place[1:] != table.place[:-1]
+    first[table.starts[:-1]] = True
+    for row, prime in enumerate(table.primes):
+        here = slice(table.starts[row], table.starts[row + 1])
+        where = table.place[here][first[here]]
+        by_signature.setdefault((tags.get(int(prime), 0), where.tobytes()), []).append(row)
     groups: list[Group] = []
     primes: dict[str, tuple[int, ...]] = {}
-    for (tag, where), members in by_signature.items():
-        if len(members) < 2:
+    for (tag, where_bytes), rows in by_signature.items():
+        if len(rows) < 2:
             continue
-        names: list[tuple[str, int]] = list(where)  # type: ignore[call-overload]
+        names = [table.places[k] for k in np.frombuffer(where_bytes, dtype=np.int64)]
+        members = [int(table.primes[r]) for r in rows]
         marks = set().union(*(kinds.get(p, set()) for p in members))
         kind = _kind(marks, bool(tag), [(p, axis, len(walk.parameters[p])) for p, axis in names])
         producers = [p for p, axis in names if axis == 0 and p.endswith("weight")] or [names[0][0]]
@@ -141,21 +146,57 @@ def couple(captured: Captured) -> Coupling:
         name = base if kind in ("channel", "mlp", "stream") else f"{base}:{kind}"
         if name in primes:
             name = next(f"{name}#{k}" for k in range(2, len(by_signature) + 3) if f"{name}#{k}" not in primes)
-        members.sort(key=lambda p: slices[p][names[0]][0])
-        units = tuple(
-            Unit(tuple(Slice(p, axis, tuple(at)) for (p, axis), at in sorted(slices[m].items(), key=lambda x: order[x[0][0]])))
-            for m in members
-        )
-        groups.append(Group(name, kind, units))
-        primes[name] = tuple(members)
+        order = sorted(range(len(rows)), key=lambda k: int(table.position[table.starts[rows[k]]]))
+        groups.append(Group(name, kind, _Units(table, tuple(rows[k] for k in order))))
+        primes[name] = tuple(members[k] for k in order)
     coupling = Coupling(walk, resolved, tuple(groups), (), primes)
     return replace(coupling, blocks=residual_blocks(captured, coupling))
 
 
-def _slices(walk: Walk, resolved: Resolved) -> dict[int, dict[tuple[str, int], list[int]]]:
-    """Prime -> (parameter, axis) -> positions, for primes that can go."""
-    used = {walk.captured.names[n.name] for n in walk.captured.graph.nodes if n.op == "placeholder" and n.name in walk.captured.names and n.users}
-    found: dict[int, dict[tuple[str, int], list[int]]] = {}
+@dataclass(frozen=True)
+class _Table:
+    """Where every prime that can go has its positions: rows sorted by prime, then place, then position."""
+
+    places: list[tuple[str, int]]  # (parameter, axis)
+    primes: NDArray[np.int64]
+    starts: NDArray[np.int64]  # of each prime's rows, and the end
+    place: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+
+class _Units(Sequence[Unit]):
+    """A group's units, made as they are asked for: there are hundreds of thousands in a large network."""
+
+    def __init__(self, table: _Table, rows: tuple[int, ...]) -> None:
+        self._table, self._rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Unit]: ...
+    def __getitem__(self, index: int | slice) -> Unit | Sequence[Unit]:
+        if isinstance(index, slice):
+            return _Units(self._table, self._rows[index])
+        table, row = self._table, self._rows[index]
+        start, end = int(table.starts[row]), int(table.starts[row + 1])
+        found: dict[int, list[int]] = {}
+        for k, position in zip(table.place[start:end].tolist(), table.position[start:end].tolist(), strict=True):
+            found.setdefault(k, []).append(position)
+        return Unit(tuple(Slice(*table.places[k], tuple(at)) for k, at in found.items()))
+
+
+def _table(walk: Walk, resolved: Resolved) -> _Table:
+    used = {n.name for n in walk.captured.graph.nodes if n.op == "placeholder" and n.users}
+    used = {walk.captured.names[n] for n in used if n in walk.captured.names}
+    size = int(resolved.component.max(initial=-1)) + 1
+    stays, several = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    stays[list(resolved.reasons)] = True
+    several[list(resolved.primes)] = True
+    places: list[tuple[str, int]] = []
+    columns: list[tuple[NDArray[np.int64], NDArray[np.int64], int]] = []  # primes, positions, place
     for name, axes in walk.parameters.items():
         if name not in used:
             continue
@@ -163,11 +204,20 @@ def _slices(walk: Walk, resolved: Resolved) -> dict[int, dict[tuple[str, int], l
             for atom in axis:
                 if atom.labels is None:
                     continue
-                for position, parts in enumerate(resolved.of(atom.labels)):
-                    for prime in parts:
-                        if prime not in resolved.reasons:
-                            found.setdefault(prime, {}).setdefault((name, k), []).append(position)
-    return found
+                component = resolved.component[atom.labels]
+                plain = np.flatnonzero(~stays[component] & ~several[component])
+                columns.append((component[plain], plain, len(places)))
+                for position in np.flatnonzero(several[component]):
+                    parts = [p for p in resolved.primes[int(component[position])] if not stays[p]]
+                    columns.append((np.array(parts, dtype=np.int64), np.full(len(parts), position), len(places)))
+            places.append((name, k))
+    empty = np.zeros(0, dtype=np.int64)
+    prime = np.concatenate([c[0] for c in columns] or [empty])
+    position = np.concatenate([c[1] for c in columns] or [empty])
+    place = np.concatenate([np.full(len(c[0]), c[2], dtype=np.int64) for c in columns] or [empty])
+    order = np.lexsort((position, place, prime))
+    primes, starts = np.unique(prime[order], return_index=True)
+    return _Table(places, primes, np.append(starts, len(prime)), place[order], position[order])
 
 
 def _tags(walk: Walk, resolved: Resolved) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,7 +32,7 @@ class Group:
 
     name: str
     kind: str
-    units: tuple[Unit, ...]
+    units: Sequence[Unit]
 
 
 @dataclass(frozen=True)
