@@ -189,7 +189,7 @@ class _Gate:
 def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Largest absolute difference of any output, relative to that output's range."""
     worst = 0.0
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip((t.detach() for t in found), (t.detach() for t in expected), strict=True):
         if not b.numel():
             continue
         span = float(b.max() - b.min()) if b.numel() > 1 else 0.0

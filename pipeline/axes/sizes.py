@@ -63,7 +63,7 @@ class SizedCalls:
             for axis in axes:
                 mask = coupling.kept(axis, gone)
                 free = any(a.labels is not None for a in axis)
-                sizes.append(int(mask.sum()) if (call.function == "split" or (free and not mask.all())) else None)
+                sizes.append(int(mask.sum()) if call.function == "split" or free else None)
             changed = any(not coupling.kept(a, gone).all() for a in axes)
             found.append((call.function, tuple(sizes), call.dim) if changed else None)
         return tuple(found)

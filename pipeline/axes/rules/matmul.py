@@ -20,7 +20,7 @@ def linear(walk: Walk, node: fx.Node) -> Value:
     bias = walk.argument(node, "bias")
     if isinstance(bias, fx.Node):
         outs = walk.join(outs, walk.axes(bias)[0], node)
-    walk.cost(node, math.prod(walk.shape(node)) * size_of(ins), ins, outs)
+    walk.cost(node, math.prod(walk.shape(node)) * size_of(ins), *x[:-1], ins, outs)
     walk.store.mark(outs, "mlp")
     return [*x[:-1], outs]
 

@@ -1,0 +1,105 @@
+"""What is refused is refused in one line that names the place; what is folded is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS
+from torch import nn
+
+from edge_compress.pipeline.axes.capture import capture
+from edge_compress.pipeline.axes.inspect import inspect
+from edge_compress.pipeline.errors import InputError
+
+X = torch.randn(1, 1, 8, 8)
+
+
+class Deciding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            x = x + 1
+        return self.a(x)
+
+
+class Rolling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(self.a(x), 0.5)
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.f = nn.Conv2d(1, 8, 3), nn.Conv2d(2, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> list[torch.Tensor]:
+        both = self.a(left) + self.b(right)
+        return [both.mean((2, 3)).relu() @ self.f.weight.t(), self.f(both.amax((2, 3)))]
+
+
+def message(module: object, example: object = X) -> str:
+    with pytest.raises(InputError) as caught:
+        capture(module, example)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_control_flow_on_data_names_its_line() -> None:
+    text = message(Deciding())
+    assert "values of its input" in text
+    assert "if x.sum() > 0" in text
+
+
+def test_dropout_that_is_always_on() -> None:
+    assert "dropout in forward, active in eval mode" in message(Rolling())
+
+
+def test_meta_and_scripted() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(1, 4, 3))
+    assert "parameter 0.weight: found a tensor on the meta device" in message(net)
+    assert "expected a torch.nn.Module" in message(torch.jit.trace(nn.ReLU(), X))
+
+
+def test_wrong_inputs_are_the_users() -> None:
+    assert "does not run on the example inputs" in message(NETWORKS["plain"](), torch.randn(1, 3, 8, 8))
+    assert "example inputs" in message(NETWORKS["plain"](), 3)
+
+
+def test_wrappers_are_taken_off() -> None:
+    found = inspect(nn.DataParallel(NETWORKS["plain"]()), X)
+    assert found.prunable_macs_share == 1.0
+    assert found.notes == ("DataParallel was unwrapped",)
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("weight_norm_parametrised", "c: _WeightNorm folded into weight"),
+        ("spectral_norm_parametrised", "c: _SpectralNorm folded into weight"),
+        ("old_weight_norm", "b: WeightNorm folded into weight"),
+        ("pruning_mask", "b: pruning mask folded into weight"),
+    ],
+)
+def test_computed_weights_are_folded_and_said(name: str, note: str) -> None:
+    torch.manual_seed(0)
+    net = NETWORKS[name]().eval()
+    expected = net(X)
+    captured = capture(net, X)
+    assert captured.notes == (note,)
+    torch.testing.assert_close(captured.module(X), expected)
+
+
+@pytest.mark.parametrize("example", [(X, torch.randn(1, 2, 8, 8)), {"left": X, "right": torch.randn(1, 2, 8, 8)}])
+def test_several_inputs_and_outputs(example: object) -> None:
+    found = inspect(Several(), example)
+    assert found.equivalence.passed
+    assert [(g.name, g.kind) for g in found.groups] == [("a", "stream")]

@@ -1,0 +1,117 @@
+"""Every small network is pruned so that cutting equals zeroing, or what stays is said truly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+from transformers import TRANSFORMERS
+
+from edge_compress.pipeline.axes.capture import capture
+from edge_compress.pipeline.axes.coupling import couple
+from edge_compress.pipeline.axes.gate import check, half, relative_difference
+from edge_compress.pipeline.axes.inspect import Inspection, inspect
+from edge_compress.pipeline.axes.surgery import cut
+
+ALL = {**NETWORKS, **{f"transformer_{k}": v for k, v in TRANSFORMERS.items()}}
+LOCKED = {  # layer a stays, and this operator is why
+    "spatial_attention": "mean",
+    "softmax_over_channels": "softmax",
+    "local_response_norm": "avg_pool3d",
+    "group_norm_of_one_group": "group_norm",
+    "eca_gate": "conv1d",
+}
+
+
+def look(name: str) -> Inspection:
+    torch.manual_seed(0)
+    return inspect(ALL[name](), torch.randn(1, 1, 8, 8), name=name)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cut_is_zeroed(name: str) -> None:
+    found = look(name)
+    assert found.equivalence.passed
+    assert found.equivalence.tried
+    assert found.checked is not None
+    assert not found.checked.coupling.locked_groups
+    if name in LOCKED:
+        assert any(LOCKED[name] in x.reason for x in found.locked)
+    elif not name.startswith("transformer"):
+        assert found.prunable_macs_share == pytest.approx(1.0)
+    else:
+        assert found.prunable_macs_share > (0.7 if "encoder" not in name else 0.4)
+
+
+@pytest.mark.parametrize("name", [k for k in TRANSFORMERS if k != "encoder_layer"])
+def test_heads_and_hidden_units_are_found(name: str) -> None:
+    kinds = {g.kind for g in look(f"transformer_{name}").groups}
+    assert {"head", "mlp"} <= kinds
+
+
+def test_the_cut_module_is_the_users_own_and_exports_again() -> None:
+    torch.manual_seed(0)
+    net, x = TRANSFORMERS["packed"](), torch.randn(1, 1, 8, 8)
+    before = [p.clone() for p in net.parameters()]
+    checked = check(couple(capture(net, x)))
+    plan = {g.name: half(g) for g in checked.coupling.open_groups()}
+    small = cut(checked.coupling, plan, checked.sized)
+    assert type(small) is type(net)
+    assert small.attns[0].num_heads == 2
+    assert small.mlps[0][0].out_features == 32
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    again = torch.export.export(small, (x,), strict=False).module()
+    assert relative_difference([again(x)["logits"]], [small(x)["logits"]]) < 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    small.train()(x)["logits"].sum().backward()
+
+
+def test_corrected_sizes_follow_the_batch_and_train() -> None:
+    torch.manual_seed(0)
+    net = TRANSFORMERS["packed_sizes_from_input"]()
+    checked = check(couple(capture(net, torch.randn(1, 1, 8, 8))))
+    assert set(checked.sized) == {"attns.0", "attns.1"}
+    small = cut(checked.coupling, {g.name: half(g) for g in checked.coupling.open_groups()}, checked.sized)
+    assert isinstance(small.attns[0], type(net.attns[0]))
+    assert small.train()(torch.randn(3, 1, 8, 8))["logits"].shape == (3, 10)
+
+
+def test_blocks_hold_their_groups() -> None:
+    coupling = couple(capture(TRANSFORMERS["packed"](), torch.randn(1, 1, 8, 8)))
+    assert [b.name for b in coupling.blocks] == ["block:attns.0.proj", "block:mlps.0.3", "block:attns.1.proj", "block:mlps.1.3"]
+    assert coupling.blocks[0].groups == ("attns.0.qkv:head",)
+    assert coupling.blocks[1].groups == ("mlps.0.0",)
+
+
+def test_channels_of_a_stream_and_within() -> None:
+    found = look("residual_with_dropout")
+    assert [(g.name, g.kind, g.units) for g in found.groups] == [("a", "stream", 16), ("b", "channel", 16)]
+
+
+class Mixed(nn.Module):
+    """An operator without a rule between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.f = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(torch.linalg.matrix_exp(self.a(x).mean((2, 3))[:, :, None] * self.a(x).mean((2, 3))[:, None])[:, :, :1, None].expand(-1, -1, 5, 5))
+        return self.f(self.c(x).mean((2, 3)))
+
+
+def test_an_unknown_operator_is_the_reason() -> None:
+    found = inspect(Mixed(), torch.randn(1, 1, 8, 8))
+    assert {g.name for g in found.groups} == {"b", "c"}
+    assert found.locked[0].module == "a"
+    assert "linalg_matrix_exp" in found.locked[0].reason
+    assert 0 < found.locked[0].macs_share < 1
+
+
+def test_json_is_the_public_contract() -> None:
+    plain = look("plain").to_json()
+    keys = {"model", "captured", "parameters", "macs", "prunable_macs_share", "groups", "locked", "equivalence", "seconds", "notes"}
+    assert set(plain) == keys
+    assert plain["groups"][0] == {"name": "a", "kind": "channel", "units": 16, "macs_share": pytest.approx(1.0, abs=0.01)}
+    assert set(plain["equivalence"]) == {"tried", "largest_relative_difference", "passed"}
