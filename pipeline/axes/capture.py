@@ -58,7 +58,6 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error
     signature = program.graph_signature
-    program.graph.eliminate_dead_code()
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = {
         key: program.constants[name]

@@ -69,10 +69,13 @@ class SizedCalls:
         return tuple(found)
 
 
+_Note = tuple[tuple[tuple[str, int], ...], str, tuple[int, ...]]  # (module, visit) from the outside in, function, shape of the result
+
+
 class _Recorder(TorchFunctionMode):
     """Notes shape-taking calls with the modules they were made in."""
 
-    def __init__(self, stack: list[str], notes: list[tuple[tuple[str, ...], str, Any, tuple[int, ...]]]) -> None:
+    def __init__(self, stack: list[tuple[str, int]], notes: list[_Note]) -> None:
         super().__init__()
         self.stack, self.notes = stack, notes
 
@@ -82,7 +85,7 @@ class _Recorder(TorchFunctionMode):
         kind = _RESHAPES.get(func)
         if kind is not None:
             first = result[0] if isinstance(result, list | tuple) else result
-            self.notes.append((tuple(self.stack), kind, func, tuple(first.shape)))
+            self.notes.append((tuple(self.stack), kind, tuple(first.shape)))
         return result
 
 
@@ -91,11 +94,17 @@ def record(captured: Captured, values: dict[fx.Node, Any]) -> dict[str, SizedCal
 
     Empty where the calls cannot be matched with the captured graph one by one.
     """
-    notes: list[tuple[tuple[str, ...], str, Any, tuple[int, ...]]] = []
-    stack: list[str] = []
+    notes: list[_Note] = []
+    stack: list[tuple[str, int]] = []
+    visits: dict[str, int] = {}
+
+    def enter(name: str) -> None:
+        stack.append((name, visits.get(name, 0)))
+        visits[name] = visits.get(name, 0) + 1
+
     handles = []
     for name, part in captured.module.named_modules():
-        handles.append(part.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
+        handles.append(part.register_forward_pre_hook(lambda *_, name=name: enter(name)))
         handles.append(part.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
     try:
         with torch.no_grad(), _Recorder(stack, notes):
@@ -104,17 +113,21 @@ def record(captured: Captured, values: dict[fx.Node, Any]) -> dict[str, SizedCal
         for handle in handles:
             handle.remove()
     nodes = [n for n in captured.graph.nodes if n.op == "call_function" and any(operator_name(n) in k for k in _NODES.values())]
-    matched = _match(notes, nodes)
+    first: dict[int, str] = {}  # a module used in several places has one name here
+    every = dict(captured.module.named_modules(remove_duplicate=False))
+    canonical = {name: first.setdefault(id(part), name) for name, part in every.items()}
+    matched = _match(notes, nodes, canonical)
     found: dict[str, list[Call | None]] = {}
-    for (modules, kind, _, _), node in zip(notes, matched, strict=True):
+    for (modules, kind, _), node in zip(notes, matched, strict=True):
         call: Call | None = None
         if node is not None:
             value = values[node]
             several = isinstance(node.meta["val"], list | tuple)
             dim = _dim(node) if kind == "split" else 0
             call = Call(kind, tuple(value) if several else (value,), dim)
-        for module in dict.fromkeys(modules):
-            found.setdefault(module, []).append(call)
+        for module, visit in modules:
+            if visit == 0:  # a module called again makes the same calls again
+                found.setdefault(module, []).append(call)
     return {name: SizedCalls(tuple(calls)) for name, calls in found.items()}
 
 
@@ -124,19 +137,20 @@ def _dim(node: fx.Node) -> int:
     return int(dim) % rank  # type: ignore[call-overload, no-any-return]
 
 
-def _match(notes: Sequence[tuple[tuple[str, ...], str, Any, tuple[int, ...]]], nodes: list[fx.Node]) -> list[fx.Node | None]:
+def _match(notes: Sequence[_Note], nodes: list[fx.Node], canonical: dict[str, str]) -> list[fx.Node | None]:
     """The node of each call: the next one of its kind and result shape in its module; None where there is none."""
     result: list[fx.Node | None] = []
     at = 0
-    for modules, kind, _, shape in notes:
+    for modules, kind, shape in notes:
         found = None
         for k in range(at, min(at + 64, len(nodes))):
             node = nodes[k]
             value = node.meta["val"]
             first = value[0] if isinstance(value, list | tuple) else value
             names = [str(m[0]).split("@")[0] for m in node.meta.get("nn_module_stack", {}).values()]
-            inner = modules[-1] if modules else ""
-            if operator_name(node) in _NODES[kind] and tuple(first.shape) == shape and (not names or names[-1] == inner):
+            inner = modules[-1][0] if modules else ""
+            here = canonical.get(names[-1], names[-1]) if names else inner
+            if operator_name(node) in _NODES[kind] and tuple(first.shape) == shape and here == inner:
                 found, at = node, k + 1
                 break
         result.append(found)

@@ -32,15 +32,20 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
     gone = coupling.gone(plan)
     masks = parameter_masks(coupling, gone)
     module = _without(coupling.walk.captured.module, masks)
+    first: dict[int, str] = {}  # a module used in several places has one name here
+    every = dict(coupling.walk.captured.module.named_modules(remove_duplicate=False))
+    canonical = {name: first.setdefault(id(part), name) for name, part in every.items()}
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     for count in coupling.walk.counts:
         mask = coupling.kept(count.axis, gone)
         if not mask.all():
-            counts[count.module, count.attribute] = len(mask), int(mask.sum())
+            counts[canonical.get(count.module, count.module), count.attribute] = len(mask), int(mask.sum())
     for name, part in module.named_modules():
-        _correct_attributes(part, name, counts)
-        if sized and name in sized:
-            correct(part, sized[name].under(coupling, gone))
+        calls = sized[name].under(coupling, gone) if sized and name in sized else ()
+        if any(calls):  # its attributes keep the sizes that its own arithmetic was written for
+            correct(part, calls)
+        else:
+            _correct_attributes(part, name, counts)
     return module
 
 

@@ -37,7 +37,7 @@ def _sizes(axes: Axes) -> list[int]:
 
 @rule(
     "clone", "contiguous", "detach", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "_assert_tensor_metadata",
-    "positive", "requires_grad", "float", "half", "view_as_real_copy", "resolve_conj", "resolve_neg", "cpu", "type",
+    "positive", "fill", "zero", "requires_grad", "float", "half", "view_as_real_copy", "resolve_conj", "resolve_neg", "cpu", "type",
 )  # fmt: skip
 def same(walk: Walk, node: fx.Node) -> Value:
     """The same tensor."""
