@@ -11,6 +11,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     example = as_example(example_inputs)
     module, notes = plain(module)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
@@ -69,6 +70,17 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     )
     _refuse_chance(captured)
     return captured
+
+
+@contextmanager
+def _attention_in_steps() -> Iterator[None]:
+    """nn.MultiheadAttention as the operators it consists of, not as one fused for inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def as_example(example_inputs: Any) -> Example:

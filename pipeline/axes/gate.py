@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InputError
 from .capture import Example, run, tensors_in
 from .coupling import Coupling
 from .sizes import SizedCalls, record
@@ -112,15 +113,15 @@ class _Gate:
     def _once(self, plan: dict[str, list[int]], dtype: torch.dtype | None) -> tuple[float | None, str]:
         example = _cast(self.example, dtype)
         try:
-            small = cut(self.coupling, plan, self.sized)
-            found = run(small.to(dtype) if dtype else small, example)
-            del small
-        except Exception as error:  # the user's forward on sizes it does not expect
-            return None, f"forward holds sizes: {_line(error)}"
-        try:
             expected = run(zeroed(self.coupling, plan, dtype), example)
         except Exception as error:
-            return None, f"does not run: {_line(error)}"
+            what = "the network does not run on the example inputs"
+            raise InputError(what, found=f"{type(error).__name__}: {_line(error)}") from error
+        try:
+            small = cut(self.coupling, plan, self.sized)
+            found = run(small.to(dtype) if dtype else small, example)
+        except Exception as error:  # the user's forward on sizes it does not expect
+            return None, f"forward holds sizes: {_line(error)}"
         if [t.shape for t in found] != [t.shape for t in expected]:
             return None, "the outputs changed their shape"
         return relative_difference(found, expected), ""

@@ -12,7 +12,7 @@ from ..walk import Axes, Value, Walk, rule
     "pointwise", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "rrelu", "selu",
     "relu6", "hardswish", "gelu", "silu", "mish", "celu", "log_sigmoid", "softplus", "softshrink", "hardshrink", "tanhshrink",
     "softsign", "square", "true_divide", "divide", "multiply", "subtract", "where", "threshold", "hardtanh", "lerp", "addcmul",
-    "float_power", "rsub", "masked_fill", "clip", "type_as", "logical_not", "logical_and", "logical_or", "isnan", "nan_to_num",
+    "float_power", "rsub", "masked_fill", "clip", "copy", "type_as", "logical_not", "logical_and", "logical_or", "isnan", "nan_to_num",
 )  # fmt: skip
 def pointwise(walk: Walk, node: fx.Node) -> Value:
     """Axes of all operands are joined, those of size 1 are repeated."""
