@@ -4,8 +4,9 @@
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
     python benchmarks/coverage.py --peer               Torch-Pruning's share of each as well
 
-Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there for the present
-code is not made again. At the end benchmarks/results/coverage.json holds {"commit", "networks": [inspection or {"model", "error"}]}.
+Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
+again unless --again asks for it. At the end benchmarks/results/coverage.json holds
+{"commit", "networks": [inspection or {"model", "error"}]}.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def collect(pid: int, read: int, name: str, limit_s: int) -> dict[str, Any]:
     status = os.waitpid(pid, 0)[1]
     if text:
         return json.loads(text)  # type: ignore[no-any-return]
-    what = f"not finished in {limit_s} s" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else f"status {status}"
+    what = (
+        f"not finished in {limit_s} s" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else f"status {status}"
+    )
     return {"model": name, "error": what}
 
 
@@ -151,7 +154,10 @@ def main() -> None:
                 file.write(json.dumps(line) + "\n")
             share = line.get("prunable_macs_share")
             figure = line.get("error", f"{share:.3f} {line.get('equivalence')}" if share is not None else "")
-            print(f"{name}\t{figure}\t{line.get('seconds', 0):.1f} s\t{line['peak_gib'] if 'peak_gib' in line else ''} GiB", flush=True)
+            print(
+                f"{name}\t{figure}\t{line.get('seconds', 0):.1f} s\t{line.get('peak_gib', '')} GiB",
+                flush=True,
+            )
     lines = [done[n] for n in every if n in done]
     RESULTS.write_text(json.dumps({"commit": commit(), "networks": lines}, indent=1) + "\n")
     print(summary(lines))

@@ -190,7 +190,9 @@ class Store:
     def concatenate(self, axes: Sequence[Axis], reason: str) -> Axis:
         """The axis of a concatenation; parts of which nothing can be removed get labels that stay."""
         tails = {tuple(id(atom.labels) if atom.labels is not None else atom.size for atom in axis[1:]) for axis in axes}
-        if len(tails) == 1 and all(len(axis) > 1 for axis in axes):  # some heads of each dimension, then others: (heads, dimension)
+        if len(tails) == 1 and all(
+            len(axis) > 1 for axis in axes
+        ):  # some heads of each dimension, then others: (heads, dimension)
             return (*self.concatenate([axis[:1] for axis in axes], reason), *axes[0][1:])
         atoms = [self.vector(axis) if axis else Atom(1) for axis in axes]
         if all(atom.labels is None for atom in atoms):

@@ -39,7 +39,12 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         if not _shortcut_is_source(cones[branch], shortcut):
             continue
         taken |= cones[branch]
-        inside = {captured.names[p.name] for n in cones[branch] for p in n.all_input_nodes if p in stored and set(p.users) <= cones[branch]}
+        inside = {
+            captured.names[p.name]
+            for n in cones[branch]
+            for p in n.all_input_nodes
+            if p in stored and set(p.users) <= cones[branch]
+        }
         groups = tuple(g for g, where in touched.items() if where and where <= inside)
         last = max(layers[branch], key=lambda n: order[n])
         found.append(Block(f"block:{owner(last)[0]}", tuple(sorted(inside)), groups, owner(branch)[0]))

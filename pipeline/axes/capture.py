@@ -65,9 +65,7 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
         for key, name in signature.inputs_to_lifted_tensor_constants.items()
         if isinstance(program.constants.get(name), torch.Tensor)
     }
-    captured = Captured(
-        module, program.graph, names, constants, frozenset(signature.user_inputs), example, tuple(notes)
-    )
+    captured = Captured(module, program.graph, names, constants, frozenset(signature.user_inputs), example, tuple(notes))
     _refuse_chance(captured)
     return captured
 
@@ -112,12 +110,16 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
         notes.append(f"{type(module).__name__} was unwrapped")
         module = inner
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, nn.Module):
-        raise InputError("the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself")
+        raise InputError(
+            "the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself"
+        )
     if isinstance(module, fx.GraphModule) and type(module.train).__name__ == "function":
         raise InputError("the network", found="an exported program", expected="the module it was exported from")
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta:
-            raise InputError(f"parameter {name}", found="a tensor on the meta device", expected="a tensor with values", do="load the weights")
+            raise InputError(
+                f"parameter {name}", found="a tensor on the meta device", expected="a tensor with values", do="load the weights"
+            )
     memo: dict[int, Any] = {  # a tensor that an old-style hook computed cannot be copied by deepcopy
         id(value): value.detach().clone()
         for part in module.modules()
@@ -141,7 +143,8 @@ def _with_plain_weights(part: nn.Module) -> Iterator[str]:
             kind = type(part.parametrizations[tensor][0]).__name__  # type: ignore[index]
             parametrize.remove_parametrizations(part, tensor, leave_parametrized=True)
             yield f"{kind} folded into {tensor}"
-    for key, hook in list(part._forward_pre_hooks.items()):
+    hooks: dict[int, Any] = dict(part._forward_pre_hooks)
+    for key, hook in hooks.items():
         kind = type(hook).__name__
         if kind in ("WeightNorm", "SpectralNorm") and hasattr(hook, "name"):
             with torch.no_grad():
@@ -242,9 +245,7 @@ def _place(error: BaseException) -> str:
     """File, line and text of the innermost line outside of torch that raised."""
     torch_root = str(Path(torch.__file__).parent)
     here = str(Path(__file__).parent)
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here, "<"))
-    ]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here, "<"))]
     if not frames:
         return "in torch"
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}"

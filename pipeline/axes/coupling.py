@@ -55,10 +55,8 @@ class Coupling:
         """Which positions of an axis stay."""
         mask = np.ones(1, dtype=bool)
         for atom in axis:
-            if atom.labels is None:
-                own = np.ones(atom.size, dtype=bool)
-            else:
-                own = ~gone[self.resolved.component[atom.labels]]
+            every = np.ones(atom.size, dtype=bool)
+            own = every if atom.labels is None else ~gone[self.resolved.component[atom.labels]]
             mask = (mask[:, None] & own[None, :]).reshape(-1)
         return mask
 
@@ -207,9 +205,9 @@ def _table(walk: Walk, resolved: Resolved) -> _Table:
                 component = resolved.component[atom.labels]
                 plain = np.flatnonzero(~stays[component] & ~several[component])
                 columns.append((component[plain], plain, len(places)))
-                for position in np.flatnonzero(several[component]):
-                    parts = [p for p in resolved.primes[int(component[position])] if not stays[p]]
-                    columns.append((np.array(parts, dtype=np.int64), np.full(len(parts), position), len(places)))
+                for at in np.flatnonzero(several[component]).tolist():
+                    parts = [p for p in resolved.primes[int(component[at])] if not stays[p]]
+                    columns.append((np.array(parts, dtype=np.int64), np.full(len(parts), at), len(places)))
             places.append((name, k))
     empty = np.zeros(0, dtype=np.int64)
     prime = np.concatenate([c[0] for c in columns] or [empty])

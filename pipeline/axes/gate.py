@@ -1,7 +1,7 @@
 """The proof that the labels were understood: the cut network answers as the full one with zeros in place of what was cut.
 
-Half of the units of every group go at once. Where the answers differ, or the cut network does not run, sizes held by `forward` are
-corrected first; then the groups at fault are found by halving the list, locked and named, and the rest goes on.
+Half of the units of every group go at once. Where the answers differ, or the cut network does not run, sizes held by `forward`
+are corrected first; then the groups at fault are found by halving the list, locked and named, and the rest goes on.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import nn
 class PrunedMultiheadAttention(nn.MultiheadAttention):
     """Attention with `num_heads` heads whose dimensions follow from the projections; parameters keep their names."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -53,13 +53,14 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         else:
             weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)[which]
         bias = self.in_proj_bias.chunk(3)[which] if self.in_proj_bias is not None else None
-        return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        y = F.linear(x, weight, bias)
+        return y.reshape(*y.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     @staticmethod
     def _mask(attn_mask: torch.Tensor | None, padding: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
         parts: list[torch.Tensor] = []
         if attn_mask is not None:
-            parts.append(attn_mask if attn_mask.dim() < 3 else attn_mask.unflatten(0, (q.shape[0], -1)))
+            parts.append(attn_mask if attn_mask.dim() < 3 else attn_mask.reshape(q.shape[0], -1, *attn_mask.shape[1:]))
         if padding is not None:
             parts.append(padding[:, None, None, :])
         floats = [torch.zeros_like(p, dtype=q.dtype).masked_fill(p, float("-inf")) if p.dtype == torch.bool else p for p in parts]

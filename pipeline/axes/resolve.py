@@ -178,9 +178,7 @@ def _primes(products: list[Product], component: NDArray[np.int64]) -> dict[int, 
     direct: dict[int, set[int]] = {}
     for product in products:
         index = _index(product)
-        columns = [
-            component[a.labels[i]] for a, i in zip(product.factors, index, strict=True) if a.labels is not None
-        ]
+        columns = [component[a.labels[i]] for a, i in zip(product.factors, index, strict=True) if a.labels is not None]
         for row in zip(component[product.vector], *columns, strict=True):
             direct.setdefault(int(row[0]), set()).update(int(c) for c in row[1:])
 

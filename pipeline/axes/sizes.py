@@ -1,9 +1,9 @@
 """Sizes that a `forward` holds itself: literals, and attributes no rule knows, corrected where they are used.
 
-A module's calls of shape-taking functions come in the same order at every run. `record` notes them on the full network and finds
-for each the operator of the captured graph it became, so that the labels tell which of its sizes follow the units. `correct` makes
-a module's class one derived from the user's, whose `forward` runs the user's with those sizes replaced; all others, such as the
-batch's, stay as the user computes them.
+A module's calls of shape-taking functions come in the same order at every run. `record` notes them on the full network and
+finds for each the operator of the captured graph it became, so that the labels tell which of its sizes follow the units.
+`correct` makes a module's class one derived from the user's, whose `forward` runs the user's with those sizes replaced; all
+others, such as the batch's, stay as the user computes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .algebra import Axis
 from .capture import Captured, operator_name
-from .walk import Axes
+from .walk import Axes, number
 
 if TYPE_CHECKING:
     from .coupling import Coupling
@@ -69,7 +69,8 @@ class SizedCalls:
         return tuple(found)
 
 
-_Note = tuple[tuple[tuple[str, int], ...], str, tuple[int, ...]]  # (module, visit) from the outside in, function, shape of the result
+# (module, visit) from the outside in; the function; the shape of its result
+_Note = tuple[tuple[tuple[str, int], ...], str, tuple[int, ...]]
 
 
 class _Recorder(TorchFunctionMode):
@@ -134,7 +135,7 @@ def record(captured: Captured, values: dict[fx.Node, Any]) -> dict[str, SizedCal
 def _dim(node: fx.Node) -> int:
     rank = len(node.meta["val"][0].shape)
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    return int(dim) % rank  # type: ignore[call-overload, no-any-return]
+    return number(dim) % rank
 
 
 def _match(notes: Sequence[_Note], nodes: list[fx.Node], canonical: dict[str, str]) -> list[fx.Node | None]:

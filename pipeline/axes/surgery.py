@@ -1,7 +1,7 @@
 """Cutting the user's own module: parameters and buffers at their names, then the attributes that hold sizes.
 
-What comes back is of the user's class. Where a `forward` holds sizes that no attribute tells (a literal, a size taken from another
-tensor), `sizes` corrects the calls of that module; see there.
+What comes back is of the user's class. Where a `forward` holds sizes that no attribute tells (a literal, a size taken from
+another tensor), `sizes` corrects the calls of that module; see there.
 """
 
 from __future__ import annotations

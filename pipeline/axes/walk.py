@@ -34,6 +34,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def number(value: Any) -> int:
+    """A whole number among an operator's arguments."""
+    return int(value)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Multiply-accumulates of one operator, and the axes of which it gets cheaper."""

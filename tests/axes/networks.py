@@ -1,4 +1,4 @@
-"""Small networks, one for each way in which people's code moves units around; every one takes (N, 1, 8, 8) unless it says otherwise."""
+"""Small networks, one for each way in which people's code moves units around; every one takes (N, 1, 8, 8)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def between(name: str, step: Step, ins: int = 16, outs: int = 16, **layers: Call
 
     def make() -> nn.Module:
         made = {k: v() for k, v in layers.items()}
-        return Net(lambda s, x: s.h(F.relu(s.b(step(s, s.a(x))))), {"a": conv(1, ins), "b": conv(outs, 16), "h": Head(16), **made})
+        return Net(
+            lambda s, x: s.h(F.relu(s.b(step(s, s.a(x))))), {"a": conv(1, ins), "b": conv(outs, 16), "h": Head(16), **made}
+        )
 
     NETWORKS[name] = make
 
@@ -64,7 +66,12 @@ between("synchronised_batch_norm", lambda s, x: F.relu(s.n(x)), n=lambda: nn.Syn
 between("prelu", lambda s, x: s.p(x), p=lambda: nn.PReLU(16))
 between("prelu_of_one_slope", lambda s, x: s.p(x), p=nn.PReLU)
 between("transposed_convolution", lambda s, x: F.relu(s.t(F.relu(x))), t=lambda: nn.ConvTranspose2d(16, 16, 2, stride=2))
-between("grouped_transposed", lambda s, x: F.relu(s.t(F.relu(x))), t=lambda: nn.ConvTranspose2d(16, 32, 2, stride=2, groups=4), outs=32)
+between(
+    "grouped_transposed",
+    lambda s, x: F.relu(s.t(F.relu(x))),
+    t=lambda: nn.ConvTranspose2d(16, 32, 2, stride=2, groups=4),
+    outs=32,
+)
 between("pixel_shuffle", lambda s, x: F.pixel_shuffle(F.relu(x), 2), ins=32, outs=8)
 between("pixel_unshuffle", lambda s, x: F.pixel_unshuffle(F.relu(x), 2), outs=64)
 between("chunk_as_gate", lambda s, x: (lambda t: t[0] * torch.sigmoid(t[1]))(torch.chunk(x, 2, 1)), ins=32)
@@ -73,19 +80,51 @@ between("split_with_sizes", lambda s, x: torch.cat([t.relu() for t in torch.spli
 between("every_second_channel", lambda s, x: F.relu(x)[:, ::2], ins=32)
 between("first_channels", lambda s, x: F.relu(x)[:, : x.shape[1] // 2], ins=32)
 between("grouped", lambda s, x: F.relu(s.g(F.relu(x))), g=lambda: conv(16, 16, groups=4))
-between("grouped_twice", lambda s, x: F.relu(s.k(F.relu(s.g(x)))), g=lambda: conv(16, 16, groups=4), k=lambda: conv(16, 16, groups=8))
+between(
+    "grouped_twice", lambda s, x: F.relu(s.k(F.relu(s.g(x)))), g=lambda: conv(16, 16, groups=4), k=lambda: conv(16, 16, groups=8)
+)
 between("depthwise_with_multiplier", lambda s, x: F.relu(s.g(F.relu(x))), outs=32, g=lambda: conv(16, 32, groups=16))
 between("one_channel", lambda s, x: F.relu(s.d(s.c(x))), c=lambda: conv(16, 1), d=lambda: conv(1, 16))
 between("concatenation", lambda s, x: torch.cat(tensors=(F.relu(x), F.relu(s.c(x))), dim=-3), outs=32, c=lambda: conv(16, 16))
-between("norm_after_concatenation", lambda s, x: s.n(torch.cat((x, s.c(x)), 1)), outs=32, c=lambda: conv(16, 16), n=lambda: nn.BatchNorm2d(32))
+between(
+    "norm_after_concatenation",
+    lambda s, x: s.n(torch.cat((x, s.c(x)), 1)),
+    outs=32,
+    c=lambda: conv(16, 16),
+    n=lambda: nn.BatchNorm2d(32),
+)
 between("group_norm", lambda s, x: F.relu(s.n(x)), n=lambda: nn.GroupNorm(4, 16))
 between("group_norm_of_one_group", lambda s, x: F.relu(s.n(x)), n=lambda: nn.GroupNorm(1, 16))
 between("instance_norm", lambda s, x: F.relu(s.n(x)), n=lambda: nn.InstanceNorm2d(16, affine=True))
-between("squeeze_excite", lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(F.adaptive_avg_pool2d(x, 1))))), r=lambda: nn.Conv2d(16, 8, 1), e=lambda: nn.Conv2d(8, 16, 1))
-between("squeeze_excite_linear", lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(x.mean((2, 3))))))[:, :, None, None], r=lambda: nn.Linear(16, 8), e=lambda: nn.Linear(8, 16))
-between("squeeze_excite_view", lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(x.mean((2, 3)))))).view(-1, 16, 1, 1), r=lambda: nn.Linear(16, 8), e=lambda: nn.Linear(8, 16))
-between("spatial_attention", lambda s, x: x * torch.sigmoid(s.e(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))), e=lambda: conv(2, 1))
-between("channel_shuffle_by_view", lambda s, x: x.view(x.shape[0], 2, 16, 8, 8).transpose(1, 2).reshape(x.shape[0], 32, 8, 8), ins=32, outs=32)
+between(
+    "squeeze_excite",
+    lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(F.adaptive_avg_pool2d(x, 1))))),
+    r=lambda: nn.Conv2d(16, 8, 1),
+    e=lambda: nn.Conv2d(8, 16, 1),
+)
+between(
+    "squeeze_excite_linear",
+    lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(x.mean((2, 3))))))[:, :, None, None],
+    r=lambda: nn.Linear(16, 8),
+    e=lambda: nn.Linear(8, 16),
+)
+between(
+    "squeeze_excite_view",
+    lambda s, x: x * torch.sigmoid(s.e(F.relu(s.r(x.mean((2, 3)))))).view(-1, 16, 1, 1),
+    r=lambda: nn.Linear(16, 8),
+    e=lambda: nn.Linear(8, 16),
+)
+between(
+    "spatial_attention",
+    lambda s, x: x * torch.sigmoid(s.e(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))),
+    e=lambda: conv(2, 1),
+)
+between(
+    "channel_shuffle_by_view",
+    lambda s, x: x.view(x.shape[0], 2, 16, 8, 8).transpose(1, 2).reshape(x.shape[0], 32, 8, 8),
+    ins=32,
+    outs=32,
+)
 between("channel_shuffle", lambda s, x: s.q(F.relu(x)), ins=32, outs=32, q=lambda: nn.ChannelShuffle(4))
 between("softmax_over_channels", lambda s, x: F.softmax(x, 1))
 between("local_response_norm", lambda s, x: s.q(F.relu(x)), q=lambda: nn.LocalResponseNorm(5))
@@ -98,13 +137,24 @@ between("inplace_before_addition", lambda s, x: x + s.c(s.r(x)), c=lambda: conv(
 between("residual_in_parts", lambda s, x: x + torch.cat((s.c(x), s.d(x)), 1), c=lambda: conv(16, 8), d=lambda: conv(16, 8))
 between("unused_layer", lambda s, x: F.relu(x), z=lambda: conv(3, 9))
 between("answer_no_one_reads", lambda s, x: (s.z(x), F.relu(x))[1], z=lambda: conv(16, 9))
-between("linear_on_channels_last", lambda s, x: s.p(F.gelu(s.q(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2), q=lambda: nn.Linear(16, 32), p=lambda: nn.Linear(32, 16))
+between(
+    "linear_on_channels_last",
+    lambda s, x: s.p(F.gelu(s.q(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
+    q=lambda: nn.Linear(16, 32),
+    p=lambda: nn.Linear(32, 16),
+)
 between("upsampled_sum", lambda s, x: x + F.interpolate(s.c(F.max_pool2d(x, 2)), size=x.shape[-2:]), c=lambda: conv(16, 16))
 between("token_mixing", lambda s, x: x + s.t(x.reshape(x.shape[0] * x.shape[1], -1)).view(x.shape), t=lambda: nn.Linear(64, 64))
 between("weight_norm_parametrised", lambda s, x: F.relu(s.c(x)), c=lambda: parametrizations.weight_norm(conv(16, 16)))
 between("spectral_norm_parametrised", lambda s, x: F.relu(s.c(x)), c=lambda: parametrizations.spectral_norm(conv(16, 16)))
-between("expand_as_gate", lambda s, x: x * s.e(F.adaptive_avg_pool2d(x, 1)).sigmoid().expand_as(x), e=lambda: nn.Conv2d(16, 16, 1))
-between("eca_gate", lambda s, x: x * s.e(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None], e=lambda: nn.Conv1d(1, 1, 3, padding=1))
+between(
+    "expand_as_gate", lambda s, x: x * s.e(F.adaptive_avg_pool2d(x, 1)).sigmoid().expand_as(x), e=lambda: nn.Conv2d(16, 16, 1)
+)
+between(
+    "eca_gate",
+    lambda s, x: x * s.e(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None],
+    e=lambda: nn.Conv1d(1, 1, 3, padding=1),
+)
 between("scaled_sum", lambda s, x: torch.add(s.c(x), x, alpha=2), c=lambda: conv(16, 16))
 between("reflected", lambda s, x: F.relu(s.c(x)), c=lambda: conv(16, 16, padding_mode="reflect"))
 
@@ -124,13 +174,56 @@ def old_weight_norm() -> nn.Module:
 NETWORKS["pruning_mask"] = pruning_mask
 NETWORKS["old_weight_norm"] = old_weight_norm
 
-whole("flatten", lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).flatten(1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(256, 10))
-whole("view_of_a_literal", lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).view(-1, 256)), a=lambda: conv(1, 16), f=lambda: nn.Linear(256, 10))
-whole("squeeze", lambda s, x: s.f(F.adaptive_avg_pool2d(F.relu(s.a(x)), 1).squeeze(-1).squeeze(-1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(16, 10))
-whole("two_pools", lambda s, x: s.f(torch.cat([F.adaptive_avg_pool2d(x := s.a(x), 1), F.adaptive_max_pool2d(x, 1)], 1).flatten(1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(32, 10))
-whole("batch_norm_on_features", lambda s, x: s.f(s.n(F.relu(s.a(x)).flatten(1))), a=lambda: conv(1, 16), n=lambda: nn.BatchNorm1d(1024), f=lambda: nn.Linear(1024, 10))
-whole("batch_norm_on_a_sequence", lambda s, x: s.f(s.n(F.relu(s.a(x)).flatten(2)).mean(2)), a=lambda: conv(1, 16), n=lambda: nn.BatchNorm1d(16), f=lambda: nn.Linear(16, 10))
+whole(
+    "flatten", lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).flatten(1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(256, 10)
+)
+whole(
+    "view_of_a_literal",
+    lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).view(-1, 256)),
+    a=lambda: conv(1, 16),
+    f=lambda: nn.Linear(256, 10),
+)
+whole(
+    "squeeze",
+    lambda s, x: s.f(F.adaptive_avg_pool2d(F.relu(s.a(x)), 1).squeeze(-1).squeeze(-1)),
+    a=lambda: conv(1, 16),
+    f=lambda: nn.Linear(16, 10),
+)
+whole(
+    "two_pools",
+    lambda s, x: s.f(torch.cat([F.adaptive_avg_pool2d(x := s.a(x), 1), F.adaptive_max_pool2d(x, 1)], 1).flatten(1)),
+    a=lambda: conv(1, 16),
+    f=lambda: nn.Linear(32, 10),
+)
+whole(
+    "batch_norm_on_features",
+    lambda s, x: s.f(s.n(F.relu(s.a(x)).flatten(1))),
+    a=lambda: conv(1, 16),
+    n=lambda: nn.BatchNorm1d(1024),
+    f=lambda: nn.Linear(1024, 10),
+)
+whole(
+    "batch_norm_on_a_sequence",
+    lambda s, x: s.f(s.n(F.relu(s.a(x)).flatten(2)).mean(2)),
+    a=lambda: conv(1, 16),
+    n=lambda: nn.BatchNorm1d(16),
+    f=lambda: nn.Linear(16, 10),
+)
 whole("softmax_at_the_end", lambda s, x: F.softmax(s.h(F.relu(s.a(x))), 1), a=lambda: conv(1, 16), h=lambda: Head(16))
-whole("focus", lambda s, x: s.h(s.a(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1))), a=lambda: conv(2, 16), h=lambda: Head(16))
-whole("audio", lambda s, x: s.f(F.relu(s.n(s.a(x.flatten(2)))).mean(-1)), a=lambda: nn.Conv1d(1, 16, 9), n=lambda: nn.BatchNorm1d(16), f=lambda: nn.Linear(16, 10))
-whole("weights_used_twice", lambda s, x: s.h(s.b(F.relu(s.b(F.relu(s.a(x)))))), a=lambda: conv(1, 16), b=lambda: conv(16, 16), h=lambda: Head(16))
+whole(
+    "focus", lambda s, x: s.h(s.a(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1))), a=lambda: conv(2, 16), h=lambda: Head(16)
+)
+whole(
+    "audio",
+    lambda s, x: s.f(F.relu(s.n(s.a(x.flatten(2)))).mean(-1)),
+    a=lambda: nn.Conv1d(1, 16, 9),
+    n=lambda: nn.BatchNorm1d(16),
+    f=lambda: nn.Linear(16, 10),
+)
+whole(
+    "weights_used_twice",
+    lambda s, x: s.h(s.b(F.relu(s.b(F.relu(s.a(x)))))),
+    a=lambda: conv(1, 16),
+    b=lambda: conv(16, 16),
+    h=lambda: Head(16),
+)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS
-from torch import nn
-
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.inspect import inspect
 from edge_compress.pipeline.errors import InputError
+from networks import NETWORKS
+from torch import nn
 
 X = torch.randn(1, 1, 8, 8)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import NETWORKS
-from torch import nn
-from transformers import TRANSFORMERS
-
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import couple
 from edge_compress.pipeline.axes.gate import check, half, relative_difference
 from edge_compress.pipeline.axes.inspect import Inspection, inspect
 from edge_compress.pipeline.axes.surgery import cut
+from networks import NETWORKS
+from torch import nn
+from transformers import TRANSFORMERS
 
 ALL = {**NETWORKS, **{f"transformer_{k}": v for k, v in TRANSFORMERS.items()}}
 LOCKED = {  # layer a stays, and this operator is why
@@ -97,7 +96,11 @@ class Mixed(nn.Module):
         self.a, self.b, self.c, self.f = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.b(torch.linalg.matrix_exp(self.a(x).mean((2, 3))[:, :, None] * self.a(x).mean((2, 3))[:, None])[:, :, :1, None].expand(-1, -1, 5, 5))
+        x = self.b(
+            torch.linalg.matrix_exp(self.a(x).mean((2, 3))[:, :, None] * self.a(x).mean((2, 3))[:, None])[:, :, :1, None].expand(
+                -1, -1, 5, 5
+            )
+        )
         return self.f(self.c(x).mean((2, 3)))
 
 
@@ -111,7 +114,18 @@ def test_an_unknown_operator_is_the_reason() -> None:
 
 def test_json_is_the_public_contract() -> None:
     plain = look("plain").to_json()
-    keys = {"model", "captured", "parameters", "macs", "prunable_macs_share", "groups", "locked", "equivalence", "seconds", "notes"}
+    keys = {
+        "model",
+        "captured",
+        "parameters",
+        "macs",
+        "prunable_macs_share",
+        "groups",
+        "locked",
+        "equivalence",
+        "seconds",
+        "notes",
+    }
     assert set(plain) == keys
     assert plain["groups"][0] == {"name": "a", "kind": "channel", "units": 16, "macs_share": pytest.approx(1.0, abs=0.01)}
     assert set(plain["equivalence"]) == {"tried", "largest_relative_difference", "passed"}

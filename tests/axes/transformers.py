@@ -96,7 +96,7 @@ class TalkingHeads(nn.Module):
         self.before, self.after = nn.Linear(HEADS, HEADS), nn.Linear(HEADS, HEADS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, t, c = x.shape
+        n, t, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         a = self.before((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).softmax(-2)
         return self.proj((self.after(a).permute(0, 3, 1, 2) @ v).transpose(1, 2).flatten(2))
@@ -147,7 +147,9 @@ class Mlp(nn.Sequential):
 class Transformer(nn.Module):
     """Patches, a position table, two pre-norm blocks with layer scale, a head."""
 
-    def __init__(self, attention: Attention, mlp: Callable[[], nn.Module] = Mlp, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
+    def __init__(
+        self, attention: Attention, mlp: Callable[[], nn.Module] = Mlp, norm: Callable[[int], nn.Module] = nn.LayerNorm
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, WIDTH, 2, 2)
         self.position = nn.Parameter(torch.randn(1, 16, WIDTH))
@@ -179,6 +181,10 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "gated_mlp": lambda: Transformer(Packed, Gated),
     "rms_norm": lambda: Transformer(Packed, Gated, nn.RMSNorm),
     "encoder_layer": lambda: nn.Sequential(
-        nn.Conv2d(1, WIDTH, 2, 2), nn.Flatten(2), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Flatten(), nn.Linear(512, 10)
+        nn.Conv2d(1, WIDTH, 2, 2),
+        nn.Flatten(2),
+        nn.TransformerEncoderLayer(16, 4, 32, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(512, 10),
     ),
 }

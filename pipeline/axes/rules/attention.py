@@ -9,7 +9,6 @@ from torch import fx
 from ..algebra import Axis, size_of
 from ..walk import Value, Walk, rule
 
-
 HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "nhead", "n_head")
 DIMENSIONS = ("head_dim", "attention_head_size", "dim_head", "dim_per_head", "d_kv")
 WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "dim_attn")

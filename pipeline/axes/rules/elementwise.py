@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..algebra import fixed, labelled
-from ..walk import Axes, Value, Walk, rule
+from ..algebra import fixed, labelled, size_of
+from ..walk import Value, Walk, rule
 
 
 @rule(
     "pointwise", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "rrelu", "selu",
     "relu6", "hardswish", "gelu", "silu", "mish", "celu", "log_sigmoid", "softplus", "softshrink", "hardshrink", "tanhshrink",
     "softsign", "square", "true_divide", "divide", "multiply", "subtract", "where", "threshold", "hardtanh", "lerp", "addcmul",
-    "float_power", "rsub", "masked_fill", "clip", "copy", "type_as", "logical_not", "logical_and", "logical_or", "isnan", "nan_to_num",
+    "float_power", "rsub", "masked_fill", "clip",
+    "copy", "type_as", "logical_not", "logical_and", "logical_or", "isnan", "nan_to_num",
 )  # fmt: skip
 def pointwise(walk: Walk, node: fx.Node) -> Value:
     """Axes of all operands are joined, those of size 1 are repeated."""
     sources = [s for s in node.all_input_nodes if walk.shape(s) or s.meta.get("val") is not None]
     result = walk.broadcast([walk.axes(s) for s in sources], node)
     shape = walk.shape(node)
-    if tuple(_sizes(result)) != shape:
+    if tuple(size_of(a) for a in result) != shape:
         return walk.opaque(node)
     if node.target.__name__.startswith("add") and len(sources) == 2:  # type: ignore[union-attr]
         both = [walk.shape(s) == shape and s.op != "placeholder" for s in sources]
@@ -29,15 +30,10 @@ def pointwise(walk: Walk, node: fx.Node) -> Value:
     return result
 
 
-def _sizes(axes: Axes) -> list[int]:
-    from ..algebra import size_of
-
-    return [size_of(a) for a in axes]
-
-
 @rule(
     "clone", "contiguous", "detach", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "_assert_tensor_metadata",
-    "positive", "fill", "zero", "requires_grad", "float", "half", "view_as_real_copy", "resolve_conj", "resolve_neg", "cpu", "type",
+    "positive",
+    "fill", "zero", "requires_grad", "float", "half", "view_as_real_copy", "resolve_conj", "resolve_neg", "cpu", "type",
 )  # fmt: skip
 def same(walk: Walk, node: fx.Node) -> Value:
     """The same tensor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..algebra import fixed
-from ..walk import Axes, Value, Walk, rule
+from ..walk import Axes, Value, Walk, number, rule
 
 
 @rule("embedding")
@@ -39,7 +39,7 @@ def index(walk: Walk, node: fx.Node) -> Value:
 def index_select(walk: Walk, node: fx.Node) -> Value:
     """One axis is indexed and stays; the others pass."""
     x = list(walk.axes(node.args[0]))
-    d = int(node.args[1]) % len(x)  # type: ignore[call-overload]
+    d = number(node.args[1]) % len(x)
     walk.store.freeze(x[d], walk.why(node))
     x[d] = fixed(walk.shape(node)[d])
     return x
@@ -49,7 +49,7 @@ def index_select(walk: Walk, node: fx.Node) -> Value:
 def gather(walk: Walk, node: fx.Node) -> Value:
     """One axis is indexed and stays; the others are joined with those of the index."""
     x, i = list(walk.axes(node.args[0])), list(walk.axes(node.args[2]))
-    d = int(node.args[1]) % len(x)  # type: ignore[call-overload]
+    d = number(node.args[1]) % len(x)
     walk.store.freeze(x[d], walk.why(node))
     shape, before = walk.shape(node), walk.shape(node.args[0])
     for k in range(len(x)):

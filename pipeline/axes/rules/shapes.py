@@ -8,14 +8,14 @@ import numpy as np
 from torch import fx
 
 from ..algebra import Axis, fixed, labelled, size_of
-from ..walk import Axes, Value, Walk, rule
+from ..walk import Axes, Value, Walk, number, rule
 
 
 @rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "_reshape_copy", "view_copy", "ravel")
 def reshape(walk: Walk, node: fx.Node) -> Value:
     """Axes are split and merged in row-major order."""
     if not walk.shape(node.args[0]) and walk.shape(node):
-        return [() for _ in walk.shape(node)]
+        return [fixed(1) for _ in walk.shape(node)]
     return walk.store.regroup(walk.axes(node.args[0]), walk.shape(node), walk.why(node))
 
 
@@ -29,7 +29,7 @@ def squeeze(walk: Walk, node: fx.Node) -> Value:
 def permute(walk: Walk, node: fx.Node) -> Value:
     """Axes in another order."""
     x = walk.axes(node.args[0])
-    return [x[int(d)] for d in node.args[1]]  # type: ignore[union-attr, arg-type, call-overload]
+    return [x[number(d)] for d in walk.argument(node, "dims")]
 
 
 @rule("transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "adjoint")
@@ -37,7 +37,7 @@ def transpose(walk: Walk, node: fx.Node) -> Value:
     """Two axes change places."""
     x = list(walk.axes(node.args[0]))
     if len(node.args) > 2:
-        a, b = int(node.args[1]), int(node.args[2])  # type: ignore[call-overload]
+        a, b = number(node.args[1]), number(node.args[2])
     else:
         a, b = -2, -1
     if len(x) > 1:
@@ -151,7 +151,7 @@ def unbind(walk: Walk, node: fx.Node) -> Value:
 def select(walk: Walk, node: fx.Node) -> Value:
     """One position of an axis is asked for by number: the axis stays."""
     x = list(walk.axes(node.args[0]))
-    d = int(node.args[1]) % len(x)  # type: ignore[call-overload]
+    d = number(node.args[1]) % len(x)
     walk.store.freeze(x[d], walk.why(node))
     return [*x[:d], *x[d + 1 :]]
 
@@ -164,7 +164,7 @@ def slice_(walk: Walk, node: fx.Node) -> Value:
     n = walk.shape(node.args[0])[d]
     if "narrow" in node.target.__name__:  # type: ignore[union-attr]
         start = node.args[2]
-        positions = np.arange(int(start), int(start) + int(node.args[3]))  # type: ignore[call-overload]
+        positions = np.arange(number(start), number(start) + number(node.args[3]))
         step = 1
     else:
         step = int(walk.argument(node, "step", 1))

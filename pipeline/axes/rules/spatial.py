@@ -8,7 +8,7 @@ from torch import fx
 
 from ..algebra import Axis, fixed, size_of
 from ..capture import owner
-from ..walk import Axes, Count, Value, Walk, rule
+from ..walk import Axes, Count, Value, Walk, number, rule
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -109,7 +109,9 @@ def pad(walk: Walk, node: fx.Node) -> Value:
             walk.store.freeze(x[axis], walk.why(node))
             x[axis] = fixed(shape[axis])
         elif any(a.labels is not None for a in x[axis]):
-            x[axis] = walk.store.concatenate([fixed(front)] * (front > 0) + [x[axis]] + [fixed(back)] * (back > 0), walk.why(node))
+            x[axis] = walk.store.concatenate(
+                [fixed(front)] * (front > 0) + [x[axis]] + [fixed(back)] * (back > 0), walk.why(node)
+            )
         else:
             x[axis] = fixed(shape[axis])
     return x if len(before) == len(shape) else walk.opaque(node)
@@ -118,7 +120,7 @@ def pad(walk: Walk, node: fx.Node) -> Value:
 @rule("pixel_shuffle")
 def pixel_shuffle(walk: Walk, node: fx.Node) -> Value:
     """Channel c of the result comes from r * r neighbouring channels, which go together."""
-    x, factor = walk.axes(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    x, factor = walk.axes(node.args[0]), number(node.args[1])
     shape = walk.shape(node)
     channels, inner = walk.store.regroup([x[-3]], (shape[-3], factor * factor), walk.why(node))
     walk.store.freeze(inner, walk.why(node))
@@ -128,7 +130,7 @@ def pixel_shuffle(walk: Walk, node: fx.Node) -> Value:
 @rule("pixel_unshuffle")
 def pixel_unshuffle(walk: Walk, node: fx.Node) -> Value:
     """Every channel becomes r * r neighbouring ones."""
-    x, factor = walk.axes(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    x, factor = walk.axes(node.args[0]), number(node.args[1])
     shape = walk.shape(node)
     return [*x[:-3], (*x[-3], *fixed(factor * factor)), fixed(shape[-2]), fixed(shape[-1])]
 
@@ -136,7 +138,7 @@ def pixel_unshuffle(walk: Walk, node: fx.Node) -> Value:
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(walk: Walk, node: fx.Node) -> Value:
     """(groups, each) becomes (each, groups)."""
-    x, groups = list(walk.axes(node.args[0])), int(node.args[1])  # type: ignore[call-overload]
+    x, groups = list(walk.axes(node.args[0])), number(node.args[1])
     count = walk.shape(node)[1]
     outer, inner = walk.store.regroup([x[1]], (groups, count // groups), walk.why(node))
     walk.store.freeze(outer, walk.why(node))
