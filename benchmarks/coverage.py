@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--assemble", action="store_true", help="run nothing, write the results of what is there")
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))
     import timm  # noqa: F401  imported once, before the processes fork
@@ -137,6 +138,7 @@ def main() -> None:
     if LINES.exists():
         done = {x["model"]: x for x in map(json.loads, LINES.read_text().splitlines())}
     queue = [n for n in (args.names or every) if args.again or args.names or n not in done]
+    queue = [] if args.assemble else queue
     running: dict[str, tuple[int, int, float]] = {}
     while queue or running:
         while queue and len(running) < args.workers:

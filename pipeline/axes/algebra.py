@@ -61,6 +61,7 @@ class Store:
     products: list[Product] = field(default_factory=list)
     frozen: list[tuple[Labels, str]] = field(default_factory=list)
     marks: list[tuple[Labels, str]] = field(default_factory=list)
+    muted: bool = False  # while an operator is walked whose result no output depends on: its value may change
     _splits: dict[tuple[bytes, int], tuple[Atom, Atom]] = field(default_factory=dict)
     _vectors: dict[tuple[bytes, ...], Atom] = field(default_factory=dict)
 
@@ -75,6 +76,8 @@ class Store:
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """Keep every position of an axis in the network."""
+        if self.muted:
+            return
         self.frozen += [(atom.labels, reason) for atom in axis if atom.labels is not None]
 
     def mark(self, axis: Axis, kind: str) -> None:

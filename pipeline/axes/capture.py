@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
+from .folding import fold_computed_weights
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
@@ -52,14 +53,15 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     """
     example = as_example(example_inputs)
     module, notes = plain(module)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(module, example[0], example[1], strict=False)
-    except Exception as error:  # export raises whatever the network's own code raises on fake tensors
-        raise _refusal(module, example, error) from error
+    program = _exported(module, example)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    folded = list(fold_computed_weights(module, program.graph, names, owner))
+    if folded:
+        notes += folded
+        program = _exported(module, example)
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = {
         key: program.constants[name]
         for key, name in signature.inputs_to_lifted_tensor_constants.items()
@@ -68,6 +70,15 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     captured = Captured(module, program.graph, names, constants, frozenset(signature.user_inputs), example, tuple(notes))
     _refuse_chance(captured)
     return captured
+
+
+def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, example[0], example[1], strict=False)
+    except Exception as error:  # export raises whatever the network's own code raises on fake tensors
+        raise _refusal(module, example, error) from error
 
 
 @contextmanager

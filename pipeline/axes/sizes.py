@@ -91,7 +91,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def record(captured: Captured, values: dict[fx.Node, Any]) -> dict[str, SizedCalls]:
-    """The shape-taking calls of every module's forward, those of the modules within it included, with the labels of their results.
+    """The shape-taking calls of every module's forward, those of the modules within it included.
 
     Empty where the calls cannot be matched with the captured graph one by one.
     """

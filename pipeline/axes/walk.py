@@ -72,7 +72,9 @@ class Walk:
 
     def run(self) -> Walk:
         """Walk the whole graph."""
+        live = self._live()
         for node in self.captured.graph.nodes:
+            self.store.muted = node not in live
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
             elif node.op == "output":
@@ -83,6 +85,18 @@ class Walk:
             else:
                 self.values[node] = [fixed(n) for n in self.shape(node)]
         return self
+
+    def _live(self) -> set[fx.Node]:
+        """The nodes an output depends on."""
+        queue = [n for n in self.captured.graph.nodes if n.op == "output"]
+        live: set[fx.Node] = set()
+        while queue:
+            node = queue.pop()
+            if node not in live:
+                live.add(node)
+                in_place = [u for s in node.all_input_nodes for u in s.users if str(u.target).split(".")[-2:][0].endswith("_")]
+                queue += [*node.all_input_nodes, *in_place]
+        return live
 
     def axes(self, node: Any) -> Axes:
         """The axes of a node's tensor."""
