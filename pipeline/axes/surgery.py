@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .coupling import Coupling, Plan
 from .heads import shrink
+from .scaling import needs_rescale, rescale
 from .sizes import SizedCalls, correct
 
 
@@ -31,7 +32,10 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
     """
     gone = coupling.gone(plan)
     masks = parameter_masks(coupling, gone)
-    module = _without(coupling.walk.captured.module, masks)
+    full = coupling.walk.captured.module
+    if needs_rescale(coupling, gone):
+        full = rescale(copy.deepcopy(full), coupling, gone)
+    module = _without(full, masks)
     first: dict[int, str] = {}  # a module used in several places has one name here
     every = dict(coupling.walk.captured.module.named_modules(remove_duplicate=False))
     canonical = {name: first.setdefault(id(part), name) for name, part in every.items()}

@@ -15,6 +15,7 @@ from torch import fx
 
 from .algebra import Axis, Store, fixed, labelled
 from .capture import Captured, operator_name, owner
+from .scaling import Rescale
 
 Axes = list[Axis]
 Value = Axes | list[Axes]  # a tensor, or an operator's several results
@@ -67,6 +68,7 @@ class Walk:
     parameters: dict[str, Axes] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    rescales: list[Rescale] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     _bound: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
 

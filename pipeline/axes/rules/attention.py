@@ -7,6 +7,8 @@ import math
 from torch import fx
 
 from ..algebra import Axis, size_of
+from ..capture import owner
+from ..scaling import rescale_of
 from ..walk import Value, Walk, rule
 
 HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "nhead", "n_head")
@@ -27,8 +29,12 @@ def attention(walk: Walk, node: fx.Node) -> Value:
     q, k, v = (list(walk.axes(a)) for a in node.args[:3])
     why, store = walk.why(node), walk.store
     depth = walk.join(q[-1], k[-1], node)
-    if walk.argument(node, "scale") is None:
-        store.freeze(depth, f"{why} divides by the root of the number of dimensions")
+    if walk.argument(node, "scale") is None and not owner(node)[1].endswith("activation.MultiheadAttention"):
+        made = rescale_of(node.args[0], walk.captured.names, depth)  # type: ignore[arg-type]
+        if made is not None:
+            walk.rescales.append(made)
+        else:
+            store.freeze(depth, f"{why} divides by the root of the number of dimensions")
     for axis in (q[-2], k[-2], v[-2]):
         store.freeze(axis, why)
     batch = walk.broadcast([k[:-2], v[:-2]], node)
