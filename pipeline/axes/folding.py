@@ -50,11 +50,12 @@ def fold_computed_weights(module: nn.Module, graph: fx.Graph, names: Mapping[str
             continue
         with torch.no_grad():
             weight = _value(conv.args[1], module, names, {})
-        arguments = dict(zip(("stride", "padding", "dilation", "groups"), conv.args[3:], strict=False))
-        new = FoldedConv2d(weight.shape[1] * int(arguments.get("groups", 1)), weight.shape[0], weight.shape[2:],  # type: ignore[call-overload]
-                           bias=old.bias is not None, device="meta", **arguments)  # fmt: skip
+        arguments: dict[str, Any] = dict(zip(("stride", "padding", "dilation", "groups"), conv.args[3:], strict=False))
+        groups = arguments.get("groups", 1)
+        new = FoldedConv2d(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], bias=old.bias is not None, **arguments)
         new.weight, new.bias = nn.Parameter(weight.detach().clone()), old.bias
-        new.pads = tuple(int(p) for p in pads[0].args[1]) if pads else ()  # type: ignore[union-attr]
+        amounts: Any = pads[0].args[1] if pads else ()
+        new.pads = tuple(int(p) for p in amounts)
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, new.train(old.training))
         yield f"{name}: {type(old).__name__} folded into an ordinary convolution"

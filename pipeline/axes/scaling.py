@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .coupling import Coupling
 
 _MOVES = {
-    "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous", "clone", "squeeze",
-    "unsqueeze", "flatten", "slice", "split_with_sizes", "alias", "detach",
+    "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous", "clone", 
+    "squeeze", "unsqueeze", "flatten", "slice", "split_with_sizes", "alias", "detach",
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale
     value = torch.arange(shape[-1]).expand(tuple(int(n) for n in shape))
     for step in reversed(chain):
         value = step.target(value, *step.args[1:], **step.kwargs)  # type: ignore[operator]
-    return Rescale(tuple(names[p.name] for p in parameters), tuple(int(r) for r in value.unique()), depth)
+    return Rescale(tuple(names[p.name] for p in parameters), tuple(np.unique(value.numpy()).tolist()), depth)
 
 
 def rescale(module: nn.Module, coupling: Coupling, gone: NDArray[np.bool_]) -> nn.Module:

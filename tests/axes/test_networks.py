@@ -79,7 +79,7 @@ def test_corrected_sizes_follow_the_batch_and_train() -> None:
 def test_blocks_hold_their_groups() -> None:
     coupling = couple(capture(TRANSFORMERS["packed"](), torch.randn(1, 1, 8, 8)))
     assert [b.name for b in coupling.blocks] == ["block:attns.0.proj", "block:mlps.0.3", "block:attns.1.proj", "block:mlps.1.3"]
-    assert coupling.blocks[0].groups == ("attns.0.qkv:head",)
+    assert coupling.blocks[0].groups == ("attns.0.qkv:head", "attns.0.qkv:head_dim")
     assert coupling.blocks[1].groups == ("mlps.0.0",)
 
 
