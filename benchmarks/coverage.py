@@ -6,7 +6,7 @@
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
 again unless --again asks for it. At the end benchmarks/results/coverage.json holds
-{"commit", "networks": [inspection or {"model", "error"}]}.
+{"commit", "networks": [inspection or {"model", "error"}, with the commit of the code that made it], "missing": names}.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
 
             if not select.select([read], [], [], 0.2)[0]:
                 continue
-            line = collect(pid, read, name, args.limit)
+            line = collect(pid, read, name, args.limit) | {"commit": commit()}
             del running[name]
             done[name] = line
             with LINES.open("a") as file:
@@ -161,7 +161,8 @@ def main() -> None:
                 flush=True,
             )
     lines = [done[n] for n in every if n in done]
-    RESULTS.write_text(json.dumps({"commit": commit(), "networks": lines}, indent=1) + "\n")
+    missing = [n for n in every if n not in done]
+    RESULTS.write_text(json.dumps({"commit": commit(), "networks": lines, "missing": missing}, indent=1) + "\n")
     print(summary(lines))
 
 
