@@ -2,7 +2,6 @@
 
     python benchmarks/coverage.py                      all networks; goes on where it was stopped
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
-    python benchmarks/coverage.py --peer               Torch-Pruning's share of each as well
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
 again unless --again asks for it. At the end benchmarks/results/coverage.json holds
@@ -57,7 +56,7 @@ def build(name: str) -> nn.Module:
     return next(factory() for found, factory in generators[kind]() if found == name)
 
 
-def one(name: str, shape: tuple[int, ...], peer: bool) -> dict[str, Any]:
+def one(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """The line of one network."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -72,14 +71,10 @@ def one(name: str, shape: tuple[int, ...], peer: bool) -> dict[str, Any]:
     except Exception as error:  # a bug: listed like a refusal, with its type
         line = {"model": name, "error": f"{type(error).__name__}: {str(error)[:300]}"}
     line["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    if peer:
-        import coverage_peer
-
-        line["peer"] = coverage_peer.share(build(name).eval(), torch.randn(1, *shape))
     return line
 
 
-def in_child(name: str, shape: tuple[int, ...], peer: bool, limit_s: int) -> tuple[int, int, float]:
+def in_child(name: str, shape: tuple[int, ...], limit_s: int) -> tuple[int, int, float]:
     """Start one network in a child process: (pid, file descriptor of its answer, deadline)."""
     read, write = os.pipe()
     pid = os.fork()
@@ -87,7 +82,7 @@ def in_child(name: str, shape: tuple[int, ...], peer: bool, limit_s: int) -> tup
         os.close(read)
         signal.alarm(limit_s)
         with os.fdopen(write, "w") as answer:
-            json.dump(one(name, shape, peer), answer)
+            json.dump(one(name, shape), answer)
         os._exit(0)
     os.close(write)
     return pid, read, time.monotonic() + limit_s
@@ -124,7 +119,6 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is already there")
     parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--peer", action="store_true")
     parser.add_argument("--assemble", action="store_true", help="run nothing, write the results of what is there")
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))
@@ -143,7 +137,7 @@ def main() -> None:
     while queue or running:
         while queue and len(running) < args.workers:
             name = queue.pop(0)
-            running[name] = in_child(name, every[name], args.peer, args.limit)
+            running[name] = in_child(name, every[name], args.limit)
         for name, (pid, read, _) in list(running.items()):
             import select
 

@@ -10,8 +10,8 @@ from edge_compress.pipeline.axes.gate import check, half, relative_difference
 from edge_compress.pipeline.axes.inspect import Inspection, inspect
 from edge_compress.pipeline.axes.surgery import cut
 from networks import NETWORKS
+from small_transformers import TRANSFORMERS
 from torch import nn
-from transformers import TRANSFORMERS
 
 ALL = {**NETWORKS, **{f"transformer_{k}": v for k, v in TRANSFORMERS.items()}}
 LOCKED = {  # layer a stays, and this operator is why
