@@ -11,7 +11,7 @@ from torch import nn
 
 from .capture import capture
 from .coupling import Coupling, couple
-from .gate import Checked, check
+from .cutting.gate import Checked, check
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from importlib.metadata import version
@@ -24,7 +23,9 @@ from .. import options
 from ..errors import BuildError, EdgeCompressError
 from ..types import Pattern, Precision
 from .finished_runs import release, report, verify
+from .inspection import inspect
 from .on_devices import devices, profile
+from .output import stdout_kept_clean
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -220,7 +221,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
 
     report = config.out / "report.json"
     try:
-        with _stdout_kept_clean():
+        with stdout_kept_clean():
             code: int = run_pipeline(config, Progress())
     except BuildError:  # refused before the search; the report says so
         if config.json and report.is_file():
@@ -232,7 +233,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     return code
 
 
-for command in (profile, devices, verify, release, report):
+for command in (inspect, profile, devices, verify, release, report):
     cli.add_command(command)
 
 
@@ -259,17 +260,3 @@ def _failed(text: str, code: int) -> int:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """Redirects to stderr what libraries print (torch.onnx does, and C++ below it): stdout is the caller's."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)

@@ -30,6 +30,7 @@ from .preprocess import IMAGENET_MEAN, IMAGENET_STD
 from .user_code import importable, own_randomness, user_factory
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
+CLASSES = 1000  # of a network that is only looked at
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
@@ -62,23 +63,13 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
         InputError: the model or the weights cannot be used, or do not fit each other or the data.
         UnavailableError: timm is not installed.
     """
-    scheme, _, rest = spec.partition(":")
-    if spec != "digits-resnet" and not rest:
-        raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
     if weights is None and spec != "digits-resnet":
         do = "give its trained state dict with --weights"
         raise InputError(f"model {spec}", found="no weights", expected="a trained network", do=do)
     state = None if weights is None else read_state(weights)
     channels = image_shape[0]
     with own_randomness():
-        if spec == "digits-resnet":
-            loaded = LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD)
-        elif scheme == "torchvision":
-            loaded = LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD)
-        elif scheme == "timm":
-            loaded = _from_timm(spec, rest, classes, channels)
-        else:
-            loaded = _from_factory(spec, classes, channels)
+        loaded = _made(spec, classes, channels)
     module = loaded.module.to("cpu", torch.float32).eval()
     if state is not None and weights is not None:
         put_state(module, state, weights.name, classes=classes)
@@ -86,6 +77,33 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     fits = loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(loaded.std) == channels
     mean, std = (loaded.mean, loaded.std) if fits else (None, None)
     return LoadedModel(module, loaded.name, state_sha256(module), mean, std)
+
+
+def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn.Module:
+    """Returns the network that `spec` names with initial weights, or those of a file: CPU, float32, eval mode, of any task.
+
+    Raises:
+        InputError: the network cannot be made, or the weights are not its own.
+        UnavailableError: timm is not installed.
+    """
+    with own_randomness():
+        module = _made(spec, CLASSES, channels).module.to("cpu", torch.float32).eval()
+    if weights is not None:
+        put_state(module, read_state(weights), weights.name, classes=CLASSES)
+    return module
+
+
+def example_shape(spec: str, image_size: int | None) -> tuple[int, int, int]:
+    """Returns the shape (C, H, W) of one input of the model that `spec` names: its own size, else 224; digits are 8x8 and grey.
+
+    Raises:
+        InputError: the file of a factory cannot be imported.
+    """
+    if spec == "digits-resnet":
+        return 1, image_size or 8, image_size or 8
+    crop = None if image_size is not None else evaluation_crop(spec)
+    size = image_size or (224 if crop is None else crop.size)
+    return 3, size, size
 
 
 def evaluation_crop(spec: str) -> Crop | None:
@@ -215,6 +233,20 @@ def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, i
     if not bool(torch.isfinite(output).all()):
         do = "check the weights, BatchNorm's variances first"
         raise InputError(f"model {spec}: its output", found="NaN or infinity", expected="finite logits", do=do)
+
+
+def _made(spec: str, classes: int, channels: int) -> LoadedModel:
+    """The network that `spec` names, with initial weights."""
+    scheme, _, rest = spec.partition(":")
+    if spec == "digits-resnet":
+        return LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD)
+    if not rest:
+        raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
+    if scheme == "torchvision":
+        return LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD)
+    if scheme == "timm":
+        return _from_timm(spec, rest, classes, channels)
+    return _from_factory(spec, classes, channels)
 
 
 def _from_torchvision(spec: str, name: str, classes: int) -> nn.Module:

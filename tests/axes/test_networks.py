@@ -6,9 +6,9 @@ import pytest
 import torch
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import couple
-from edge_compress.pipeline.axes.gate import check, half, relative_difference
+from edge_compress.pipeline.axes.cutting.gate import check, half, relative_difference
+from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.axes.inspect import Inspection, inspect
-from edge_compress.pipeline.axes.surgery import cut
 from networks import NETWORKS
 from small_transformers import TRANSFORMERS
 from torch import nn

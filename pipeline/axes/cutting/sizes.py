@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from .algebra import Axis
-from .capture import Captured, operator_name
-from .walk import Axes, number
+from ..algebra import Axis
+from ..capture import Captured, operator_name
+from ..walk import Axes, number
 
 if TYPE_CHECKING:
-    from .coupling import Coupling
+    from ..coupling import Coupling
 
 _RESHAPES: dict[Any, str] = {
     torch.Tensor.view: "view", torch.Tensor.reshape: "reshape", torch.reshape: "reshape",

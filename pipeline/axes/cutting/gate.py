@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .capture import Example, run, tensors_in
-from .coupling import Coupling
+from ...errors import InputError
+from ..capture import Example, run, tensors_in
+from ..coupling import Coupling
+from ..types import Group
 from .sizes import SizedCalls, record
 from .surgery import cut, zeroed
-from .types import Group
 
 TOLERANCE = 1e-4  # of the range of the outputs
 

@@ -1,0 +1,106 @@
+"""The command `inspect`. Imports only what `--help` needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..axes.inspect import Inspection
+
+SHOWN = 10  # groups and locked operations that the text names; --json has all
+
+
+@click.command("inspect")
+@click.option(
+    "--model",
+    metavar="SPEC",
+    default="digits-resnet",
+    show_default=True,
+    help="digits-resnet, torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.",
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict.  [default: the network's initial weights]"
+)
+@click.option(
+    "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
+)
+@click.option("--input-shape", metavar="C,H,W", help="Shape of one input, instead of --image-size, such as 1,28,28.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the inspection, as JSON, on stdout.")
+def inspect(model: str, weights: Path | None, image_size: int | None, input_shape: str | None, as_json: bool) -> int:
+    """Show what can be pruned of a network, what is locked, and why.
+
+    Needs no data, no weights and no device. The share is that of the network's multiply-accumulates in operations that get
+    cheaper when units of some group (channels, MLP units, heads, ...) are removed. It is proven on the network itself: half of
+    the units of every group are removed, and the outputs compared with those of the same units set to zero.
+
+    Runs (--target) find their groups by torch.fx and prune channels and residual blocks of convolutional networks; what they can
+    prune may be less, and every run says its own share.
+
+    \b
+    Examples:
+      edge-compress inspect --model timm:vit_tiny_patch16_224
+      edge-compress inspect --model net.py:detector --input-shape 3,320,320 --json
+    """  # noqa: D301
+    shape = _shape(input_shape) if input_shape is not None else None
+    if shape is not None and image_size is not None:
+        raise InputError("--input-shape with --image-size", expected="one of them", do="leave one out")
+    from .output import stdout_kept_clean
+
+    with stdout_kept_clean():
+        import torch
+
+        from ..axes.inspect import inspect as inspected
+        from ..task.models import example_shape, initial_network
+
+        found_shape = shape or example_shape(model, image_size)
+        network = initial_network(model, weights, channels=found_shape[0])
+        generator = torch.Generator().manual_seed(0)
+        found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(_lines(found)))
+    return 0
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError("--input-shape", found=repr(text), expected="three numbers C,H,W, such as 3,224,224") from error
+    if min(channels, height, width) < 1:
+        raise InputError("--input-shape", found=repr(text), expected="numbers above 0")
+    return channels, height, width
+
+
+def _lines(found: Inspection) -> Iterator[str]:
+    """The inspection as text."""
+    yield f"{found.model}: {found.parameters:,} parameters, {found.macs:,} multiply-accumulates"
+    yield f"prunable: {100 * found.prunable_macs_share:.1f} % of the multiply-accumulates, in {len(found.groups)} groups"
+    groups = sorted(found.groups, key=lambda g: -g.macs_share)
+    for group in groups[:SHOWN]:
+        yield f"  {group.name}: {group.units} units ({group.kind}), {100 * group.macs_share:.1f} %"
+    if len(groups) > SHOWN:
+        yield f"  ... and {len(groups) - SHOWN} more; --json has all"
+    locked = sorted(found.locked, key=lambda entry: -entry.macs_share)
+    if locked:
+        yield f"locked: {100 * (1 - found.prunable_macs_share):.1f} %"
+    for entry in locked[:SHOWN]:
+        yield f"  {entry.module or entry.operation} ({entry.operation}), {100 * entry.macs_share:.1f} %: {entry.reason}"
+    if len(locked) > SHOWN:
+        yield f"  ... and {len(locked) - SHOWN} more; --json has all"
+    for note in found.notes:
+        yield f"note: {note}"
+    if found.equivalence.tried:
+        said = "equal" if found.equivalence.passed else "NOT equal"
+        yield (
+            f"equivalence: half of every group removed and set to zero answer {said}, largest difference"
+            f" {found.equivalence.largest_relative_difference:.1e} of the outputs' range"
+        )
+    else:
+        yield "equivalence: not tried, nothing can be removed"
