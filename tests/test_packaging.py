@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +151,15 @@ def test_everything_the_project_needs_is_pinned() -> None:
     for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
         requirement = Requirement(text)
         assert pins.get(canonicalize_name(requirement.name), "none") in requirement.specifier, text
+
+
+LARGEST_FILE, LARGEST_ROOM, LARGEST_TOP = 350, 10, 12  # lines; files beside a room's `__init__.py`; files with it
+
+
+def test_rooms_and_files_stay_small_enough_to_read() -> None:
+    sources = list(_sources(*FOLDERS))
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert {name: n for name, n in lines.items() if n > LARGEST_FILE} == {}
+    rooms = Counter(path.parent.relative_to(ROOT).as_posix() for path in sources if path.name != "__init__.py")
+    assert rooms.pop("pipeline") < LARGEST_TOP
+    assert {room: n for room, n in rooms.items() if n > LARGEST_ROOM} == {}

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.format import fixed, interval
-from ..task.inputs import artifact_images, network_inputs
+from ..task.splits import artifact_images, network_inputs
 from ..types import Accuracy, Kind, Timing
 from ..verify import golden
 from ..verify.gates import packed, unpacked

@@ -14,9 +14,8 @@ from torch import nn
 from ...targets.base import FloatArray, Runner, Target
 from ..network.modes import borrowed
 from ..types import Preprocess
-from .inputs import artifact_images
 from .preprocess import to_input
-from .splits import Split
+from .splits import Split, artifact_images
 
 HELD_BYTES = 1 << 30  # of a split's pixels that are kept in memory between artifacts
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..options import Augment
 from ..types import Preprocess
-from .inputs import network_inputs
+from .splits import network_inputs
 
 UInt8Array = NDArray[np.uint8]
 

@@ -8,10 +8,9 @@ import torch
 from ...targets.base import FloatArray
 from ..network.exact_mode import Batch
 from ..types import Preprocess
-from .inputs import network_inputs
 from .load import Loaded
 from .preprocess import to_input, varied
-from .splits import DataSet, UInt8Array
+from .splits import DataSet, UInt8Array, network_inputs
 
 SCORING_IMAGES = 2000  # scores and moments are taken on
 BATCH = 100

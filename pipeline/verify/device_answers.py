@@ -11,7 +11,7 @@ from ...targets.base import Elsewhere, FloatArray, Target
 from ..run_context import Run
 from ..run_folder import Stage
 from ..task.inference import predictions, top1
-from ..task.inputs import artifact_images
+from ..task.splits import artifact_images
 from ..types import Artifact, Kind, OnDevice
 from .statistics import evenly_spaced
 

@@ -21,7 +21,7 @@ from ..errors import UnavailableError
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
-from ..task.inputs import artifact_images, network_inputs
+from ..task.splits import artifact_images, network_inputs
 from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
 from . import golden
 from .device_answers import IMAGES, compared

@@ -18,7 +18,7 @@ from ...devices.local import describe
 from ...devices.tensorrt.engines import Engines
 from ...targets.base import Runner, Target
 from ..errors import EdgeCompressError, VerifyError
-from ..task.inputs import artifact_images
+from ..task.splits import artifact_images
 from ..types import Preprocess
 
 FloatArray = NDArray[np.float32]

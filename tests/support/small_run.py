@@ -16,7 +16,7 @@ from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.pages import write_report
 from edge_compress.pipeline.report.report import decode
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.inputs import network_inputs
+from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.gates import packed

@@ -7,8 +7,8 @@ import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.options import Augment
-from edge_compress.pipeline.task.inputs import network_inputs
 from edge_compress.pipeline.task.preprocess import augmented, to_input
+from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st

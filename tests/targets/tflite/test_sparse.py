@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.task.inputs import network_inputs
+from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Precision, Preprocess, Speedup
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
