@@ -27,6 +27,7 @@ from pathlib import Path
 
 import click
 import torch
+from batchnorm_statistics import reestimate_on
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.timing import TimingSettings
@@ -39,7 +40,6 @@ from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSetti
 from edge_compress.pipeline.graph.knobs import plan_for
 from edge_compress.pipeline.graph.surgery import structure_of
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from batchnorm_statistics import reestimate_on
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.latency_cache import LatencyCache
@@ -23,7 +24,6 @@ from edge_compress.pipeline.evaluate.reward_images import reward_images
 from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.network.memory_layout import layout_for
 from edge_compress.pipeline.network.modes import borrowed
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs

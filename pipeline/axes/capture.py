@@ -1,6 +1,6 @@
 """The user's network as an exported graph, for analysis only; what is cut and trained is the user's own module.
 
-`torch.export` keeps parameter names and, on every node, the modules it came from. Layers whose weights are computed anew at every
+`torch.export` keeps parameter names and, on every node, the modules it came from. Layers whose weights are recomputed at every
 call (weight norm, spectral norm, pruning masks) are first given the weights they have, on a copy, and that is said in `notes`.
 """
 
@@ -34,7 +34,7 @@ class Captured:
     module: nn.Module
     graph: fx.Graph
     names: Mapping[str, str]  # placeholder -> parameter or buffer of `module`
-    constants: Mapping[str, torch.Tensor]  # placeholder -> tensor that is no parameter and no buffer
+    constants: Mapping[str, torch.Tensor]  # placeholder -> tensor that is neither a parameter nor a buffer
     inputs: frozenset[str]  # placeholders the user feeds
     example: Example
     notes: tuple[str, ...]
@@ -49,7 +49,7 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
 
     Raises:
         InputError: the network cannot be analysed: its control flow depends on data, it answers differently each time, its
-            weights are not there, or it is no module at all. The message is one line and names the place.
+            weights are not there, or it is not a module at all. The message is one line and names the place.
     """
     example = as_example(example_inputs)
     module, notes = plain(module)
@@ -109,7 +109,7 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
     """A copy in eval mode, without wrappers and with ordinary weights, and what was done to it.
 
     Raises:
-        InputError: it is no module with weights of its own.
+        InputError: it is not a module with weights of its own.
     """
     notes: list[str] = []
     while True:

@@ -5,7 +5,7 @@ artifact's precision. That is measured, once, and stands with every candidate. W
 each layer keeps, the paper's own reading of sparsity; the budget is on their share over all layers.
 
 A candidate is stitched as in `evaluate`: each layer once for each level, its lowest scores masked and the rest re-solved on the
-dense network's inputs; then BatchNorm statistics anew, and answers in ONNX Runtime.
+dense network's inputs; then re-estimated BatchNorm statistics, and outputs in ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from .modes import borrowed
-
-
-def reestimate_on(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Re-estimate running means and variances of every BatchNorm layer in place; nothing else of the module changes.
-
-    They become the plain average over batches (`momentum=None`). All other layers are in eval mode meanwhile, so dropout is off.
-
-    Args:
-        module: is back in its modes afterwards; a network without BatchNorm is left as it is.
-        batches: inputs (n, C, H, W) on the module's device, varied as in training: on plain images a network that was trained on
-            varied ones loses points. Without a batch nothing changes.
-    """
-    layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    rest = iter(batches)
-    first = next(rest, None) if layers else None
-    if first is None:
-        return
-    momenta = [layer.momentum for layer in layers]
-    with borrowed(module), torch.no_grad():
-        module.eval()
-        try:
-            for layer in layers:
-                layer.train()
-                layer.momentum = None  # the average over all batches, whatever their order
-                layer.reset_running_stats()
-            for inputs in chain((first,), rest):
-                module(inputs)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
-
 
 Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
 

@@ -69,7 +69,7 @@ class Pruning(Protocol):
         ...
 
     def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
-        """For `--mask dynamic`: gives the masks anew after each epoch, see `remask.dynamic`."""
+        """For `--mask dynamic`: re-chooses the masks after each epoch, see `dynamic_masks.dynamic`."""
         ...
 
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:

@@ -31,7 +31,7 @@ class Masks:
     """Single connections go: zeros in place. They buy no latency where they are stored densely, so the budget is on density."""
 
     limits = "density"
-    finalists = 1  # of a mask's plans each would need its connections chosen anew before it is solved
+    finalists = 1  # of a mask's plans each would need its connections chosen again before it is reconstructed
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, reestimate_on
+from batchnorm_statistics import reestimate_on
+from edge_compress.pipeline.network.batchnorm import input_moments, match_moments
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.preprocess import augmented, to_input

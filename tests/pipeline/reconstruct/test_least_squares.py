@@ -7,10 +7,10 @@ import weakref
 import nets
 import pytest
 import torch
+from batchnorm_statistics import reestimate_on
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import cuts, prune
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.reconstruct.least_squares import solve, solve_masked, stitched_weight
 from edge_compress.pipeline.reconstruct.reconstruction import columns, sequential
 from edge_compress.pipeline.types import Pattern, Plan
