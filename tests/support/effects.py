@@ -20,12 +20,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import user_net
+from batchnorm_statistics import reestimate_on
 from cli_runs import BUDGET, EPOCHS, EVALUATIONS, report_of
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.batchnorm import reestimate_on
 from edge_compress.pipeline.reconstruct import reconstruction as compensate
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.preprocess import augmented
