@@ -37,7 +37,7 @@ class TimingSettings:
     threads: int = 1  # of the runtime, inside one operator
     affinity: tuple[int, ...] | None = None  # cpus the process may run on
     runtime: str = "onnxruntime"  # see agent.runtimes.RUNTIMES
-    sessions: int = 5  # fresh processes
+    sessions: int = 10  # fresh processes; with five, repeated measurements spread more than their intervals say
     min_pairs: int = 30  # of each session
     max_pairs: int = 500
     max_seconds: float = 20.0  # of each session, warm-up not counted
