@@ -4,6 +4,8 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+# threads of PyTorch that wait must not spin: beside other processes that slows everything down
+export OMP_WAIT_POLICY := PASSIVE
 # the first Python >= 3.11 that runs and can make environments
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -26,7 +28,7 @@ demo: env  ## the whole pipeline on the embedded default, into runs/demo
 	$(BIN)/edge-compress --target x86 --out runs/demo
 
 test: env  ## the fast tests, minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadgroup --durations 25
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu"
