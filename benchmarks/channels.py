@@ -135,7 +135,16 @@ def ours(
     baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
     latencies = work / "latency"
     with open_bench(
-        config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies
+        config,
+        loaded,
+        way.net,
+        target,
+        Precision.INT8,
+        memo,
+        probed=way.prober,
+        baseline=baseline,
+        form="canonical",
+        latencies=latencies,
     ) as bench:
         evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, bench)
         ranking = rank_units(way.net, way.coupling, way.knobs, evaluator, bench.inputs, way.score, None, way.seed)

@@ -104,7 +104,16 @@ def main(
     baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
     latencies = work / "latency"
     with open_bench(
-        config, loaded, way.net, target, Precision.INT8, memo, baseline=baseline, form="canonical", latencies=latencies
+        config,
+        loaded,
+        way.net,
+        target,
+        Precision.INT8,
+        memo,
+        probed=way.prober,
+        baseline=baseline,
+        form="canonical",
+        latencies=latencies,
     ) as bench:
         evaluator = way.evaluator(bench)
         ranking = evaluator.rank(None)

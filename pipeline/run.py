@@ -25,17 +25,16 @@ from ..devices.device import Device
 from ..devices.tensorrt.boards_of import boards_of
 from ..targets.base import Limits, Target, joint
 from .build import artifact as artifacts
+from .build.dense_baseline import dense_baseline
 from .codec import to_json
 from .compute import Compute, compute_for
 from .config import Config
 from .errors import BuildError, UnavailableError
-from .evaluate.channel_evaluator import table_error
-from .evaluate.dense_baseline import dense_baseline
 from .evaluate.evaluation_context import Bench, open_bench
+from .evaluate.table_evaluator import table_error
 from .files import atomic_write
 from .finetune.digits import EPOCHS, train_digits
 from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
-from .graph.trace import canonical
 from .network.cost import cost_of
 from .network.weights import load_weights, save_weights, state_sha256
 from .pattern import finalists
@@ -122,13 +121,12 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
     subject_key = _prepare_subject(run)
     loaded = run.loaded
     shape = loaded.subject.data.image_shape
-    net = canonical(loaded.module, shape)
     limits = joint([led, *chosen])
     pruning = pruning_for(
-        pattern, net, shape, limits, config, partial(scoring_inputs, loaded, config.seed), folder.path, run.compute
+        pattern, loaded.module, shape, limits, config, partial(scoring_inputs, loaded, config.seed), folder.path, run.compute
     )
     precision = config.precision or led.limits.precisions[0]
-    baseline = dense_baseline(run, subject_key, led, net, places[led.name])
+    baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
     found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
     checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
@@ -138,7 +136,7 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
         precision = config.precision or target.limits.precisions[0]
         try:
             place = places[target.name]
-            baseline = dense_baseline(run, subject_key, target, net, place)
+            baseline = dense_baseline(run, subject_key, target, pruning.net, place)
             artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
         except BuildError as error:  # the other targets still get theirs
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
@@ -240,6 +238,7 @@ def _search(
             target,
             precision,
             memo,
+            probed=pruning.prober,
             baseline=(run.folder.path / baseline.file.path).read_bytes(),
             form=baseline.form.form,
             device=place,

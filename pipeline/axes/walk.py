@@ -15,7 +15,7 @@ from torch import fx
 
 from .algebra import Axis, Store, fixed, labelled
 from .capture import Captured, operator_name, owner
-from .scaling import Rescale
+from .cutting.scaling import Rescale
 
 Axes = list[Axis]
 Value = Axes | list[Axes]  # a tensor, or an operator's several results

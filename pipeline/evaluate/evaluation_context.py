@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from ...devices.device import Device, Meter
 from ...devices.local import LocalDevice
@@ -126,11 +126,12 @@ class _NoMeter:
 def open_bench(
     config: Config,
     loaded: Loaded,
-    net: fx.GraphModule,
+    net: nn.Module,
     target: Target,
     precision: Precision,
     memo: Path,
     *,
+    probed: Callable[[Target, Precision], Prober],
     baseline: bytes,
     form: str = "",
     device: Device | None = None,
@@ -144,10 +145,11 @@ def open_bench(
     Args:
         config: its device, threads and seed are used.
         loaded: trained subject.
-        net: its canonical network, eval mode.
+        net: its network as the search knows it, eval mode.
         target: that the search is for.
         precision: of its artifact.
         memo: file of finished evaluations.
+        probed: gives the latency models of candidates.
         baseline: the dense float network's file: the unit of every latency.
         form: of the network in it; measured latencies are kept by it.
         device: that latencies are measured on; None: this machine.
@@ -162,13 +164,13 @@ def open_bench(
     device = LocalDevice() if device is None else device
     data, prep = loaded.data, loaded.subject.preprocess
     if estimated:
-        prober = target.prober(net, data.info.image_shape, precision)
+        prober = probed(target, precision)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {target.name}", found="no device to measure them on")
     else:
         # first of all: a device that does not answer is an error at once
         context = _context(config, loaded, target, precision, device) | {"baseline": form}
-        prober = target.prober(net, data.info.image_shape, precision)
+        prober = probed(target, precision)
     inputs = scoring_inputs(loaded, config.seed)
     hessians = LayerHessians(net, inputs, compute, memo.parent / "hessians")
     for remark in hessians.remarks():

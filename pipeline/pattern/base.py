@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from ...targets.base import Prober, Target
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
 from ..run_folder import Stage
 from ..search.problem import Evaluator, Levels
-from ..types import Knob, Plan, Sensitivity
+from ..types import Knob, Plan, Precision, Sensitivity
 
 
 class RankedEvaluator(Evaluator, Protocol):
@@ -26,11 +27,16 @@ class RankedEvaluator(Evaluator, Protocol):
 
 
 class Pruning(Protocol):
-    """One way to prune a canonical network."""
+    """One way to prune a network."""
 
     @property
-    def net(self) -> fx.GraphModule:
-        """The network, dense."""
+    def net(self) -> nn.Module:
+        """The network, dense, eval mode."""
+        ...
+
+    @property
+    def widest(self) -> int:
+        """Elements of the largest activation of one image."""
         ...
 
     @property
@@ -48,6 +54,10 @@ class Pruning(Protocol):
         """How many of the search's best plans are reconstructed sequentially before one is taken, at most."""
         ...
 
+    def prober(self, target: Target, precision: Precision) -> Prober:
+        """Latency models of candidates."""
+        ...
+
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """What the search asks."""
         ...
@@ -56,11 +66,11 @@ class Pruning(Protocol):
         """The plan of a setting that the stage `before` chose; files that belong to it lie in a stage of their own."""
         ...
 
-    def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
+    def solved(self, plan: Plan, images: Tensor) -> nn.Module:
         """The planned network, after sequential reconstruction on training images (n, C, H, W), augmented."""
         ...
 
-    def blank(self, plan: Plan) -> fx.GraphModule:
+    def blank(self, plan: Plan) -> nn.Module:
         """A network of the planned shape, for weights from a file."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from ...targets.base import Limits
+from ...targets.base import Limits, Prober, Target
 from ..compute import CPU, Compute
 from ..evaluate.channel_evaluator import StitchedEvaluator
 from ..evaluate.evaluation_context import Bench
@@ -12,12 +12,13 @@ from ..finetune.dynamic_masks import Remask
 from ..graph.coupling import couple
 from ..graph.knobs import knobs_for, plan_for
 from ..graph.surgery import check_equivalence, prune
+from ..reconstruct.memory import widest_activation
 from ..reconstruct.reconstruction import sequential
 from ..run_folder import Stage
 from ..score.ranking import rank_units
 from ..search.problem import Levels
 from ..search.search import FINALISTS
-from ..types import Plan, Sensitivity
+from ..types import Plan, Precision, Sensitivity
 from .base import RankedEvaluator
 
 
@@ -40,6 +41,16 @@ class Channels:
         self.net, self.image_shape, self.score, self.seed = net, image_shape, score, seed
         self.coupling = couple(net)
         self.knobs = knobs_for(self.coupling, limits)
+        self.widest = widest_activation(net)
+
+    @property
+    def prunable_macs_share(self) -> float:
+        """Share of the multiply-accumulates in layers that some knob makes cheaper."""
+        return self.coupling.prunable_macs_share
+
+    def prober(self, target: Target, precision: Precision) -> Prober:
+        """The dense graph, cut to each structure."""
+        return target.prober(self.net, self.image_shape, precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.channel_evaluator`."""

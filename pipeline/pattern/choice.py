@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from ...targets.base import Limits, Target
 from ..compute import Compute
 from ..config import Config
 from ..errors import InputError
+from ..graph.trace import canonical
 from ..score.connections import ConnectionScores
 from ..types import Pattern
 from .base import Pruning
 from .channels import Channels
 from .masks import Masks
+from .units import Units
+
+ENOUGH = 0.8  # share of the multiply-accumulates that can be pruned from which a traced network is not captured again
 
 
 def pattern_for(config: Config, targets: list[Target]) -> Pattern:
@@ -52,7 +56,7 @@ def pattern_for(config: Config, targets: list[Target]) -> Pattern:
 
 def pruning_for(
     pattern: Pattern,
-    net: fx.GraphModule,
+    module: nn.Module,
     image_shape: tuple[int, int, int],
     limits: Limits,
     config: Config,
@@ -64,7 +68,7 @@ def pruning_for(
 
     Args:
         pattern: what is removed.
-        net: canonical dense network, eval mode.
+        module: the dense network, eval mode.
         image_shape: (C, H, W).
         limits: of the target that is searched for.
         config: its score and seed are used.
@@ -76,6 +80,28 @@ def pruning_for(
         InputError: nothing in the network can be pruned so.
     """
     if pattern is Pattern.CHANNEL:
-        return Channels(net, image_shape, limits, config.score, config.seed, compute)
+        return _structured(module, image_shape, limits, config, compute)
+    net = canonical(module, image_shape)
     scores = ConnectionScores(net, inputs, config.score, config.seed, compute)
-    return Masks(net, pattern, scores, root, inputs, compute)
+    return Masks(net, image_shape, pattern, scores, root, inputs, compute)
+
+
+def _structured(
+    module: nn.Module, image_shape: tuple[int, int, int], limits: Limits, config: Config, compute: Compute
+) -> Pruning:
+    """By channels of the traced network; where it cannot be traced, or most of it is kept, by units of the exported one."""
+    how = config.score, config.seed, compute
+    try:
+        channels = Channels(canonical(module, image_shape), image_shape, limits, *how)
+    except InputError as untraced:
+        try:
+            return Units(module, image_shape, limits, *how)
+        except InputError as error:
+            raise error from untraced
+    if channels.prunable_macs_share >= ENOUGH:
+        return channels
+    try:
+        units = Units(module, image_shape, limits, *how)
+    except InputError:
+        return channels
+    return units if units.prunable_macs_share > channels.prunable_macs_share else channels

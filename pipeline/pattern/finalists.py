@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ..evaluate.evaluation_context import REWARD_IMAGES
@@ -29,7 +29,7 @@ from .base import Pruning
 
 SEQUENTIAL_IMAGES = 1000  # images a plan is solved on, layer after layer
 
-Solve = Callable[[Candidate], fx.GraphModule]
+Solve = Callable[[Candidate], nn.Module]
 Judge = Callable[[nn.Module], tuple[float, float]]  # accuracy (share) and loss
 
 
@@ -39,7 +39,7 @@ def play_off(
     solve: Solve,
     judge: Judge,
     progress: Callable[[Finalist], None] | None = None,
-) -> tuple[tuple[Finalist, ...], int, fx.GraphModule]:
+) -> tuple[tuple[Finalist, ...], int, nn.Module]:
     """Reconstruct candidates sequentially and take the one that the search prefers by their accuracies then.
 
     Args:
@@ -92,12 +92,12 @@ def solve(
     if solved is None:
         data, prep = run.loaded.data, run.loaded.subject.preprocess
         wanted, memory = min(SEQUENTIAL_IMAGES, len(data.train)), run.compute.memory_bytes
-        count = affordable(pruning.net, wanted, memory)
+        count = affordable(pruning.widest, wanted, memory)
         if note := reduced("Layer-wise reconstruction", count, wanted, memory):
             stage.note(note)
         images = training_inputs(data, prep, count, run.config.seed + 1)
 
-        def network(candidate: Candidate) -> fx.GraphModule:
+        def network(candidate: Candidate) -> nn.Module:
             return pruning.solved(pruning.plan(candidate.levels, ranking, before), images)
 
         how = SearchSettings(found.method, 1, found.budget, run.config.reward, run.config.alpha, run.config.beta)

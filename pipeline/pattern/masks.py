@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
+from ...targets.base import Prober, Target
 from ..compute import Compute
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.mask_evaluator import MaskEvaluator
@@ -17,13 +18,13 @@ from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
 from ..graph.blocks import residual_branches
 from ..graph.mask_knobs import mask_knobs, masks_for, selections
-from ..reconstruct.memory import affordable, reduced
+from ..reconstruct.memory import affordable, reduced, widest_activation
 from ..reconstruct.optimal_brain_surgeon import chosen_masks
 from ..reconstruct.reconstruction import sequential_masked
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..search.problem import Levels
-from ..types import Pattern, Plan, Sensitivity
+from ..types import Pattern, Plan, Precision, Sensitivity
 from .base import RankedEvaluator
 
 
@@ -36,6 +37,7 @@ class Masks:
     def __init__(
         self,
         net: fx.GraphModule,
+        image_shape: tuple[int, int, int],
         pattern: Pattern,
         scores: ConnectionScores,
         root: Path,
@@ -43,8 +45,13 @@ class Masks:
         compute: Compute,
     ) -> None:
         self.net, self.pattern, self.scores, self.root, self._inputs = net, pattern, scores, root, inputs
-        self._compute = compute
+        self._compute, self._image_shape = compute, image_shape
         self.knobs = mask_knobs(net, pattern)
+        self.widest = widest_activation(net)
+
+    def prober(self, target: Target, precision: Precision) -> Prober:
+        """The dense network's file: masks change no shape."""
+        return target.prober(self.net, self._image_shape, precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.mask_evaluator`."""
@@ -62,7 +69,7 @@ class Masks:
             masks = masks_for(self.pattern, self.knobs, levels, self.scores.at(ranking.lambda_))
             if self.pattern is Pattern.WEIGHT and self.scores.name == "hasa":
                 images = self._inputs()
-                count = affordable(self.net, len(images), self._compute.memory_bytes)
+                count = affordable(self.widest, len(images), self._compute.memory_bytes)
                 if note := reduced("OBS saliency", count, len(images), self._compute.memory_bytes):
                     stage.note(note)
                 masks = chosen_masks(self.net, masks, images[:count], fixed=selections(self.net), compute=self._compute)

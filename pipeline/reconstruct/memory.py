@@ -13,16 +13,20 @@ LEAST_IMAGES = 32
 SOLVING_BYTES = 40  # for each entry of a Hessian that a layer is solved with: float64 matrix, damped copy, factor
 
 
-def affordable(net: fx.GraphModule, count: int, memory_bytes: int) -> int:
+def affordable(widest: int, count: int, memory_bytes: int) -> int:
     """How many images (at most `count`, at least 32) whose activations can be held for a few layers at a time.
 
     Args:
-        net: a network whose shapes have been propagated, see `graph.propagate_shapes`.
+        widest: elements of the largest activation of one image.
         count: images wanted.
         memory_bytes: that they may take.
     """
-    widest = max(math.prod(shape[1:]) for node in net.graph.nodes if (shape := shape_of(node)))
     return max(LEAST_IMAGES, min(count, memory_bytes // (4 * widest * HELD_TENSORS)))
+
+
+def widest_activation(net: fx.GraphModule) -> int:
+    """Elements of the largest activation of one image, in a network whose shapes have been propagated (`graph.trace`)."""
+    return max(math.prod(shape[1:]) for node in net.graph.nodes if (shape := shape_of(node)))
 
 
 def reduced(what: str, count: int, wanted: int, memory_bytes: int) -> str:

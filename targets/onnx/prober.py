@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,17 @@ class OnnxProber:
             images = rng.standard_normal((4, *image_shape), dtype=np.float32)  # what the ranges are does not change the time
             recipe = Recipe("min-max", 8)
             self._model = quantize(self.network, ranges(collect(self.network, [images]), recipe.ranges), recipe)
-        self.layers = layers(self.network)
-        self.positions = _output_positions(self.network)
         self._alive: dict[tuple[str, ...], frozenset[str]] = {}
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The dense network's layers by module name."""
+        return layers(self.network)
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Layer -> how many output positions it computes."""
+        return _output_positions(self.network)
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision."""

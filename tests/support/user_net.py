@@ -44,12 +44,53 @@ class Net(nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(y))).mean(dim=(2, 3)))
 
 
+class Attention(nn.Module):
+    """Four heads of eight dimensions over sixteen patches."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Transformer(nn.Module):
+    """Two pre-norm blocks over the patches of a convolution, as torch.fx cannot trace them: sizes come from shapes."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem, self.patch = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, width, 2, 2)
+        self.position = nn.Parameter(torch.zeros(1, 16, width))
+        self.attentions = nn.ModuleList(Attention(width) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * width, width)) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(F.relu(self.stem(x))).flatten(2).transpose(1, 2) + self.position
+        if x.shape[1] != 16:
+            raise ValueError("sixteen patches")
+        for k, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            x = x + attention(self.norms[2 * k](x))
+            x = x + mlp(self.norms[2 * k + 1](x))
+        return self.head(self.norms[4](x).mean(1))
+
+
 def projected() -> nn.Module:
     return Net(10, padded=False)
 
 
 def padded() -> nn.Module:
     return Net(10, padded=True)
+
+
+def attending() -> nn.Module:
+    return Transformer()
 
 
 def sized(num_classes: int) -> nn.Module:

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..coupling import Coupling, Plan
-from ..scaling import needs_rescale, rescale
 from .heads import shrink
+from .scaling import needs_rescale, rescale
 from .sizes import SizedCalls, correct
 
 

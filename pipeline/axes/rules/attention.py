@@ -8,7 +8,7 @@ from torch import fx
 
 from ..algebra import Axis, size_of
 from ..capture import owner
-from ..scaling import rescale_of
+from ..cutting.scaling import rescale_of
 from ..walk import Value, Walk, rule
 
 HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "nhead", "n_head")

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator, table_error
+from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.reward_images import RewardImages
+from edge_compress.pipeline.evaluate.table_evaluator import table_error
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import prune, structure_of
@@ -377,7 +378,7 @@ def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_
         assert ratio == pytest.approx(Meter().ratio(Prober().candidate(structure_of(net, coupling, plan))).value)
 
 
-def test_an_estimate_adds_up_what_each_knob_saves(make):
+def test_an_estimate_of_one_knob_is_its_entry_and_of_several_what_their_layers_keep(make):
     evaluator, _ = make()
     dense = evaluator.latency_estimate((0,) * len(evaluator.knobs))
     measured = {}
@@ -389,8 +390,14 @@ def test_an_estimate_adds_up_what_each_knob_saves(make):
     assert dense == measured[0, 0]
     at = {k.name: i for i, k in enumerate(evaluator.knobs)}
     one, other = at["layer2.0.conv1"], at["layer3.1.conv1"]
-    both = tuple(1 if i in (one, other) else 0 for i in range(len(at)))
-    assert evaluator.latency_estimate(both) == pytest.approx(measured[one, 1] + measured[other, 1] - dense)
+    apart = tuple(1 if i in (one, other) else 0 for i in range(len(at)))
+    assert evaluator.latency_estimate(apart) == pytest.approx(measured[one, 1] + measured[other, 1] - dense, rel=0.02)
+    deepest = tuple(0 if k.kind == "block" else len(k.kept) - 1 for k in evaluator.knobs)  # layers lose inputs and outputs
+    plan = plan_for(evaluator.knobs, deepest, evaluator.order, "")
+    really = evaluator.bench.latency_ratio(structure_of(*nets.subject(NAME), plan))
+    added = dense - sum(dense - measured[i, level] for i, level in enumerate(deepest))
+    assert added < 0.8 * really
+    assert abs(evaluator.latency_estimate(deepest) - really) < 0.5 * abs(added - really)
 
 
 def test_knobs_inside_a_removed_block_change_nothing(make):

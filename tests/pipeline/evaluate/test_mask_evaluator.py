@@ -340,7 +340,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def planned(folder: RunFolder, pattern: Pattern, level: int = 2) -> tuple[Masks, Plan]:
-    way = Masks(network(), pattern, scores(), folder.path, lambda: nets.digits()[0][:400], CPU)
+    way = Masks(network(), nets.SHAPE, pattern, scores(), folder.path, lambda: nets.digits()[0][:400], CPU)
     return way, way.plan(at_level(way.knobs, level), RANKING, folder.stage("search", "1", {}))
 
 

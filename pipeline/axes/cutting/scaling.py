@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from .algebra import Axis
+from ..algebra import Axis
 
 if TYPE_CHECKING:
-    from .coupling import Coupling
+    from ..coupling import Coupling
 
 _MOVES = {
     "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous", "clone", 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.build.dense_baseline import AS_GIVEN, CONVOLUTIONS, dense_baseline
 from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import load as load_config
 from edge_compress.pipeline.evaluate import evaluation_context
-from edge_compress.pipeline.evaluate.dense_baseline import AS_GIVEN, CONVOLUTIONS, dense_baseline
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.run_context import Run
@@ -167,6 +167,7 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
             target,
             target.limits.precisions[-1],
             tmp_path / "memo",
+            probed=lambda target, precision: target.prober(net, SHAPE, precision),
             baseline=data,
             form=form,
             device=stopwatch,

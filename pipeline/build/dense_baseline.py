@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import fx, nn
+from torch import nn
 
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
@@ -23,14 +23,14 @@ CONVOLUTIONS = "zero-padded shortcuts as 1x1 convolutions"
 SESSIONS = 3  # enough to tell which of two forms is faster
 
 
-def dense_baseline(run: Run, subject_key: str, target: Target, net: fx.GraphModule, device: Device | None) -> Baseline:
+def dense_baseline(run: Run, subject_key: str, target: Target, net: nn.Module, device: Device | None) -> Baseline:
     """The target's dense float baseline, kept in a stage of its own.
 
     Args:
         run: whose network and device it is.
         subject_key: of the stage that gave the trained network.
         target: whose format the file has.
-        net: the canonical network.
+        net: the network as the search knows it.
         device: that tells which form is faster; without one it is the canonical form, which estimates are made for.
 
     Raises:

@@ -1,0 +1,150 @@
+"""Candidates of a captured network: the user's module cut, re-fit layer by layer, and run in torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...targets.base import Structure, Target
+from ..axes.coupling import Coupling
+from ..axes.coupling import Plan as Gone
+from ..axes.cutting.gate import Checked
+from ..axes.cutting.surgery import cut, parameter_masks
+from ..network.batchnorm import Moments
+from ..network.modes import borrowed
+from ..reconstruct.units import Fitter, stitched
+from ..score.layer_moments import LayerMoments
+from ..types import Knob, Plan, Precision
+from .evaluation_context import Bench
+from .table_evaluator import FloatArray, TableEvaluator
+
+BATCH = 100  # candidates answer so many images at once
+
+
+class UnitProber:
+    """`targets.base.Prober` for structures that count the units left of each group: group -> (units left, units).
+
+    Which units stay does not change what a network costs: the first ones do.
+
+    Args:
+        checked: groups that passed the gate.
+        target: that exports the candidates.
+        image_shape: (C, H, W) of one input.
+        precision: of the artifact.
+    """
+
+    def __init__(self, checked: Checked, target: Target, image_shape: tuple[int, int, int], precision: Precision) -> None:
+        self._checked, self._target, self._shape, self._precision = checked, target, image_shape, precision
+
+    def candidate(self, structure: Structure) -> bytes:
+        """A file of this structure in the artifact's precision.
+
+        Raises:
+            BuildError: the target's converter refused the cut module.
+        """
+        module = cut(self._checked.coupling, _first_units(structure), self._checked.sized)
+        return self._target.prober(module, self._shape, self._precision).candidate(Structure({}))
+
+    def macs(self, structure: Structure) -> int:
+        """Multiply-accumulates of this structure, batch 1."""
+        return sum(macs_left(self._checked.coupling, _first_units(structure)).values())
+
+
+class UnitEvaluator(TableEvaluator[nn.Module]):
+    """Candidates of a captured network. They answer in float; their latency is that of a file in the artifact's precision.
+
+    Args:
+        checked: groups that passed the gate.
+        knobs: the decisions.
+        planned: the plan of a setting.
+        moments: of the dense network's layers.
+        bench: what candidates are judged with.
+    """
+
+    def __init__(
+        self,
+        checked: Checked,
+        knobs: tuple[Knob, ...],
+        planned: Callable[[tuple[int, ...]], Plan],
+        moments: LayerMoments,
+        bench: Bench,
+    ) -> None:
+        super().__init__(knobs, bench)
+        self.checked, self._planned, self._fitter = checked, planned, Fitter(moments)
+
+    def plan(self, levels: tuple[int, ...]) -> Plan:
+        """See `TableEvaluator.plan`."""
+        return self._planned(levels)
+
+    def structure(self, plan: Plan) -> Structure:
+        """How many units are left of each group that loses any."""
+        sizes = {knob.name: knob.size for knob in self.knobs}
+        return Structure({name: (len(kept), sizes[name]) for name, kept in plan.kept.items()})
+
+    @cached_property
+    def _dense_moments(self) -> Moments:
+        return self.bench.images.dense_moments(self.checked.coupling.walk.captured.module)
+
+    def network(self, plan: Plan) -> nn.Module:
+        """See `TableEvaluator.network`; BatchNorm statistics are re-estimated where there are any."""
+        coupling = self.checked.coupling
+        gone = removed(plan, self.sizes)
+        small = stitched(coupling, gone, self.checked.sized, self._fitter).eval()
+        if self._dense_moments:
+            masks = parameter_masks(coupling, coupling.gone(gone))
+            kept = {n.removesuffix(".running_mean"): m[0] for n, m in masks.items() if n.endswith(".running_mean") and 0 in m}
+            self.bench.images.restore(
+                small, self._dense_moments, {n: torch.from_numpy(mask.nonzero()[0]) for n, mask in kept.items()}
+            )
+        return small
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Units of each group in the dense network."""
+        return {g.name: len(g.units) for g in self.checked.coupling.groups}
+
+    def score(self, net: nn.Module, structure: Structure) -> tuple[float, float]:
+        """See `TableEvaluator.score`."""
+        images, device = self.bench.images, self.bench.images.compute.device
+        with borrowed(net, device), torch.inference_mode():
+            parts = [net(part.to(device)).float().cpu() for part in torch.split(images.inputs, BATCH)]
+        return images.judge(torch.cat(parts).numpy())
+
+    def work(self, structure: Structure) -> FloatArray:
+        """The multiply-accumulates of each costly operator."""
+        coupling = self.checked.coupling
+        left = macs_left(coupling, {name: range(kept, size) for name, (kept, size) in structure.widths.items()})
+        return np.array([left[k] / max(cost.macs, 1) for k, cost in enumerate(coupling.walk.costs)])
+
+    def change(self, knob: int, level: int) -> Hashable:
+        """Its kind, the share of units left, and the multiply-accumulates of the operators it makes cheaper."""
+        at = self.knobs[knob]
+        coupling = self.checked.coupling
+        left = macs_left(coupling, {at.name: range(at.kept[level], at.size)})
+        costs = coupling.walk.costs
+        touched = sorted((costs[k].macs, macs) for k, macs in left.items() if macs != costs[k].macs)
+        return at.kind, at.size, at.kept[level], tuple(touched)
+
+
+def removed(plan: Plan, sizes: Mapping[str, int]) -> Gone:
+    """Group -> units that go, of a plan that says which stay."""
+    return {name: sorted(set(range(sizes[name])) - set(kept)) for name, kept in plan.kept.items()}
+
+
+def macs_left(coupling: Coupling, plan: Gone) -> dict[int, int]:
+    """Multiply-accumulates of each costly operator, by its number, without a plan's units."""
+    gone = coupling.gone(plan)
+    found = {}
+    for number, cost in enumerate(coupling.walk.costs):
+        kept = math.prod(float(mask.mean()) for mask in (coupling.kept(axis, gone) for axis in cost.axes))
+        found[number] = round(cost.macs * kept)
+    return found
+
+
+def _first_units(structure: Structure) -> Gone:
+    return {group: range(left, size) for group, (left, size) in structure.widths.items() if left < size}

@@ -1,0 +1,168 @@
+"""Pattern `channel` for networks captured by torch.export: channels, MLP units, heads and their dimensions are removed.
+
+The user's own module is cut, trained and built. Candidates are timed as files that the target's converter makes of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...targets.base import Limits, Prober, Target
+from ..axes.capture import capture
+from ..axes.coupling import Plan as Gone
+from ..axes.coupling import couple
+from ..axes.cutting.gate import Checked, check
+from ..axes.cutting.surgery import cut
+from ..compute import CPU, Compute
+from ..errors import InputError
+from ..evaluate.evaluation_context import Bench
+from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
+from ..finetune.dynamic_masks import Remask
+from ..graph.knobs import SHARES
+from ..reconstruct.units import sequential
+from ..run_folder import Stage
+from ..score.layer_moments import LayerMoments
+from ..score.unit_saliency import unit_saliency
+from ..search.problem import Levels
+from ..search.search import FINALISTS
+from ..types import Knob, Pattern, Plan, Precision, Sensitivity
+from .base import RankedEvaluator
+
+MOMENT_IMAGES = 500  # the second moments of layers' inputs are taken on
+WHOLE = ("head", "group", "stream_group")  # kinds of which any number may stay; of others a multiple that kernels like
+DIMENSIONS = 4  # of queries, keys or values: kept counts are multiples of it
+
+
+class Units:
+    """Units of every kind go; the budget is on measured latency."""
+
+    limits = "latency"
+    finalists = FINALISTS
+
+    def __init__(
+        self,
+        module: nn.Module,
+        image_shape: tuple[int, int, int],
+        limits: Limits,
+        score: str,
+        seed: int,
+        compute: Compute = CPU,
+    ) -> None:
+        self.compute, self.image_shape, self.score, self.seed = compute, image_shape, score, seed
+        generator = torch.Generator().manual_seed(0)
+        captured = capture(module, torch.rand(1, *image_shape, generator=generator))
+        self.checked: Checked = check(couple(captured))
+        self.net: nn.Module = captured.module
+        self.notes = captured.notes
+        self.widest = max(
+            math.prod(n.meta["val"].shape[1:]) for n in captured.graph.nodes if isinstance(n.meta.get("val"), Tensor)
+        )
+        coupling = self.checked.coupling
+        self.sizes = {g.name: len(g.units) for g in coupling.groups}
+        self.knobs = tuple(k for g in coupling.open_groups() if (k := _knob(g.name, g.kind, len(g.units), limits)) is not None)
+        if not self.knobs:
+            locked = coupling.locked()
+            raise InputError(
+                "nothing can be removed from the network",
+                found=f"{locked[0].operation} in {locked[0].module or 'the network'}: {locked[0].reason}"
+                if locked
+                else "no group of units",
+                do="edge-compress inspect lists what keeps each part",
+            )
+
+    @property
+    def prunable_macs_share(self) -> float:
+        """Share of the multiply-accumulates in operators that some knob makes cheaper."""
+        coupling = self.checked.coupling
+        return sum(c.macs for c in coupling.walk.costs if coupling.prunable(c)) / max(coupling.macs, 1)
+
+    def prober(self, target: Target, precision: Precision) -> Prober:
+        """See `evaluate.unit_evaluator`."""
+        return UnitProber(self.checked, target, self.image_shape, precision)
+
+    def evaluator(self, bench: Bench) -> RankedEvaluator:
+        """See `evaluate.unit_evaluator`."""
+        return _Evaluator(self, LayerMoments(self.checked.coupling, bench.inputs[:MOMENT_IMAGES], self.compute), bench)
+
+    def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
+        """Of each group the highest-scored units stay. There are no files."""
+        return self.plan_for(levels, ranking.order)
+
+    def plan_for(self, levels: Levels, order: Mapping[str, tuple[int, ...]]) -> Plan:
+        """The plan of a setting under an order of each group's units, highest score first."""
+        kept, share = {}, {}
+        for knob, level in zip(self.knobs, levels, strict=True):
+            count = knob.kept[level]
+            share[knob.name] = 1.0 - count / knob.size
+            if count < knob.size:
+                kept[knob.name] = tuple(sorted(order[knob.name][:count]))
+        return Plan(Pattern.CHANNEL, self.score, kept, (), share)
+
+    def solved(self, plan: Plan, images: Tensor) -> nn.Module:
+        """See `reconstruct.units.sequential`."""
+        return sequential(self.checked.coupling, self._gone(plan), self.checked.sized, images, compute=self.compute)
+
+    def blank(self, plan: Plan) -> nn.Module:
+        """The user's module without the plan's units."""
+        return cut(self.checked.coupling, self._gone(plan), self.checked.sized)
+
+    def masks(self, plan: Plan) -> dict[str, Tensor]:
+        """None: what is removed is gone."""
+        return {}
+
+    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+        """None: there are no masks."""
+        return None
+
+    def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
+        """Share of the dense network's parameters that are gone."""
+        return 1.0 - sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in dense.parameters())
+
+    def remarks(self, runtime: str) -> tuple[str, ...]:
+        """How the network was captured, the share that can be pruned, and below one half what keeps most of the rest."""
+        coupling, share = self.checked.coupling, self.prunable_macs_share
+        told = [
+            "Captured by torch.export; candidates answered in float, in torch.",
+            f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
+            *self.notes,
+        ]
+        if share < 0.5:
+            told += [
+                f"{lock.operation} in {lock.module or 'the network'} keeps {lock.macs / max(coupling.macs, 1):.0%} of them:"
+                f" {lock.reason}."
+                for lock in coupling.locked()[:3]
+            ]
+        told += [f"{name} stays: {why}." for name, why in coupling.locked_groups.items()]
+        return tuple(told)
+
+    def _gone(self, plan: Plan) -> Gone:
+        return removed(plan, self.sizes)
+
+
+class _Evaluator(UnitEvaluator):
+    def __init__(self, way: Units, moments: LayerMoments, bench: Bench) -> None:
+        super().__init__(way.checked, way.knobs, lambda levels: way.plan_for(levels, self._order), moments, bench)
+        self._way, self._moments = way, moments
+        self._order: Mapping[str, tuple[int, ...]] = {k.name: tuple(range(k.size)) for k in way.knobs}
+
+    def rank(self, lambda_: float | None) -> Sensitivity:
+        way = self._way
+        scores = unit_saliency(way.checked.coupling, self._moments, way.score, way.seed)
+        order = {name: tuple(found.argsort(descending=True, stable=True).tolist()) for name, found in scores.items()}
+        return Sensitivity(way.score, 1.0 if lambda_ is None else lambda_, order)
+
+    def follow(self, ranking: Sensitivity) -> None:
+        self._order = ranking.order
+        self.fill_table()
+
+
+def _knob(name: str, kind: str, size: int, limits: Limits) -> Knob | None:
+    """The decision on a group; None where the target's limits leave one choice."""
+    step = 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.channel_multiple
+    counts = {max(step, round(size * share / step) * step) for share in SHARES[1:]}
+    kept = (size, *sorted((c for c in counts if c < size), reverse=True))
+    return Knob(name, kind, size, kept) if len(kept) > 1 else None

@@ -1,0 +1,108 @@
+"""OBS saliency of whole units: what a layer's outputs lose when a unit's inputs go and the others are re-fit.
+
+For a layer with weights W (rows = outputs), the Hessian G of its output error and the columns g of one unit, the loss is
+tr(W_g [(G^-1)_gg]^-1 W_g^T) (Optimal Brain Surgeon for a group of weights: Hassibi & Stork 1993; Kurtic et al. 2022,
+arXiv 2203.07259). G is centred where the layer has a bias, which is re-fit too. Dimensions that queries and keys share have no
+layer that reads them: there it is the energy of their part of the attention scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..axes.coupling import Coupling
+from ..axes.types import Group
+from ..errors import InputError
+from ..options import Score
+from .layer_moments import LayerMoments
+
+DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in reconstruction
+
+
+def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: int) -> dict[str, Tensor]:
+    """Group -> saliency of each unit (units,), float64; the lowest go first.
+
+    Args:
+        coupling: of the dense network; its open groups are scored.
+        moments: of its layers.
+        score: "hasa": OBS saliency; "magnitude": norm of all weights that go with the unit; "random".
+        seed: of "random".
+
+    Raises:
+        InputError: another score.
+    """
+    groups = coupling.open_groups()
+    generator = torch.Generator().manual_seed(seed)
+    if score == Score.RANDOM:
+        return {g.name: torch.rand(len(g.units), generator=generator, dtype=torch.float64) for g in groups}
+    if score == Score.MAGNITUDE:
+        squares = {n: p.detach().double().square() for n, p in moments.module.named_parameters() if p.ndim > 1}
+        return {g.name: _sums(g, squares) for g in groups}
+    if score != Score.HASA:
+        raise InputError(f"--score {score}", expected="hasa, magnitude or random for a network captured by torch.export")
+    inverses: dict[str, tuple[Tensor, float]] = {}
+    return {g.name: _obs(g, moments, inverses) for g in groups}
+
+
+def _obs(group: Group, moments: LayerMoments, inverses: dict[str, tuple[Tensor, float]]) -> Tensor:
+    found = torch.zeros(len(group.units), dtype=torch.float64)
+    for number, unit in enumerate(group.units):
+        for part in unit.slices:
+            if part.axis != 1 or part.parameter not in moments.gram:
+                continue
+            weight = moments.module.get_parameter(part.parameter).detach()
+            if part.parameter not in inverses:
+                inverses[part.parameter] = _inverse(moments.gram[part.parameter], weight)
+            inverse, energy = inverses[part.parameter]
+            area = weight[0, 0].numel()
+            columns = (torch.tensor(part.indices)[:, None] * area + torch.arange(area)).flatten()
+            own = weight.flatten(1)[:, columns].double()
+            solved = torch.linalg.solve(inverse[columns][:, columns], own.T)
+            found[number] += (own.T * solved).sum() / energy
+    if group.kind == "head_dim":
+        found += _shares(group, moments.energy, values=bool(found.any()))
+    if not found.any():  # nothing reads the units: what they weigh
+        squares = {n: p.detach().double().square() for n, p in moments.module.named_parameters() if p.ndim > 1}
+        return _sums(group, squares)
+    return found
+
+
+def _inverse(gram: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+    """The inverse of the centred, damped Hessian, and the energy of the layer's outputs that depends on its inputs."""
+    count = gram[-1, -1].clamp_min(1.0)
+    mean = gram[-1, :-1] / count
+    centred = gram[:-1, :-1] - count * torch.outer(mean, mean)
+    flat = weight.flatten(1).double()
+    energy = float((flat @ centred * flat).sum().clamp_min(1e-30))
+    ridge = DAMPING * centred.diagonal().mean().clamp_min(1e-12)
+    return torch.linalg.inv(centred + ridge * torch.eye(len(centred), dtype=centred.dtype)), energy
+
+
+def _shares(group: Group, energy: Mapping[str, Tensor], *, values: bool) -> Tensor:
+    """Each dimension's share of the energy of the attention scores: squares of queries times squares of keys, of all heads.
+
+    `values`: the dimensions of the values go with them, as where one layer makes all three in equal parts.
+    """
+    found = torch.zeros(len(group.units), dtype=torch.float64)
+    for number, unit in enumerate(group.units):
+        rows = [energy[s.parameter][i] for s in unit.slices if s.axis == 0 and s.parameter in energy for i in s.indices]
+        part = len(rows) // (3 if values else 2)
+        if part:
+            found[number] = torch.stack(rows[:part]).sum() * torch.stack(rows[part : 2 * part]).sum()
+    return found / found.sum().clamp_min(1e-30)
+
+
+def _sums(group: Group, squares: Mapping[str, Tensor]) -> Tensor:
+    totals: dict[tuple[str, int], Tensor] = {}
+    found = torch.zeros(len(group.units), dtype=torch.float64)
+    for number, unit in enumerate(group.units):
+        for part in unit.slices:
+            if part.parameter in squares:
+                key = part.parameter, part.axis
+                if key not in totals:
+                    totals[key] = squares[part.parameter].transpose(0, part.axis).flatten(1).sum(1)
+                found[number] += totals[key][list(part.indices)].sum()
+    return found

@@ -1,0 +1,71 @@
+"""OBS saliency is what a layer's outputs really lose when one unit's inputs go and the others are re-fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from edge_compress.pipeline.axes.capture import capture
+from edge_compress.pipeline.axes.coupling import Coupling, couple
+from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.score import unit_saliency as saliency
+from edge_compress.pipeline.score.layer_moments import LayerMoments
+from small_transformers import TRANSFORMERS
+from torch import nn
+
+
+def coupled(net: nn.Module, inputs: torch.Tensor) -> Coupling:
+    return couple(capture(net.eval(), inputs[:1]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_saliency_is_the_loss_of_the_best_fit_without_the_unit(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saliency, "DAMPING", 1e-9)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 4, bias=bias))
+    inputs = torch.randn(400, 1, 8, 8)
+    coupling = coupled(net, inputs)
+    found = saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "hasa", 0)["1"]
+    with torch.no_grad():
+        hidden = net[2](net[1](net[0](inputs))).double()
+        outputs = hidden @ net[3].weight.double().T
+        centred = outputs - outputs.mean(0) if bias else outputs
+        losses = []
+        for unit in range(6):
+            left = hidden[:, [k for k in range(6) if k != unit]]
+            left = torch.cat([left, torch.ones(len(left), 1, dtype=left.dtype)], 1) if bias else left
+            losses.append(float((left @ torch.linalg.lstsq(left, outputs).solution - outputs).square().sum()))
+    torch.testing.assert_close(found, torch.tensor(losses, dtype=torch.float64) / centred.square().sum(), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["packed", "shared_keys", "torch_attention", "gated_mlp"])
+def test_every_open_group_gets_a_score_for_each_unit(name: str) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(60, 1, 8, 8)
+    coupling = coupled(TRANSFORMERS[name](), inputs)
+    moments = LayerMoments(coupling, inputs)
+    for score in ("hasa", "magnitude", "random"):
+        found = saliency.unit_saliency(coupling, moments, score, 0)
+        assert {n: len(s) for n, s in found.items()} == {g.name: len(g.units) for g in coupling.open_groups()}
+        assert all(bool((s >= 0).all()) and len(set(s.tolist())) > 1 for s in found.values())
+
+
+def test_a_dead_dimension_of_queries_and_keys_goes_first() -> None:
+    torch.manual_seed(0)
+    net = TRANSFORMERS["apart"]()
+    inputs = torch.randn(60, 1, 8, 8)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "key" in name:
+                parameter.view(4, 8, -1)[:, 5] = 0.0
+    coupling = coupled(net, inputs)
+    found = saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "hasa", 0)
+    dims = {g.name for g in coupling.open_groups() if g.kind == "head_dim"}
+    assert dims
+    assert all(int(found[name].argmin()) == 5 for name in dims)
+
+
+def test_the_published_score_is_refused_by_name() -> None:
+    inputs = torch.randn(60, 1, 8, 8)
+    coupling = coupled(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4)), inputs)
+    with pytest.raises(InputError, match="published"):
+        saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "published", 0)
