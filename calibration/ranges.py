@@ -26,7 +26,7 @@ BINS = 2048
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often values of a tensor were seen, in equal bins from `lowest` to `highest`."""
+    """Histogram of a tensor's values, in equal bins from `lowest` to `highest`."""
 
     lowest: float
     highest: float
@@ -42,11 +42,7 @@ def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int =
 
     The inputs are run twice, once for the extremes and once for the counts, so memory does not grow with their number.
 
-    Args:
-        model: a float network with one input and static shapes, batch 1.
-        inputs: arrays (n, C, H, W).
-        bins: bins of each histogram.
-        threads: threads of the runtime.
+    The network has one input and static shapes, batch 1; inputs are arrays (n, C, H, W).
 
     Raises:
         BuildError: an activation is NaN or infinite, or there are no inputs.
@@ -59,11 +55,7 @@ def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int =
 def count(names: Sequence[str], run: Run, inputs: Sequence[FloatArray], *, bins: int = BINS) -> dict[str, Histogram]:
     """Counts of activations, whatever runtime they come from; it is run twice over the inputs.
 
-    Args:
-        names: of the activations.
-        run: gives all of them, in this order, for one input after another.
-        inputs: arrays (n, C, H, W).
-        bins: bins of each histogram.
+    `run` yields the activations, in the order of `names`, for one input after another.
 
     Raises:
         BuildError: an activation is NaN or infinite, or there are no inputs.
@@ -76,11 +68,9 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[FloatArray], *, bins:
             highest[i] = np.maximum(highest[i], value.max())
     if not np.isfinite(lowest).all() or not np.isfinite(highest).all():
         bad = names[int(np.argmin(np.isfinite(lowest) & np.isfinite(highest)))]
-        raise BuildError(
-            f"the calibration inputs give no finite range for {bad}",
-            found=f"NaN, infinity or nothing in {sum(map(len, inputs))} inputs",
-            do="check the weights and the images",
-        )
+        found = f"NaN, infinity or nothing in {sum(map(len, inputs))} inputs"
+        what = f"the calibration inputs give no finite range for {bad}"
+        raise BuildError(what, found=found, do="check the weights and the images")
     span = np.where(highest > lowest, highest - lowest, 1.0)
     counts = np.zeros((len(names), bins), np.int64)
     for values in run(inputs):
@@ -96,7 +86,7 @@ def min_max(seen: Histogram) -> Range:
 
 
 def percentile(seen: Histogram, percent: float) -> Range:
-    """What holds `percent` of the values, the rest cut off in equal parts at both ends."""
+    """The range that holds `percent` of the values; the rest is cut off in equal parts at both ends."""
     tail = (100.0 - percent) / 200.0 * seen.counts.sum()
     below = np.cumsum(seen.counts)
     edges = seen.edges()

@@ -1,4 +1,4 @@
-"""What a target is: its limits as plain data, and the four questions the pipeline asks it.
+"""Definition of a target: its limits as plain data, and the four questions the pipeline asks it.
 
 A target is one module in this folder that binds `TARGET`. It is found by its file name; nothing else is edited.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 Images = NDArray[Any]  # float32 network inputs, or uint8 pixels
+Network = TypeVar("Network")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the target's kernels can use. The search never leaves these limits, so every plan can be built."""
+    """Limits of the target's kernels. The search never leaves these limits, so every plan can be built."""
 
     channel_multiple: int  # kept channel counts are multiples of this
     precisions: tuple[Precision, ...]  # best first
@@ -56,7 +57,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a target needs to build an artifact."""
+    """Inputs of a build."""
 
     module: nn.Module  # the pruned network, eval mode, BatchNorm in place
     baseline: bytes  # the dense float network's file, see `Target.baseline`
@@ -77,8 +78,18 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
+class Converted(Generic[Network]):
+    """A network in its artifact's precision, and what a report says about it."""
+
+    network: Network
+    notes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)  # the same, machine-readable
+    choices: tuple[str, ...] = ()  # every int8 recipe that was tried, with its top-1
+
+
+@dataclass(frozen=True)
 class Interface:
-    """What goes into a classifier's artifact and what comes out of it."""
+    """Input and output of a classifier's artifact."""
 
     image_shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
@@ -91,7 +102,18 @@ class Runner(Protocol):
 
     def __call__(self, images: Images) -> FloatArray:
         """Logits (n, classes) of network inputs (n, C, H, W), or of pixels (n, H, W, C) where the target `takes_pixels`."""
-        ...
+
+
+def artifact_bytes(path: Path) -> bytes:
+    """The content of an artifact's file.
+
+    Raises:
+        BuildError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BuildError(f"{Path(path).name} cannot be read", found=error.strerror or str(error)) from error
 
 
 # One inference somewhere else: tensors by name in, tensors by name out.
@@ -104,7 +126,6 @@ class Elsewhere(Protocol):
 
     def runner_through(self, path: Path, infer: Infer) -> AbstractContextManager[Runner]:
         """As `Target.runner`, with every inference made by `infer`, one image each."""
-        ...
 
 
 class Prober(Protocol):
@@ -112,11 +133,9 @@ class Prober(Protocol):
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision. Its weights mean nothing; its latency does."""
-        ...
 
     def macs(self, structure: Structure) -> int:
         """Multiply-accumulates of this structure, batch 1."""
-        ...
 
 
 @runtime_checkable
@@ -125,7 +144,6 @@ class Estimator(Protocol):
 
     def estimate(self, structure: Structure) -> float:
         """Latency of this structure as a share of the dense one's in the same precision. An estimate, never a measurement."""
-        ...
 
 
 class Target(Protocol):
@@ -141,7 +159,6 @@ class Target(Protocol):
 
     def missing(self) -> str | None:
         """Why artifacts cannot be built here, with what to install; None when they can."""
-        ...
 
     def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The file of a dense float network: what latencies are compared with. Arguments as in `BuildRequest`.
@@ -149,7 +166,6 @@ class Target(Protocol):
         Raises:
             UnavailableError, BuildError: as for `build`.
         """
-        ...
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write the artifact and its dense float baseline into `request.folder`.
@@ -160,21 +176,26 @@ class Target(Protocol):
             UnavailableError: a package is missing.
             BuildError: the converter refused the model; the message names the layer where it can.
         """
-        ...
 
     def runner(self, path: Path, threads: int = 1) -> AbstractContextManager[Runner]:
-        """The artifact in its own runtime."""
-        ...
+        """The artifact in its own runtime; it takes any number of inputs.
+
+        Raises:
+            UnavailableError: the runtime is missing.
+            BuildError: the file cannot be read or loaded.
+        """
 
     def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> Prober:
         """Latency models for the search. `module` is the canonical dense network in eval mode.
 
         Convolution and linear weights keep their module names (`layer1.0.conv1.weight`), BatchNorm is in place.
+
+        Raises:
+            UnavailableError, BuildError: as for `build`.
         """
-        ...
 
     def require(self, precision: Precision | None = None) -> None:
-        """Nothing, where artifacts of a precision can be built here.
+        """Checks that artifacts of a precision can be built here.
 
         Raises:
             UnavailableError: they cannot, see `missing`.
@@ -190,20 +211,19 @@ class Target(Protocol):
     def artifact(
         self,
         request: BuildRequest,
-        network: bytes,
+        converted: Converted[Any],
+        data: bytes,
         file_format: str,
         input_name: str,
-        *,
-        notes: tuple[str, ...],
-        options: dict[str, str],
-        choices: tuple[str, ...],
+        *notes: str,
+        **options: str,
     ) -> Artifact:
-        """Writes `model.FORMAT` and `baseline.FORMAT` into the request's folder, and gives their record."""
+        """Writes `model.FORMAT` (`data`) and `baseline.FORMAT` into the request's folder; returns their record."""
         request.folder.mkdir(parents=True, exist_ok=True)
         files = {}
-        for name, data in (("model", network), ("baseline", request.baseline)):
+        for name, content in (("model", data), ("baseline", request.baseline)):
             path = request.folder / f"{name}.{file_format}"
-            atomic_write(path, data)
+            atomic_write(path, content)
             files[name] = file_ref(path, request.folder)
         return Artifact(
             target=self.name,
@@ -212,8 +232,8 @@ class Target(Protocol):
             precision=request.precision,
             input_name=input_name,
             input_shape=(1, *request.image_shape),
-            notes=notes,
-            options=options,
+            notes=(*converted.notes, *notes),
+            options=converted.options | options,
             baseline=files["baseline"],
-            choices=choices,
+            choices=converted.choices,
         )

@@ -43,6 +43,8 @@ class Editor(ABC, Generic[Op, Tensor]):
     """The operators of a graph in the order they run, free to be changed, and which of them are named layers."""
 
     place: str  # where layers are looked for, for messages
+    rules: Mapping[str, Rule]  # by the operator's kind
+    unlisted: Rule  # of the other kinds
     ops: list[Op]
     layers: dict[str, Op]
     outputs: Sequence[Tensor]
@@ -73,9 +75,9 @@ class Editor(ABC, Generic[Op, Tensor]):
     def kind(self, op: Op) -> str:
         """The format's name of the operator."""
 
-    @abstractmethod
     def rule(self, op: Op) -> Rule:
         """How the operator's shapes follow each other."""
+        return self.rules.get(self.kind(op), self.unlisted)
 
     @abstractmethod
     def inputs(self, op: Op) -> Sequence[Tensor]:
@@ -83,7 +85,7 @@ class Editor(ABC, Generic[Op, Tensor]):
 
     @abstractmethod
     def results(self, op: Op) -> Sequence[Tensor]:
-        """What it computes."""
+        """Its results."""
 
     @abstractmethod
     def was(self, tensor: Tensor) -> Shape:
@@ -140,7 +142,7 @@ class Editor(ABC, Generic[Op, Tensor]):
         raise BuildError(f"the branch that ends in {name} cannot be removed", found="no sum after it", expected="a shortcut")
 
     def _drop_dead(self) -> None:
-        """Take out operators whose results nobody uses."""
+        """Remove operators whose results are unused."""
         wanted, kept = set(self.outputs), []
         for op in reversed(self.ops):
             if wanted.intersection(self.results(op)):
@@ -185,7 +187,7 @@ class Editor(ABC, Generic[Op, Tensor]):
         self._now(out, _with(self.was(out), axis, outputs))
 
     def _shape_after(self, op: Op, out: Tensor) -> Shape | None:
-        """What becomes of a result some of whose operands have changed; None if that is not known."""
+        """New shape of a result some of whose operands have changed; None if it is unknown."""
         rule, result, operands = self.rule(op), self.was(out), self.inputs(op)
         before, after = self.was(operands[0]), self.shape(operands[0])
         if rule is Rule.RESHAPE:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic
 
 from torch import nn
 
 from ..calibration.ranges import METHODS, Histogram, Range, ranges
-from .base import BuildRequest, Runner
+from .base import BuildRequest, Converted, Network, Runner
 from .onnx.int8 import STEPS, Recipe
 
 SAME_PP = 0.02  # recipes that score this close on the search split are equal: the simpler one is taken
-Network = TypeVar("Network")
 
 
 @dataclass(frozen=True)
 class Int8Format(Generic[Network]):
-    """How a target makes int8 networks, and what there is to choose from."""
+    """A target's way to make int8 networks, and the choices it has."""
 
     activation_type: str
     export: Callable[[nn.Module], Network]
@@ -29,26 +28,11 @@ class Int8Format(Generic[Network]):
     ends: tuple[str, str] | None = None  # first and last layer, which may stay in float; None where none may
 
 
-@dataclass(frozen=True)
-class Int8Choice(Generic[Network]):
-    """The int8 network that was chosen, and why."""
-
-    network: Network
-    notes: tuple[str, ...]
-    options: dict[str, str]  # the same, for machines
-    choices: tuple[str, ...]  # every recipe that was tried, with its top-1
-
-
-def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network]) -> Int8Choice[Network]:
+def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network]) -> Converted[Network]:
     """The int8 network that costs least on the search split.
 
     The weight bit-width is settled with min-max ranges, then the other range methods are tried with it. If int8 still costs more
     than allowed, see `Trials.escalate`.
-
-    Args:
-        network: float.
-        request: its calibration images, score and limits are used.
-        how: the target's int8.
     """
     float_top1 = request.score(how.load(network))
     trials = Trials(network, request, how)
@@ -73,7 +57,7 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
         "excluded": ",".join(best.float_layers),
     }
     choices = (f"float: {float_top1:.2f} %", *(f"{recipe}: {top1:.2f} %" for recipe, top1 in trials.top1.items()))
-    return Int8Choice(trials.model(best), tuple(notes), options, choices)
+    return Converted(trials.model(best), tuple(notes), options, choices)
 
 
 class Trials(Generic[Network]):
@@ -104,11 +88,7 @@ class Trials(Generic[Network]):
         return next(recipe for recipe, top1 in self.top1.items() if top1 >= max(self.top1.values()) - SAME_PP)
 
     def escalate(self, allowed: float) -> None:
-        """Try what is left where int8 costs too much: GPTQ rounding, then the last and the first layer in float.
-
-        Args:
-            allowed: top-1, percent, from which on nothing more is tried.
-        """
+        """Try GPTQ rounding, then the last and the first layer in float, until the top-1 (percent) is at least `allowed`."""
         if self.top1[self.best()] >= allowed:
             return
         if self._request.rounded is not None:

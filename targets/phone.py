@@ -15,15 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..pipeline.errors import BuildError, UnavailableError
+from ..pipeline.errors import UnavailableError
 from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Infer, Interface, Limits, Runner, Target
+from .base import BuildRequest, Converted, Infer, Interface, Limits, Runner, Target, artifact_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .int8_choice import Int8Choice
-    from .tflite.metadata import Record
     from .tflite.prober import TfliteProber
 
 EXTRA = {"litert_torch": "litert-torch", "ai_edge_quantizer": "ai-edge-quantizer", "ai_edge_litert": "ai-edge-litert"}
@@ -64,67 +62,41 @@ class Phone(Target):
         return described(network, interface.image_shape, Record(interface.mean, interface.std, interface.classes))
 
     def build(self, request: BuildRequest) -> Artifact:
-        """Write `model.tflite` and `baseline.tflite` into the request's folder.
-
-        Raises:
-            UnavailableError: a package is missing.
-            BuildError: the network cannot be converted, quantized or run.
-        """
+        """Write `model.tflite` and `baseline.tflite` into the request's folder; see `Target.build`."""
         self.require(request.precision)
-        from .tflite.convert import convert
+        from .tflite.convert import INPUT_NAME, convert
         from .tflite.int8 import halve, with_int8_weights
         from .tflite.metadata import Record, described
         from .tflite.run import facts_of
         from .tflite.sparse import half_zero
 
-        record = Record(request.mean, request.std, request.classes)
         network, _ = convert(request.module, request.image_shape, request.mean, request.std)
-        notes: tuple[str, ...] = ()
-        options: dict[str, str] = {}
-        choices: tuple[str, ...] = ()
+        converted = Converted(network)
         if request.precision is Precision.INT8:
-            chosen = _int8(network, request, record)
-            network, notes, options, choices = chosen.network, chosen.notes, chosen.options, chosen.choices
+            converted = _int8(network, request)
         elif request.precision is Precision.FP16:
-            network = halve(network)
-            notes = (
-                "fp16: weights are stored in half precision; without half-precision arithmetic they are unpacked when loaded",
-            )
+            note = "fp16: weights are stored in half precision; without half-precision arithmetic they are unpacked when loaded"
+            converted = Converted(halve(network), (note,))
         elif request.precision is Precision.DYNAMIC:
-            network = with_int8_weights(network)
-            notes = ("dynamic: weights are int8, activations float and quantized image by image; nothing was calibrated",)
+            note = "dynamic: weights are int8, activations float and quantized image by image; nothing was calibrated"
+            converted = Converted(with_int8_weights(network), (note,))
         elif half_zero(network):
-            network, notes, options = _sparse_if_faster(network, request)
-        data = described(network, request.image_shape, record)
+            converted = _sparse_if_faster(network, request)
+        record = Record(request.mean, request.std, request.classes)
+        data = described(converted.network, request.image_shape, record)
         facts = facts_of(data, request.threads)
         own = "its latency is that of the machine it was measured on, not a phone's"
-        return self.artifact(
-            request,
-            data,
-            "tflite",
-            "image",
-            notes=(*notes, _takes(request), facts.pop("note"), own),
-            options={**options, **facts},
-            choices=choices,
-        )
+        notes = (_takes(request), facts.pop("note"), own)
+        return self.artifact(request, converted, data, "tflite", INPUT_NAME, *notes, **facts)
 
     @contextmanager
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
-        """The artifact in LiteRT on the CPU; takes any number of inputs.
-
-        Raises:
-            UnavailableError: ai-edge-litert is missing.
-            BuildError: the file cannot be loaded, or LiteRT runs it without XNNPACK.
-        """
+        """The artifact in LiteRT on the CPU, with XNNPACK; see `Target.runner`."""
         if find_spec("ai_edge_litert") is None:
             raise UnavailableError("ai-edge-litert is not installed", do="pip install 'edge-compress[phone]'")
         from .tflite.run import predictor
 
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise BuildError(f"{Path(path).name} cannot be read", found=error.strerror or str(error)) from error
-        yield predictor(data, threads, name=Path(path).name)
+        yield predictor(artifact_bytes(path), threads, name=Path(path).name)
 
     @contextmanager
     def runner_through(self, path: Path, infer: Infer) -> Iterator[Runner]:
@@ -134,25 +106,20 @@ class Phone(Target):
         yield predictor(Path(path).read_bytes(), name=Path(path).name, infer=infer)
 
     def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> TfliteProber:
-        """Latency models of candidates, see `targets.base.Prober`.
-
-        Raises:
-            UnavailableError: a package is missing.
-            BuildError: the network cannot be converted or quantized.
-        """
+        """Latency models of candidates; see `Target.prober`."""
         self.require()
         from .tflite.prober import TfliteProber
 
         return TfliteProber(module, image_shape, precision)
 
 
-def _sparse_if_faster(network: bytes, request: BuildRequest) -> tuple[bytes, tuple[str, ...], dict[str, str]]:
-    """The network with its zeros encoded where that is faster on the device, else as it was; why; and the same for machines."""
+def _sparse_if_faster(network: bytes, request: BuildRequest) -> Converted[bytes]:
+    """The network with its zeros encoded where that is faster on the device, else as it was; and why."""
     from .tflite.sparse import encode, why_dense
 
     reason = why_dense(network) or ("" if request.speedup else "there is no device to measure on")
     if reason:
-        return network, (f"zeros are stored: XNNPACK would compute them, because {reason}",), {"sparse": "no"}
+        return Converted(network, (f"zeros are stored: XNNPACK would compute them, because {reason}",), {"sparse": "no"})
     assert request.speedup is not None  # the reason above
     encoded = encode(network)
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
@@ -163,11 +130,12 @@ def _sparse_if_faster(network: bytes, request: BuildRequest) -> tuple[bytes, tup
     low, high = found.ci95
     measured = f"sparse weights are {found.median:.2f} times as fast as dense ones (95 % interval {low:.2f} to {high:.2f})"
     if low <= 1.0:
-        return network, (f"zeros are stored: {measured}; XNNPACK skips zeros on Arm, not on x86 with AVX",), {"sparse": "no"}
-    return encoded, (f"zeros are skipped: {measured}",), {"sparse": "yes"}
+        note = f"zeros are stored: {measured}; XNNPACK skips zeros on Arm, not on x86 with AVX"
+        return Converted(network, (note,), {"sparse": "no"})
+    return Converted(encoded, (f"zeros are skipped: {measured}",), {"sparse": "yes"})
 
 
-def _int8(network: bytes, request: BuildRequest, record: Record) -> Int8Choice[bytes]:
+def _int8(network: bytes, request: BuildRequest) -> Converted[bytes]:
     """The int8 network that costs least on the search split."""
     from collections.abc import Mapping
 
@@ -179,7 +147,7 @@ def _int8(network: bytes, request: BuildRequest, record: Record) -> Int8Choice[b
     from .tflite.run import predictor
 
     def quantized(data: bytes, found: Mapping[str, Range], recipe: Recipe) -> bytes:
-        exact = {INPUT_NAME: (0.0, 255.0)} if record.mean else {}  # steps of one pixel
+        exact = {INPUT_NAME: (0.0, 255.0)} if request.mean else {}  # steps of one pixel
         return quantize(data, {**found, **exact}, float_io=request.float_io)
 
     how = Int8Format(

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Infer, Interface, Limits, Runner, Target
-from .onnx import missing_packages
+from .base import BuildRequest, Converted, FloatArray, Images, Infer, Limits, Runner
+from .onnx.target import OnnxTarget, best_int8
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from .int8_choice import Int8Choice
     from .onnx.prober import OnnxProber
 
 
-class X86(Target):
+class X86(OnnxTarget):
     """The target, see `targets.base.Target`."""
 
     name = "x86"
@@ -37,106 +38,64 @@ class X86(Target):
         patterns=(Pattern.CHANNEL, Pattern.WEIGHT, Pattern.TWO_FOUR),  # the last two are stored zeros: they buy no time here
     )
 
-    def missing(self) -> str | None:
-        """Why artifacts cannot be built here; None when they can."""
-        return missing_packages()
-
-    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
-        """The float file of a dense network, see `targets.base.Target`."""
-        self.require()
-        from .onnx.export import export_float
-
-        return _labelled(export_float(module, interface.image_shape), interface.classes)
-
     def build(self, request: BuildRequest) -> Artifact:
-        """Write `model.onnx` and `baseline.onnx` into the request's folder.
-
-        Raises:
-            UnavailableError: a package is missing.
-            BuildError: the network cannot be exported, quantized or run.
-        """
+        """Write `model.onnx` and `baseline.onnx` into the request's folder; see `Target.build`."""
         self.require(request.precision)
         from .onnx.export import export_float
 
-        network = export_float(request.module, request.image_shape)
-        notes: tuple[str, ...] = ()
-        options: dict[str, str] = {}
-        choices: tuple[str, ...] = ()
+        converted = Converted(export_float(request.module, request.image_shape))
         if request.precision is Precision.INT8:
-            chosen = _int8(network, request)
-            network, notes, options, choices = chosen.network, chosen.notes, chosen.options, chosen.choices
-        return self.artifact(
-            request,
-            _labelled(network, request.classes),
-            "onnx",
-            network.graph.input[0].name,
-            notes=(*notes, "input: float32 pixels, already scaled and normalised; output: logits"),
-            options=options,
-            choices=choices,
-        )
+            converted = _int8(converted.network, request)
+        data = self.file_of(converted.network, request.classes)
+        entry = converted.network.graph.input[0].name
+        note = "input: float32 pixels, already scaled and normalised; output: logits"
+        return self.artifact(request, converted, data, "onnx", entry, note)
+
+    def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
+        """The model's file with the metadata its reader needs."""
+        from .onnx.export import described
+
+        about = {"input": "float32 pixels, already scaled and normalised", "output": "logits"}
+        return described(model, {"classes": json.dumps(classes), **about})
 
     @contextmanager
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
-        """The artifact in ONNX Runtime on the CPU; takes any number of inputs.
-
-        Raises:
-            UnavailableError: onnxruntime is missing.
-            BuildError: the file cannot be loaded.
-        """
+        """The artifact in ONNX Runtime on the CPU; see `Target.runner`."""
         from .onnx.run import predictor, require_runtime
 
         require_runtime()
         yield predictor(str(path), threads)
 
-    def runner_through(self, path: Path, infer: Infer) -> AbstractContextManager[Runner]:
+    @contextmanager
+    def runner_through(self, path: Path, infer: Infer) -> Iterator[Runner]:
         """The artifact on another machine, see `targets.base.Elsewhere`."""
-        from .onnx.run import runner_through
+        import onnx
 
-        return runner_through(path, infer)
+        graph = onnx.load(path).graph
+        entry, logits = graph.input[0].name, graph.output[0].name
+
+        def predict(images: Images) -> FloatArray:
+            single = (np.ascontiguousarray(images[at : at + 1], dtype=np.float32) for at in range(len(images)))
+            return np.concatenate([infer({entry: image})[logits] for image in single])
+
+        yield predict
 
     def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> OnnxProber:
-        """Latency models of candidates, see `targets.base.Prober`.
-
-        Raises:
-            UnavailableError: a package is missing.
-            BuildError: the network cannot be exported or quantized.
-        """
+        """Latency models of candidates; see `Target.prober`."""
         self.require()
         from .onnx.prober import OnnxProber
 
         return OnnxProber(module, image_shape, precision)
 
 
-def _int8(network: onnx.ModelProto, request: BuildRequest) -> Int8Choice[onnx.ModelProto]:
+def _int8(network: onnx.ModelProto, request: BuildRequest) -> Converted[onnx.ModelProto]:
     """The int8 network that costs least on the search split, with what this processor does to 8-bit weights."""
-    from .int8_choice import Int8Format, choose_int8
-    from .onnx.export import export_float
-    from .onnx.int8 import ends, has_vnni, histograms, quantize
+    from .onnx.int8 import has_vnni, quantize
     from .onnx.run import predictor
 
-    how = Int8Format(
-        activation_type="uint8",
-        export=lambda module: export_float(module, request.image_shape),
-        collect=lambda model: histograms(model, request),
-        quantize=quantize,
-        load=lambda model: predictor(model.SerializeToString(), request.threads),
-        weight_bits=(8, 7),
-        ends=ends(network),
-    )
-    chosen = choose_int8(network, request, how)
-    kernels = (
-        "has VNNI: 8-bit weights are exact" if has_vnni() else "has no VNNI: 8-bit weights can saturate, 7-bit weights cannot"
-    )
-    return replace(chosen, notes=(chosen.notes[0], f"this processor {kernels}", *chosen.notes[1:]))
-
-
-def _labelled(model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
-    """The file, with what its reader needs and the graph does not say."""
-    from .onnx.export import described
-
-    return described(
-        model, {"classes": json.dumps(classes), "input": "float32 pixels, already scaled and normalised", "output": "logits"}
-    )
+    best = best_int8(network, request, quantize, predictor, activation_type="uint8", weight_bits=(8, 7))
+    effect = "VNNI: 8-bit weights are exact" if has_vnni() else "no VNNI: 8-bit weights can saturate, 7-bit weights cannot"
+    return replace(best, notes=(best.notes[0], f"this processor has {effect}", *best.notes[1:]))
 
 
 TARGET = X86()

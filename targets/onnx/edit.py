@@ -7,7 +7,6 @@ All functions leave their argument as it is. A layer is a Conv, Gemm or MatMul w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -30,37 +29,12 @@ _RULES = {
 }
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer as it stands in a graph."""
-
-    name: str  # module name
-    node: str  # node name
-    inputs: int
-    outputs: int
-    kernel: int  # kernel positions: 9 for 3x3, 1 for a linear layer
-    groups: int
-    output: str  # tensor
-
-
-def layers(model: onnx.ModelProto) -> dict[str, Layer]:
-    """The layers of a graph by module name, in the order they run."""
-    graph, found = Graph(model), {}
-    for name, node in graph.layers().items():
-        dims, axis, groups = graph.constants[graph.weight(node)[0]].dims, output_axis(node), attribute(node, "group", 1)
-        found[name] = Layer(name, node.name, dims[1 - axis] * groups, dims[axis], int(np.prod(dims[2:])), groups, node.output[0])
-    return found
-
-
 def cut(dense: Graph | onnx.ModelProto, structure: Structure) -> onnx.ModelProto:
     """The network with only the first channels of every layer and without the removed branches; see `cutting.Editor.cut`.
 
     Works on float and on QDQ graphs: scales, zero points, biases and BatchNorm are cut with their weights, and where a removed
-    branch was added to its shortcut, no requantization is left behind.
-
-    Args:
-        dense: where many candidates are cut from one network, its `Graph`, which is then read once.
-        structure: what candidates are cut to.
+    branch was added to its shortcut, no requantization is left behind. Where many candidates are cut from one network, its
+    `Graph` saves reading it each time.
     """
     editor = OnnxEditor(dense)
     editor.cut(structure)
@@ -110,7 +84,7 @@ def bare_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
 class OnnxEditor(Editor[onnx.NodeProto, str]):
     """An ONNX graph with nodes of its own; constants are shared with the dense one, and copied only by `build`."""
 
-    place = "the exported graph"
+    place, rules, unlisted = "the exported graph", _RULES, Rule.KEEP
 
     def __init__(self, dense: Graph | onnx.ModelProto) -> None:
         dense = dense if isinstance(dense, Graph) else Graph(dense)
@@ -126,20 +100,17 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
 
     def build(self) -> onnx.ModelProto:
         """The edited graph as a model of its own, with the constants it needs."""
-        new = onnx.ModelProto(ir_version=self.model.ir_version, producer_name=self.model.producer_name)
-        new.producer_version = self.model.producer_version
-        new.opset_import.extend(self.model.opset_import)
-        new.metadata_props.extend(self.model.metadata_props)
-        graph = new.graph
-        graph.name = self.model.graph.name
-        graph.input.extend(self.model.graph.input)
-        graph.output.extend(self.model.graph.output)
-        graph.node.extend(self.ops)
-        for name in self.used_constants():
-            if name in self._fresh or name in self._dims:
-                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self.array(name)), name))
-            else:
-                graph.initializer.append(self.constants[name])
+        old = self.model
+        constants = [
+            numpy_helper.from_array(np.ascontiguousarray(self.array(name)), name)
+            if name in self._fresh or name in self._dims
+            else self.constants[name]
+            for name in self.used_constants()
+        ]
+        graph = helper.make_graph(self.ops, old.graph.name, old.graph.input, old.graph.output, constants)
+        about = {"producer_name": old.producer_name, "producer_version": old.producer_version, "ir_version": old.ir_version}
+        new = helper.make_model(graph, opset_imports=old.opset_import, **about)
+        new.metadata_props.extend(old.metadata_props)
         return new
 
     def used_constants(self) -> list[str]:
@@ -170,9 +141,7 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
 
     def rule(self, op: onnx.NodeProto) -> Rule:
         """See `Editor`; operators that are not listed keep the sizes of their axes."""
-        if op.op_type in LAYER_OPS and self.graph.weight(op)[0]:
-            return Rule.LAYER
-        return _RULES.get(op.op_type, Rule.KEEP)
+        return Rule.LAYER if op.op_type in LAYER_OPS and self.graph.weight(op)[0] else super().rule(op)
 
     def inputs(self, op: onnx.NodeProto) -> Sequence[str]:
         """See `Editor`."""
@@ -264,7 +233,7 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
                     self._rescale_bias(reader)
 
     def _rewire(self, old: str, new: str) -> None:
-        """Whatever uses `old` uses `new`."""
+        """Redirect all uses of `old` to `new`."""
         for node in self.graph.consumers.pop(old, []):
             for slot, name in enumerate(node.input):
                 if name == old:
@@ -311,9 +280,3 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
         node = self.graph.producer.get(tensor)
         source = self.graph.producer.get(node.input[0]) if node is not None and node.op_type == DEQUANTIZE else None
         return source.input[0] if source is not None and source.op_type == QUANTIZE else tensor
-
-
-def used_opsets(model: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
-    """The operator sets a graph's nodes belong to; tools leave more than are used."""
-    domains = {node.domain for node in model.graph.node}
-    return [entry for entry in model.opset_import if entry.domain in domains]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import io
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
     folded = fold_batchnorm(module)
     example = torch.zeros(1, *image_shape)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 folded,
                 (example,),
@@ -52,15 +52,13 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
             )
-            if program is None:
-                raise BuildError("the ONNX exporter gave no graph", do="export the module with torch.onnx.export to see why")
-            model = program.model_proto
-    except BuildError:
-        raise
+            model = program.model_proto if program is not None else None
     except Exception as error:  # the exporter raises many types, all of them about the user's module
         raise BuildError(
             "the model cannot be exported to ONNX", found=deepest_cause(error), do="replace this operation"
         ) from error
+    if model is None:
+        raise BuildError("the ONNX exporter gave no graph", do="export the module with torch.onnx.export to see why")
     _separate_layers(model)
     _strip(model)
     _free_reshapes(model)
@@ -97,17 +95,12 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
         conv = modules[str(source.target)]
         if not isinstance(conv, nn.Conv2d) or calls[node.target] != 1 or calls[source.target] != 1:
             continue
-        _replace(traced, str(source.target), fuse_conv_bn_eval(conv, modules[node.target]))
+        traced.set_submodule(str(source.target), fuse_conv_bn_eval(conv, modules[node.target]))
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
-
-
-def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, new)
 
 
 def _separate_layers(model: onnx.ModelProto) -> None:
@@ -120,7 +113,7 @@ def _separate_layers(model: onnx.ModelProto) -> None:
         path = ast.literal_eval(scopes)[-2:-1] if scopes else []  # modules from the outside in, then the node
         for at, name in enumerate(node.input):
             owner, _, part = name.rpartition(".")
-            shared = name in initializers and uses[name] > 1  # an operator into which another one was folded may stand elsewhere
+            shared = name in initializers and uses[name] > 1  # an operator into which another one was folded may be elsewhere
             if shared and path and owner and path[0] != owner and part in ("weight", "bias"):
                 own = f"{path[0]}.{part}"
                 if own not in initializers:
@@ -131,7 +124,7 @@ def _separate_layers(model: onnx.ModelProto) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Take out what says where and when: stack traces, source paths, notes."""
+    """Remove traces of place and time: stack traces, source paths, notes."""
     model.doc_string = ""
     del model.metadata_props[:]
     graph = model.graph
@@ -180,16 +173,13 @@ def _pool_means(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints progress and warns about its own insides; neither is for the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+def quiet() -> Iterator[None]:
+    """Silences the exporter and the quantizer, which report their steps and warn about their own internals."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(level)

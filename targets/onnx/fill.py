@@ -14,11 +14,9 @@ from .graph import DEQUANTIZE, LAYER_OPS, Array, attribute
 def fill(editor: OnnxEditor, values: Mapping[str, Array], weight_steps: int = 127) -> None:
     """Write values into the constants of a graph that is being edited.
 
-    Args:
-        editor: what `values` does not name stays as it is.
-        values: initializer of the float graph -> array, weights as `LAYER.weight`. In a QDQ graph weights are quantized
-            symmetrically with scales of their own, and biases in steps of input scale times weight scale, as the kernels want.
-        weight_steps: of the int8 weights to each side of zero: see `int8.STEPS`.
+    Values are by the name of their initializer in the float graph, weights as `LAYER.weight`; what is not named stays. In a QDQ
+    graph weights are quantized symmetrically with scales of their own, `weight_steps` (`int8.STEPS`) to each side of zero, and
+    biases in steps of input scale times weight scale, as the kernels want.
 
     Raises:
         BuildError: the shape of a value is not that of its place.

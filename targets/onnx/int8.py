@@ -5,13 +5,11 @@ Beside it what every ONNX target shares: recipes, activation counts, half precis
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,15 +21,18 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from ...calibration.ranges import Histogram, Range, collect
 from ...pipeline.errors import BuildError
-from ..base import BuildRequest, Images
-from .edit import STEM_PAD, bare_outputs, layers, pad_stem, used_opsets
+from ..base import BuildRequest
+from .edit import STEM_PAD, bare_outputs, pad_stem
+from .export import quiet
+from .graph import Graph
 
+_collected: dict[tuple[bytes, bytes, int], Mapping[str, Histogram]] = {}  # the last counts, see `histograms`
 STEPS = {8: 127, 7: 64}  # weight bits -> the largest integer of a row, see `quantize`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is quantized.
+    """Settings of a quantization.
 
     Activations are uint8 and weights int8: with signed activations ONNX Runtime has no direct kernels on x86 and is slower
     than in float.
@@ -52,47 +53,79 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
     """The QDQ network; ranges are those of the float network's tensors, by name. Equal arguments give equal bytes.
 
     Raises:
-        BuildError: the quantizer refused the network.
+        BuildError: the quantizer refused the network, or a layer to leave in float is not in it.
     """
-    found = layers(model)
+    first = next(iter(Graph(model).layers()), "")
+    source = model if first in recipe.float_layers else pad_stem(model)
+    image = model.graph.input[0].name
+    # the added channels are zero, and 0 is in every range
+    padded = {f"{image}_padded": ranges[image]} if image in ranges else {}
+    result = insert_pairs(
+        source,
+        {**ranges, **padded},
+        instead="--precision fp32",
+        activation_qType=QuantType.QUInt8,
+        reduce_range=recipe.weight_bits == 7,
+        nodes_to_quantize=[],  # all
+        nodes_to_exclude=[*float_nodes(model, recipe), STEM_PAD],
+        op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),  # what quantize_static takes by default
+        extra_options={},
+    )
+    return without_notes(bare_outputs(result))
+
+
+def float_nodes(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
+    """Names of the nodes a recipe leaves in float.
+
+    Raises:
+        BuildError: the network has no such layer.
+    """
+    found = Graph(model).layers()
     unknown = [name for name in recipe.float_layers if name not in found]
     if unknown:
         raise BuildError(f"layer {unknown[0]} cannot be left in float", found="no such layer in the exported graph")
-    excluded = [found[name].node for name in recipe.float_layers]
-    first = next(iter(found), "")
-    source = onnx.ModelProto()
-    source.CopyFrom(model if first in recipe.float_layers else pad_stem(model))
-    known = dict(ranges)
-    image = model.graph.input[0].name
-    if image in known:  # the added channels are zero, and 0 is in every range
-        known[f"{image}_padded"] = known[image]
-    shaped = onnx.shape_inference.infer_shapes(source)
+    return [found[name].name for name in recipe.float_layers]
+
+
+def insert_pairs(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], *, instead: str, tensors: Iterable[str] = (), **settings: Any
+) -> onnx.ModelProto:
+    """The network with Q/DQ pairs and int8 weights per channel, by ONNX Runtime's quantizer.
+
+    `tensors` are activations that get a pair whatever reads them, `settings` further arguments of `QDQQuantizer`.
+
+    Raises:
+        BuildError: the quantizer refused the network; the message suggests `instead`.
+    """
+    shaped = onnx.shape_inference.infer_shapes(model)
     add_infer_metadata(shaped)
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in known.items()}
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     try:
         with quiet():
             quantizer = QDQQuantizer(
                 shaped,
                 per_channel=True,
-                reduce_range=recipe.weight_bits == 7,
                 weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
                 tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-                nodes_to_quantize=[],
-                nodes_to_exclude=[*excluded, STEM_PAD],
-                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),  # what quantize_static takes by default
-                extra_options={},
+                **settings,
             )
+            for tensor in tensors:
+                quantizer.quantize_activation_tensor(tensor)
             quantizer.quantize_model()
             quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-        raise BuildError("onnxruntime.quantization refused the network", found=str(error), do="try --precision fp32") from error
-    result = bare_outputs(quantizer.model.model)
-    del result.metadata_props[:]
-    opsets = used_opsets(result)
-    del result.opset_import[:]
-    result.opset_import.extend(opsets)
+        raise BuildError("onnxruntime.quantization refused the network", found=str(error), do=f"try {instead}") from error
+    result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, changed in place, without metadata and without the operator sets it does not use, which tools leave in it."""
+    del model.metadata_props[:]
+    domains = {node.domain for node in model.graph.node}
+    for entry in [entry for entry in model.opset_import if entry.domain not in domains]:
+        model.opset_import.remove(entry)
+    return model
 
 
 def histograms(network: onnx.ModelProto, request: BuildRequest) -> Mapping[str, Histogram]:
@@ -100,30 +133,15 @@ def histograms(network: onnx.ModelProto, request: BuildRequest) -> Mapping[str, 
 
     The last ones are kept: targets that are built from one network in one run share them.
     """
-    return _collected(network.SerializeToString(deterministic=True), _Images(request.calibration), request.threads)
-
-
-@lru_cache(maxsize=1)
-def _collected(network: bytes, images: _Images, threads: int) -> Mapping[str, Histogram]:
-    return collect(onnx.load_model_from_string(network), images.arrays, threads=threads)
-
-
-class _Images:
-    """Arrays that are equal when their bytes are."""
-
-    def __init__(self, arrays: Sequence[Images]) -> None:
-        self.arrays = arrays
-        digest = hashlib.sha256()
-        for array in arrays:
-            digest.update(repr(array.shape).encode())
-            digest.update(array.tobytes())
-        self._digest = digest.hexdigest()
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Images) and other._digest == self._digest
+    digest = hashlib.sha256()
+    for array in request.calibration:
+        digest.update(repr(array.shape).encode())
+        digest.update(array.tobytes())
+    key = (network.SerializeToString(deterministic=True), digest.digest(), request.threads)
+    if key not in _collected:
+        _collected.clear()
+        _collected[key] = collect(network, request.calibration, threads=request.threads)
+    return _collected[key]
 
 
 def halve(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -140,7 +158,7 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def ends(model: onnx.ModelProto) -> tuple[str, str]:
     """The first convolution and the last linear layer: what suffers most from int8 and costs least in float."""
-    names = list(layers(model))
+    names = list(Graph(model).layers())
     return names[0], names[-1]
 
 
@@ -152,15 +170,3 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     flags = {flag for line in text.splitlines() if line.startswith("flags") for flag in line.split(":", 1)[-1].split()}
     return bool(flags & {"avx512_vnni", "avx_vnni"})
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The quantizer reports each step to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    try:
-        root.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        root.setLevel(level)

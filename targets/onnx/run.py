@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from ...pipeline.errors import BuildError, UnavailableError
-from ..base import FloatArray, Images, Infer, Runner
+from ..base import FloatArray, Images, Runner
 
 _BLOCK = 64  # images a call, where the file allows more than one
 
@@ -18,10 +16,7 @@ _BLOCK = 64  # images a call, where the file allows more than one
 def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -> Runner:
     """Inputs (n, C, H, W) to logits (n, classes) through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
 
-    Args:
-        model: the file.
-        threads: of the runtime, inside one operator.
-        pairwise: every Q/DQ pair rounds where it stands and all else is float, instead of ONNX Runtime's own int8 kernels.
+    With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own int8 kernels.
 
     Raises:
         BuildError: the runtime refused the model.
@@ -57,8 +52,8 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
 def simulate(data: bytes, threads: int = 1) -> Runner:
     """The arithmetic that a QDQ file asks for: inputs (n, C, H, W) to logits (n, classes), each Q/DQ pair by itself.
 
-    ONNX Runtime would put int8 kernels of its own in the pairs' place. They are another arithmetic than TensorRT's, and on
-    processors without VNNI they saturate.
+    By default ONNX Runtime replaces the pairs by its own int8 kernels, whose arithmetic differs from TensorRT's and which on
+    processors without VNNI saturate.
 
     Raises:
         BuildError: the bytes are not an ONNX model, or the runtime refused it.
@@ -78,18 +73,3 @@ def require_runtime() -> None:
     """Raises UnavailableError unless ONNX Runtime is installed."""
     if find_spec("onnxruntime") is None:
         raise UnavailableError("onnxruntime is not installed", do="pip install onnxruntime")
-
-
-@contextmanager
-def runner_through(path: Path, infer: Infer) -> Iterator[Runner]:
-    """The file's answers by inferences that another machine makes, see `targets.base.Elsewhere`."""
-    import onnx
-
-    graph = onnx.load(path).graph
-    entry, logits = graph.input[0].name, graph.output[0].name
-
-    def predict(images: Images) -> FloatArray:
-        single = (np.ascontiguousarray(images[at : at + 1], dtype=np.float32) for at in range(len(images)))
-        return np.concatenate([infer({entry: image})[logits] for image in single])
-
-    yield predict

@@ -1,4 +1,4 @@
-"""What TensorRT asks of an ONNX file: Q/DQ placement, lint, parser, latency estimate, for the target `jetson`.
+"""Requirements of TensorRT on an ONNX file: Q/DQ placement, lint, parser, latency estimate, for the target `jetson`.
 
 Start at `qdq.py`.
 """

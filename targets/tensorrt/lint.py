@@ -1,4 +1,4 @@
-"""What in an ONNX graph TensorRT 10.3 (JetPack 6.2) to 11.x would refuse, or take and run slowly, found without TensorRT.
+"""Finds, without TensorRT, what TensorRT 10.3 (JetPack 6.2) to 11.x would refuse in an ONNX graph, or run slowly.
 
 A pure function from a graph to findings. Each rule is one that TensorRT's own parser was seen to enforce (TensorRT-RTX 1.7) or
 that decides whether int8 kernels are used; 2026-11.
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from ..onnx.graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Graph, output_axis
+from ..onnx.graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Graph, attribute, output_axis
 
 OPSETS = range(17, 20)  # per-channel pairs need 13; TensorRT 10.3 knows up to 20, the oldest parsers we mean are sure of 19
 _OPERATOR_FORM = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "QAttention")
@@ -35,25 +35,12 @@ class Finding:
 
 
 def lint(model: onnx.ModelProto, *, two_four: Set[str] = frozenset()) -> tuple[Finding, ...]:
-    """Everything that is wrong, in the order of the rules and of the nodes; empty when nothing is.
-
-    Args:
-        model: float or QDQ.
-        two_four: layers that are claimed to be 2:4 sparse, by module name.
-    """
-    graph = _Graph(model, two_four)
-    return tuple(Finding(rule, node, found) for rule, check in RULES.items() for node, found in check(graph))
+    """Findings in a float or QDQ graph, in the order of the rules and of the nodes; `two_four` names layers claimed to be 2:4."""
+    graph = Graph(model)
+    return tuple(Finding(rule, node, found) for rule, check in RULES.items() for node, found in check(graph, two_four))
 
 
-class _Graph(Graph):
-    """A graph and the layers that are claimed to be 2:4 sparse."""
-
-    def __init__(self, model: onnx.ModelProto, two_four: Set[str]) -> None:
-        super().__init__(model)
-        self.two_four = two_four
-
-
-def _opset(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _opset(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for entry in graph.model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version not in OPSETS:
             yield "graph", f"opset {entry.version}, not {OPSETS.start} to {OPSETS.stop - 1}"
@@ -62,27 +49,27 @@ def _opset(graph: _Graph) -> Iterator[tuple[str, str]]:
             yield _name(node), f"operator {node.op_type} of the domain {node.domain}"
 
 
-def _operator_form(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _operator_form(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type.startswith("QLinear") or node.op_type in _OPERATOR_FORM:
             yield _name(node), f"{node.op_type}: a quantized operator, not one between Q/DQ pairs"
 
 
-def _unsigned(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _unsigned(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
-        if node.op_type == QUANTIZE and len(node.input) < 3 and not _attributes(node).get("output_dtype"):
+        if node.op_type == QUANTIZE and len(node.input) < 3 and not attribute(node, "output_dtype", 0):
             yield _name(node), "no zero point, which makes its output uint8"
         for name in (*node.input, *node.output):
             if name in graph.constants and graph.constants[name].data_type == TensorProto.UINT8:
                 yield _name(node), f"{name} is uint8"
-        if node.op_type == "Cast" and _attributes(node).get("to") == TensorProto.UINT8:
+        if node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.UINT8:
             yield _name(node), "casts to uint8"
     for value in (*graph.model.graph.input, *graph.model.graph.output):
         if value.type.tensor_type.elem_type == TensorProto.UINT8:
             yield "graph", f"{value.name} is uint8"
 
 
-def _zero_point(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _zero_point(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type not in (QUANTIZE, DEQUANTIZE) or len(node.input) < 3:
             continue
@@ -93,7 +80,7 @@ def _zero_point(graph: _Graph) -> Iterator[tuple[str, str]]:
             yield _name(node), f"zero point {zero.ravel()[np.flatnonzero(zero)[0]]}"
 
 
-def _scale(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _scale(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type not in (QUANTIZE, DEQUANTIZE):
             continue
@@ -104,7 +91,7 @@ def _scale(graph: _Graph) -> Iterator[tuple[str, str]]:
             yield _name(node), f"scale {scale.ravel()[np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))[0]]}"
 
 
-def _bias(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _bias(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type not in _BIASED or len(node.input) < 3 or not node.input[2]:
             continue
@@ -115,7 +102,7 @@ def _bias(graph: _Graph) -> Iterator[tuple[str, str]]:
             yield _name(node), f"its bias {bias} is int32"
 
 
-def _per_channel(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _per_channel(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         constant, between = graph.weight(node) if node.op_type in LAYER_OPS else ("", [])
         if not constant or not between:
@@ -126,11 +113,11 @@ def _per_channel(graph: _Graph) -> Iterator[tuple[str, str]]:
             scale = graph.array(pair.input[1])
             if scale is not None and (scale.size != dims[axis] or scale.ndim != 1):
                 yield _name(node), f"one scale for {dims[axis]} output channels of {constant}"
-            elif scale is not None and _attributes(pair).get("axis", 1) % len(dims) != axis:
-                yield _name(node), f"scales along axis {_attributes(pair).get('axis', 1)} of {constant}, not {axis}"
+            elif scale is not None and attribute(pair, "axis", 1) % len(dims) != axis:
+                yield _name(node), f"scales along axis {attribute(pair, 'axis', 1)} of {constant}, not {axis}"
 
 
-def _pairs(graph: _Graph) -> Iterator[tuple[str, str]]:
+def _pairs(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type == QUANTIZE:
             users = graph.consumers[node.output[0]]
@@ -142,28 +129,34 @@ def _pairs(graph: _Graph) -> Iterator[tuple[str, str]]:
                 yield _name(node), "what it takes comes from no QuantizeLinear"
 
 
-def _two_four(graph: _Graph) -> Iterator[tuple[str, str]]:
-    seen = set[str]()
-    for node in graph.nodes:
-        constant, _ = graph.weight(node) if node.op_type in LAYER_OPS else ("", [])
-        name = constant.removesuffix("_quantized").removesuffix(".weight")
-        if name not in graph.two_four:
-            continue
-        seen.add(name)
-        values = graph.array(constant)
-        assert values is not None  # `weight` gives constants
-        broken = fours_over_two(np.moveaxis(values, output_axis(node), 0))
+def _two_four(graph: Graph, two_four: Set[str]) -> Iterator[tuple[str, str]]:
+    layers = graph.layers()
+    for name, node in layers.items():
+        broken = _broken_fours(graph, node) if name in two_four else 0
         if broken:
+            constant = graph.weight(node)[0]
             yield _name(node), f"{broken} groups of four inputs of {constant} have more than two that are not zero"
-    for name in sorted(graph.two_four - seen):
+    for name in sorted(two_four - layers.keys()):
         yield "graph", f"layer {name} is claimed to be 2:4 and is not there"
 
 
-def fours_over_two(weight: NDArray[Any]) -> int:
-    """How many groups of four consecutive inputs hold more than two nonzero values; all, where inputs do not come in fours.
+def two_four_layers(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of the layers with at most two nonzero weights in every four consecutive inputs, those with groups left out."""
+    graph = Graph(model)
+    dense = {name: node for name, node in graph.layers().items() if attribute(node, "group", 1) == 1}
+    return frozenset(name for name, node in dense.items() if not _broken_fours(graph, node))
 
-    Args:
-        weight: (O, C) or (O, C, kh, kw).
+
+def _broken_fours(graph: Graph, node: onnx.NodeProto) -> int:
+    values = graph.array(graph.weight(node)[0])
+    assert values is not None  # `weight` returns the names of constants
+    return fours_over_two(np.moveaxis(values, output_axis(node), 0))
+
+
+def fours_over_two(weight: NDArray[Any]) -> int:
+    """How many groups of four consecutive inputs of a weight (O, C, ...) hold more than two nonzero values.
+
+    All of them, where inputs do not come in fours.
     """
     if weight.shape[1] % 4:
         return int(np.ceil(weight.size / 4))
@@ -175,12 +168,8 @@ def _name(node: onnx.NodeProto) -> str:
     return node.name or (node.output[0] if node.output else node.op_type)
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
 # name -> what it finds: (node, what is wrong)
-RULES: dict[str, Callable[[_Graph], Iterator[tuple[str, str]]]] = {
+RULES: dict[str, Callable[[Graph, Set[str]], Iterator[tuple[str, str]]]] = {
     "opset": _opset,
     "qoperator": _operator_form,
     "uint8": _unsigned,

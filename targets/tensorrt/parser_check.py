@@ -28,7 +28,7 @@ DEADLINE_S = 900.0
 
 @dataclass(frozen=True)
 class ParserVerdict:
-    """What the parser and the builder said."""
+    """Verdict of the parser and the builder."""
 
     version: str  # of TensorRT for RTX
     accepted: bool  # parsed, as one graph, without an unsupported node
@@ -52,14 +52,8 @@ def missing() -> str | None:
     return None
 
 
-def check(data: bytes, *, two_four: bool = False, build: bool = True, deadline_s: float = DEADLINE_S) -> ParserVerdict:
-    """Have the parser read a model and, where it does, the builder build it.
-
-    Args:
-        data: the ONNX file.
-        two_four: allow sparse kernels.
-        build: False stops after the parser.
-        deadline_s: seconds until it is given up.
+def check(data: bytes, *, two_four: bool = False, deadline_s: float = DEADLINE_S) -> ParserVerdict:
+    """The verdict of the parser on an ONNX file and, where it accepts it, of the builder; `two_four` allows sparse kernels.
 
     Raises:
         UnavailableError: it is not installed, does not start on this machine, crashed or took too long.
@@ -70,7 +64,7 @@ def check(data: bytes, *, two_four: bool = False, build: bool = True, deadline_s
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
         model = Path(folder) / "model.onnx"
         model.write_bytes(data)
-        request = json.dumps({"model": str(model), "two_four": two_four, "build": build})
+        request = json.dumps({"model": str(model), "two_four": two_four})
         command = [sys.executable, "-P", "-m", __name__, request]
         try:
             done = subprocess.run(command, capture_output=True, timeout=deadline_s, check=False, env=os.environ)
@@ -85,8 +79,8 @@ def check(data: bytes, *, two_four: bool = False, build: bool = True, deadline_s
     return ParserVerdict(**{**answer, "messages": tuple(answer["messages"])})
 
 
-def _check(data: bytes, two_four: bool, build: bool) -> ParserVerdict:
-    """In this process. Networks must outlive their parsers, which do not hold them."""
+def _check(data: bytes, two_four: bool) -> ParserVerdict:
+    """The check, in this process. Networks must outlive their parsers, which hold no reference to them."""
     import tensorrt_rtx_bindings as trt
 
     said: list[str] = []
@@ -112,8 +106,6 @@ def _check(data: bytes, two_four: bool, build: bool) -> ParserVerdict:
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         told = tuple(dict.fromkeys(" ".join(e.split())[:300] for e in (*errors, *said)))[:5]
         return ParserVerdict(trt.__version__, False, False, 0, 0, told)
-    if not build:
-        return ParserVerdict(trt.__version__, True, False, network.num_layers, 0)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.num_compute_capabilities = 1
@@ -129,7 +121,7 @@ def _check(data: bytes, two_four: bool, build: bool) -> ParserVerdict:
 def main(request: str) -> None:
     """The process of one check: a request as JSON, the verdict as the last line of stdout."""
     asked = json.loads(request)
-    verdict = _check(Path(asked["model"]).read_bytes(), asked["two_four"], asked["build"])
+    verdict = _check(Path(asked["model"]).read_bytes(), asked["two_four"])
     sys.stdout.write("\n" + json.dumps(asdict(verdict)) + "\n")
 
 

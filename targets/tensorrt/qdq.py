@@ -11,20 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import add_infer_metadata
+from onnxruntime.quantization import QuantType
 
 from ...calibration.ranges import Range
-from ...pipeline.errors import BuildError
-from ..onnx.edit import layers, used_opsets
 from ..onnx.graph import LAYER_OPS, Graph
-from ..onnx.int8 import Recipe, quiet
+from ..onnx.int8 import Recipe, float_nodes, insert_pairs, without_notes
 
-IR_VERSION = 8  # of opset 18; a higher one says nothing more and is unknown to older parsers
+IR_VERSION = 8  # of opset 18; a higher one adds nothing and is unknown to older parsers
 _OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
@@ -36,68 +30,39 @@ _OPTIONS = {
 
 
 def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
-    """The QDQ network. Equal arguments give equal bytes.
+    """The QDQ network of a float one, by the ranges of its tensors: each becomes the symmetric range that holds it.
 
-    Args:
-        model: a float network with its layers named, see `onnx_graph`.
-        ranges: of its tensors, by name; each becomes the symmetric range that holds it.
-        recipe: which layers stay in float; weights have 8 bits here.
+    Of the recipe only the layers that stay in float are used. Equal arguments give equal bytes.
 
     Raises:
         BuildError: the quantizer refused the network, or a layer to leave in float is not in it.
     """
-    found = layers(model)
-    unknown = [name for name in recipe.float_layers if name not in found]
-    if unknown:
-        raise BuildError(f"layer {unknown[0]} cannot be left in float", found="no such layer in the exported graph")
-    excluded = [found[name].node for name in recipe.float_layers]
-    taken = [layer.node for layer in found.values() if layer.node not in excluded]
-    shaped = onnx.shape_inference.infer_shapes(model)
-    add_infer_metadata(shaped)
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    if taken:
-        try:
-            with quiet():
-                quantizer = QDQQuantizer(
-                    shaped,
-                    per_channel=True,
-                    reduce_range=False,
-                    weight_qType=QuantType.QInt8,
-                    activation_qType=QuantType.QInt8,
-                    tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-                    nodes_to_quantize=taken,
-                    nodes_to_exclude=excluded,
-                    op_types_to_quantize=list(LAYER_OPS),
-                    extra_options=_OPTIONS,
-                )
-                for tensor in shortcuts(model, excluded):
-                    quantizer.quantize_activation_tensor(tensor)
-                quantizer.quantize_model()
-                quantizer.model.topological_sort()
-        except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-            raise BuildError(
-                "onnxruntime.quantization refused the network", found=str(error), do="try --precision fp16"
-            ) from error
-        shaped = quantizer.model.model
+    excluded = float_nodes(model, recipe)
+    taken = [node.name for node in Graph(model).layers().values() if node.name not in excluded]
     result = onnx.ModelProto()
-    result.CopyFrom(shaped)
-    del result.metadata_props[:]
+    result.CopyFrom(model)
+    if taken:
+        result = insert_pairs(
+            model,
+            ranges,
+            instead="--precision fp16",
+            tensors=shortcuts(model, excluded),
+            activation_qType=QuantType.QInt8,
+            reduce_range=False,
+            nodes_to_quantize=taken,
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=list(LAYER_OPS),
+            extra_options=_OPTIONS,
+        )
     del result.graph.value_info[:]
-    opsets = used_opsets(result)
-    del result.opset_import[:]
-    result.opset_import.extend(opsets)
     result.ir_version = IR_VERSION
-    return result
+    return without_notes(result)
 
 
 def shortcuts(model: onnx.ModelProto, excluded: list[str]) -> Iterator[str]:
-    """Tensors that need a pair of their own: of each sum of a layer with something else that no layer quantizes, the something.
+    """Tensors that need a pair of their own: the shortcut of each sum with a layer that no layer quantizes.
 
     Where both operands come from layers, the branch with fewer nodes back to where the two part is the shortcut.
-
-    Args:
-        model: the float network.
-        excluded: names of nodes that stay in float.
     """
     graph = Graph(model)
     producer = graph.producer

@@ -16,8 +16,7 @@ from torch import nn
 from ...pipeline.errors import BuildError, deepest_cause
 from ..onnx.export import fold_batchnorm
 from .edit import RELUS
-from .file import compact, constant, graph_of, op_name, read, write
-from .quiet import quiet
+from .file import add_buffer, compact, constant, graph_of, op_name, quiet, read, write
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -27,7 +26,7 @@ _TO_CHANNELS_FIRST = [0, 3, 1, 2]
 class Normalised(nn.Module):
     """The network behind a normalisation of pixels 0..255, as a 1x1 depthwise convolution.
 
-    It is an operator of its own because it cannot be folded into a first convolution with padding: the padding is zero after
+    It is a separate operator because it cannot be folded into a first convolution with padding: the padding is zero after
     normalisation, which is another pixel value in each channel. In int8 its weights (one a channel, with their own scale) are
     exact and its bias is within 1/250 of a pixel step.
     """
@@ -53,16 +52,9 @@ def convert(
 ) -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
     """The module in eval mode as a float .tflite file, batch 1, and the weights its layers have there.
 
-    Input `image` (1, H, W, C), output `logits` (1, classes). The module is not changed.
-
-    Args:
-        module: the network.
-        image_shape: (C, H, W).
-        mean: per channel, of pixels on [0, 1]; with it, the input is pixels 0..255. Empty: network inputs, as they are.
-        std: the same.
-
-    Returns:
-        The file, and module name -> weight as torch keeps it, BatchNorm folded in: what `tflite_cut.layer_names` asks for.
+    Input `image` (1, H, W, C), output `logits` (1, classes). The module is not changed. With mean and std, per channel of pixels
+    on [0, 1], the input is pixels 0..255; without, network inputs. Weights are by module name, as torch keeps them, BatchNorm
+    folded in.
 
     Raises:
         BuildError: the converter refused an operator; the message names it with its module where that can be found.
@@ -82,11 +74,8 @@ def convert(
                 litert_torch.convert(nhwc, (example,)).export(str(path))
                 data = path.read_bytes()
     except Exception as error:  # the converter raises many types, all of them about the user's module
-        raise BuildError(
-            "the model cannot be converted to .tflite",
-            found=culprit(module, image_shape, str(error)) or deepest_cause(error),
-            do="replace this operation",
-        ) from error
+        found = culprit(module, image_shape, str(error)) or deepest_cause(error)
+        raise BuildError("the model cannot be converted to .tflite", found=found, do="replace this operation") from error
     return tidy(data), weights
 
 
@@ -128,10 +117,7 @@ def _mean_without_transpose(model: Any) -> None:
             continue
         for mean in means:
             tensor = copy.copy(graph.tensors[mean.inputs[1]])
-            buffer = copy.copy(model.buffers[tensor.buffer])
-            buffer.data = np.frombuffer(np.array([1, 2], "<i4").tobytes(), np.uint8)
-            tensor.buffer = len(model.buffers)
-            model.buffers.append(buffer)
+            tensor.buffer = add_buffer(model, np.array([1, 2], "<i4"))
             graph.tensors.append(tensor)
             mean.inputs = [op.inputs[0], len(graph.tensors) - 1]
         graph.operators.remove(op)
@@ -152,7 +138,7 @@ def _relu_once(model: Any) -> None:
 
 
 def culprit(module: nn.Module, image_shape: tuple[int, int, int], message: str) -> str:
-    """The operator that a converter's message names, with the module it stands in; "" if the message names none."""
+    """The operator that a converter's message names, with its module; "" if the message names none."""
     match = re.search(r"Lowering not found: (\S+)", message)
     if match is None:
         return ""

@@ -14,7 +14,7 @@ import numpy as np
 from ...pipeline.errors import BuildError
 from ..base import Structure
 from ..cutting import Editor, Rule, Shape
-from .file import Array, compact, constant, graph_of, op_name
+from .file import Array, add_buffer, compact, constant, graph_of, op_name, operator_code
 from .layers import LAYER_OPS, layer_ops
 
 _BROADCAST = (
@@ -38,27 +38,19 @@ RELUS = {1: "RELU", 3: "RELU6"}  # ActivationFunctionType -> the operator that d
 
 
 def cut(model: Any, names: Sequence[str], structure: Structure) -> Any:
-    """A network of this structure; the model given is left as it is. See `cutting.Editor.cut`.
+    """A network of this structure, cut from a dense one, float or int8, that is not changed; see `cutting.Editor.cut`.
 
-    Args:
-        model: the dense network, float or int8.
-        names: of its layer operators, see `layer_names`.
-        structure: layers that it does not name stay as they are.
+    `names` are those of its layer operators, see `layers.layer_names`.
     """
-    editor = _TfliteEditor(model, names)
+    editor = TfliteEditor(model, names)
     editor.cut(structure)
     return editor.build()
 
 
-def remaining(model: Any, names: Sequence[str], removed: Sequence[str]) -> list[str]:
-    """The layers that are left when residual branches are removed, each given by its last layer."""
-    return _TfliteEditor(model, names).remaining(removed)
-
-
-class _TfliteEditor(Editor[Any, int]):
+class TfliteEditor(Editor[Any, int]):
     """Copies of a network's operators and tensors; constants are shared with the original until one is cut."""
 
-    place = "the converted network"
+    place, rules, unlisted = "the converted network", _RULES, Rule.UNKNOWN
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model = copy.copy(model)
@@ -85,10 +77,6 @@ class _TfliteEditor(Editor[Any, int]):
     def kind(self, op: Any) -> str:
         """See `Editor`."""
         return op_name(self.model, op)
-
-    def rule(self, op: Any) -> Rule:
-        """See `Editor`."""
-        return _RULES.get(self.kind(op), Rule.UNKNOWN)
 
     def inputs(self, op: Any) -> Sequence[int]:
         """See `Editor`."""
@@ -164,18 +152,8 @@ class _TfliteEditor(Editor[Any, int]):
 
     def _become(self, op: Any, kind: str, inputs: list[int]) -> None:
         """Make an operator another one, without options."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        number = getattr(schema.BuiltinOperator, kind)
-        codes = self.model.operatorCodes
-        at = next((i for i, c in enumerate(codes) if max(c.builtinCode, c.deprecatedBuiltinCode) == number), None)
-        if at is None:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), 2
-            at = len(codes)
-            codes.append(code)
-        op.opcodeIndex, op.inputs = at, inputs
-        op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.NONE, None
+        op.opcodeIndex, op.inputs = operator_code(self.model, kind, version=2), inputs
+        op.builtinOptionsType, op.builtinOptions = 0, None  # schema.BuiltinOptions.NONE
 
     def _set_scale(self, tensor: int, quantization: Any) -> None:
         """Give an activation another scale, with the operators before it that cannot change scales."""
@@ -213,9 +191,7 @@ class _TfliteEditor(Editor[Any, int]):
 
     def _with_value(self, tensor: int, value: Array) -> int:
         """A new constant tensor like another one, with another value."""
-        new, buffer = copy.copy(self.graph.tensors[tensor]), copy.copy(self.model.buffers[self.graph.tensors[tensor].buffer])
-        buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-        new.buffer, new.shape, new.shapeSignature = len(self.model.buffers), list(value.shape), None
-        self.model.buffers.append(buffer)
+        new = copy.copy(self.graph.tensors[tensor])
+        new.buffer, new.shape, new.shapeSignature = add_buffer(self.model, value), list(value.shape), None
         self.graph.tensors.append(new)
         return len(self.graph.tensors) - 1

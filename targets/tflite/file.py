@@ -6,9 +6,14 @@ what every edit asks of them: operator names, constants, shapes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import os
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import flatbuffers
@@ -26,10 +31,6 @@ ALIGNMENT = 16  # bytes; kernels may read weights where they lie in the file
 def read(data: bytes, name: str = "the file") -> Any:
     """The file's `ModelT`. Constants that the file keeps behind the flatbuffer (the quantizer writes such) are taken inside.
 
-    Args:
-        data: the file.
-        name: of the file, for messages.
-
     Raises:
         BuildError: the bytes are no .tflite file.
     """
@@ -43,7 +44,7 @@ def read(data: bytes, name: str = "the file") -> Any:
     except Exception as error:  # whatever the generated code stumbles over
         raise BuildError(f"{name} is a damaged .tflite file", found=str(error)[:200], do="make it again") from error
     for buffer in buffers:
-        if buffer.offset > 1 and buffer.size:  # 1 stands for "behind the flatbuffer, place not known yet"
+        if buffer.offset > 1 and buffer.size:  # 1 means "behind the flatbuffer, offset not known yet"
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
     return model
@@ -93,7 +94,7 @@ def op_name(model: Any, op: Any) -> str:
 
 
 def op_counts(data: bytes) -> Counter[str]:
-    """How often each operator stands in a file."""
+    """Number of each operator in a file."""
     model = read(data)
     return Counter(op_name(model, op) for op in graph_of(model).operators)
 
@@ -106,6 +107,26 @@ def constant(model: Any, tensor: Any) -> Array | None:
     raw: Array = np.asarray(data, dtype=np.uint8)
     value: Array = raw.view(_dtypes()[tensor.type]).reshape(tuple(int(n) for n in tensor.shape))
     return value
+
+
+def add_buffer(model: Any, value: Array) -> int:
+    """Index of a new buffer with these numbers."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model.buffers.append(schema.BufferT(np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)))
+    return len(model.buffers) - 1
+
+
+def operator_code(model: Any, kind: str, version: int = 1) -> int:
+    """Index of an operator's code, which is added where the model has none."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    number = getattr(schema.BuiltinOperator, kind)
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
+            return index
+    model.operatorCodes.append(schema.OperatorCodeT(min(number, 127), version=version, builtinCode=number))
+    return len(model.operatorCodes) - 1
 
 
 def compact(model: Any) -> Any:
@@ -147,3 +168,24 @@ def _dtypes() -> dict[int, Any]:
 
     kinds = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "INT64": "<i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
     return {getattr(schema.TensorType, name): np.dtype(kind) for name, kind in kinds.items()}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the converter and its libraries, which write to both streams below Python."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(sink, number)
+        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(nothing):
+                yield
+    finally:
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+        os.close(sink)

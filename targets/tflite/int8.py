@@ -12,17 +12,11 @@ from ...calibration.ranges import Histogram, Range, count
 from ...pipeline.errors import BuildError
 from ..base import FloatArray, Images
 from .convert import INPUT_NAME
-from .file import constant, graph_of, read, write
-from .quiet import quiet
+from .file import constant, graph_of, quiet, read, write
 
 
 def collect(data: bytes, inputs: Sequence[Images], *, threads: int = 1) -> dict[str, Histogram]:
-    """Counts of every activation of a float network, in LiteRT without its delegate, which would keep them to itself.
-
-    Args:
-        data: the network's file.
-        inputs: what it takes, arrays (n, H, W, C).
-        threads: of the runtime.
+    """Counts of every activation of a float network on inputs (n, H, W, C), in LiteRT without its delegate, which hides them.
 
     Raises:
         BuildError: an activation is NaN or infinite, or there are no inputs.
@@ -53,36 +47,35 @@ def collect(data: bytes, inputs: Sequence[Images], *, threads: int = 1) -> dict[
 def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False) -> bytes:
     """The full-integer network: int8 weights per channel, int8 activations, int32 biases.
 
-    Args:
-        data: the float network's file.
-        ranges: of its activations, by name; every range holds 0.
-        float_io: input and output stay float, with an operator each that converts them.
+    Ranges are those of the float network's activations, by name; every range holds 0. With `float_io` input and output stay
+    float, with an operator each that converts them.
 
     Raises:
         BuildError: the quantizer refused the network.
     """
-    shapes = {tensor.name.decode(): len(tensor.shape) for tensor in graph_of(read(data)).tensors}
-    with quiet():
+    model = read(data)
+    graph = graph_of(model)
+    (signature,) = (signature.signatureKey.decode() for signature in model.signatureDefs)
+    image = np.zeros([int(n) for n in graph.tensors[graph.inputs[0]].shape], np.float32)
+    with _quantizing():
         from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
         from ai_edge_quantizer.utils import qsv_utils
 
-        with _refusal_named():
-            work = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
-            if float_io:
-                for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-                    work.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
-            manager = recipe_manager.RecipeManager()
-            manager.load_quantization_recipe(work.get_quantization_recipe())
-            # one image, for the values of the weights; what it says of activations is replaced
-            measured = calibrator.Calibrator(bytearray(data), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-            (signature,) = _signatures(data)
-            measured.calibrate({signature: [_zero_image(data)]}, manager)
-            values = measured.get_model_qsvs()
-            for name, (low, high) in ranges.items():
-                ones = (1,) * shapes[name]
-                values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
-            result = work.quantize(values, enable_progress_report=False).quantized_model
-    return write(read(bytes(result)))
+        work = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
+        if float_io:
+            for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+                work.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
+        manager = recipe_manager.RecipeManager()
+        manager.load_quantization_recipe(work.get_quantization_recipe())
+        # one image, for the statistics of the weights; those of the activations are replaced
+        measured = calibrator.Calibrator(bytearray(data), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+        measured.calibrate({signature: [{INPUT_NAME: image}]}, manager)
+        values = measured.get_model_qsvs()
+        ranks = {tensor.name.decode(): len(tensor.shape) for tensor in graph.tensors}
+        for name, (low, high) in ranges.items():
+            ones = (1,) * ranks[name]
+            values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
+        return _result(work, values)
 
 
 def with_int8_weights(data: bytes) -> bytes:
@@ -91,13 +84,10 @@ def with_int8_weights(data: bytes) -> bytes:
     Raises:
         BuildError: the quantizer refused the network.
     """
-    with quiet():
+    with _quantizing():
         from ai_edge_quantizer import quantizer, recipe
 
-        with _refusal_named():
-            work = quantizer.Quantizer(bytearray(data), recipe.dynamic_wi8_afp32())
-            result = work.quantize(enable_progress_report=False).quantized_model
-    return write(read(bytes(result)))
+        return _result(quantizer.Quantizer(bytearray(data), recipe.dynamic_wi8_afp32()))
 
 
 def halve(data: bytes) -> bytes:
@@ -106,31 +96,32 @@ def halve(data: bytes) -> bytes:
     Raises:
         BuildError: the quantizer refused the network.
     """
-    with quiet():
+    with _quantizing():
         from ai_edge_quantizer import qtyping, quantizer, recipe
 
-        with _refusal_named():
-            work = quantizer.Quantizer(bytearray(data))
-            work.update_quantization_recipe(
-                ".*",
-                qtyping.TFLOperationName.ALL_SUPPORTED,
-                qtyping.OpQuantizationConfig(
-                    weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
-                    compute_precision=qtyping.ComputePrecision.FLOAT,
-                    explicit_dequantize=True,
-                ),
-                recipe.AlgorithmName.FLOAT_CASTING,
-            )
-            result = work.quantize(enable_progress_report=False).quantized_model
-    return write(read(bytes(result)))
+        half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        config = qtyping.OpQuantizationConfig(
+            weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+        )
+        work = quantizer.Quantizer(bytearray(data))
+        operators, algorithm = qtyping.TFLOperationName.ALL_SUPPORTED, recipe.AlgorithmName.FLOAT_CASTING
+        work.update_quantization_recipe(".*", operators, config, algorithm)
+        return _result(work)
+
+
+def _result(work: Any, values: Any = None) -> bytes:
+    return write(read(bytes(work.quantize(values, enable_progress_report=False).quantized_model)))
 
 
 @contextmanager
-def _refusal_named() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-        raise BuildError("ai-edge-quantizer refused the network", found=str(error)[:500], do="try --precision fp32") from error
+def _quantizing() -> Iterator[None]:
+    """Silences the quantizer and names its refusals."""
+    with quiet():
+        try:
+            yield
+        except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+            found = str(error)[:500]
+            raise BuildError("ai-edge-quantizer refused the network", found=found, do="try --precision fp32") from error
 
 
 def _activations(data: bytes) -> dict[str, int]:
@@ -140,12 +131,3 @@ def _activations(data: bytes) -> dict[str, int]:
     found = {int(i) for i in graph.inputs} | {int(i) for op in graph.operators for i in op.outputs}
     tensors = {graph.tensors[i].name.decode(): i for i in sorted(found)}
     return {name: i for name, i in tensors.items() if constant(model, graph.tensors[i]) is None and graph.tensors[i].type == 0}
-
-
-def _signatures(data: bytes) -> list[str]:
-    return [signature.signatureKey.decode() for signature in read(data).signatureDefs]
-
-
-def _zero_image(data: bytes) -> dict[str, Any]:
-    graph = graph_of(read(data))
-    return {INPUT_NAME: np.zeros([int(n) for n in graph.tensors[graph.inputs[0]].shape], np.float32)}

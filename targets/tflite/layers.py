@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...pipeline.errors import BuildError
+from ..layer_sizes import Layer
 from .file import Array, constant, graph_of, op_name
 
 LAYER_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer as it stands in a file."""
-
-    inputs: int
-    outputs: int
-    kernel: int  # kernel positions: 9 for 3x3, 1 for a linear layer
-    groups: int
-    positions: int  # output positions: height x width, 1 for a linear layer on a vector
-
-
 def layer_names(model: Any, weights: Mapping[str, Array]) -> tuple[str, ...]:
     """The module name of each layer operator, in the order they run; "" for one that is none of them.
 
-    Args:
-        model: a float network whose BatchNorm is folded.
-        weights: module name -> weight as torch keeps it, (O, I, kh, kw) or (O, I). No two may be equal.
+    The model is float, its BatchNorm folded. Weights are by module name, as torch keeps them, (O, I, kh, kw) or (O, I); no two
+    may be equal.
 
     Raises:
         BuildError: a layer has not exactly one operator.
@@ -38,17 +26,13 @@ def layer_names(model: Any, weights: Mapping[str, Array]) -> tuple[str, ...]:
     graph = graph_of(model)
     wanted = {_key(stored): name for name, weight in weights.items() for stored in _as_stored(weight)}
     names = []
-    for op in graph.operators:
-        if op_name(model, op) not in LAYER_OPS:
-            continue
+    for op in layer_ops(model):
         stored = constant(model, graph.tensors[op.inputs[1]])
         names.append("" if stored is None else wanted.get(_key(stored), ""))
     for name in weights:
         if names.count(name) != 1:
-            found = f"{names.count(name)} operators with its weights"
-            raise BuildError(
-                f"layer {name} in the converted network", found=found, expected="one", do="report the network's forward"
-            )
+            what, found = f"layer {name} in the converted network", f"{names.count(name)} operators with its weights"
+            raise BuildError(what, found=found, expected="one", do="report the network's forward")
     return tuple(names)
 
 

@@ -1,4 +1,4 @@
-"""What readers of a .tflite file find in it: the standard TFLite Metadata, the labels as a packed file, and our own record.
+"""Metadata of a .tflite file: the standard TFLite Metadata, the labels as a packed file, and our own record.
 
 Written by hand with flatbuffers, field by field: the package that has generated classes for it (tflite-support) needs protobuf 3.
 Field numbers are those of metadata_schema.fbs, version 1.1.0 (tflite-support 0.4.4). The labels lie in a zip archive appended to
@@ -23,15 +23,14 @@ STANDARD = "TFLITE_METADATA"  # the name under which readers look for it
 OWN = "EDGE_COMPRESS"
 LABELS = "labels.txt"
 _IDENTIFIER = b"M001"
-_IMAGE_PROPERTIES, _FEATURE_PROPERTIES, _NORMALIZATION = 2, 1, 1  # members of the unions
-_RGB, _GRAYSCALE, _UNKNOWN = 1, 2, 0
-_AXIS_LABELS = 2
+_IMAGE_PROPERTIES, _FEATURE_PROPERTIES, _NORMALIZATION = np.uint8(2), np.uint8(1), np.uint8(1)  # members of the unions
+_RGB, _GRAYSCALE, _UNKNOWN, _AXIS_LABELS = np.int8(1), np.int8(2), np.int8(0), np.int8(2)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # equal labels give equal bytes
 
 
 @dataclass(frozen=True)
 class Record:
-    """What our own runner needs: how images of the file's input relate to network inputs."""
+    """Our own record: how images of the file's input relate to network inputs, and the classes."""
 
     mean: tuple[float, ...]  # per channel, of pixels on [0, 1]; empty: the file takes network inputs as they are
     std: tuple[float, ...]
@@ -46,7 +45,7 @@ class Record:
         """The inverse of `to_bytes`.
 
         Raises:
-            BuildError: the bytes are no such record.
+            BuildError: the bytes are not such a record.
         """
         try:
             values = json.loads(data)
@@ -57,56 +56,25 @@ class Record:
 
 
 def standard(image_shape: tuple[int, int, int], record: Record) -> bytes:
-    """The ModelMetadata flatbuffer: an image input that needs no normalisation (or says which was done), labelled logits.
-
-    Args:
-        image_shape: (C, H, W).
-        record: with its mean, the file takes pixels 0..255 and normalises them itself; without, it takes network inputs.
-    """
+    """The ModelMetadata flatbuffer: an image input that needs no normalisation (or says which was done), labelled logits."""
     channels, height, width = image_shape
     b = flatbuffers.Builder(1024)
-    color = {3: _RGB, 1: _GRAYSCALE}.get(channels, _UNKNOWN)
-    size = _table(b, [(0, "uint32", width), (1, "uint32", height)])
-    properties = _table(b, [(0, "int8", color), (1, "table", size)])
-    content = _table(b, [(0, "uint8", _IMAGE_PROPERTIES), (1, "table", properties)])
-    units = []
+    size = _table(b, np.uint32(width), np.uint32(height))
+    properties = _table(b, {3: _RGB, 1: _GRAYSCALE}.get(channels, _UNKNOWN), size)
+    content = _table(b, _IMAGE_PROPERTIES, properties)
+    units, stats = [], 0
     if record.mean:
-        options = _table(b, [(0, "table", _floats(b, [0.0])), (1, "table", _floats(b, [1.0]))])
-        units = [_table(b, [(0, "uint8", _NORMALIZATION), (1, "table", options)])]
-    stats = _table(b, [(0, "table", _floats(b, [255.0])), (1, "table", _floats(b, [0.0]))]) if record.mean else 0
+        units = [_table(b, _NORMALIZATION, _table(b, _floats(b, [0.0]), _floats(b, [1.0])))]
+        stats = _table(b, _floats(b, [255.0]), _floats(b, [0.0]))
     what = "pixels 0..255, normalised inside the model" if record.mean else "pixels, already scaled and normalised"
-    image = _table(
-        b,
-        [
-            (0, "table", b.CreateString("image")),
-            (1, "table", b.CreateString(f"NHWC image, {what}")),
-            (3, "table", content),
-            (4, "table", _tables(b, units)),
-            (5, "table", stats),
-        ],
-    )
-    feature = _table(b, [(0, "uint8", _FEATURE_PROPERTIES), (1, "table", _table(b, []))])
-    named = b.CreateString(LABELS)
-    labels = _table(b, [(0, "table", named), (1, "table", b.CreateString("class names, in order")), (2, "int8", _AXIS_LABELS)])
-    logits = _table(
-        b,
-        [
-            (0, "table", b.CreateString("logits")),
-            (1, "table", b.CreateString("one score for each class, before softmax")),
-            (3, "table", feature),
-            (6, "table", _tables(b, [labels])),
-        ],
-    )
-    graph = _table(b, [(2, "table", _tables(b, [image])), (3, "table", _tables(b, [logits]))])
-    root = _table(
-        b,
-        [
-            (0, "table", b.CreateString("edge-compress classifier")),
-            (3, "table", _tables(b, [graph])),
-            (7, "table", b.CreateString("1.0.0")),
-        ],
-    )
-    b.Finish(root, _IDENTIFIER)
+    image = _table(b, b.CreateString("image"), b.CreateString(f"NHWC image, {what}"), 0, content, _tables(b, units), stats)
+    feature = _table(b, _FEATURE_PROPERTIES, _table(b))
+    labels = _table(b, b.CreateString(LABELS), b.CreateString("class names, in order"), _AXIS_LABELS)
+    about = (b.CreateString("logits"), b.CreateString("one score for each class, before softmax"))
+    logits = _table(b, *about, 0, feature, 0, 0, _tables(b, [labels]))
+    graph = _table(b, 0, 0, _tables(b, [image]), _tables(b, [logits]))
+    title = b.CreateString("edge-compress classifier")
+    b.Finish(_table(b, title, 0, 0, _tables(b, [graph]), 0, 0, 0, b.CreateString("1.0.0")), _IDENTIFIER)
     return bytes(b.Output())
 
 
@@ -119,16 +87,12 @@ def put(data: bytes, entries: Mapping[str, bytes]) -> bytes:
     """The file with these metadata entries, in place of older ones of the same names."""
     from ai_edge_litert import schema_py_generated as schema
 
-    from .file import read, write
+    from .file import add_buffer, read, write
 
     model = read(data)
     model.metadata = [old for old in model.metadata or [] if old.name.decode() not in entries]
     for name, value in entries.items():
-        buffer, new = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(value, np.uint8)
-        new.name, new.buffer = name, len(model.buffers)
-        model.buffers.append(buffer)
-        model.metadata.append(new)
+        model.metadata.append(schema.MetadataT(name, add_buffer(model, np.frombuffer(value, np.uint8))))
     return write(model)
 
 
@@ -160,26 +124,12 @@ def with_labels(data: bytes, classes: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def labels_of(data: bytes) -> tuple[str, ...]:
-    """The class names packed into a file, or none."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return tuple(archive.read(LABELS).decode().splitlines())
-    except (zipfile.BadZipFile, KeyError):
-        return ()
-
-
-def _table(b: Any, fields: Sequence[tuple[int, str, int]]) -> int:
-    """A table of (field number, kind, value); a value of 0 is the default and is left out."""
-    put = {
-        "table": b.PrependUOffsetTRelativeSlot,
-        "uint32": b.PrependUint32Slot,
-        "uint8": b.PrependUint8Slot,
-        "int8": b.PrependInt8Slot,
-    }
-    b.StartObject(max((number for number, _, _ in fields), default=-1) + 1)
-    for number, kind, value in fields:
-        put[kind](number, value, 0)
+def _table(b: Any, *fields: Any) -> int:
+    """A table of its fields by number: places of strings, vectors and tables, or scalars of numpy; 0 is left out."""
+    scalars = {np.uint32: b.PrependUint32Slot, np.uint8: b.PrependUint8Slot, np.int8: b.PrependInt8Slot}
+    b.StartObject(len(fields))
+    for number, value in enumerate(fields):
+        scalars.get(type(value), b.PrependUOffsetTRelativeSlot)(number, value, 0)
     return int(b.EndObject())
 
 

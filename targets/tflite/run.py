@@ -8,22 +8,16 @@ import numpy as np
 
 from ...pipeline.errors import BuildError
 from ..base import FloatArray, Images, Infer, Runner
-from .file import op_counts
-from .quiet import quiet
+from .file import op_counts, quiet
 
-DELEGATE = "DELEGATE"  # the operator that stands for all that XNNPACK took over
+DELEGATE = "DELEGATE"  # the operator that represents everything XNNPACK took over
 
 
 def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: Infer | None = None) -> Runner:
-    """What the file takes, (n, H, W, C), to logits (n, classes) through a fresh LiteRT interpreter.
+    """The file's inputs (n, H, W, C) to logits (n, classes) through a fresh LiteRT interpreter.
 
-    A file that was given mean and deviations takes pixels 0..255; another one takes network inputs.
-
-    Args:
-        data: the file.
-        threads: of the runtime.
-        name: of the file, for messages.
-        infer: makes the inferences, by the names of the file's tensors; None: this interpreter.
+    A file that was given mean and deviations takes pixels 0..255; another one takes network inputs. `infer` makes the inferences
+    instead of the interpreter, by the names of the file's tensors.
 
     Raises:
         BuildError: the runtime refused the model, or does not give it to XNNPACK.
@@ -77,7 +71,7 @@ def _from_type(values: np.ndarray[Any, Any], detail: dict[str, Any]) -> FloatArr
 
 
 def facts_of(data: bytes, threads: int) -> dict[str, str]:
-    """What is in the file and who runs it."""
+    """Operators of the file, and how many parts of it XNNPACK runs."""
     from ai_edge_litert.interpreter import Interpreter
 
     counts = op_counts(data)

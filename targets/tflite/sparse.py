@@ -14,23 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from .file import Array, compact, constant, graph_of, op_name, read, write
+from .file import Array, add_buffer, compact, constant, graph_of, op_name, operator_code, read, write
 
 HALF = 0.5  # of a layer's weights zero: from here on its sparse encoding is the smaller one
 LEAST_ZEROS = 2 / 3  # of all weights of 1x1 convolutions and linear layers in the part
 _ELEMENTWISE = frozenset(("ADD", "MUL", "RELU", "RELU6", "HARD_SWISH", "LOGISTIC", "TANH", "ABS", "NEG", "SQUARE", "ELU", "GELU"))
 _BORDER = {3: 1, 5: 2}  # depthwise kernel -> rows of zeros on every side
-_SAME, _VALID = 0, 1  # schema.Padding
+_SAME = 0  # schema.Padding
 
 
 def why_dense(data: bytes) -> str:
     """The first condition for sparse kernels that a file does not meet, with the operator; "" when it meets all of them."""
-    part = _Part(data)
-    try:
-        part.walk()
-    except _UnfitError as error:
-        return str(error)
-    return ""
+    return _Part(data).misfit()
 
 
 def encode(data: bytes) -> bytes:
@@ -58,10 +53,6 @@ def half_zero(data: bytes) -> bool:
     return any(value is not None and (value == 0.0).mean() >= HALF for value in values)
 
 
-class _UnfitError(Exception):
-    """What does not fit, for a note."""
-
-
 class _Part:
     """The operators from the first strided convolution to the spatial mean."""
 
@@ -70,42 +61,40 @@ class _Part:
         self.graph = graph_of(self.model)
         self.producer = {int(out): op for op in self.graph.operators for out in op.outputs}
 
-    def walk(self) -> None:
+    def misfit(self) -> str:
         operators = list(self.graph.operators)
         start = next((n for n, op in enumerate(operators) if self._starts(op)), None)
         if start is None:
-            raise _UnfitError(
-                "no 3x3 convolution of stride 2 with three input channels and one row of zeros around it to begin with"
-            )
+            return "no 3x3 convolution of stride 2 with three input channels and one row of zeros around it to begin with"
         zeros = weights = 0
-        for number, op in enumerate(operators[start + 1 :], start + 1):
+        for number, op in enumerate(operators[start + 1 :], start + 2):
             kind = op_name(self.model, op)
             if kind == "MEAN" and self._spatial(op):
                 break
             value = _pointwise(self.model, op)
             if value is not None:
                 zeros, weights = zeros + int((value == 0.0).sum()), weights + value.size
-            self._check(op, f"{kind} {number + 1}")
+            reason = self._misfit_of(op, f"{kind} {number}")
+            if reason:
+                return reason
         else:
-            raise _UnfitError("no mean over height and width to end with")
+            return "no mean over height and width to end with"
         if zeros <= LEAST_ZEROS * weights:
             share = 100 * zeros / max(weights, 1)
-            raise _UnfitError(
-                f"{share:.1f} % of the 1x1 convolutions' weights are zero, more than {100 * LEAST_ZEROS:.1f} % are needed"
-            )
+            return f"{share:.1f} % of the 1x1 convolutions' weights are zero, more than {100 * LEAST_ZEROS:.1f} % are needed"
+        return ""
 
-    def _check(self, op: Any, where: str) -> None:
+    def _misfit_of(self, op: Any, where: str) -> str:
         kind, options = op_name(self.model, op), op.builtinOptions
         if any(self.graph.tensors[i].type != 0 for i in (op.inputs[0], op.outputs[0])):
-            raise _UnfitError(f"{where} is not computed in float")
+            return f"{where} is not computed in float"
         if kind == "PAD":
             users = [user for user in self.graph.operators if op.outputs[0] in user.inputs]
             if all(op_name(self.model, user) in ("CONV_2D", "DEPTHWISE_CONV_2D") for user in users):
-                return  # becomes the border of the convolution, which is checked there
+                return ""  # becomes the border of the convolution, which is checked there
         elif kind == "CONV_2D":
-            if _pointwise(self.model, op) is None:
-                raise _UnfitError(f"{where} is a convolution that is not 1x1, or is strided, dilated or grouped")
-            return
+            fits = _pointwise(self.model, op) is not None
+            return "" if fits else f"{where} is a convolution that is not 1x1, or is strided, dilated or grouped"
         elif kind == "DEPTHWISE_CONV_2D":
             height, width = (int(n) for n in self.graph.tensors[op.inputs[1]].shape[1:3])
             fits = (
@@ -115,14 +104,11 @@ class _Part:
                 and options.dilationHFactor == options.dilationWFactor == 1
                 and options.depthMultiplier in (0, 1)
             )
-            if not fits:
-                raise _UnfitError(f"{where} is not a depthwise 3x3 or 5x5 convolution of stride 1 or 2 with its zeros around it")
-            return
+            return "" if fits else f"{where} is not a depthwise 3x3 or 5x5 convolution of stride 1 or 2 with its zeros around it"
         elif kind in _ELEMENTWISE:
-            if all(len(self.graph.tensors[i].shape) == 4 for i in op.inputs):
-                return
-            raise _UnfitError(f"{where} has an input without height and width")
-        raise _UnfitError(f"the operator {where} is not among those that can be laid out channel by channel")
+            flat = any(len(self.graph.tensors[i].shape) != 4 for i in op.inputs)
+            return f"{where} has an input without height and width" if flat else ""
+        return f"the operator {where} is not among those that can be laid out channel by channel"
 
     def _starts(self, op: Any) -> bool:
         if op_name(self.model, op) != "CONV_2D":
@@ -163,38 +149,30 @@ def _pointwise(model: Any, op: Any) -> Array | None:
 
 
 def _sparse(model: Any, op: Any, value: Array) -> Any:
-    """Store an operator's weight in compressed rows; gives the DENSIFY operator that the runtime reads it through."""
+    """Store an operator's weight in compressed rows; returns the DENSIFY operator through which the runtime reads it."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph = graph_of(model)
     rows = value.reshape(value.shape[0], -1)
-    segments = np.concatenate([[0], np.cumsum((rows != 0).sum(1))])
-    dimensions = []
-    for size in value.shape[:3]:
-        dense = schema.DimensionMetadataT()
-        dense.format, dense.denseSize = schema.DimensionType.DENSE, int(size)
-        dimensions.append(dense)
-    last = schema.DimensionMetadataT()
-    last.format, last.denseSize = schema.DimensionType.SPARSE_CSR, 0
-    last.arraySegmentsType, last.arraySegments = _indices(segments)
-    last.arrayIndicesType, last.arrayIndices = _indices(np.nonzero(rows)[1])
-    sparsity = schema.SparsityParametersT()
-    sparsity.traversalOrder, sparsity.dimMetadata = [0, 1, 2, 3], [*dimensions, last]
+    kinds = schema.DimensionType
+    dimensions = [schema.DimensionMetadataT(kinds.DENSE, int(size)) for size in value.shape[:3]]
+    segments, indices = _indices(np.append(0, np.cumsum((rows != 0).sum(1)))), _indices(np.nonzero(rows)[1])
+    dimensions.append(schema.DimensionMetadataT(kinds.SPARSE_CSR, 0, *segments, *indices))
 
     old = graph.tensors[op.inputs[1]]
     stored, result = copy.copy(old), copy.copy(old)
-    stored.sparsity, stored.buffer, stored.name = sparsity, len(model.buffers), f"s{len(graph.tensors)}".encode()
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(rows[rows != 0]).tobytes(), np.uint8)
-    model.buffers.append(buffer)
+    stored.sparsity = schema.SparsityParametersT(traversalOrder=[0, 1, 2, 3], dimMetadata=dimensions)
+    stored.buffer, stored.name = add_buffer(model, rows[rows != 0]), f"s{len(graph.tensors)}".encode()
     result.buffer = 0
     graph.tensors += [stored, result]
     op.inputs = [op.inputs[0], len(graph.tensors) - 1, *op.inputs[2:]]
-    densify = schema.OperatorT()
-    densify.opcodeIndex = _code(model, schema.BuiltinOperator.DENSIFY)
-    densify.inputs, densify.outputs = [len(graph.tensors) - 2], [len(graph.tensors) - 1]
-    densify.builtinOptionsType, densify.builtinOptions = schema.BuiltinOptions.DensifyOptions, schema.DensifyOptionsT()
-    return densify
+    return schema.OperatorT(
+        operator_code(model, "DENSIFY"),
+        inputs=[len(graph.tensors) - 2],
+        outputs=[len(graph.tensors) - 1],
+        builtinOptionsType=schema.BuiltinOptions.DensifyOptions,
+        builtinOptions=schema.DensifyOptionsT(),
+    )
 
 
 def _indices(values: Array) -> tuple[int, Any]:
@@ -207,22 +185,7 @@ def _indices(values: Array) -> tuple[int, Any]:
         (np.int32, schema.SparseIndexVector.Int32Vector, schema.Int32VectorT),
     )
     dtype, number, cls = next(kind for kind in kinds if int(values.max(initial=0)) <= np.iinfo(kind[0]).max)
-    vector = cls()
-    vector.values = values.astype(dtype)
-    return number, vector
-
-
-def _code(model: Any, number: int) -> int:
-    """Index of an operator's code, added if it is not there."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
-            return index
-    code = schema.OperatorCodeT()
-    code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), 1
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+    return number, cls(values.astype(dtype))
 
 
 def _classifier_apart(model: Any) -> None:
@@ -234,19 +197,18 @@ def _classifier_apart(model: Any) -> None:
         if op_name(model, op) != "MEAN" or op.builtinOptions.keepDims or len(graph.tensors[op.outputs[0]].shape) != 2:
             continue
         flat = graph.tensors[op.outputs[0]]
-        whole, shape, target = copy.copy(flat), schema.TensorT(), schema.BufferT()
-        batch, channels = (int(n) for n in flat.shape)
+        whole, (batch, channels) = copy.copy(flat), map(int, flat.shape)
         whole.shape, whole.shapeSignature, whole.name = [batch, 1, 1, channels], None, f"m{position}".encode()
-        target.data = np.frombuffer(np.array([batch, channels], "<i4").tobytes(), np.uint8)
-        shape.shape, shape.type, shape.buffer = [2], schema.TensorType.INT32, len(model.buffers)
-        shape.name = f"r{position}".encode()
-        model.buffers.append(target)
+        sizes = add_buffer(model, np.array([batch, channels], "<i4"))
+        shape = schema.TensorT([2], schema.TensorType.INT32, sizes, f"r{position}".encode())
         graph.tensors += [whole, shape]
-        reshape = schema.OperatorT()
-        reshape.opcodeIndex = _code(model, schema.BuiltinOperator.RESHAPE)
-        reshape.inputs, reshape.outputs = [len(graph.tensors) - 2, len(graph.tensors) - 1], [int(op.outputs[0])]
-        reshape.builtinOptionsType, reshape.builtinOptions = schema.BuiltinOptions.ReshapeOptions, schema.ReshapeOptionsT()
-        reshape.builtinOptions.newShape = [batch, channels]
+        reshape = schema.OperatorT(
+            operator_code(model, "RESHAPE"),
+            inputs=[len(graph.tensors) - 2, len(graph.tensors) - 1],
+            outputs=[int(op.outputs[0])],
+            builtinOptionsType=schema.BuiltinOptions.ReshapeOptions,
+            builtinOptions=schema.ReshapeOptionsT([batch, channels]),
+        )
         op.builtinOptions = copy.copy(op.builtinOptions)
         op.builtinOptions.keepDims, op.outputs = True, [len(graph.tensors) - 2]
         graph.operators.insert(list(graph.operators).index(op) + 1, reshape)

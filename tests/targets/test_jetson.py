@@ -15,8 +15,8 @@ from edge_compress.pipeline.types import SPARSITY_KEY, Kind, Pattern, Precision
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Interface, Structure
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
-from edge_compress.targets.tensorrt.estimate import ORIN_NANO, Work, seconds
 from edge_compress.targets.tensorrt.lint import lint
+from edge_compress.targets.tensorrt.prober import FLOOR_S, OPERATIONS_PER_S, Work, seconds
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -223,8 +223,8 @@ def test_an_estimate_is_a_share_that_falls_with_what_is_removed(tiny):
 
 @given(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(1, 100))
 def test_a_layer_never_takes_less_than_its_floor_nor_less_than_a_smaller_one(macs, values, more):
-    for precision in ORIN_NANO.operations:
+    for precision in OPERATIONS_PER_S:
         one = seconds([Work(macs, values)], precision)
-        assert one >= ORIN_NANO.floor_s
+        assert one >= FLOOR_S
         assert seconds([Work(macs * more, values * more)], precision) >= one
         assert seconds([Work(macs, values)] * 3, precision) == pytest.approx(3 * one)

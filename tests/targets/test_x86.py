@@ -9,10 +9,10 @@ from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.types import Precision
-from edge_compress.targets import onnx as onnx_files
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.onnx import run as onnx_run
+from edge_compress.targets.onnx import target as onnx_target
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import STEPS, Recipe, quantize
 from edge_compress.targets.onnx.run import predictor
@@ -152,7 +152,7 @@ def test_the_runner_takes_any_number_of_inputs_and_names_a_file_it_cannot_load(t
 def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
     prober = x86.TARGET.prober(tiny, SHAPE, precision)
     narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
-    small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.network.SerializeToString()
+    small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.network.model.SerializeToString()
     assert len(small) < len(whole)
     weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(small).graph.initializer}
     name = "a.conv1.weight_quantized" if precision is Precision.INT8 else "a.conv1.weight"
@@ -170,7 +170,7 @@ def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
 def test_missing_packages_are_named_before_anything_is_built(tiny, images, tmp_path, monkeypatch):
     assert x86.TARGET.missing() is None
     asked = request(tiny, images, tmp_path)
-    for module in (onnx_files, onnx_run):
+    for module in (onnx_target, onnx_run):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert "pip install onnxruntime" in x86.TARGET.missing()
     with pytest.raises(UnavailableError, match="onnxruntime"):

@@ -7,7 +7,8 @@ import pytest
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.targets.base import Structure
-from edge_compress.targets.onnx.edit import cut, layers, pad_stem
+from edge_compress.targets.onnx.edit import cut, pad_stem
+from edge_compress.targets.onnx.graph import Graph
 from edge_compress.targets.onnx.int8 import Recipe, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def test_removing_a_branch_is_removing_what_it_adds(tiny_onnx, images, removed):
     assert np.allclose(run(small, images[:3]), run(silent, images[:3]), atol=1e-5)
     assert not np.allclose(run(small, images[:3]), run(tiny_onnx, images[:3]), atol=1e-2)
     gone = {name for last in removed for name in (last, last.replace("conv2", "conv1"))}
-    assert set(layers(tiny_onnx)) - set(layers(small)) == gone
+    assert set(Graph(tiny_onnx).layers()) - set(Graph(small).layers()) == gone
     count = Counter(node.op_type for node in small.graph.node)
     identity = len([name for name in removed if name != "b.conv2"])
     assert count["Add"] == 4 - len(removed)

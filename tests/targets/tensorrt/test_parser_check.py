@@ -68,7 +68,7 @@ def test_what_the_linter_refuses_the_parser_refuses(tiny_onnx, seen, broken):
 
 @installed
 def test_the_x86_file_is_refused(tiny_onnx, seen):
-    assert not tensorrt_check.check(quantize_x86(tiny_onnx, seen, MINMAX).SerializeToString(), build=False).accepted
+    assert not tensorrt_check.check(quantize_x86(tiny_onnx, seen, MINMAX).SerializeToString()).accepted
 
 
 @installed

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.targets.tflite.metadata import Record, labels_of, standard, with_labels
+from edge_compress.targets.tflite.metadata import Record, standard, with_labels
 
 PIXELS = Record((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), ("cat", "dog", "größe"))
 PLAIN = Record((), (), ("a", "b"))
@@ -93,8 +93,6 @@ def test_labels_lie_in_an_archive_behind_the_model():
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         assert archive.namelist() == ["labels.txt"]
         assert archive.read("labels.txt").decode() == "cat\ndog\ngröße\n"
-    assert labels_of(packed) == PIXELS.classes
-    assert labels_of(model) == ()
     assert with_labels(model, PIXELS.classes) == packed
 
 

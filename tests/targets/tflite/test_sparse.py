@@ -114,24 +114,27 @@ def test_sparse_weights_are_taken_only_where_they_were_measured_faster(plain: by
             timed.extend((dense.read_bytes(), sparse.read_bytes()))
             return Speedup(1.5, (low, 2.0))
 
-        data, (note,), options = phone._sparse_if_faster(plain, replace(request(nn.Identity(), tmp_path), speedup=speedup))
-        assert options == {"sparse": said}
+        chosen = phone._sparse_if_faster(plain, replace(request(nn.Identity(), tmp_path), speedup=speedup))
+        (note,) = chosen.notes
+        assert chosen.options == {"sparse": said}
         assert timed == [plain, tflite_sparse.encode(plain)]
-        assert data == timed[said == "yes"]
+        assert chosen.network == timed[said == "yes"]
         assert f"1.50 times as fast as dense ones (95 % interval {low:.2f} to 2.00)" in note
 
 
 def test_zeros_are_stored_where_no_device_tells_what_skipping_them_buys(plain: bytes, tmp_path: Path) -> None:
-    data, (note,), options = phone._sparse_if_faster(plain, request(nn.Identity(), tmp_path))
-    assert (data == plain, options) == (True, {"sparse": "no"})
+    chosen = phone._sparse_if_faster(plain, request(nn.Identity(), tmp_path))
+    (note,) = chosen.notes
+    assert (chosen.network == plain, chosen.options) == (True, {"sparse": "no"})
     assert "no device to measure on" in note
 
 
 def test_a_condition_that_fails_is_in_the_notes_and_nothing_is_measured(tmp_path: Path) -> None:
     data = converted(Mobile(stem=nn.Conv2d(3, 16, 3, 1, 1)))
     asked = replace(request(nn.Identity(), tmp_path), speedup=lambda dense, sparse: pytest.fail("measured"))
-    same, (note,), options = phone._sparse_if_faster(data, asked)
-    assert (same == data, options) == (True, {"sparse": "no"})
+    chosen = phone._sparse_if_faster(data, asked)
+    (note,) = chosen.notes
+    assert (chosen.network == data, chosen.options) == (True, {"sparse": "no"})
     assert "because no 3x3 convolution of stride 2" in note
 
 

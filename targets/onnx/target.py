@@ -1,0 +1,64 @@
+"""Shared code of the targets with ONNX files. Heavy imports stay inside functions: targets are listed without them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..base import BuildRequest, Converted, Interface, Runner, Target
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from ...calibration.ranges import Range
+    from .int8 import Recipe
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
+
+
+class OnnxTarget(Target):
+    """A target whose artifact is an ONNX file; see `targets.base.Target`."""
+
+    def missing(self) -> str | None:
+        """Which packages an ONNX file cannot be made without are not installed, with the command that installs them; or None."""
+        absent = [name for name in PACKAGES if find_spec(name) is None]
+        return f"packages are missing: pip install {' '.join(absent)}" if absent else None
+
+    def baseline(self, module: nn.Module, interface: Interface) -> bytes:
+        """The float file of a dense network, see `targets.base.Target`."""
+        self.require()
+        from .export import export_float
+
+        return self.file_of(export_float(module, interface.image_shape), interface.classes)
+
+    @abstractmethod
+    def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
+        """The model's file with the metadata its reader needs."""
+
+
+def best_int8(
+    network: onnx.ModelProto,
+    request: BuildRequest,
+    quantize: Callable[[onnx.ModelProto, Mapping[str, Range], Recipe], onnx.ModelProto],
+    load: Callable[[bytes, int], Runner],
+    activation_type: str,
+    weight_bits: tuple[int, ...] = (8,),
+) -> Converted[onnx.ModelProto]:
+    """The QDQ network that costs least on the search split; `load` returns a runner of a file's bytes with so many threads."""
+    from ..int8_choice import Int8Format, choose_int8
+    from .export import export_float
+    from .int8 import ends, histograms
+
+    how = Int8Format(
+        activation_type=activation_type,
+        export=lambda module: export_float(module, request.image_shape),
+        collect=lambda model: histograms(model, request),
+        quantize=quantize,
+        load=lambda model: load(model.SerializeToString(), request.threads),
+        weight_bits=weight_bits,
+        ends=ends(network),
+    )
+    return choose_int8(network, request, how)
