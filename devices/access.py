@@ -9,7 +9,7 @@ from . import board as boards
 from .board import Board
 from .cluster.ray_board import ADDRESS, RayBoard
 from .device import Device
-from .opening import open_board, open_remote
+from .opening import open_board
 from .pool import Pool
 
 CLASS = "class:"
@@ -36,6 +36,4 @@ def open_named(text: str) -> Device:
 
 def open_pool(name: str, found: Sequence[Board]) -> Pool:
     """Any of several boards, of this machine's network or, where RAY_ADDRESS says one, of a Ray cluster."""
-    if os.environ.get(ADDRESS):
-        return Pool(name, found, RayBoard)
-    return Pool(name, found, open_remote)
+    return Pool(name, found, RayBoard if os.environ.get(ADDRESS) else open_board)

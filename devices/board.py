@@ -1,17 +1,6 @@
 """Boards: one TOML file each, shipped in the folder `boards` or the user's own. The file's name is the board's name.
 
-Keys: `targets` (a list: what can be built for it), `transport` (how it is reached), and where wanted
-
-    class       boards alike, of which any will do: `--device class:NAME`
-    address     for ssh a host of ~/.ssh/config, HOST or USER@HOST; for adb the serial number. A shipped template has none.
-    runtime     what runs artifacts there        threads, affinity    of the measurement; affinity is a list of cpus
-    memory_mib  of the board                     precisions           a list: what its arithmetic is fast in
-    power_mode  the mode it must be in while it is measured; without it any mode will do, and which it was is recorded
-    python      the interpreter there            folder               where files are kept there, below the home folder
-    benchmark_model  TensorFlow Lite's program of that name on a phone without Python, which then does the timing: a path, or a
-                name in `folder`
-    emulated    true for a machine whose times mean nothing: they are never called measured
-    notes       for people                       source               where these facts come from
+The keys are the fields of `Board`; `targets` and `transport` must be there.
 """
 
 from __future__ import annotations
@@ -19,15 +8,14 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..pipeline.errors import InputError, UnavailableError
 
 TRANSPORTS = ("local", "ssh", "adb")
 PRECISIONS = ("fp32", "fp16", "int8")
-T = TypeVar("T")
 
 _HERE = Path(__file__).parent / "boards"
 
@@ -37,23 +25,23 @@ class Board:
     """A device to measure on."""
 
     name: str
-    targets: tuple[str, ...]
-    transport: str
-    runtime: str = "onnxruntime"
-    threads: int = 1
-    affinity: tuple[int, ...] | None = None
-    class_: str = ""  # of boards alike; the key is `class`
-    address: str = ""  # ssh: a host; adb: a serial number; empty in a template
+    targets: tuple[str, ...]  # what can be built for it
+    transport: str  # how it is reached
+    runtime: str = "onnxruntime"  # what runs artifacts there
+    threads: int = 1  # of the measurement
+    affinity: tuple[int, ...] | None = None  # cpus of the measurement
+    class_: str = ""  # of boards alike, any of which will do: `--device class:NAME`; the key is `class`
+    address: str = ""  # ssh: a host of ~/.ssh/config, HOST or USER@HOST; adb: the serial number; empty in a shipped template
     memory_mib: int = 0  # 0: not known
-    precisions: tuple[str, ...] = ()
-    power_mode: str = ""  # the one it must be in; empty: any, and recorded
-    python: str = "python3"
-    folder: str = ""  # empty: the transport's own choice
-    benchmark_model: str = ""  # the program on a phone without Python: a path, or a name in `folder`
-    emulated: bool = False
-    notes: str = ""
+    precisions: tuple[str, ...] = ()  # what its arithmetic is fast in
+    power_mode: str = ""  # the one it must be in while it is measured; empty: any, and it is recorded
+    python: str = "python3"  # the interpreter there
+    folder: str = ""  # where files are kept there, below the home folder; empty: the transport's own choice
+    benchmark_model: str = ""  # TensorFlow Lite's program that times on a phone without Python: a path, or a name in `folder`
+    emulated: bool = False  # its times mean nothing and are never called measured
+    notes: str = ""  # for people
     source: str = ""  # of these facts
-    file: str = ""  # it was read from
+    file: str = ""  # it was read from; not a key
 
 
 def user_folder() -> Path:
@@ -82,9 +70,8 @@ def load(name_or_path: str | Path) -> Board:
     else:
         files = _files()
         if text not in files:
-            raise InputError(
-                f"device {text!r}", found="no such board", expected=f"one of {', '.join(sorted(files))}, or a TOML file"
-            )
+            expected = f"one of {', '.join(sorted(files))}, or a TOML file"
+            raise InputError(f"device {text!r}", found="no such board", expected=expected)
         path = files[text]
     board = _parse(path)
     if board.transport not in TRANSPORTS:
@@ -128,62 +115,43 @@ def _parse(path: Path) -> Board:
         raise InputError(f"board file {path}", found=f"not TOML: {error}") from error
     except OSError as error:
         raise InputError(f"board file {path}", found=error.strerror or str(error), expected="a readable file") from error
+    where = f"board file {path}"
     for key in table:
         if key not in _KEYS:
-            raise InputError(f"board file {path}: unknown key {key!r}", expected=f"one of {', '.join(_KEYS)}")
-    affinity = _list(path, table, "affinity", int) if "affinity" in table else None
-    threads = _value(path, table, "threads", int, 1)
-    if threads < 1 or (affinity is not None and (not affinity or min(affinity) < 0)):
-        raise InputError(
-            f"board file {path}: threads, affinity", found=f"{threads}, {affinity}", expected="threads >= 1, cpus >= 0"
-        )
-    precisions = _list(path, table, "precisions", str) if "precisions" in table else ()
-    if not set(precisions) <= set(PRECISIONS):
-        raise InputError(f"board file {path}: precisions", found=str(list(precisions)), expected=f"of {', '.join(PRECISIONS)}")
-    words = {key: _value(path, table, key, str, "") for key in _WORDS}
+            raise InputError(f"{where}: unknown key {key!r}", expected=f"one of {', '.join(_KEYS)}")
+    required: dict[str, Any] = dict.fromkeys(("targets", "transport"))
+    values = {key: _checked(f"{where}: {key}", key, value) for key, value in (required | table).items()}
     for key, pattern in _WORDS.items():
-        if words[key] and not re.fullmatch(pattern, words[key]):
-            raise InputError(
-                f"board file {path}: {key}", found=repr(words[key]), expected="letters, digits and . _ - as in a name"
-            )
-    return Board(
-        name=path.stem,
-        targets=_list(path, table, "targets", str),
-        transport=_value(path, table, "transport", str),
-        runtime=_value(path, table, "runtime", str, "onnxruntime"),
-        threads=threads,
-        affinity=affinity,
-        memory_mib=_value(path, table, "memory_mib", int, 0),
-        precisions=precisions,
-        power_mode=_value(path, table, "power_mode", str, ""),
-        emulated=_value(path, table, "emulated", bool, False),
-        notes=_value(path, table, "notes", str, ""),
-        source=_value(path, table, "source", str, ""),
-        file=str(path),
-        class_=words["class"],
-        address=words["address"],
-        python=words["python"] or "python3",
-        folder=words["folder"],
-        benchmark_model=words["benchmark_model"],
-    )
+        if values.get(key) and not re.fullmatch(pattern, values[key]):
+            found = repr(values[key])
+            raise InputError(f"{where}: {key}", found=found, expected="letters, digits and . _ - as in a name")
+    values["python"] = values.get("python") or "python3"
+    board = Board(path.stem, class_=values.pop("class", ""), file=str(path), **values)
+    if board.threads < 1 or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
+        found = f"{board.threads}, {board.affinity}"
+        raise InputError(f"{where}: threads, affinity", found=found, expected="threads >= 1, cpus >= 0")
+    if not set(board.precisions) <= set(PRECISIONS):
+        raise InputError(f"{where}: precisions", found=str(list(board.precisions)), expected=f"of {', '.join(PRECISIONS)}")
+    return board
 
 
-def _value(path: Path, table: dict[str, Any], key: str, kind: type[T], default: T | None = None) -> T:
-    value = table.get(key, default)
+def _checked(where: str, key: str, value: Any) -> Any:
+    """The value of a key, which is of the key's type; lists become tuples."""
+    if key in _LISTS:
+        kind = _LISTS[key]
+        if not isinstance(value, list) or any(type(v) is not kind for v in value):
+            raise InputError(where, found=repr(value), expected=f"a list, each {_NAMES[kind]}")
+        return tuple(value)
+    kind = _KEYS[key]
     if type(value) is not kind:
-        raise InputError(f"board file {path}: {key}", found=repr(value), expected=_NAMES[kind])
+        raise InputError(where, found=repr(value), expected=_NAMES[kind])
     return value
 
 
-def _list(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> tuple[T, ...]:
-    value = table.get(key)
-    if not isinstance(value, list) or any(type(v) is not kind for v in value):
-        raise InputError(f"board file {path}: {key}", found=repr(value), expected=f"a list, each {_NAMES[kind]}")
-    return tuple(value)
-
-
 _NAMES: dict[type, str] = {str: "a text", int: "a whole number", bool: "true or false"}
-_KEYS = tuple(f.name.rstrip("_") for f in fields(Board) if f.name not in ("name", "file"))
+_LISTS: dict[str, type] = {"targets": str, "affinity": int, "precisions": str}
+# key -> type of the value, that of the default
+_KEYS = {f.name.rstrip("_"): type(f.default) if f.default is not MISSING else str for f in fields(Board)[1:-1]}
 # they become arguments of ssh, adb and the board's shell: nothing that any of these could take for an option or a command
 _WORDS = {
     "class": r"\w[\w.-]*",

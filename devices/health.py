@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,10 @@ from .measure.timing import TimingSession, TimingSettings
 from .opening import open_board
 from .tensorrt.device import TensorRtDevice
 
-# A/A: short sessions, but fresh processes all the same
-_SESSIONS, _PAIRS, _SECONDS = 3, 60, 3.0
-
 
 @dataclass(frozen=True)
 class Found:
-    """What a board says of itself."""
+    """A board's description of itself."""
 
     facts: dict[str, Any]  # see `describe_board` of the agent
     runtime: str | None  # version of the board's runtime, which was started there; None: it cannot be
@@ -40,18 +37,17 @@ def describe(board: Board) -> Found:
     """
     with contextlib.closing(open_board(board)) as device, device.connect() as session:
         facts = session.hello()
-        if isinstance(device, TensorRtDevice):
-            try:
-                return Found(facts, f"tensorrt {device.version(session)}")
-            except UnavailableError as error:
-                return Found(facts, None, str(error))
-        if board.runtime not in RUNTIMES:
+        engines = isinstance(device, TensorRtDevice)
+        if board.runtime not in RUNTIMES and not engines:
             version = facts["runtimes"].get(board.runtime)
             return Found(facts, version, "" if version else f"runtime {board.runtime} is not installed on it")
         try:
-            return Found(facts, " ".join(session.runtime(board.runtime)))
+            return Found(facts, device.runtime_version(session, board.runtime))
         except EdgeCompressError as error:  # an import can also kill its process
-            return Found(facts, None, f"runtime {board.runtime} cannot be started on it ({error.found or error})")
+            if engines and not isinstance(error, UnavailableError):
+                raise
+            reason = str(error) if engines else f"runtime {board.runtime} cannot be started on it ({error.found or error})"
+            return Found(facts, None, reason)
 
 
 def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[TimingSession, ...]]:
@@ -63,15 +59,8 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[TimingS
     """
     if board.runtime not in ("onnxruntime", "tensorrt"):
         raise UnavailableError(f"runtime {board.runtime}", found="no network for it to measure the noise floor with")
-    settings = TimingSettings(
-        threads=board.threads,
-        affinity=board.affinity,
-        runtime=board.runtime,
-        sessions=_SESSIONS,
-        max_pairs=_PAIRS,
-        max_seconds=_SECONDS,
-        warmup_seconds=1.0,
-    )
+    common = TimingSettings(threads=board.threads, affinity=board.affinity, runtime=board.runtime, warmup_seconds=1.0)
+    settings = replace(common, sessions=3, max_pairs=60, max_seconds=3.0)  # short, but fresh processes all the same
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder, contextlib.closing(open_board(board)) as device:
         model = Path(folder) / "probe.onnx"
         model.write_bytes(_network())
@@ -81,7 +70,7 @@ def noise_floor(board: Board) -> tuple[float, tuple[float, float], tuple[TimingS
 
 
 def lines(board: Board, seen: Found) -> tuple[str, ...]:
-    """What was found, one thing a line; what cannot be read is said."""
+    """The findings, one a line, including what cannot be read."""
     gib, found = 1 << 30, seen.facts
     machine, heat, clocks = found["machine"], found["temperatures_c"], found["clocks_mhz"]
     where = f" at {board.address}" if board.address else ""
@@ -116,13 +105,7 @@ def _network() -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
-        "probe",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 32, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    data: bytes = model.SerializeToString()
-    return data
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 64, 32, 32)) for name in "xy")
+    graph = helper.make_graph([node], "probe", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())

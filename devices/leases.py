@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,19 +21,8 @@ from .transport.base import BusyError
 SET_ASIDE = 3  # failures in a row after which a pool leaves a board alone
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A board that is this process's until it is released."""
-
-    lock: FileLock
-
-    def release(self) -> None:
-        """Give the board back; safe to call twice."""
-        self.lock.release(force=True)
-
-
-def lease(board: Board) -> Lease:
-    """Take a board, at once or not at all.
+def lease(board: Board) -> FileLock:
+    """The acquired lock of a board: taken at once or not at all, and released by `release`.
 
     Raises:
         BusyError: another process of this machine, or another measurement of this one, has it.
@@ -46,17 +34,13 @@ def lease(board: Board) -> Lease:
         lock = FileLock(path, timeout=0, thread_local=False)
         lock.acquire()
     except Timeout as error:
-        raise BusyError(
-            f"board {board.name}",
-            found="it is busy: another process of this machine measures on it",
-            expected="a board of one's own",
-            do="wait until that has ended",
-        ) from error
+        found, do = "it is busy: another process of this machine measures on it", "wait until that has ended"
+        raise BusyError(f"board {board.name}", found=found, expected="a board of one's own", do=do) from error
     except OSError as error:
         raise InputError(
             f"folder {path.parent}", found=error.strerror or str(error), do="set EDGE_COMPRESS_CACHE to another folder"
         ) from error
-    return Lease(lock)
+    return lock
 
 
 def failures(board: Board) -> tuple[int, str]:

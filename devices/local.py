@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from .board import Board
 from .remote import RemoteDevice
+from .transport.base import Transport
 from .transport.connection import Connection
-from .transport.here import HereTransport
 
 THIS_MACHINE = Board("local", ("x86",), "local")
+
+
+class HereTransport(Transport):
+    """Commands of this machine, with no link between; `folder` is an absolute path."""
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """See `Transport.command`; a user's own json.py in the current folder stays out of Python's way."""
+        return ["env", "PYTHONSAFEPATH=1", *argv]
+
+    def push_command(self, source: str, remote: str) -> list[str]:
+        """See `Transport.push_command`."""
+        return ["cp", "--", source, remote]
+
+    def pull_command(self, remote: str, target: str) -> list[str]:
+        """See `Transport.pull_command`."""
+        return ["cp", "--", remote, target]
 
 
 class LocalDevice(RemoteDevice):
@@ -34,7 +51,7 @@ class LocalDevice(RemoteDevice):
 
 
 def describe(runtime: str = "onnxruntime") -> dict[str, str]:
-    """What this machine is to a latency: cpu, governor, runtime version and so on.
+    """Facts of this machine that latencies depend on: cpu, governor, runtime version and so on.
 
     Raises:
         UnavailableError: the runtime is not installed.

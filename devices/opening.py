@@ -13,34 +13,20 @@ from .transport.ssh import SSH_FOLDER, SshTransport
 
 
 def open_board(board: Board) -> RemoteDevice:
-    """The device a board's file describes.
+    """The device a board's file describes, not connected yet.
 
     Raises:
         InputError: a template without an address.
     """
-    return LocalDevice(board) if board.transport == "local" else open_remote(board)
-
-
-def open_remote(board: Board) -> RemoteDevice:
-    """The device of a board that is not this machine.
-
-    Raises:
-        InputError: a template without an address.
-        ValueError: a board that needs no transport.
-    """
-    if board.transport not in ("ssh", "adb"):
-        raise ValueError(f"transport {board.transport!r} is not remote")
+    if board.transport == "local":
+        return LocalDevice(board)
     if not board.address:
-        raise InputError(
-            f"board {board.name}",
-            found="a template without an address",
-            expected="`address` in its file",
-            do=f"copy {board.file} to your own folder of devices under another name and add it",
-        )
-    if board.transport == "ssh":
-        transport = SshTransport(board.name, board.address, board.folder or SSH_FOLDER)
-        if board.benchmark_model:
-            return PhoneDevice(board, transport)
-        return (TensorRtDevice if board.runtime == "tensorrt" else RemoteDevice)(board, transport)
-    adb = AdbTransport(board.name, board.address, board.folder or ADB_FOLDER)
-    return PhoneDevice(board, adb) if board.benchmark_model else RemoteDevice(board, adb)
+        what, found = f"board {board.name}", "a template without an address"
+        do = f"copy {board.file} to your own folder of devices under another name and add it"
+        raise InputError(what, found=found, expected="`address` in its file", do=do)
+    ssh = board.transport == "ssh"
+    opened = SshTransport if ssh else AdbTransport
+    transport = opened(board.name, board.address, board.folder or (SSH_FOLDER if ssh else ADB_FOLDER))
+    if board.benchmark_model:
+        return PhoneDevice(board, transport)
+    return (TensorRtDevice if ssh and board.runtime == "tensorrt" else RemoteDevice)(board, transport)

@@ -1,4 +1,4 @@
-"""Any free board of a class. What one measurement says comes from one board; a board that fails is left for another.
+"""A pool of interchangeable boards. Each measurement comes from one board; when a board fails, another one is used.
 
 Boards of a class must be alike: the first that is used sets what the others have to be (processor, runtime version,
 power mode), and one that differs is not used. A board that failed `leases.SET_ASIDE` times in a row is set aside until
@@ -8,19 +8,18 @@ power mode), and one that differs is not used. A board that failed `leases.SET_A
 from __future__ import annotations
 
 import contextlib
-import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from ..pipeline.errors import DeviceError
 from ..pipeline.types import Timing
 from . import leases
 from .board import Board
-from .device import Device, Meter, Progress
+from .device import Device, Progress
+from .measure.meter import Meter
 from .measure.timing import Ratio, TimingSession, TimingSettings
 from .transport.base import BoardError, BusyError
 from .transport.connection import Connection
@@ -37,18 +36,10 @@ class BoardDevice(Device, Protocol):
     @property
     def board(self) -> Board:
         """Its file."""
-        ...
 
 
 class Pool:
-    """A class of boards as a device; see `device.Device`.
-
-    Args:
-        name: of the class, for messages.
-        boards: its boards.
-        open_board: gives the device of one.
-        patience_s: how long to wait while all are busy.
-    """
+    """A class of boards as a device, see `device.Device`; while all are busy it waits `patience_s` seconds."""
 
     def __init__(
         self,
@@ -82,7 +73,7 @@ class Pool:
         return self.on_any(lambda device: device.sessions(baseline, candidates, settings, progress))
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
-        """What the boards of the class have in common, read from one of them."""
+        """The facts that the boards of the class share, read from one of them."""
         if (runtime, threads) not in self._alike:
             self._alike[runtime, threads] = self.on_any(lambda device: _common(device.facts(runtime, threads)))
         return self._alike[runtime, threads]
@@ -135,12 +126,8 @@ class Pool:
         good = [board for board in self.boards if failed[board][0] < leases.SET_ASIDE]
         if not good:
             told = "; ".join(f"{board.name} after {n} failures ({why})" for board, (n, why) in failed.items())
-            raise DeviceError(
-                self.name,
-                found=f"every board is set aside: {told}",
-                expected="one that works",
-                do="see them with edge-compress devices check NAME, which takes them back",
-            )
+            do = "see them with edge-compress devices check NAME, which takes them back"
+            raise DeviceError(self.name, found=f"every board is set aside: {told}", expected="one that works", do=do)
         return [self._devices[board] for board in sorted(good, key=lambda board: failed[board][0])]
 
     def require_alike(self, device: BoardDevice, runtime: str, threads: int) -> None:
@@ -148,16 +135,14 @@ class Pool:
         expected, found = self.facts(runtime, threads), _common(device.facts(runtime, threads))
         for key in expected.keys() | found.keys():
             if expected.get(key) != found.get(key):
-                raise BoardError(
-                    f"board {device.name} of {self.name}: {key.replace('_', ' ')}",
-                    found=found.get(key) or "none",
-                    expected=f"{expected.get(key) or 'none'}, as the first board that was used",
-                    do="make them alike, or give it another class",
-                )
+                where = f"board {device.name} of {self.name}: {key.replace('_', ' ')}"
+                first = f"{expected.get(key) or 'none'}, as the first board that was used"
+                do = "make them alike, or give it another class"
+                raise BoardError(where, found=found.get(key) or "none", expected=first, do=do)
 
 
-class PoolMeter:
-    """See `device.Meter`. A ratio comes from one board and its own baseline; several candidates go to several boards."""
+class PoolMeter(Meter):
+    """See `Meter`. A ratio comes from one board and its own baseline; several candidates go to several boards."""
 
     def __init__(self, pool: Pool, baseline: bytes, runtime: str, threads: int, seed: int) -> None:
         self._pool = pool
@@ -165,13 +150,8 @@ class PoolMeter:
         self._meters: dict[BoardDevice, Meter] = {
             device: device.meter(baseline, runtime, threads, seed) for device in pool.usable()
         }
+        self.width = len(self._meters)
         self._checked: set[BoardDevice] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the agents; safe to call twice."""
@@ -179,38 +159,27 @@ class PoolMeter:
             meter.close()
 
     @property
-    def width(self) -> int:
-        """See `device.Meter.width`."""
-        return len(self._meters)
-
-    @property
     def dense_ms(self) -> float:
-        """See `device.Meter.dense_ms`; of the first board that answers."""
+        """See `Meter.dense_ms`; of the first board that answers."""
         return self._pool.on_any(lambda device: self._ready(device).dense_ms)
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`; started again on another board when one fails."""
+        """See `Meter.ratio`; started again on another board when one fails."""
         return self._pool.on_any(lambda device: self._ready(device).ratio(candidate))
 
     def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
-        """See `device.Meter.ratios`: each board takes the next candidate as soon as it is done with one."""
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(len(candidates)):
-            waiting.put(number)
+        """See `Meter.ratios`: each board takes the next candidate as soon as it is done with one."""
+        waiting = iter(range(len(candidates)))
         found: dict[int, Ratio] = {}
 
         def work(device: BoardDevice) -> None:
-            while True:
-                try:
-                    number = waiting.get_nowait()
-                except queue.Empty:
-                    return
+            for number in waiting:
                 try:
                     found[number] = self._ready(device).ratio(candidates[number])
-                except (BoardError, BusyError) as error:  # the others do it
-                    waiting.put(number)
-                    if isinstance(error, BoardError):
-                        leases.note_failure(device.board, error)
+                except BusyError:  # measured at the end
+                    return
+                except BoardError as error:
+                    leases.note_failure(device.board, error)
                     return
 
         self._pool.facts(*self._how)  # asked once, before there are threads
@@ -219,8 +188,8 @@ class PoolMeter:
                 for done in [threads.submit(work, device) for device in self._meters]:
                     done.result()
             except BaseException:  # an interrupt too: what is not begun is left
-                while not waiting.empty():
-                    waiting.get()
+                for _ in waiting:
+                    pass
                 raise
         return [found[n] if n in found else self.ratio(candidates[n]) for n in range(len(candidates))]
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..pipeline.errors import UnavailableError
 from ..pipeline.types import Kind, Timing
 from .board import Board
-from .device import Meter, Progress, Take, measure_with
+from .device import Progress
 from .leases import lease
-from .measure.meter import QuickMeter
+from .measure.meter import Meter, QuickMeter
 from .measure.rounds import measured
-from .measure.timing import TimingSession, TimingSettings
-from .transport.base import BoardError, Transport
+from .measure.stats import FloatArray
+from .measure.timing import Samples, TimingSession, TimingSettings, build_timing
+from .transport.base import Transport
 from .transport.connection import Connection, LoadedModel
 
 
@@ -66,14 +69,20 @@ class RemoteDevice:
     def measure(self, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None = None) -> Timing:
         """See `device.Device.measure`. Every session loads its models into a fresh process on the board.
 
-        What an emulated board gives is of kind `emulated`.
+        Times of an emulated board are of kind `emulated`.
 
         Raises:
             InputError, DeviceError, BuildError, UnavailableError: see `Connection.ask`; also a `DeviceError` when the
                 power mode is not the board file's, or when it changed or the board was rebooted while it was measured.
         """
-        with self._taking() as (take, kind):
-            return measure_with(take, self.name, baseline, candidate, settings, progress, kind)
+        total = settings.sessions + 1
+        told = progress or _nothing
+        again = replace(settings, sessions=1, seed=settings.seed + settings.sessions)
+        with self.connect() as agent:
+            before = self._state(agent)
+            sessions = self._taken(agent, before, (baseline, candidate), settings, lambda done: told(done, total))
+            (control,) = self._taken(agent, before, (baseline, baseline), again, lambda _: told(total, total))
+            return build_timing(self.name, sessions, control, settings, kind=agent.kind())
 
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
@@ -81,11 +90,13 @@ class RemoteDevice:
         """See `device.Device.sessions`.
 
         Raises:
-            UnavailableError: the board is emulated, so that nobody takes its times for measured ones.
+            UnavailableError: the board is emulated, so its times must not be taken for measured ones.
         """
-        with self._taking() as (take, kind):
-            self._require_real(kind)
-            return take(baseline, candidates, settings, progress)
+        told = progress or _nothing
+        with self.connect() as agent:
+            before = self._state(agent)
+            self._require_real(agent)
+            return self._taken(agent, before, (baseline, *candidates), settings, lambda done: told(done, settings.sessions))
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
         """See `device.Device.facts`.
@@ -94,15 +105,15 @@ class RemoteDevice:
             UnavailableError: the runtime is not there, or the board is emulated: a table of its times would mean nothing.
         """
         with self.connect() as agent:
+            self._require_real(agent)
             board = agent.hello()
-            self._require_real(agent.kind())
             self._require_power_mode(str(board["power_mode"]))
-            package, version = agent.runtime(runtime)
+            version = self.runtime_version(agent, runtime)
         machine = {k: str(v) for k, v in board["machine"].items() if k in ("cpu", "board", "governor")}
         return machine | {
             "host": str(board["host"]),
             "address": f"{self.board.transport} {self.board.address}".strip(),
-            "runtime_version": f"{package} {version}",
+            "runtime_version": version,
             "power_mode": str(board["power_mode"]),
         }
 
@@ -111,51 +122,48 @@ class RemoteDevice:
         settings = TimingSettings(threads=threads, affinity=self.board.affinity, runtime=runtime, seed=seed)
         return QuickMeter(self.connect, baseline, settings)
 
-    @contextlib.contextmanager
-    def _taking(self) -> Iterator[tuple[Take, Kind]]:
-        with self.connect() as agent:
-            before = agent.hello()
-            self._require_power_mode(str(before["power_mode"]))
+    def _state(self, agent: Connection) -> dict[str, Any]:
+        """The board's description, in the power mode it must be in."""
+        found = agent.hello()
+        self._require_power_mode(str(found["power_mode"]))
+        return found
 
-            def take(
-                baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[TimingSession, ...]:
-                settings = replace(settings, affinity=settings.affinity or self.board.affinity)
-                models = (baseline, *candidates)
-                return self._repeated(
-                    before, settings, progress, lambda number: _take_one(agent, models, settings, settings.seed + number)
-                )
+    def runtime_version(self, agent: Connection, runtime: str) -> str:
+        """Package and version of a runtime, which is started there; see `Connection.runtime`."""
+        return " ".join(agent.runtime(runtime))
 
-            yield take, agent.kind()
+    def _sampler(
+        self, agent: Connection, before: dict[str, Any], models: Sequence[Path], settings: TimingSettings
+    ) -> Callable[[int], TimingSession]:
+        """A function that takes a session by its number; the first model is the baseline, `before` the board's state."""
+        return lambda number: _take_one(agent, models, settings, settings.seed + number)
 
-    def _repeated(
+    def _taken(
         self,
+        agent: Connection,
         before: dict[str, Any],
+        models: Sequence[Path],
         settings: TimingSettings,
-        progress: Progress | None,
-        take_one: Callable[[int], TimingSession],
+        told: Callable[[int], None],
     ) -> tuple[TimingSession, ...]:
-        """The sessions that `take_one` gives by number, of a board that stays what it was `before`."""
+        """The sessions of a board that stays in the state it was in `before`."""
+        settings = replace(settings, affinity=settings.affinity or self.board.affinity)
+        take = self._sampler(agent, before, models, settings)
         done = []
         for number in range(settings.sessions):
-            done.append(take_one(number))
+            done.append(take(number))
             self._require_same(before, done[-1].machine)
-            if progress is not None:
-                progress(number + 1, settings.sessions)
+            told(number + 1)
         return tuple(done)
 
-    def _require_real(self, kind: Kind) -> None:
-        if kind is not Kind.MEASURED:
+    def _require_real(self, agent: Connection) -> None:
+        if agent.kind() is not Kind.MEASURED:
             raise UnavailableError(f"board {self.name}", found="an emulated board", expected="a real one for its times")
 
     def _require_power_mode(self, found: str) -> None:
         if self.board.power_mode and found != self.board.power_mode:
-            raise BoardError(
-                f"board {self.name}: power mode",
-                found=found or "none that can be read",
-                expected=self.board.power_mode,
-                do="set it with nvpmodel, or take `power_mode` out of the board's file",
-            )
+            do = "set it with nvpmodel, or take `power_mode` out of the board's file"
+            raise self.transport.error("power mode", found or "none that can be read", self.board.power_mode, do)
 
     def _require_same(self, before: dict[str, Any], after: dict[str, str]) -> None:
         """The board was not rebooted, nor its power mode changed, since `before`: samples of two states are not mixed."""
@@ -164,12 +172,29 @@ class RemoteDevice:
             ("power_mode", "power mode", "one mode while it is measured"),
         ):
             if after.get(key, "") != before[key]:
-                raise BoardError(
-                    f"board {self.name}: {what}",
-                    found=f"{before[key]}, then {after.get(key, 'none')}",
-                    expected=expected,
-                    do="run the same command again",
-                )
+                found = f"{before[key]}, then {after.get(key, 'none')}"
+                raise self.transport.error(what, found, expected, "run the same command again")
+
+
+def wall_session(
+    times_ns: Iterable[FloatArray], k: int, board: dict[str, Any], warmup_s: float, facts: Mapping[str, str]
+) -> TimingSession:
+    """A session of wall times alone, one array for each model, the baseline first; `k` inferences were in one sample.
+
+    `board` is the board's description afterwards, `facts` are added to its machine.
+    """
+    state = {key: str(board[key]) for key in ("power_mode", "boot_id")}
+    baseline, *candidates = (Samples(own, np.zeros(len(own)), k) for own in times_ns)
+    return TimingSession(
+        baseline=baseline,
+        candidates=tuple(candidates),
+        stop="pairs",
+        warmup_s=warmup_s,
+        temperatures_c=(tuple(float(v) for v in board["temperatures_c"].values()),),
+        frequencies_mhz=(tuple(float(now) for now, _, _ in board["clocks_mhz"].values()),),
+        peak_rss_bytes=0,
+        machine={str(key): str(value) for key, value in board["machine"].items()} | state | dict(facts),
+    )
 
 
 def _take_one(agent: Connection, models: Sequence[Path], settings: TimingSettings, seed: int) -> TimingSession:
@@ -185,5 +210,5 @@ def _take_one(agent: Connection, models: Sequence[Path], settings: TimingSetting
     return session
 
 
-def _nothing() -> None:
-    """What ends with a connection inside `leased`."""
+def _nothing(*_: object) -> None:
+    """Takes no notice: of a session that is done, or of the end of a connection inside `leased`."""

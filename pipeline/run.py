@@ -22,7 +22,7 @@ from torch import nn
 from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
-from ..devices.tensorrt.boards_of import boards_of
+from ..devices.tensorrt.device import boards_of
 from ..targets.base import Limits, Target, joint
 from .build import artifact as artifacts
 from .build.dense_baseline import dense_baseline

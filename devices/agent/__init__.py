@@ -1,6 +1,6 @@
 """The program that runs on a board: Python 3.8 or newer, nothing but the standard library. Start at `server.py`.
 
-It is a package here and one file there: `transport/agent_file.py` makes a zip of it that Python runs. What comes in are
+It is a package here and one file there: `transport/connection.py` makes a zip of it that Python runs. What comes in are
 requests, what goes out are answers, in frames over stdin and stdout: header length and payload length (32 bits each, big
 endian), a JSON object, raw bytes. Every request has one answer. A loaded model is in a process of its own, which holds the
 runtime, or beside another one in the same process, where the two are timed together: what kills it (SIGILL, SIGSEGV, the kernel

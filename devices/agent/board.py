@@ -1,4 +1,4 @@
-"""What the board is and what state it is in: processor, memory, heat, clocks, runtimes, power mode."""
+"""Description and state of the board: processor, memory, heat, clocks, runtimes, power mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def describe_board(folder: Path) -> dict[str, Any]:
-    """What the board is: machine, memory, disk, heat, clocks, runtimes; what cannot be read is empty or 0."""
+    """Description of the board: machine, memory, disk, heat, clocks, runtimes; what cannot be read is empty or 0."""
     memory = {line.split(":")[0]: line.split()[1] for line in _read("/proc/meminfo").splitlines() if len(line.split()) > 1}
     zones = {}
     for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
@@ -46,7 +46,7 @@ def describe_board(folder: Path) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, str]:
-    """What decides latency and can be read without rights: cpu, governor, load."""
+    """Facts that decide latency and can be read without privileges: cpu, governor, load."""
     return dict(
         _fixed(),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
@@ -92,7 +92,7 @@ def power_mode() -> str:
 
 
 def emulated() -> bool:
-    """Whether this is an Arm user space on another machine's kernel, where times mean nothing."""
+    """Whether this is an Arm user space on another machine's kernel, where times are meaningless."""
     arm = platform.machine().startswith(("aarch64", "arm"))
     return any(name.startswith("QEMU_") for name in os.environ) or (arm and "vendor_id" in _read("/proc/cpuinfo"))
 
@@ -128,7 +128,7 @@ def digest_of(path: Path) -> str:
 
 
 def host_id() -> str:
-    """What tells this machine from others of its kind: systemd's machine id, else its name in the network."""
+    """An identifier of this machine: systemd's machine id, else its host name."""
     return _read("/etc/machine-id").strip() or platform.node()
 
 

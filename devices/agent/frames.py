@@ -62,9 +62,7 @@ class Channel:
     def receive(self, deadline: float | None = None, watch: Channel | None = None) -> tuple[dict[str, Any], bytes]:
         """Read one frame: (header, payload).
 
-        Args:
-            deadline: until when.
-            watch: another channel; it is an `OSError` when that one closes in the meantime.
+        It is an `OSError` when the channel `watch` closes in the meantime.
 
         Raises:
             Gone: the stream ended; its text says whether inside a frame.

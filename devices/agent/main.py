@@ -1,4 +1,4 @@
-"""Where the agent starts: as the agent, or as the process of one model."""
+"""Entry point: of the agent, or of the process of one model."""
 
 from __future__ import annotations
 

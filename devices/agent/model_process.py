@@ -25,7 +25,7 @@ class ModelProcess:
         self.host, self.package = host, package
 
     def ask(self, header: dict[str, Any], payload: bytes = b"", deadline: float | None = None) -> tuple[dict[str, Any], bytes]:
-        """What the process answers.
+        """The answer of the process.
 
         Raises:
             Refusal: it refused, died or took too long; in the last two cases it is gone.

@@ -14,7 +14,7 @@ from .frames import Channel, Gone, Late, Refusal
 from .model_process import ModelProcess
 from .runtimes import RUNTIMES
 
-GRACE_S = 5.0  # after a request's deadline, until the agent gives itself up
+GRACE_S = 5.0  # after a request's deadline, until the agent terminates itself
 
 
 class Agent:
@@ -44,7 +44,7 @@ class Agent:
                     answer, data = {"ok": False, "kind": refusal.kind, "error": str(refusal)}, b""
                 self.channel.send(dict({"ok": True}, **answer), data, deadline + GRACE_S)
         except (Gone, Late, OSError):
-            return False  # nobody is left to tell
+            return False  # no peer to report to
         finally:
             for process in self.models.values():
                 process.close()
@@ -161,7 +161,7 @@ class Agent:
             process.close()
 
     def _timed(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """What the process of some models measures of them, see sampling.py."""
+        """Samples of some models, taken by their process; see sampling.py."""
         processes = [self._process(handle) for handle in request["handles"]]
         if any(process is not processes[0] for process in processes):
             raise Refusal("request", "models that were not loaded beside one another")

@@ -1,91 +1,71 @@
-"""What a board's host does for it: the actor that Ray starts there."""
+"""The actor on a board's host, which Ray starts there: it holds the board's device and calls its methods."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from ...pipeline.types import Timing
 from ..board import Board
-from ..device import Meter
-from ..measure.timing import Ratio, TimingSession, TimingSettings
-from ..opening import open_remote
+from ..opening import open_board
 from ..transport.base import BoardError, BusyError
 
 ERRORS = {cls.__name__: cls for cls in (BusyError, BoardError, DeviceError, BuildError, UnavailableError, InputError)}
 
 
+@dataclass(frozen=True)
+class File:
+    """A model's file on its way to the board's host."""
+
+    name: str
+    data: bytes
+
+
 class OnHost:
-    """The actor: what a board's host does for it. Errors come back as (class, text): they are no exceptions of Ray's."""
+    """Objects by name, the device first. Errors come back as (class, text): Ray wraps exceptions in classes of its own."""
 
     def __init__(self, board: Board) -> None:
-        self.device = open_remote(board)
         self.folder = tempfile.TemporaryDirectory(prefix="edge-compress-")
-        self.stack = contextlib.ExitStack()
-        self.models: dict[int, Any] = {}
+        self.objects: dict[str, Any] = {"device": open_board(board)}
 
-    def ask(self, what: str, given: tuple[Any, ...]) -> tuple[str, Any]:
-        """("", the answer), or (class of an error, its text)."""
+    def ask(self, owner: str, what: str, given: Sequence[Any], keep: str) -> tuple[str, Any]:
+        """("", the result of a method or the value of a property), or (class of an error, its text).
+
+        Args:
+            owner: name of the object.
+            what: its method or property.
+            given: arguments; a `File`, or a list of files, becomes a path on this host.
+            keep: the name under which the result stays here; "" returns it.
+        """
         try:
-            return "", getattr(self, f"_{what}")(*given)
+            answer = getattr(self.objects[owner], what)
+            if callable(answer):
+                answer = answer(*map(self._local, given))
         except EdgeCompressError as error:
             return next((name for name, cls in ERRORS.items() if isinstance(error, cls)), "DeviceError"), str(error)
+        if not keep:
+            return "", answer
+        self.objects[keep] = answer
+        return "", None
 
-    def _ready(self) -> None:
-        """It has started."""
-
-    def _facts(self, runtime: str, threads: int) -> dict[str, str]:
-        return self.device.facts(runtime, threads)
-
-    def _measure(self, baseline: tuple[str, bytes], candidate: tuple[str, bytes], settings: TimingSettings) -> Timing:
-        return self.device.measure(self._file(baseline), self._file(candidate), settings)
-
-    def _sessions(
-        self, baseline: tuple[str, bytes], candidates: list[tuple[str, bytes]], settings: TimingSettings
-    ) -> tuple[TimingSession, ...]:
-        return self.device.sessions(self._file(baseline), [self._file(one) for one in candidates], settings)
-
-    def _meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> None:
-        self.its_meter: Meter = self.device.meter(baseline, runtime, threads, seed)
-
-    def _dense_ms(self) -> float:
-        return self.its_meter.dense_ms
-
-    def _ratio(self, candidate: bytes) -> Ratio:
-        return self.its_meter.ratio(candidate)
-
-    def _open(self) -> None:
-        self.session = self.stack.enter_context(self.device.connect())
-
-    def _kind(self) -> str:
-        return str(self.session.kind())
-
-    def _load(
-        self, file: tuple[str, bytes], runtime: str, threads: int, affinity: tuple[int, ...] | None
-    ) -> tuple[int, str, str]:
-        model = self.session.load(self._file(file), runtime, threads, affinity)
-        self.models[model.handle] = model
-        return model.handle, model.package, model.version
-
-    def _of_model(self, handle: int, what: str, *given: object) -> Any:
-        return getattr(self.models[handle], what)(*given)
-
-    def _end(self) -> None:
+    def close(self) -> None:
         """Leave nothing running on the board."""
-        with contextlib.suppress(AttributeError):
-            self.its_meter.close()
-        self.stack.close()
-        self.device.close()
+        for one in reversed(self.objects.values()):
+            if hasattr(one, "close"):
+                one.close()
         self.folder.cleanup()
 
-    def _file(self, file: tuple[str, bytes]) -> Path:
-        name, data = file
-        path = Path(self.folder.name) / sha256(data).hexdigest()[:16] / name
+    def _local(self, given: Any) -> Any:
+        if isinstance(given, list):
+            return [self._local(one) for one in given]
+        if not isinstance(given, File):
+            return given
+        path = Path(self.folder.name) / sha256(given.data).hexdigest()[:16] / given.name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
+            path.write_bytes(given.data)
         return path

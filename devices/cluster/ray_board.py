@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ...pipeline.errors import EdgeCompressError, InputError, UnavailableError
-from ...pipeline.types import Kind, Timing
+from ...pipeline.errors import UnavailableError
+from ...pipeline.types import Timing
 from ..board import Board
 from ..device import Progress
+from ..measure.meter import Meter
 from ..measure.timing import Ratio, TimingSession, TimingSettings
 from ..transport.base import BoardError, BusyError
-from ..transport.connection import Array, Connection
-from .on_host import ERRORS, OnHost
+from ..transport.connection import Connection, model_bytes
+from .on_host import ERRORS, File, OnHost
 
 ADDRESS = "RAY_ADDRESS"
 START_S, SHORT_S, LONG_S = 120.0, 120.0, 600.0
+STARTED = ("device", "name")  # what an actor is asked first: it answers when it has been placed on the board's host
 _started: list[Any] = []
 
 
@@ -42,15 +45,15 @@ class RayBoard:
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
         """See `device.Device.facts`."""
-        with _held(self.board) as hands:
-            return dict(hands.ask(SHORT_S, "facts", runtime, threads))
+        with _held(self.board) as host:
+            return dict(host.ask("device", "facts", runtime, threads))
 
     def measure(self, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None = None) -> Timing:
         """See `device.Device.measure`; progress comes at the end."""
         total = settings.sessions + 1
-        with _held(self.board) as hands:
-            files = (_read(baseline), _read(candidate))
-            timing = hands.ask(START_S + total * settings.deadline_s(2), "measure", *files, settings)
+        deadline_s = START_S + total * settings.deadline_s(2)
+        with _held(self.board) as host:
+            timing = host.ask("device", "measure", baseline, candidate, settings, deadline_s=deadline_s)
         if progress is not None:
             progress(total, total)
         return cast(Timing, timing)
@@ -59,149 +62,124 @@ class RayBoard:
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
     ) -> tuple[TimingSession, ...]:
         """See `device.Device.sessions`."""
-        with _held(self.board) as hands:
-            files = (_read(baseline), [_read(path) for path in candidates])
-            deadline_s = START_S + settings.sessions * settings.deadline_s(1 + len(candidates))
-            return tuple(hands.ask(deadline_s, "sessions", *files, settings))
+        deadline_s = START_S + settings.sessions * settings.deadline_s(1 + len(candidates))
+        with _held(self.board) as host:
+            return tuple(host.ask("device", "sessions", baseline, list(candidates), settings, deadline_s=deadline_s))
 
     def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> RayMeter:
         """See `device.Device.meter`."""
-        return RayMeter(self.board, (baseline, runtime, threads, seed))
+        return RayMeter(self.board, baseline, runtime, threads, seed)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Connection]:
-        """An agent on the board, through its host: what of `Connection` has to do with models."""
-        with _held(self.board) as hands:
-            hands.ask(START_S, "open")
-            yield cast("Connection", _RayConnection(hands, self.name))
+        """An agent on the board, through its host: the part of `Connection` that deals with models."""
+        with _held(self.board) as host:
+            host.ask("device", "connect", deadline_s=START_S, keep="connection")
+            yield cast("Connection", _RayConnection(host, self.name))
 
 
-class RayMeter:
-    """See `device.Meter`."""
+class RayMeter(Meter):
+    """See `Meter`; the board is held from the first ratio on."""
 
-    width = 1
-
-    def __init__(self, board: Board, how: tuple[bytes, str, int, int]) -> None:
+    def __init__(self, board: Board, *how: object) -> None:
         self._board, self._how = board, how
         self._stack = contextlib.ExitStack()
-        self._hands: _Hands | None = None
+        self._host: _Host | None = None
 
     @property
     def dense_ms(self) -> float:
-        """See `device.Meter.dense_ms`."""
+        """See `Meter.dense_ms`."""
         return float(self._ask("dense_ms"))
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`."""
+        """See `Meter.ratio`."""
         return cast(Ratio, self._ask("ratio", candidate))
-
-    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
-        """See `device.Meter.ratios`."""
-        return [self.ratio(candidate) for candidate in candidates]
 
     def close(self) -> None:
         """Give the board back; safe to call twice."""
-        self._hands = None
+        self._host = None
         self._stack.close()
 
     def _ask(self, what: str, *given: object) -> Any:
         try:
-            if self._hands is None:
-                self._hands = self._stack.enter_context(_held(self._board))
-                self._hands.ask(START_S, "meter", *self._how)
-            return self._hands.ask(LONG_S, what, *given)
+            if self._host is None:
+                self._host = self._stack.enter_context(_held(self._board))
+                self._host.ask("device", "meter", *self._how, keep="meter")
+            return self._host.ask("meter", what, *given, deadline_s=LONG_S)
         except BaseException:
             self.close()
             raise
 
 
-class _RayConnection:
-    """What of an `Connection` has to do with models, on another host."""
+class _Remote:
+    """An object that stays on the board's host; its methods run there."""
 
-    def __init__(self, hands: _Hands, name: str) -> None:
-        self._hands, self.name = hands, name
+    def __init__(self, host: _Host, key: str) -> None:
+        self._host, self._key = host, key
 
-    def kind(self) -> Kind:
-        return Kind(self._hands.ask(SHORT_S, "kind"))
+    def __getattr__(self, what: str) -> Any:
+        def call(*given: object) -> Any:
+            return self._host.ask(self._key, what, *given, deadline_s=LONG_S)
 
-    def load(self, path: Path, runtime: str, threads: int, affinity: tuple[int, ...] | None = None) -> _Model:
-        return _Model(self._hands, self._hands.ask(LONG_S, "load", _read(path), runtime, threads, affinity))
-
-
-class _Model:
-    """A `LoadedModel` on another host."""
-
-    def __init__(self, hands: _Hands, loaded: tuple[int, str, str]) -> None:
-        self._hands = hands
-        self.handle, self.package, self.version = loaded
-
-    def run(self, feeds: dict[str, Array], deadline_s: float = 120.0) -> dict[str, Array]:
-        return dict(self._hands.ask(deadline_s + SHORT_S, "of_model", self.handle, "run", feeds, deadline_s))
-
-    def feed_random(self, seed: int) -> None:
-        self._hands.ask(LONG_S, "of_model", self.handle, "feed_random", seed)
-
-    def peak_rss_bytes(self) -> int:
-        return int(self._hands.ask(SHORT_S, "of_model", self.handle, "peak_rss_bytes"))
-
-    def layers(self, runs: int, deadline_s: float) -> tuple[tuple[str, str, float], ...]:
-        return tuple(self._hands.ask(deadline_s + SHORT_S, "of_model", self.handle, "layers", runs, deadline_s))
-
-    def unload(self) -> None:
-        self._hands.ask(SHORT_S, "of_model", self.handle, "unload")
+        return call() if what in ("package", "version") else call
 
 
-class _Hands:
-    """The actor from here: requests with deadlines, errors as they were."""
+class _RayConnection(_Remote):
+    """The part of `Connection` that deals with models, on another host."""
+
+    def __init__(self, host: _Host, name: str) -> None:
+        super().__init__(host, "connection")
+        self.name, self._numbers = name, itertools.count()
+
+    def load(self, *given: object) -> _Remote:
+        key = f"model {next(self._numbers)}"
+        self._host.ask("connection", "load", *given, deadline_s=LONG_S, keep=key)
+        return _Remote(self._host, key)
+
+
+class _Host:
+    """The actor as seen from here: requests with deadlines; its errors are raised again in their own classes."""
 
     def __init__(self, ray: Any, board: Board) -> None:
         self._ray, self._board = ray, board
         resource = f"board:{board.name}"
         if not ray.cluster_resources().get(resource):
-            raise BoardError(
-                f"board {board.name}",
-                found=f"no host of the cluster has the resource {resource}",
-                expected="one that has the way to it",
-                do=f"start it there: ray start --address HEAD --resources '{{\"{resource}\": 1}}'",
-            )
+            found = f"no host of the cluster has the resource {resource}"
+            do = f"start it there: ray start --address HEAD --resources '{{\"{resource}\": 1}}'"
+            raise BoardError(f"board {board.name}", found=found, expected="one that has the way to it", do=do)
         self._actor = ray.remote(OnHost).options(resources={resource: 1}, num_cpus=0).remote(board)
 
-    def ask(self, deadline_s: float, what: str, *given: object) -> Any:
+    def ask(self, owner: str, what: str, *given: object, deadline_s: float = SHORT_S, keep: str = "") -> Any:
+        """See `OnHost.ask`; paths are sent as the files they name."""
+        given = tuple(_sent(one) for one in given)
+        starting = (owner, what) == STARTED
+        where = f"board {self._board.name}: {'starting on its host' if starting else what}"
         try:
-            failed, answer = self._ray.get(self._actor.ask.remote(what, given), timeout=deadline_s)
+            failed, answer = self._ray.get(self._actor.ask.remote(owner, what, given, keep), timeout=deadline_s)
         except self._ray.exceptions.GetTimeoutError as error:
-            starting = what == "ready"
-            raise (BusyError if starting else BoardError)(
-                f"board {self._board.name}: {'starting on its host' if starting else what}",
-                found=f"no answer after {deadline_s:.0f} s",
-                expected="an answer",
-                do="another run has the board, or its host hangs; see ray status",
-            ) from error
+            found, do = f"no answer after {deadline_s:.0f} s", "another run has the board, or its host hangs; see ray status"
+            raise (BusyError if starting else BoardError)(where, found=found, expected="an answer", do=do) from error
         except self._ray.exceptions.RayError as error:
-            raise BoardError(
-                f"board {self._board.name}: {what}",
-                found=f"its host failed ({type(error).__name__})",
-                expected="an answer",
-                do="see ray status",
-            ) from error
+            found = f"its host failed ({type(error).__name__})"
+            raise BoardError(where, found=found, expected="an answer", do="see ray status") from error
         if failed:
             raise ERRORS[failed](answer)
         return answer
 
     def release(self) -> None:
-        with contextlib.suppress(EdgeCompressError):
-            self.ask(SHORT_S, "end")
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(self._actor.close.remote(), timeout=SHORT_S)
         self._ray.kill(self._actor)
 
 
 @contextlib.contextmanager
-def _held(board: Board) -> Iterator[_Hands]:
-    hands = _Hands(_connected(), board)
+def _held(board: Board) -> Iterator[_Host]:
+    host = _Host(_connected(), board)
     try:
-        hands.ask(START_S, "ready")
-        yield hands
+        host.ask(*STARTED, deadline_s=START_S)
+        yield host
     finally:
-        hands.release()
+        host.release()
 
 
 def _connected() -> Any:
@@ -225,8 +203,7 @@ def _connected() -> Any:
     return _started[0]
 
 
-def _read(path: Path) -> tuple[str, bytes]:
-    try:
-        return path.name, path.read_bytes()
-    except OSError as error:
-        raise InputError(f"model file {path}", found=error.strerror or str(error), expected="a readable file") from error
+def _sent(given: object) -> object:
+    if isinstance(given, list):
+        return [_sent(one) for one in given]
+    return File(given.name, model_bytes(given)) if isinstance(given, Path) else given

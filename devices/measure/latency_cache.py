@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,11 +36,7 @@ def cache_folder() -> Path:
 
 
 class LatencyCache:
-    """Ratios by structure, for one context.
-
-    Args:
-        context: everything besides the structure that a ratio depends on; another value anywhere is another file.
-        folder: of the file; `cache_folder()` if not given.
+    """Ratios by structure, for one context: everything else that a ratio depends on. Another value in it is another file.
 
     Raises:
         InputError: the folder or file cannot be written.
@@ -53,12 +48,10 @@ class LatencyCache:
         self.path = place / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.jsonl"
         self._known: dict[str, Ratio] = {}  # those that count, and those that this run measured
         self._offset = 0  # everything before it has been read; always the start of a line
-        with self._guard():
-            place.mkdir(parents=True, exist_ok=True)
-            with self._lock():
-                if not self.path.exists():
-                    self._append(json.dumps({"context": dict(context)}, sort_keys=True))
-                self._read()
+        with self._locked():
+            if not self.path.exists():
+                self._append(json.dumps({"context": dict(context)}, sort_keys=True))
+            self._read()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -67,7 +60,7 @@ class LatencyCache:
         """The ratio that counts for a structure key; None if it is to be measured, for the first time or again."""
         digest = _digest(key)
         if digest not in self._known:
-            with self._guard(), self._lock():
+            with self._locked():
                 self._read()
         known = self._known.get(digest)
         return None if known is None else known.value
@@ -79,10 +72,10 @@ class LatencyCache:
             InputError: the file cannot be written.
         """
         digest = _digest(key)
-        with self._guard(), self._lock():
+        with self._locked():
             self._read()
             if digest not in self._known:
-                self._append(_Record(digest, ratio, datetime.now(UTC)).line())
+                self._append(_line(digest, ratio))
                 self._known[digest] = ratio
         return self._known[digest].value
 
@@ -97,15 +90,12 @@ class LatencyCache:
                 self._offset = 0
             file.seek(self._offset)
             data = file.read()
-        for line in data.split(b"\n"):
-            record = _record(line)
-            if record is not None and record.counts():
-                self._known.setdefault(record.key, record.ratio)
+        for record in filter(None, map(_valid, data.split(b"\n"))):
+            self._known.setdefault(*record)
         self._offset += data.rfind(b"\n") + 1
 
     def _append(self, line: str) -> None:
         """One write, forced to disk; what a killed process left of its line is closed first."""
-        new = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
@@ -116,64 +106,42 @@ class LatencyCache:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if new:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _lock(self) -> FileLock:
-        return FileLock(self.path.with_suffix(".lock"))
 
     @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         try:
-            yield
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_suffix(".lock")):
+                yield
         except OSError as error:
-            raise InputError(
-                f"latency cache {self.path.parent}",
-                found=error.strerror or str(error),
-                expected="a folder that can be written",
-                do="set EDGE_COMPRESS_CACHE to another folder",
-            ) from error
+            what, do = f"latency cache {self.path.parent}", "set EDGE_COMPRESS_CACHE to another folder"
+            found = error.strerror or str(error)
+            raise InputError(what, found=found, expected="a folder that can be written", do=do) from error
 
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Record:
-    """One measurement: a line of the file."""
+def _line(digest: str, ratio: Ratio) -> str:
+    """A measurement as a line of the file, with a check against damage."""
+    found = {"key": digest, "ratio": ratio.value, "half_width": ratio.half_width, "when": datetime.now(UTC).isoformat()}
+    return json.dumps({**found, "check": _check(found)})
 
-    key: str  # digest of the structure's key
-    ratio: Ratio
-    when: datetime
 
-    def counts(self) -> bool:
-        """Whether later runs may use it."""
-        age = datetime.now(UTC) - self.when
-        return -_SKEW <= age <= (NOISY_MAX_AGE if self.ratio.is_noisy else MAX_AGE)
-
-    def line(self) -> str:
-        """Its JSON, with a check against damage."""
-        found = {"key": self.key, "ratio": self.ratio.value, "half_width": self.ratio.half_width, "when": self.when.isoformat()}
-        return json.dumps({**found, "check": _check(found)})
+def _valid(line: bytes) -> tuple[str, Ratio] | None:
+    """Digest and ratio in a line; None for one that is torn, damaged, impossible or too old and is measured again."""
+    try:
+        data = json.loads(line)
+        ratio = Ratio(float(data["ratio"]), float(data["half_width"]))
+        age = datetime.now(UTC) - datetime.fromisoformat(data["when"])
+        whole = data["check"] == _check(data)
+        counts = -_SKEW <= age <= (NOISY_MAX_AGE if ratio.is_noisy else MAX_AGE)
+        return (str(data["key"]), ratio) if whole and counts else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _check(data: Mapping[str, object]) -> str:
     text = json.dumps({key: value for key, value in data.items() if key != "check"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _record(line: bytes) -> _Record | None:
-    """The measurement in a line; None for a torn, damaged or impossible one, which is then measured again."""
-    try:
-        data = json.loads(line)
-        if data["check"] != _check(data):
-            return None
-        ratio = Ratio(float(data["ratio"]), float(data["half_width"]))
-        return _Record(str(data["key"]), ratio, datetime.fromisoformat(data["when"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None

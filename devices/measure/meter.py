@@ -6,11 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
+from functools import cached_property
+from typing import Protocol
 
 from ...pipeline.errors import BuildError, DeviceError
-from ..transport.base import BoardError
 from ..transport.connection import IDLE_S, Connection, LoadedModel
 from .rounds import measured
 from .timing import Ratio, TimingSession, TimingSettings
@@ -21,16 +20,41 @@ _DENSE_ROUNDS = 40
 _CANDIDATE = "a candidate of the search"
 
 
-class QuickMeter:
-    """See `device.Meter`. Nothing is connected until the first ratio.
+class Meter(Protocol):
+    """Latency ratios of many candidates against one baseline: a search's inner loop.
 
-    Args:
-        connect: gives an agent on the board.
-        baseline: the model's file.
-        settings: runtime, threads, affinity and seed; the rest is the quick measurement's own.
+    Cheap, and slightly biased by the state of the one process they come from; what is reported is measured again by
+    `Device.measure`.
     """
 
-    width = 1
+    width: int = 1  # how many candidates are measured at once: one on each board
+
+    @property
+    def dense_ms(self) -> float:
+        """Median latency of the baseline in milliseconds, measured once."""
+
+    def ratio(self, candidate: bytes) -> Ratio:
+        """Latency of a candidate (the model's file) as a share of the baseline's; < 1 is faster.
+
+        Raises:
+            DeviceError: the candidate killed its process, took too long, or the board failed.
+            BuildError: the runtime refused the candidate.
+        """
+
+    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
+        """The same for several, in order; on several boards at once where there are more than one."""
+        return [self.ratio(candidate) for candidate in candidates]
+
+    def close(self) -> None:
+        """Leave nothing running; safe to call twice."""
+        return
+
+
+class QuickMeter(Meter):
+    """See `Meter`. Nothing is connected until the first ratio.
+
+    Of the settings it uses runtime, threads, affinity and seed; the rest is the quick measurement's own.
+    """
 
     def __init__(self, connect: Callable[[], Connection], baseline: bytes, settings: TimingSettings) -> None:
         self._connect, self._baseline = connect, baseline
@@ -39,13 +63,6 @@ class QuickMeter:
         self._loaded: LoadedModel | None = None  # the baseline
         self._boot = ""
         self._used = 0.0  # when the agent was last asked, by time.monotonic
-        self._dense_ms: float | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the agent; safe to call twice."""
@@ -53,20 +70,14 @@ class QuickMeter:
         if agent is not None:
             agent.close()
 
-    @property
+    @cached_property
     def dense_ms(self) -> float:
-        """See `device.Meter.dense_ms`."""
-        if self._dense_ms is None:
-            self._dense_ms = self._measure(None, _DENSE_ROUNDS, _DENSE_ROUNDS).baseline.quiet_ms()
-        return self._dense_ms
+        """See `Meter.dense_ms`."""
+        return self._measure(None, _DENSE_ROUNDS, _DENSE_ROUNDS).baseline.quiet_ms()
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`."""
+        """See `Meter.ratio`."""
         return self._measure(candidate, QUICK_PAIRS, QUICK_FEWEST).quick_ratio()
-
-    def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
-        """One after another: there is one board."""
-        return [self.ratio(candidate) for candidate in candidates]
 
     def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> TimingSession:
         settings = replace(self._settings, min_pairs=fewest, max_pairs=pairs, half_width=QUICK_HALF_WIDTH)
@@ -105,12 +116,8 @@ class QuickMeter:
             self._agent = self._connect()
             boot = str(self._agent.hello()["boot_id"])
             if self._boot not in ("", boot):
-                raise BoardError(
-                    f"board {self._agent.name}: it was rebooted during the search: boot",
-                    found=f"{self._boot}, then {boot}",
-                    expected="one boot",
-                    do="run the same command again",
-                )
+                what, found = "it was rebooted during the search: boot", f"{self._boot}, then {boot}"
+                raise self._agent.transport.error(what, found, "one boot", "run the same command again")
             self._boot = boot
             digest, _ = self._agent.put_bytes(self._baseline, "the dense model")
             self._loaded = self._load(self._agent, digest, "the dense model", None)
@@ -118,7 +125,7 @@ class QuickMeter:
 
     def _load(self, agent: Connection, digest: str, name: str, beside: LoadedModel | None) -> LoadedModel:
         settings = self._settings
-        model = agent.load_digest(digest, name, settings.runtime, settings.threads, settings.affinity, beside)
+        model = agent.load((digest, name), settings.runtime, settings.threads, settings.affinity, beside)
         try:
             model.feed_random(settings.seed)
         except BuildError:

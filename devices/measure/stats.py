@@ -1,4 +1,4 @@
-"""What paired latency samples say: ratios, intervals, percentiles, drift. Pure numpy.
+"""Statistics of paired latency samples: ratios, intervals, percentiles, drift. Pure numpy.
 
 A ratio here is always baseline / candidate of one round, so 2.0 means twice as fast. Samples of one process are
 autocorrelated and processes differ from one another: an interval that takes them for independent is far too narrow
@@ -29,7 +29,7 @@ def paired_ratios(baseline: FloatArray, candidate: FloatArray) -> FloatArray:
 def two_level_bootstrap(
     sessions: Sequence[FloatArray], *, block: int = 10, resamples: int = 2000, seed: int
 ) -> tuple[float, float, float]:
-    """Median of the sessions' medians and its 95 % percentile interval.
+    """(median, low, high): the median of the sessions' medians and its 95 % percentile interval.
 
     Resamples sessions, and inside each of them circular blocks of consecutive pairs (Künsch 1989; Politis & Romano
     1992), so that neither what differs from process to process nor what lasts for some pairs is lost. Sessions weigh
@@ -40,9 +40,6 @@ def two_level_bootstrap(
         block: consecutive pairs kept together.
         resamples: bootstrap draws.
         seed: of the draws.
-
-    Returns:
-        (median, low, high), low <= median <= high.
 
     Raises:
         ValueError: no sessions, or an empty one.
@@ -92,11 +89,6 @@ def session_spread(sessions: Sequence[FloatArray]) -> float:
     """Range of the sessions' medians as a share of their median."""
     medians = np.array([np.median(s) for s in sessions])
     return float((medians.max() - medians.min()) / np.median(medians))
-
-
-def noise_floor(control: FloatArray) -> float:
-    """|median - 1| of the ratios of the baseline against a copy of itself: no smaller difference can be told."""
-    return abs(float(np.median(control)) - 1.0)
 
 
 def _block_medians(values: FloatArray, block: int, resamples: int, rng: np.random.Generator) -> FloatArray:

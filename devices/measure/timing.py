@@ -28,7 +28,7 @@ _ENOUGH = 5  # undisturbed rounds for a median
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """How latency is measured.
+    """Settings of a latency measurement.
 
     Raises:
         InputError: a value that cannot be measured with.
@@ -107,7 +107,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class TimingSession:
-    """What one fresh process measured. Sample i of every model comes from the same round."""
+    """Samples of one fresh process. Sample i of every model comes from the same round."""
 
     baseline: Samples
     candidates: tuple[Samples, ...]
@@ -149,15 +149,7 @@ def build_timing(
     *,
     kind: Kind = Kind.MEASURED,
 ) -> Timing:
-    """The figures of some sessions of baseline and one candidate.
-
-    Args:
-        device: name of the device they were measured on.
-        sessions: fresh processes, each with one candidate.
-        control: the baseline against a copy of itself.
-        settings: what they were measured with.
-        kind: where the times come from.
-    """
+    """The figures of some sessions of a baseline and one candidate; `control` is the baseline against a copy of itself."""
     ratios = [s.ratios() for s in sessions]
     median, low, high = stats.two_level_bootstrap(ratios, block=settings.block, resamples=settings.resamples, seed=settings.seed)
     dense = np.concatenate([s.baseline.wall_ns for s in sessions]) / 1e6
@@ -177,10 +169,10 @@ def build_timing(
     return Timing(
         device=device,
         kind=kind,
-        dense=_percentiles(dense),
-        artifact=_percentiles(artifact),
+        dense=Percentiles(*stats.percentiles(dense)),
+        artifact=Percentiles(*stats.percentiles(artifact)),
         speedup=Speedup(median, (low, high)),
-        noise_floor=stats.noise_floor(control.ratios()),
+        noise_floor=abs(float(np.median(control.ratios())) - 1.0),  # no smaller difference can be told
         sessions=len(sessions),
         pairs=len(dense),
         threads=settings.threads,
@@ -197,10 +189,6 @@ def _cpu_ratios(base: Samples, other: Samples) -> FloatArray:
     """Ratios of CPU time, a check on those of wall time; empty where there is no CPU clock."""
     seen = (base.cpu_ns > 0) & (other.cpu_ns > 0)
     return stats.paired_ratios(base.cpu_ns[seen], other.cpu_ns[seen])
-
-
-def _percentiles(samples_ms: FloatArray) -> Percentiles:
-    return Percentiles(*stats.percentiles(samples_ms))
 
 
 def _drift(baseline: Samples) -> float:

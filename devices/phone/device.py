@@ -6,20 +6,18 @@ that print no median), and baseline and candidates take turns loop by loop, in a
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from ...pipeline.errors import DeviceError
-from ...pipeline.types import Kind
-from ..device import Meter, Progress, Take
-from ..measure.timing import Ratio, Samples, TimingSession, TimingSettings
-from ..remote import RemoteDevice
-from ..transport.base import BoardError
+from ..measure.meter import Meter
+from ..measure.timing import Ratio, TimingSession, TimingSettings
+from ..remote import RemoteDevice, wall_session
 from .connection import PhoneConnection, PhoneModel
 
 ROUNDS = 8  # of a session: each of them a loop of every model
@@ -46,53 +44,39 @@ class PhoneDevice(RemoteDevice):
         settings = TimingSettings(threads=threads, affinity=self.board.affinity, runtime=runtime, seed=seed)
         return PhoneMeter(self.connect, baseline, settings)
 
-    @contextlib.contextmanager
-    def _taking(self) -> Iterator[tuple[Take, Kind]]:
-        with self.connect() as phone:
-            before = _cool(phone)
-            self._require_power_mode(str(before["power_mode"]))
+    def _state(self, phone: PhoneConnection) -> dict[str, Any]:  # type: ignore[override]
+        found = _cool(phone)
+        self._require_power_mode(str(found["power_mode"]))
+        return found
 
-            def take(
-                baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[TimingSession, ...]:
-                pins = settings.affinity or self.board.affinity
-                models = [phone.load(path, settings.runtime, settings.threads, pins) for path in (baseline, *candidates)]
-                rounds = min(ROUNDS, settings.max_pairs)
-                return self._repeated(
-                    before, settings, progress, lambda number: _session(phone, models, rounds, settings.seed + number)
-                )
-
-            yield take, phone.kind()
+    def _sampler(  # type: ignore[override]
+        self, phone: PhoneConnection, before: dict[str, Any], models: Sequence[Path], settings: TimingSettings
+    ) -> Callable[[int], TimingSession]:
+        loaded = [phone.load(path, settings.runtime, settings.threads, settings.affinity) for path in models]
+        rounds = min(ROUNDS, settings.max_pairs)
+        return lambda number: _session(phone, loaded, rounds, settings.seed + number)
 
 
-class PhoneMeter:
-    """See `device.Meter`: a candidate's file is sent, timed in turns with the baseline, and removed."""
-
-    width = 1
+class PhoneMeter(Meter):
+    """See `Meter`: a candidate's file is sent, timed in turns with the baseline, and removed. Nothing stays open."""
 
     def __init__(self, connect: Callable[[], PhoneConnection], baseline: bytes, settings: TimingSettings) -> None:
         self._connect, self._baseline, self._settings = connect, baseline, settings
-        self._dense_ms: float | None = None
 
-    def close(self) -> None:
-        """Nothing is left running between two candidates."""
-
-    @property
+    @cached_property
     def dense_ms(self) -> float:
-        """See `device.Meter.dense_ms`."""
-        if self._dense_ms is None:
-            with self._connect() as phone:
-                dense = self._load(phone, self._baseline, "the dense model")
-                _cool(phone)
-                self._dense_ms = float(np.median([_loop_us(dense) for _ in range(QUICK_ROUNDS)])) / 1e3
-        return self._dense_ms
+        """See `Meter.dense_ms`."""
+        with self._connect() as phone:
+            dense = self._load(phone, self._baseline, "the dense model")
+            _cool(phone)
+            return float(np.median([_loop_us(dense) for _ in range(QUICK_ROUNDS)])) / 1e3
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`."""
+        """See `Meter.ratio`."""
         return self.ratios([candidate])[0]
 
     def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
-        """One after another: there is one phone."""
+        """See `Meter.ratios`: one after another, in one connection."""
         found = []
         with self._connect() as phone:
             dense = self._load(phone, self._baseline, "the dense model")
@@ -108,7 +92,7 @@ class PhoneMeter:
 
     def _load(self, phone: PhoneConnection, data: bytes, name: str) -> PhoneModel:
         settings = self._settings
-        return phone.load_bytes(data, name, settings.runtime, settings.threads, settings.affinity)
+        return phone.load((data, name), settings.runtime, settings.threads, settings.affinity)
 
 
 def _quick_ratio(dense: PhoneModel, model: PhoneModel) -> Ratio:
@@ -128,33 +112,20 @@ def _session(phone: PhoneConnection, models: Sequence[PhoneModel], rounds: int, 
         for m in rng.permutation(len(models)):
             times[m, i] = 1e3 * _loop_us(models[m])
     state = _cool(phone)
-    samples = [Samples(own, np.zeros(rounds), LOOP_RUNS) for own in times]  # of CPU time the program says nothing
     facts = {
         "runtime_version": " ".join(phone.runtime("litert")),
-        "power_mode": str(state["power_mode"]),
-        "boot_id": str(state["boot_id"]),
         "thermal_status": str(state["thermal_status"]),
         "time": "a sample is the median of one loop of benchmark_model, in versions without a median its mean",
     }
-    return TimingSession(
-        baseline=samples[0],
-        candidates=tuple(samples[1:]),
-        stop="pairs",
-        warmup_s=0.1,
-        temperatures_c=(tuple(float(v) for v in state["temperatures_c"].values()),),
-        frequencies_mhz=(tuple(float(now) for now, _, _ in state["clocks_mhz"].values()),),
-        peak_rss_bytes=0,
-        machine={str(k): str(v) for k, v in state["machine"].items()} | facts,
-    )
+    return wall_session(times, LOOP_RUNS, state, 0.1, facts)
 
 
 def _loop_us(model: PhoneModel) -> float:
     found = model.timed(LOOP_RUNS, LOOP_SECONDS)
     value = found.mean_us if found.median_us is None else found.median_us
     if not (math.isfinite(value) and value > 0):
-        raise DeviceError(
-            f"the time of {model.name}", found=f"{value} us", expected="a time", do="see the phone's benchmark_model"
-        )
+        do = "see the phone's benchmark_model"
+        raise DeviceError(f"the time of {model.name}", found=f"{value} us", expected="a time", do=do)
     return value
 
 
@@ -162,14 +133,11 @@ def _cool(phone: PhoneConnection) -> dict[str, Any]:
     """The phone's state, in which it does not throttle.
 
     Raises:
-        BoardError: it says itself that it is hot.
+        BoardError: it reports a thermal status above 0.
     """
     state = phone.hello()
     if state["thermal_status"] > 0:
-        raise BoardError(
-            f"board {phone.name}",
-            found=f"thermal status {state['thermal_status']}: it is hot and throttles",
-            expected="status 0",
-            do="let it cool, out of its case and not charging, then run the same command again",
-        )
+        found = f"thermal status {state['thermal_status']}: it is hot and throttles"
+        do = "let it cool, out of its case and not charging, then run the same command again"
+        raise phone.transport.error("its temperature", found, "status 0", do)
     return state

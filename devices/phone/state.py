@@ -1,4 +1,4 @@
-"""What an Android phone says of itself to a plain shell: machine, memory, disk, heat, clocks."""
+"""The state of an Android phone, read by a plain shell: machine, memory, disk, heat, clocks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ exit 0
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The answer of SCRIPT with the keys of `agent.describe_board`; what the phone does not tell is empty or 0."""
+    """The answer of SCRIPT with the keys of `agent.describe_board`; what cannot be read is empty or 0."""
     found = {key.strip(): value.strip() for key, sep, value in (line.partition("=") for line in text.splitlines()) if sep}
     zones = {key[5:]: value for key, value in found.items() if key.startswith("zone ")}
     clocks = {key[6:]: value.split() for key, value in found.items() if key.startswith("clock ")}
@@ -52,7 +52,7 @@ def parsed(text: str) -> dict[str, Any]:
             "governor": found.get("governor") or "unknown",
             "load_average": (found.get("load", "").split() or [""])[0],
         },
-        "host": "",  # its serial number, which is its address, tells it from others
+        "host": "",  # its address, the serial number, identifies it
         "boot_id": found.get("boot_id", ""),
         "memory_total_bytes": 1024 * _whole(found.get("MemTotal", "")),
         "memory_available_bytes": 1024 * _whole(found.get("MemAvailable", "")),

@@ -9,120 +9,97 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..board import Board
-from ..device import Meter, Progress, Take
-from ..measure.meter import QUICK_PAIRS
-from ..measure.timing import Ratio, Samples, TimingSession, TimingSettings
-from ..remote import RemoteDevice
+from ..device import Device
+from ..measure.meter import QUICK_PAIRS, Meter
+from ..measure.timing import Ratio, TimingSession, TimingSettings
+from ..pool import Pool
+from ..remote import RemoteDevice, wall_session
 from ..transport.base import Transport
 from ..transport.connection import Connection
 from .engines import Engine, Engines
-from .trtexec import Program, Version
+from .trtexec import Program
 
 _TURNS = 2  # of each engine in a session
 
 
 class TensorRtDevice(RemoteDevice):
-    """See `device.Device`; models are ONNX files.
-
-    Args:
-        board: what is known of it.
-        transport: the way to it.
-        programs: what may stand for trtexec there; empty: where JetPack has it.
-    """
+    """See `device.Device`; models are ONNX files. `programs` may be used as trtexec there; empty: where JetPack has it."""
 
     def __init__(self, board: Board, transport: Transport, programs: Sequence[Program] = ()) -> None:
         super().__init__(board, transport)
         self.programs = programs
 
-    def version(self, agent: Connection) -> Version:
-        """Of the TensorRT there, as its trtexec says it.
-
-        Raises:
-            UnavailableError: see `Engines`.
-        """
-        return Engines(agent, "", self.programs).version
+    def runtime_version(self, agent: Connection, runtime: str) -> str:
+        """The version of TensorRT there, as its trtexec reports it; raises as `Engines` does."""
+        return f"tensorrt {Engines(agent, '', self.programs).version}"
 
     @contextlib.contextmanager
     def engines(self) -> Iterator[Engines]:
         """The board's engines, while nobody else has the board."""
         with self.connect() as agent:
-            board = agent.hello()
-            self._require_power_mode(str(board["power_mode"]))
-            yield Engines(agent, str(board["power_mode"]), self.programs)
+            yield self._engines(agent, self._state(agent))
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
         """See `device.Device.facts`."""
-        with self.connect() as agent:
-            board = agent.hello()
-            self._require_real(agent.kind())
-            self._require_power_mode(str(board["power_mode"]))
-            engines = Engines(agent, str(board["power_mode"]), self.programs)
-        return {
-            "cpu": str(board["machine"]["cpu"]),
-            "board": str(board["machine"]["board"]),
-            "address": f"{self.board.transport} {self.board.address}",
-            "runtime_version": f"tensorrt {engines.version}",
-            "power_mode": str(board["power_mode"]),
-        }
+        return {key: value for key, value in super().facts(runtime, threads).items() if key not in ("host", "governor")}
 
     def meter(self, baseline: bytes, runtime: str, threads: int, seed: int) -> Meter:
         """See `device.Device.meter`."""
         return TensorRtMeter(self.engines, baseline)
 
-    @contextlib.contextmanager
-    def _taking(self) -> Iterator[tuple[Take, Any]]:
-        with self.connect() as agent:
-            before = agent.hello()
-            self._require_power_mode(str(before["power_mode"]))
-            engines = Engines(agent, str(before["power_mode"]), self.programs)
+    def _engines(self, agent: Connection, board: dict[str, Any]) -> Engines:
+        return Engines(agent, str(board["power_mode"]), self.programs)
 
-            def take(
-                baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None
-            ) -> tuple[TimingSession, ...]:
-                built = [engines.engine(path) for path in (baseline, *candidates)]
-                return self._repeated(
-                    before, settings, progress, lambda number: _session(agent, engines, built, settings.max_pairs, number)
-                )
-
-            yield take, agent.kind()
+    def _sampler(
+        self, agent: Connection, before: dict[str, Any], models: Sequence[Path], settings: TimingSettings
+    ) -> Callable[[int], TimingSession]:
+        engines = self._engines(agent, before)
+        built = [engines.engine(path) for path in models]
+        return lambda number: _session(agent, engines, built, settings.max_pairs, number)
 
 
-class TensorRtMeter:
-    """See `device.Meter`: a candidate costs the building of its engine, half a minute on a board, and is gone afterwards."""
+def boards_of(device: Device) -> tuple[TensorRtDevice, ...]:
+    """The boards with TensorRT that a device represents: itself, or those of its class.
 
-    width = 1
+    None where one of them has another runtime, or is reached through another host.
+    """
+    found = device.devices if isinstance(device, Pool) else (device,)
+    engines = tuple(one for one in found if isinstance(one, TensorRtDevice))
+    return engines if len(engines) == len(found) else ()
+
+
+class TensorRtMeter(Meter):
+    """See `Meter`: a candidate's engine is built, which takes half a minute on a board, timed and removed."""
 
     def __init__(self, engines: Callable[[], contextlib.AbstractContextManager[Engines]], baseline: bytes) -> None:
         self._engines = engines
         self._folder = tempfile.TemporaryDirectory(prefix="edge-compress-")
         self._baseline, self._candidate = (Path(self._folder.name) / name for name in ("baseline.onnx", "candidate.onnx"))
         self._baseline.write_bytes(baseline)
-        self._dense_ms: float | None = None
 
     def close(self) -> None:
         """Remove its files; safe to call twice."""
         self._folder.cleanup()
 
-    @property
+    @cached_property
     def dense_ms(self) -> float:
-        """See `device.Meter.dense_ms`."""
-        if self._dense_ms is None:
-            with self._engines() as engines:
-                self._dense_ms = float(np.median(engines.times_ms(engines.engine(self._baseline), QUICK_PAIRS)[0]))
-        return self._dense_ms
+        """See `Meter.dense_ms`."""
+        with self._engines() as engines:
+            return float(np.median(engines.times_ms(engines.engine(self._baseline), QUICK_PAIRS)[0]))
 
     def ratio(self, candidate: bytes) -> Ratio:
-        """See `device.Meter.ratio`."""
+        """See `Meter.ratio`."""
         return self.ratios([candidate])[0]
 
     def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
-        """One after another: there is one board."""
+        """See `Meter.ratios`: one after another, in one connection."""
         found = []
         with self._engines() as engines:
             baseline = engines.engine(self._baseline)
@@ -136,7 +113,7 @@ class TensorRtMeter:
 
 
 def _ratio(dense: list[float], one: list[float], other: list[float], dense_again: list[float]) -> Ratio:
-    """The ratio of the medians; how far apart the same engine's two turns are stands for its uncertainty."""
+    """Ratio of the medians; its uncertainty is estimated by the difference between the two turns of one engine."""
     value = np.median(one + other) / np.median(dense + dense_again)
     apart = max(abs(np.median(b) / np.median(a) - 1.0) for a, b in ((dense, dense_again), (one, other)))
     return Ratio(float(value), float(apart) / 2)
@@ -154,24 +131,12 @@ def _session(agent: Connection, engines: Engines, built: Sequence[Engine], infer
             times[i] += found
             warned |= dict.fromkeys(said)
     length = min(map(len, times))
-    samples = [Samples(1e6 * np.array(t[:length]), np.zeros(length), 1) for t in times]  # the GPU has no CPU clock
-    board = agent.hello()
     facts = {
         "runtime_version": f"tensorrt {engines.version}",
-        "power_mode": str(board["power_mode"]),
-        "boot_id": str(board["boot_id"]),
         "time": "GPU compute time of trtexec: CUDA graph, spin wait, no transfers",
         **engines.gpu,
     }
     if warned:
         facts["trtexec_warns"] = "; ".join(warned)
-    return TimingSession(
-        baseline=samples[0],
-        candidates=tuple(samples[1:]),
-        stop="pairs",
-        warmup_s=0.5 * _TURNS,
-        temperatures_c=(tuple(float(v) for v in board["temperatures_c"].values()),),
-        frequencies_mhz=(),
-        peak_rss_bytes=0,
-        machine={str(k): str(v) for k, v in board["machine"].items()} | facts,
-    )
+    board = agent.hello() | {"clocks_mhz": {}}  # those of the CPU do not matter here
+    return wall_session([1e6 * np.array(own[:length]) for own in times], 1, board, 0.5 * _TURNS, facts)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
 from ...pipeline.types import SPARSITY_KEY, Precision
-from ..transport.base import BoardError, Completed
+from ..transport.base import Completed
 from ..transport.connection import IDLE_S, Connection
 from . import loop as tensorrt_loop
 from . import tegrastats, trtexec
@@ -39,16 +39,14 @@ class Engine:
     name: str  # of the file it was built from
     path: str  # on the board
     sparsity: Sparsity
-    simulated: bool  # a stand-in made it: nothing may be read from it
+    simulated: bool  # built by a stand-in for trtexec: no figure may be read from it
 
 
 class Engines:
     """Engines on the board an agent works on. The agent keeps everyone else away from it meanwhile.
 
-    Args:
-        agent: running on the board; files go through it, by digest.
-        power_mode: of the board, as it described itself: engines and kernel timings of another are not used.
-        programs: what may stand for trtexec there, in order.
+    Engines and kernel timings of another power mode are not used. `programs` may be used as trtexec, in that order. Whatever
+    times, profiles or runs an engine raises UnavailableError for one that a stand-in for trtexec made.
 
     Raises:
         UnavailableError: there is no trtexec, or it is older than `trtexec.OLDEST`.
@@ -62,9 +60,9 @@ class Engines:
         self.gpu: dict[str, str] = {}  # known when an engine has been timed
         self._script = f"{self.folder}/tensorrt_loop.py"
         self._bulk: bool | None = None
-        self._do(["mkdir", "-p", self.folder], _SHORT_S, "making a folder")
+        self.transport.do(["mkdir", "-p", self.folder], _SHORT_S)
 
-    def engine(self, path: Path, *, again: bool = False) -> Engine:
+    def engine(self, path: Path) -> Engine:
         """The engine of an ONNX file, built where the board does not have it yet; a file that is an engine is one as it is.
 
         Raises:
@@ -78,7 +76,7 @@ class Engines:
         digest, _ = self.agent.put(path)
         key = sha256(f"{digest} {precision} {sparse}".encode()).hexdigest()[:32]
         engine, facts, layers = (f"{self.folder}/{key}.{kind}" for kind in ("engine", "json", "layers"))
-        if again or not self._there(engine) or not self._there(facts):
+        if self.transport.run(["test", "-s", engine, "-a", "-s", facts], _SHORT_S).code != 0:
             command = trtexec.build_command(
                 self.program,
                 f"{self.transport.folder}/{digest}",
@@ -91,36 +89,32 @@ class Engines:
             )
             log = self._call(command, _BUILD_S, f"building the engine of {path.name}")
             found = trtexec.sparsity(log)
-            self._write(facts, json.dumps({"eligible": found.eligible, "picked": found.picked}).encode())
-            self._do(["mv", f"{engine}.part", engine], _SHORT_S, "keeping the engine")
-        known = json.loads(self._read(facts))
+            self.transport.write(json.dumps({"eligible": found.eligible, "picked": found.picked}).encode(), facts, _SEND_S)
+            self.transport.do(["mv", f"{engine}.part", engine], _SHORT_S)
+        known = json.loads(self.transport.read(facts, _SEND_S))
         sparsity = Sparsity(tuple(known["eligible"]), tuple(known["picked"]))
         return Engine(path.name, engine, sparsity, self._is_simulated(engine))
 
     def times_ms(self, engine: Engine, iterations: int) -> tuple[list[float], tuple[str, ...]]:
-        """GPU compute time of every inference of a fresh process, and what trtexec says against them.
-
-        Raises:
-            UnavailableError: a stand-in made the engine.
-        """
+        """GPU compute time of every inference of a fresh process, and trtexec's warnings about them."""
         self.require_real(engine)
         file = f"{self.folder}/times.json"
         log = self._call(trtexec.time_command(self.program, engine.path, file, iterations), _TIME_S, f"timing {engine.name}")
         self.gpu |= trtexec.gpu(log)
-        return trtexec.compute_times_ms(self._read(file).decode()), trtexec.warnings(log)
+        return trtexec.compute_times_ms(self.transport.read(file, _SEND_S).decode()), trtexec.warnings(log)
 
     def layers(self, engine: Engine) -> tuple[LayerTime, ...]:
         """Times by layer, as the profiler sees them.
 
         Raises:
-            UnavailableError: a stand-in made the engine, or what stands for trtexec has no profiler.
+            UnavailableError: the program used as trtexec has no profiler.
         """
         self.require_real(engine)
         if len(self.program) > 1:
             raise UnavailableError("times by layer", found="no trtexec on this machine")
         file = f"{self.folder}/profile.json"
         self._call(trtexec.profile_command(self.program, engine.path, file), _TIME_S, f"profiling {engine.name}")
-        return trtexec.layer_times(self._read(file).decode())
+        return trtexec.layer_times(self.transport.read(file, _SEND_S).decode())
 
     def in_bulk(self) -> bool:
         """Whether many images can be answered by one process: the board's Python knows TensorRT. If not, each takes its own."""
@@ -134,7 +128,6 @@ class Engines:
         """The engine's answers (N, classes), float32, to network inputs (N, C, H, W).
 
         Raises:
-            UnavailableError: a stand-in made the engine.
             DeviceError: there are fewer answers than images.
         """
         self.require_real(engine)
@@ -144,27 +137,17 @@ class Engines:
         return np.concatenate([self._answered(engine, inputs[at : at + step]) for at in range(0, len(inputs), step)])
 
     def power(self, engine: Engine) -> tegrastats.Power | None:
-        """What the board takes while the engine runs, in a run of its own; None where that cannot be read.
-
-        Raises:
-            UnavailableError: a stand-in made the engine.
-        """
+        """Power draw of the board while the engine runs, in a separate run; None where it cannot be read."""
         self.require_real(engine)
         command = trtexec.time_command(self.program, engine.path, f"{self.folder}/power.json", 10, _POWER_S)
-        watched: list[Completed] = []
-
-        def watch() -> None:  # a second channel of the same connection; it ends by itself while the engine still runs
-            with contextlib.suppress(DeviceError):
-                watching = ["timeout", str(_POWER_S), "tegrastats", "--interval", "200"]
-                watched.append(self.transport.run(watching, _POWER_S + _SLACK_S))
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        watching = ["timeout", str(_POWER_S), "tegrastats", "--interval", "200"]
+        with ThreadPoolExecutor(1) as threads:  # a second channel of the same connection; it ends while the engine still runs
+            watched = threads.submit(self.transport.run, watching, _POWER_S + _SLACK_S)
             self._call(command, _TIME_S, f"running {engine.name}")
-        finally:
-            thread.join()
-        return tegrastats.power(watched[0].stdout.decode(errors="replace").splitlines()) if watched else None
+        try:
+            return tegrastats.power(watched.result().stdout.decode(errors="replace").splitlines())
+        except DeviceError:
+            return None
 
     def fetch(self, engine: Engine, target: Path) -> None:
         """Copy the engine here."""
@@ -173,45 +156,38 @@ class Engines:
     def drop(self, engine: Engine) -> None:
         """Remove it from the board."""
         stem = engine.path.removesuffix(".engine")
-        self._do(["rm", "-f", engine.path, f"{stem}.json", f"{stem}.layers"], _SHORT_S, "removing an engine")
+        self.transport.do(["rm", "-f", engine.path, f"{stem}.json", f"{stem}.layers"], _SHORT_S)
 
     def require_real(self, engine: Engine) -> None:
-        """Raise UnavailableError for what a stand-in made."""
+        """Raise UnavailableError for an engine that a stand-in for trtexec built."""
         if engine.simulated:
-            raise UnavailableError(
-                f"board {self.name}: the engine of {engine.name}",
-                found="made by a stand-in for trtexec (it is stamped simulated)",
-                expected="one that TensorRT built",
-                do="nothing that is read from it means anything",
-            )
+            found, do = "made by a stand-in for trtexec (it is stamped simulated)", "nothing that is read from it means anything"
+            where = f"board {self.name}: the engine of {engine.name}"
+            raise UnavailableError(where, found=found, expected="one that TensorRT built", do=do)
 
     def _answered(self, engine: Engine, inputs: FloatArray) -> FloatArray:
         """The answers by TensorRT's Python package."""
         source, sink = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.bin"
-        self._write(source, np.ascontiguousarray(inputs, dtype="<f4").tobytes())
+        self.transport.write(np.ascontiguousarray(inputs, dtype="<f4").tobytes(), source, _SEND_S)
         command = ["python3", self._script, f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}"]
         what = f"asking {engine.name}"
         done = self._run(command, _BUILD_S, what)
         trtexec.require_passed(done.stdout.decode(errors="replace"), done.code, f"board {self.name}: {what}")
-        values = np.frombuffer(self._read(sink), dtype="<f4")
+        values = np.frombuffer(self.transport.read(sink, _SEND_S), dtype="<f4")
         if len(values) == 0 or len(values) % len(inputs):
-            raise DeviceError(
-                f"board {self.name}: outputs of {engine.name}",
-                found=f"{len(values)} values for {len(inputs)} images",
-                expected="as many for each",
-                do="they were cut off; run the same command again",
-            )
+            where, found = f"board {self.name}: outputs of {engine.name}", f"{len(values)} values for {len(inputs)} images"
+            do = "they were cut off; run the same command again"
+            raise DeviceError(where, found=found, expected="as many for each", do=do)
         return values.reshape(len(inputs), -1).astype(np.float32)
 
     def _one_by_one(self, engine: Engine, inputs: FloatArray) -> FloatArray:
         source, sink = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.json"
         rows = []
         for image in inputs:
-            self._write(source, np.ascontiguousarray(image, dtype="<f4").tobytes())
-            command = trtexec.output_command(self.program, engine.path, {"input": source}, sink)
+            self.transport.write(np.ascontiguousarray(image, dtype="<f4").tobytes(), source, _SEND_S)
+            command = trtexec.output_command(self.program, engine.path, source, sink)
             self._call(command, _TIME_S, f"asking {engine.name}")
-            ((_, values),) = trtexec.outputs(self._read(sink).decode()).values()
-            rows.append(values)
+            rows.append(trtexec.output(self.transport.read(sink, _SEND_S).decode()))
         return np.array(rows, np.float32)
 
     def _find(self, programs: Sequence[Program]) -> tuple[Program, Version]:
@@ -220,20 +196,13 @@ class Engines:
             version = trtexec.version_of(done.stdout.decode(errors="replace"))
             if version is None:
                 continue
-            if (version.major, version.minor, version.patch) < trtexec.OLDEST:
-                raise UnavailableError(
-                    f"board {self.name}: TensorRT {version}",
-                    found="too old",
-                    expected="10.0 or newer",
-                    do="JetPack 6.1 and 6.2 have 10.3",
-                )
+            if version < trtexec.OLDEST:
+                where, do = f"board {self.name}: TensorRT {version}", "JetPack 6.1 and 6.2 have 10.3"
+                raise UnavailableError(where, found="too old", expected="10.0 or newer", do=do)
             return program, version
-        raise UnavailableError(
-            f"board {self.name}: trtexec",
-            found=f"none at {' or '.join(' '.join(p) for p in programs)}",
-            expected="JetPack with TensorRT",
-            do="sudo apt install nvidia-jetpack, or put trtexec on its PATH",
-        )
+        found = f"none at {' or '.join(' '.join(p) for p in programs)}"
+        do = "sudo apt install nvidia-jetpack, or put trtexec on its PATH"
+        raise UnavailableError(f"board {self.name}: trtexec", found=found, expected="JetPack with TensorRT", do=do)
 
     def _call(self, command: Sequence[str], deadline_s: float, what: str) -> str:
         """The log of a call of trtexec that passed."""
@@ -242,48 +211,20 @@ class Engines:
         trtexec.require_passed(log, done.code, f"board {self.name}: {what}")
         return log
 
-    def _do(self, argv: Sequence[str], deadline_s: float, what: str) -> Completed:
-        """A command that must succeed."""
-        done = self._run(argv, deadline_s, what)
-        if done.code != 0:
-            raise BoardError(
-                f"board {self.name}: {what}",
-                found=" ".join(done.stderr.split())[:300] or f"exit code {done.code}",
-                expected="success",
-            )
-        return done
-
     def _run(self, argv: Sequence[str], deadline_s: float, what: str) -> Completed:
         """A command that the board itself ends at the deadline, whatever becomes of the link."""
         with _kept_awake(self.agent):
             done = self.transport.run(["timeout", "-k", "5", f"{deadline_s:.0f}", *argv], deadline_s + _SLACK_S)
         if done.code == _ENDED:
-            raise DeviceError(
-                f"board {self.name}: {what}",
-                found=f"no end after {deadline_s:.0f} s",
-                expected="an end",
-                do="it was ended there; see what else runs on the board",
-            )
+            found, do = f"no end after {deadline_s:.0f} s", "it was ended there; see what else runs on the board"
+            raise DeviceError(f"board {self.name}: {what}", found=found, expected="an end", do=do)
         return done
 
     def _is_simulated(self, engine: str) -> bool:
-        head = self._do(["head", "-c", str(len(trtexec.SIMULATED)), engine], _SHORT_S, "looking at the engine")
+        head = self.transport.run(["head", "-c", str(len(trtexec.SIMULATED)), engine], _SHORT_S)
+        if head.code != 0:
+            raise self.transport.error(f"the engine {engine}", head.stderr.strip()[:300], "a file that can be read")
         return head.stdout == trtexec.SIMULATED
-
-    def _there(self, file: str) -> bool:
-        return self._run(["test", "-s", file], _SHORT_S, "looking for a file").code == 0
-
-    def _read(self, file: str) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
-            local = Path(folder) / "file"
-            self.transport.pull(file, local, _SEND_S)
-            return local.read_bytes()
-
-    def _write(self, file: str, data: bytes) -> None:
-        with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
-            local = Path(folder) / "file"
-            local.write_bytes(data)
-            self.transport.push(local, file, _SEND_S)
 
 
 def asked_of(path: Path) -> tuple[Precision, bool]:

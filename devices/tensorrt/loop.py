@@ -1,4 +1,4 @@
-"""What trtexec does, with TensorRT's Python package; and one thing it cannot: an engine over many inputs from a file.
+"""trtexec's building and timing with TensorRT's Python package, and, beyond trtexec, an engine over many inputs from a file.
 
 One file, Python 3.8 or newer, the standard library, `tensorrt` and the CUDA runtime it needs anyway. It is run in a process of
 its own, on a board (for outputs) or on a machine with a GPU where there is no trtexec, and takes the options of trtexec that
@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 NAME = "TensorRT.python"
-TAKEN = (
+# those of the last two lines make no difference here
+OPTIONS = (
     *("--help", "--onnx", "--saveEngine", "--fp16", "--int8", "--sparsity", "--timingCacheFile", "--builderOptimizationLevel"),
     *("--memPoolSize", "--loadEngine", "--warmUp", "--duration", "--iterations", "--exportTimes", "--inputs", "--outputs"),
-)
-# nothing here depends on them
-LEFT = (
     *("--avgRuns", "--useSpinWait", "--useCudaGraph", "--noDataTransfers", "--percentile", "--skipInference", "--verbose"),
     *("--separateProfileRun", "--profilingVerbosity", "--exportLayerInfo"),
 )
@@ -43,21 +42,12 @@ class Cuda:
     """The few calls of the CUDA runtime that running an engine takes."""
 
     def __init__(self) -> None:
-        self.library = self._load()
-
-    @staticmethod
-    def _load() -> Any:
         beside = [path for root in sys.path for path in Path(root).glob("nvidia/*/lib/libcudart.so*")]
-        places = [
-            "libcudart.so",
-            "libcudart.so.13",
-            "libcudart.so.12",
-            *Path("/usr/local").glob("cuda*/lib64/libcudart.so"),
-            *beside,
-        ]
-        for place in places:
+        installed = Path("/usr/local").glob("cuda*/lib64/libcudart.so")
+        for place in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", *installed, *beside):
             try:
-                return ctypes.CDLL(str(place))
+                self.library = ctypes.CDLL(str(place))
+                return
             except OSError:
                 continue
         raise OSError("no CUDA runtime (libcudart) was found")
@@ -102,18 +92,13 @@ class Loaded:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         if len(names) != 2:
             raise OSError(f"the engine has {len(names)} tensors, not one input and one output")
-        self.sizes = {}
-        self.places = {}
+        self.sizes, self.places = {}, {}  # by role
         for name in names:
             if self.engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
                 raise OSError(f"{name} is not a float32 tensor")
-            count = 1
-            for size in self.engine.get_tensor_shape(name):
-                count *= size
-            is_input = self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            role = "input" if is_input else "output"
-            self.sizes[role] = 4 * count
-            self.places[role] = self.cuda.memory(4 * count)
+            role = "input" if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+            self.sizes[role] = 4 * math.prod(self.engine.get_tensor_shape(name))
+            self.places[role] = self.cuda.memory(self.sizes[role])
             self.context.set_tensor_address(name, self.places[role].value)
 
     def start(self) -> None:
@@ -210,7 +195,7 @@ def main(arguments: list[str]) -> int:
     numbers = [int(part) for part in trt.__version__.split(".")[:3]]
     banner = f"{NAME} [TensorRT v{numbers[0] * 10000 + numbers[1] * 100 + numbers[2]}]"
     say(f"&&&& RUNNING {banner}")
-    unknown = sorted(set(options).difference(TAKEN, LEFT))
+    unknown = sorted(set(options).difference(OPTIONS))
     try:
         for name in unknown:
             say(f"[E] Unknown option: {name}")

@@ -8,26 +8,28 @@ defaults round (CUDA graphs, spin wait, no transfers), whose flags it still take
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...pipeline.errors import BuildError, DeviceError
 from ...pipeline.types import Precision
 
 PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack keeps it off the PATH
-Program = Sequence[str]  # trtexec, or what stands for it where only TensorRT's Python package is (tensorrt_loop.py)
-OLDEST = (10, 0, 0)  # JetPack 6.1; before it explicit quantization and some flags differ
-WORKSPACE_MIB = 2048
-OPTIMIZATION_LEVEL = 3
+Program = Sequence[str]  # trtexec, or loop.py where only TensorRT's Python package is installed
 WARMUP_MS = 500
-# A stand-in of trtexec stamps what it writes; no time may ever be read from it.
+_BUILD = (
+    *("--builderOptimizationLevel=3", "--memPoolSize=workspace:2048"),  # MiB
+    *("--profilingVerbosity=detailed", "--skipInference", "--verbose"),
+)
+_TIME = ("--avgRuns=100", "--useSpinWait", "--useCudaGraph", "--noDataTransfers", "--percentile=50,90,95,99")
+# A stand-in for trtexec stamps the engines it writes; no time may ever be read from them.
 SIMULATED = b"edge-compress: simulated engine"
 
 
-@dataclass(frozen=True, order=True)
-class Version:
+class Version(NamedTuple):
     """A TensorRT version."""
 
     major: int
@@ -43,15 +45,7 @@ class Version:
         return self.major < 11
 
 
-@dataclass(frozen=True)
-class Spread:
-    """One line of the performance summary, milliseconds."""
-
-    min_ms: float
-    max_ms: float
-    mean_ms: float
-    median_ms: float
-    percentiles_ms: dict[float, float]  # percent -> milliseconds; which there are depends on --percentile
+OLDEST = Version(10, 0, 0)  # JetPack 6.1; before it explicit quantization and some flags differ
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,6 @@ class LayerTime:
 
     name: str
     average_ms: float
-    percent: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def version_of(log: str) -> Version | None:
 
 
 def precision_flags(version: Version, precision: Precision) -> tuple[str, ...]:
-    """What allows a graph's precision. An int8 graph may keep what its Q/DQ pairs do not cover in half precision."""
+    """Flags that allow a graph's precision. An int8 graph may keep what its Q/DQ pairs do not cover in half precision."""
     if not version.weakly_typed:
         return ()
     return {Precision.INT8: ("--fp16", "--int8"), Precision.FP16: ("--fp16",)}.get(precision, ())
@@ -92,17 +85,10 @@ def precision_flags(version: Version, precision: Precision) -> tuple[str, ...]:
 def build_command(
     program: Program, onnx: str, engine: str, version: Version, precision: Precision, *, sparse: bool, cache: str, layers: str
 ) -> list[str]:
-    """Build an engine and nothing more.
+    """The command that builds an engine from an ONNX file and does nothing else.
 
-    Args:
-        program: trtexec.
-        onnx: the file it is built from.
-        engine: the file it is written to.
-        version: of the TensorRT there.
-        precision: of the graph.
-        sparse: whether 2:4 kernels may be tried; they are taken where they are faster.
-        cache: file of kernel timings; it is made or added to.
-        layers: file for what the engine is made of.
+    `sparse` lets it try 2:4 kernels, which it takes where they are faster. `cache` is a file of kernel timings, made or added to;
+    `layers` is the file for the description of the engine's layers.
     """
     return [
         *program,
@@ -111,12 +97,8 @@ def build_command(
         *precision_flags(version, precision),
         f"--sparsity={'enable' if sparse else 'disable'}",
         f"--timingCacheFile={cache}",
-        f"--builderOptimizationLevel={OPTIMIZATION_LEVEL}",
-        f"--memPoolSize=workspace:{WORKSPACE_MIB}",
-        "--profilingVerbosity=detailed",
+        *_BUILD,
         f"--exportLayerInfo={layers}",
-        "--skipInference",
-        "--verbose",
     ]
 
 
@@ -128,17 +110,13 @@ def time_command(program: Program, engine: str, times: str, iterations: int, dur
         f"--warmUp={WARMUP_MS}",
         f"--duration={duration_s}",
         f"--iterations={iterations}",
-        "--avgRuns=100",
-        "--useSpinWait",
-        "--useCudaGraph",
-        "--noDataTransfers",
-        "--percentile=50,90,95,99",
+        *_TIME,
         f"--exportTimes={times}",
     ]
 
 
 def profile_command(program: Program, engine: str, profile: str, iterations: int = 100) -> list[str]:
-    """Time an engine's layers, in a run of its own: the profiler slows the whole down."""
+    """Time an engine's layers, in a separate run: the profiler slows down the engine."""
     return [
         *program,
         f"--loadEngine={engine}",
@@ -149,13 +127,13 @@ def profile_command(program: Program, engine: str, profile: str, iterations: int
     ]
 
 
-def output_command(program: Program, engine: str, inputs: Mapping[str, str], output: str) -> list[str]:
-    """Run an engine once on inputs from files (raw bytes) and write its outputs."""
+def output_command(program: Program, engine: str, source: str, target: str) -> list[str]:
+    """Run an engine once on an input from a file (raw bytes) and write its output."""
     return [
         *program,
         f"--loadEngine={engine}",
-        "--loadInputs=" + ",".join(f"{name}:{file}" for name, file in inputs.items()),
-        f"--exportOutput={output}",
+        f"--loadInputs=input:{source}",
+        f"--exportOutput={target}",
         "--iterations=1",
         "--duration=0",
         "--warmUp=0",
@@ -163,7 +141,7 @@ def output_command(program: Program, engine: str, inputs: Mapping[str, str], out
 
 
 def require_passed(log: str, code: int, what: str) -> None:
-    """Raise what a call that did not end with PASSED stands for.
+    """Raise the error for a call that did not end with PASSED.
 
     Raises:
         BuildError: TensorRT refused the model.
@@ -199,39 +177,26 @@ def compute_times_ms(text: str) -> list[float]:
     return found
 
 
-def summary(log: str) -> dict[str, Spread]:
-    """The performance summary by the names of its lines: "Latency", "GPU Compute Time" and so on."""
-    number = r"([\d.]+(?:e[+-]?\d+)?)"
-    line = re.compile(
-        rf"\[I\] ([A-Z][\w ]+): min = {number} ms, max = {number} ms, mean = {number} ms, median = {number} ms(.*)$", re.MULTILINE
-    )
-    found = {}
-    for name, least, most, mean, median, tail in line.findall(log):
-        percentiles = {float(p): float(v) for p, v in re.findall(rf"percentile\({number}%\) = {number} ms", tail)}
-        found[name] = Spread(float(least), float(most), float(mean), float(median), percentiles)
-    return found
-
-
 def warnings(log: str) -> tuple[str, ...]:
-    """What trtexec itself says against its figures: unstable clocks, a host that cannot keep up."""
+    """Warnings of trtexec about its own figures: unstable clocks, a host that cannot keep up."""
     lines = re.findall(r"\[W\] \* (.+)$", log, re.MULTILINE)
     return tuple(dict.fromkeys(line.strip() for line in lines if "unstable" in line or "bound by" in line))
 
 
 def gpu(log: str) -> dict[str, str]:
-    """What the GPU is, from the log of a call that used it; empty where it is not told."""
+    """Description of the GPU, from the log of a call that used it; empty where the log has none."""
     found = {"gpu": r"Selected Device: (.+)$", "compute_capability": r"Compute Capability: ([\d.]+)", "sms": r"\bSMs: (\d+)"}
     return {key: match[1].strip() for key, pattern in found.items() if (match := re.search(pattern, log, re.MULTILINE))}
 
 
 def layer_times(text: str) -> tuple[LayerTime, ...]:
-    """Layers from the file of --exportProfile. Names are not escaped in it, so a file that is no JSON is read line by line."""
+    """Layers from the file of --exportProfile. It does not escape names, so a file that is not valid JSON is read by pattern."""
     try:
         rows: list[dict[str, Any]] = [row for row in json.loads(text) if "averageMs" in row]
     except ValueError:
-        pattern = r'"name" : "(.*)", "timeMs" : [^,]+, "averageMs" : ([^,]+),.*?"percentage" : ([\d.e+-]+)'
-        rows = [dict(zip(("name", "averageMs", "percentage"), m, strict=True)) for m in re.findall(pattern, text)]
-    return tuple(LayerTime(str(r["name"]), float(r["averageMs"]), float(r["percentage"])) for r in rows)
+        found = re.findall(r'"name" : "(.*)", "timeMs" : [^,]+, "averageMs" : ([^,]+),', text)
+        rows = [{"name": name, "averageMs": average} for name, average in found]
+    return tuple(LayerTime(str(row["name"]), float(row["averageMs"])) for row in rows)
 
 
 def sparsity(log: str) -> Sparsity:
@@ -244,25 +209,18 @@ def sparsity(log: str) -> Sparsity:
     return Sparsity(names("Layers eligible for sparse math"), names("TRT inference plan picked sparse implementation for layers"))
 
 
-def outputs(text: str) -> dict[str, tuple[tuple[int, ...], list[float]]]:
-    """Tensors by name, (shape, values), from the file of --exportOutput.
+def output(text: str) -> list[float]:
+    """The values of an engine's one output, from the file of --exportOutput.
 
     Raises:
-        DeviceError: the file is not what trtexec writes, or a tensor has not as many values as its shape says.
+        DeviceError: the file is not what trtexec writes, or the number of values does not match the output's shape.
     """
     try:
-        found = {
-            str(t["name"]): (tuple(map(int, str(t["dimensions"]).split("x"))), list(map(float, t["values"])))
-            for t in json.loads(text)
-        }
-        if not found:
-            raise ValueError("none")
+        (tensor,) = json.loads(text)
+        count = math.prod(map(int, str(tensor["dimensions"]).split("x")))
+        values = list(map(float, tensor["values"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="tensors by name") from error
-    for name, (shape, values) in found.items():
-        count = 1
-        for size in shape:
-            count *= size
-        if len(values) != count:
-            raise DeviceError(f"the output {name} of trtexec", found=f"{len(values)} values", expected=f"{count}")
-    return found
+        raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="one tensor") from error
+    if len(values) != count:
+        raise DeviceError("the output of trtexec", found=f"{len(values)} values", expected=f"{count}")
+    return values

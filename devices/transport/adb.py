@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from .base import BoardError, CommandTransport, Completed, Fault, Stream, last_line, quoted
+from .base import Fault, Transport, last_line
 
 FEATURES_DEADLINE_S = 20.0
 ADB_FOLDER = "/data/local/tmp/edge-compress"
 
 
-class AdbTransport(CommandTransport):
-    """One device by its serial number.
-
-    Args:
-        name: of the board, for messages.
-        serial: as `adb devices` shows it.
-        folder: where files are kept there; programs run nowhere but below /data/local/tmp.
-    """
+class AdbTransport(Transport):
+    """One device by its serial number, as `adb devices` shows it. Programs run nowhere but below /data/local/tmp."""
 
     program = "adb"
     lost = (1, 255)
@@ -52,30 +46,21 @@ class AdbTransport(CommandTransport):
 
     def __init__(self, name: str, serial: str, folder: str = ADB_FOLDER) -> None:
         super().__init__(name, folder)
-        self._serial = serial
+        self._adb = (self.program, "-s", serial)
         self._has_shell_v2 = False
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """See `CommandTransport.command`."""
-        return [self.program, "-s", self._serial, "shell", "-T", quoted(argv)]
-
-    def run(self, argv: Sequence[str], deadline_s: float) -> Completed:
-        """See `Transport.run`."""
+        """See `Transport.command`; the device is asked once whether it can run commands."""
         self._require_shell_v2()
-        return super().run(argv, deadline_s)
+        return [*self._adb, "shell", "-T", shlex.join(argv)]
 
-    def open(self, argv: Sequence[str], deadline_s: float) -> Stream:
-        """See `Transport.open`."""
-        self._require_shell_v2()
-        return super().open(argv, deadline_s)
+    def push_command(self, source: str, remote: str) -> list[str]:
+        """See `Transport.push_command`."""
+        return [*self._adb, "push", source, remote]
 
-    def push(self, source: Path, remote: str, deadline_s: float) -> None:
-        """See `Transport.push`."""
-        self._copy([self.program, "-s", self._serial, "push", str(source), remote], deadline_s, f"sending {source.name}")
-
-    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
-        """See `Transport.pull`."""
-        self._copy([self.program, "-s", self._serial, "pull", remote, str(target)], deadline_s, f"fetching {remote}")
+    def pull_command(self, remote: str, target: str) -> list[str]:
+        """See `Transport.pull_command`."""
+        return [*self._adb, "pull", remote, target]
 
     def _require_shell_v2(self) -> None:
         """Without it a command's exit code is always 0 and its bytes are not its own (before Android 7).
@@ -85,17 +70,11 @@ class AdbTransport(CommandTransport):
         """
         if self._has_shell_v2:
             return
-        done = self._local([self.program, "-s", self._serial, "features"], FEATURES_DEADLINE_S, "asking for features")
+        done = self._local([*self._adb, "features"], FEATURES_DEADLINE_S, "asking for features")
         features = done.stdout.decode(errors="replace").split()
         if done.code != 0:
-            raise self.explain(done.stderr) or BoardError(
-                f"board {self.name}", found=last_line(done.stderr) or f"exit code {done.code}", expected="its features"
-            )
+            found = last_line(done.stderr) or f"exit code {done.code}"
+            raise self.explain(done.stderr) or self.error("adb features", found, "its features")
         if "shell_v2" not in features:
-            raise BoardError(
-                f"board {self.name}",
-                found="no shell_v2 among its features",
-                expected="Android 7 or newer",
-                do="use another device",
-            )
+            raise self.error("adb", "no shell_v2 among its features", "Android 7 or newer", "use another device")
         self._has_shell_v2 = True

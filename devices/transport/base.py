@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from ...pipeline.errors import DeviceError, UnavailableError
 from ..agent.frames import MAGIC, Channel, Gone, Late
@@ -39,7 +39,7 @@ class BusyError(DeviceError):
 
 @dataclass(frozen=True)
 class Fault:
-    """What a message of ssh or adb means."""
+    """Meaning of a message of ssh or adb."""
 
     pattern: str  # a regular expression, found anywhere in the message
     found: str
@@ -48,35 +48,11 @@ class Fault:
     error: type[DeviceError] = BoardError
 
 
-class Transport(Protocol):
-    """A way to one board. Deadlines are seconds; one that passes is a `DeviceError`, and so is every other failure."""
+class Transport(ABC):
+    """A way to one board, made of a program's command lines. Every call has a deadline in seconds.
 
-    @property
-    def folder(self) -> str:
-        """Where files may be kept on the board, relative to where its commands start."""
-
-    def run(self, argv: Sequence[str], deadline_s: float) -> Completed:
-        """Run a program on the board with exactly these arguments."""
-
-    def push(self, source: Path, remote: str, deadline_s: float) -> None:
-        """Copy a file to the board."""
-
-    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
-        """Copy a file from the board."""
-
-    def open(self, argv: Sequence[str], deadline_s: float) -> Stream:
-        """Start the agent there and give its stream, positioned at its first frame."""
-
-    def close(self) -> None:
-        """Leave nothing running on this machine; safe to call twice."""
-
-
-class CommandTransport:
-    """A transport made of a program's command lines; `SshTransport` and `AdbTransport` say which.
-
-    Args:
-        name: of the board, for messages.
-        folder: see `Transport.folder`.
+    A deadline that passes is a `DeviceError`, and so is every other failure. Files may be kept in `folder`, relative to where
+    the board's commands start.
     """
 
     program = ""
@@ -84,39 +60,87 @@ class CommandTransport:
     faults: tuple[Fault, ...] = ()
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name = name
-        self._folder = folder
+        self.name, self.folder = name, folder
 
-    @property
-    def folder(self) -> str:
-        """See `Transport.folder`."""
-        return self._folder
-
+    @abstractmethod
     def command(self, argv: Sequence[str]) -> list[str]:
         """The local command line that runs `argv` on the board."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def push_command(self, source: str, remote: str) -> list[str]:
+        """The local command line that copies a file to the board."""
+
+    @abstractmethod
+    def pull_command(self, remote: str, target: str) -> list[str]:
+        """The local command line that copies a file from the board."""
 
     def run(self, argv: Sequence[str], deadline_s: float) -> Completed:
-        """See `Transport.run`."""
+        """Run a program on the board with exactly these arguments."""
         done = self._local(self.command(argv), deadline_s, f"running {argv[0]}")
         if done.code in self.lost and (fault := self.explain(done.stderr)) is not None:
             raise fault
         return done
 
+    def do(self, argv: Sequence[str], deadline_s: float) -> None:
+        """Run a program that fails only where the board's folder cannot be written.
+
+        Raises:
+            BoardError: it failed.
+        """
+        done = self.run(argv, deadline_s)
+        if done.code != 0:
+            where, found = f"{argv[0]} in {self.folder}", " ".join(done.stderr.split())[:300] or f"exit code {done.code}"
+            raise self.error(where, found, "a folder that can be written", "set `folder` in the board's file")
+
+    def error(self, what: str, found: str, expected: str, do: str = "") -> BoardError:
+        """An error of this board."""
+        return BoardError(f"board {self.name}: {what}", found=found, expected=expected, do=do)
+
+    def late(self, what: str, deadline_s: float) -> BoardError:
+        """The error for a deadline that passed."""
+        do = "it was given up; see whether the board hangs or the link is down"
+        return self.error(what, f"no answer after {deadline_s:.0f} s", "an answer", do)
+
+    def push(self, source: Path, remote: str, deadline_s: float) -> None:
+        """Copy a file to the board."""
+        self._copy(self.push_command(str(source), remote), deadline_s, f"sending {source.name}")
+
+    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
+        """Copy a file from the board."""
+        self._copy(self.pull_command(remote, str(target)), deadline_s, f"fetching {remote}")
+
+    def write(self, data: bytes, remote: str, deadline_s: float) -> None:
+        """Write a file on the board."""
+        with tempfile.NamedTemporaryFile(prefix="edge-compress-") as file:
+            file.write(data)
+            file.flush()
+            self.push(Path(file.name), remote, deadline_s)
+
+    def replace(self, data: bytes, remote: str, deadline_s: float) -> None:
+        """Write a file on the board, whole or not at all."""
+        self.write(data, f"{remote}.part", deadline_s)
+        self.do(["mv", f"{remote}.part", remote], deadline_s)
+
+    def read(self, remote: str, deadline_s: float) -> bytes:
+        """The content of a file on the board."""
+        with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
+            self.pull(remote, Path(folder) / "file", deadline_s)
+            return (Path(folder) / "file").read_bytes()
+
     def open(self, argv: Sequence[str], deadline_s: float) -> Stream:
-        """See `Transport.open`."""
+        """Start the agent there: its stream, positioned at its first frame."""
         return Stream(self, self.command(argv), deadline_s)
 
-    def close(self) -> None:
-        """See `Transport.close`."""
+    def close(self) -> None:  # noqa: B027 - most transports keep nothing open
+        """Leave nothing running on this machine; safe to call twice."""
 
     def connected(self) -> bool:
-        """Whether the link itself is known to be down (False); asked when a stream has ended without a word."""
+        """False where the link itself is known to be down; asked when a stream has ended without a message."""
         return True
 
-    def explain(self, message: str, faults: Iterable[Fault] = ()) -> DeviceError | None:
-        """The error a message of the program, or of the board's shell, stands for; None when it says nothing known."""
-        for fault in (*faults, *self.faults, *BOARD_FAULTS):
+    def explain(self, message: str) -> DeviceError | None:
+        """The error for a message of the program or of the board's shell; None for an unknown message."""
+        for fault in (*self.faults, *BOARD_FAULTS):
             if re.search(fault.pattern, message):
                 return fault.error(f"board {self.name}", found=fault.found, expected=fault.expected, do=fault.do)
         return None
@@ -124,9 +148,8 @@ class CommandTransport:
     def _copy(self, command: Sequence[str], deadline_s: float, what: str) -> None:
         done = self._local(command, deadline_s, what)
         if done.code != 0:
-            raise self.explain(done.stderr) or BoardError(
-                f"board {self.name}: {what}", found=last_line(done.stderr) or f"exit code {done.code}", expected="a copy"
-            )
+            found = last_line(done.stderr) or f"exit code {done.code}"
+            raise self.explain(done.stderr) or self.error(what, found, "a copy")
 
     def _local(self, command: Sequence[str], deadline_s: float, what: str) -> Completed:
         """Run a program here until it ends or the deadline passes.
@@ -138,7 +161,7 @@ class CommandTransport:
             try:
                 code = process.wait(deadline_s)
             except subprocess.TimeoutExpired as error:
-                raise late(self.name, what, deadline_s) from error
+                raise self.late(what, deadline_s) from error
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -151,17 +174,12 @@ class CommandTransport:
 class Stream:
     """The agent's stdin and stdout across a transport. Every request has a deadline; what fails closes it.
 
-    Args:
-        transport: explains what went wrong.
-        command: the local command line that starts the agent on the board.
-        deadline_s: seconds until the agent must have said its first word.
-
     Raises:
         AgentEnded: it ended instead of starting; a `DeviceError` with its exit code.
         DeviceError: the board cannot be reached.
     """
 
-    def __init__(self, transport: CommandTransport, command: Sequence[str], deadline_s: float) -> None:
+    def __init__(self, transport: Transport, command: Sequence[str], deadline_s: float) -> None:
         self._transport = transport
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
@@ -176,7 +194,7 @@ class Stream:
             self._channel.skip_to(MAGIC, time.monotonic() + deadline_s)
         except Late as error:
             self.close()
-            raise late(transport.name, "starting the agent", deadline_s) from error
+            raise transport.late("starting the agent", deadline_s) from error
         except Gone as error:
             raise self._ended("starting the agent", "") from error
         except BaseException:
@@ -186,11 +204,7 @@ class Stream:
     def ask(self, request: Mapping[str, Any], deadline_s: float, what: str, payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """The agent's answer, refusals included: (header, payload).
 
-        Args:
-            request: see the agent's package.
-            deadline_s: seconds the board may take; the answer may be some seconds later.
-            what: names the work in messages.
-            payload: raw bytes that go with the request.
+        The board may take `deadline_s` seconds; the answer may arrive LINK_SLACK_S later.
 
         Raises:
             DeviceError: the link, the agent or the board failed, or took too long. The stream is closed then.
@@ -201,7 +215,7 @@ class Stream:
             return self._channel.receive(deadline)
         except Late as error:
             self.close()
-            raise late(self._transport.name, what, deadline_s + LINK_SLACK_S) from error
+            raise self._transport.late(what, deadline_s + LINK_SLACK_S) from error
         except Gone as error:
             raise self._ended(what, str(error)) from error
         except BaseException:  # an interrupt too: the next answer would be that of another request
@@ -229,12 +243,8 @@ class Stream:
         if known is not None:
             return known
         if code in self._transport.lost and not self._transport.connected():
-            return BoardError(
-                f"board {self._transport.name}: {what}",
-                found="the link went down",
-                expected="a connection that lasts",
-                do="see its power and network, then run the same command again",
-            )
+            do = "see its power and network, then run the same command again"
+            return self._transport.error(what, "the link went down", "a connection that lasts", do)
         told = [how and f"the answer broke off {how}", last_line(message)]
         return AgentEnded(self._transport.name, what, code, ": ".join(t for t in told if t))
 
@@ -292,22 +302,7 @@ def start(command: Sequence[str], *, stdin: int, stdout: int | IO[bytes], stderr
         raise UnavailableError(f"program {command[0]}", found="not on this machine", do=f"install {command[0]}") from error
 
 
-def late(board: str, what: str, deadline_s: float) -> DeviceError:
-    """The error for a deadline that passed."""
-    return BoardError(
-        f"board {board}: {what}",
-        found=f"no answer after {deadline_s:.0f} s",
-        expected="an answer",
-        do="it was given up; see whether the board hangs or the link is down",
-    )
-
-
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """The last non-empty line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
-
-
-def quoted(argv: Sequence[str]) -> str:
-    """Arguments as one text for the board's shell, which takes every one of them as it stands."""
-    return shlex.join(argv)

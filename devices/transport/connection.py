@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable
+import functools
+import io
+import zipfile
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
 from ...pipeline.types import Kind
+from .. import agent as agent_package
 from ..agent import tensors
 from ..agent.main import WRONG_FILE
-from .agent_file import packed_agent
 from .base import AgentEnded, BoardError, Stream, Transport
 
 Array = NDArray[Any]
 
+_PACKAGE = "edge_compress_agent"  # the agent inside its file
+_MAIN = f"import sys\n\nfrom {_PACKAGE}.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
 _CHUNK = 4 << 20  # bytes of a model sent at once
 IDLE_S = 90  # without a request, until the agent ends itself
 _START_S, _SHORT_S, _LOAD_S, _SEND_S = 40.0, 20.0, 120.0, 120.0
@@ -30,12 +34,7 @@ _START_S, _SHORT_S, _LOAD_S, _SEND_S = 40.0, 20.0, 120.0, 120.0
 class Connection:
     """A running agent on a board. Starting it sends the agent's file only where the board does not have it yet.
 
-    Args:
-        transport: the way to the board; it stays open.
-        name: of the board, for messages.
-        python: the interpreter there.
-        at_end: called when the session is closed.
-        emulated: the board's file says that its times mean nothing.
+    The transport stays open when it is closed; `at_end` is called then.
 
     Raises:
         DeviceError: the board cannot be reached, is busy, or has no Python.
@@ -54,7 +53,6 @@ class Connection:
         remote = f"{transport.folder}/agent-{digest[:16]}.pyz"
         options = [f"--folder={transport.folder}", f"--idle={IDLE_S}", f"--digest={digest}"]
         command = [python, remote, *options]
-        self.agent_sent = False
         try:
             self.stream: Stream = transport.open(command, _START_S)
         except AgentEnded as ended:
@@ -66,7 +64,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -92,11 +90,11 @@ class Connection:
         raise _refused(str(answer["kind"]), str(answer["error"]), self.name, what, deadline_s)
 
     def hello(self) -> dict[str, Any]:
-        """What the board is; see `describe_board` of the agent."""
+        """The board's description; see `describe_board` of the agent."""
         return self.ask({"op": "hello"}, _SHORT_S, "asking what it is")[0]
 
     def kind(self) -> Kind:
-        """What times of this board are: measured, or emulated when its file or the board itself says so."""
+        """Kind of this board's times: emulated if its file or the board itself reports it, else measured."""
         return Kind.EMULATED if self._emulated or self.hello()["emulated"] else Kind.MEASURED
 
     def runtime(self, name: str) -> tuple[str, str]:
@@ -116,11 +114,7 @@ class Connection:
             InputError: the file cannot be read.
             DeviceError: the board's disk is full, or the link failed.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"model file {path}", found=error.strerror or str(error), expected="a readable file") from error
-        return self.put_bytes(data, path.name)
+        return self.put_bytes(model_bytes(path), path.name)
 
     def put_bytes(self, data: bytes, name: str) -> tuple[str, bool]:
         """The same of a file's bytes; `name` is for messages."""
@@ -138,25 +132,17 @@ class Connection:
 
     def load(
         self,
-        path: Path,
+        source: Path | tuple[str, str],
         runtime: str,
         threads: int,
         affinity: tuple[int, ...] | None = None,
         beside: LoadedModel | None = None,
     ) -> LoadedModel:
-        """A model on the board, its file sent where needed, in a process of its own or in that of a model it is timed with."""
-        return self.load_digest(self.put(path)[0], path.name, runtime, threads, affinity, beside)
+        """A model on the board, in a process of its own or in that of a model it is timed with.
 
-    def load_digest(
-        self,
-        digest: str,
-        name: str,
-        runtime: str,
-        threads: int,
-        affinity: tuple[int, ...] | None = None,
-        beside: LoadedModel | None = None,
-    ) -> LoadedModel:
-        """A model whose file is on the board already; see `load`."""
+        `source` is its file, sent where needed, or (digest, name for messages) of a file on the board.
+        """
+        digest, name = (self.put(source)[0], source.name) if isinstance(source, Path) else source
         about = {"sha256": digest, "runtime": runtime, "threads": threads, "affinity": affinity and list(affinity)}
         request = {"op": "load", **about, "beside": beside and beside.handle}
         answer, _ = self.ask(request, _LOAD_S, f"loading {name}")
@@ -164,34 +150,16 @@ class Connection:
 
     def _send_agent(self, data: bytes, remote: str) -> None:
         folder = self.transport.folder
-        self._do(["mkdir", "-p", folder])
-        with tempfile.NamedTemporaryFile(prefix="agent-", suffix=".pyz") as source:
-            source.write(data)
-            source.flush()
-            try:
-                self.transport.push(Path(source.name), f"{remote}.part", _SEND_S)
-            except BoardError as error:
-                free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp gives no reason
-                if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * len(data):
-                    raise BoardError(
-                        f"board {self.name}: {folder}",
-                        found=f"its disk is full, {int(free[0])} KiB free",
-                        expected="space for the agent and the model files",
-                        do="remove files there, or set `folder` in the board's file",
-                    ) from error
-                raise
-        self._do(["mv", f"{remote}.part", remote])
-        self.agent_sent = True
-
-    def _do(self, argv: list[str]) -> None:
-        done = self.transport.run(argv, _SHORT_S)
-        if done.code != 0:
-            raise BoardError(
-                f"board {self.name}: {argv[0]} in {self.transport.folder}",
-                found=" ".join(done.stderr.split())[:300] or f"exit code {done.code}",
-                expected="a folder that can be written",
-                do="set `folder` in the board's file",
-            )
+        self.transport.do(["mkdir", "-p", folder], _SHORT_S)
+        try:
+            self.transport.replace(data, remote, _SEND_S)
+        except BoardError as error:
+            free = self.transport.run(["df", "-Pk", folder], _SHORT_S).stdout.split()[-3:-2]  # scp reports no reason
+            if free and free[0].isdigit() and int(free[0]) * 1024 < 2 * len(data):
+                found, expected = f"its disk is full, {int(free[0])} KiB free", "space for the agent and the model files"
+                do = "remove files there, or set `folder` in the board's file"
+                raise self.transport.error(folder, found, expected, do) from error
+            raise
 
 
 class LoadedModel:
@@ -212,15 +180,7 @@ class LoadedModel:
         heads, payload = tensors.packed(feeds)
         request = {"op": "run", "handle": self.handle, "tensors": heads}
         answer, data = self._connection.ask(request, deadline_s, f"running {self.name}", payload)
-        try:
-            return tensors.unpacked(answer["tensors"], data)
-        except tensors.SizeError as error:
-            raise DeviceError(
-                f"board {self._connection.name}: outputs of {self.name}",
-                found=f"{error.found} bytes",
-                expected=f"{error.expected} bytes",
-                do="they were cut off; run the same command again",
-            ) from error
+        return outputs(answer["tensors"], data, f"board {self._connection.name}: outputs of {self.name}")
 
     def feed_random(self, seed: int) -> None:
         """Put inputs in place, the same for the same seed, and run once.
@@ -241,7 +201,7 @@ class LoadedModel:
         return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
 
     def peak_rss_bytes(self) -> int:
-        """Peak resident memory of its process, 0 where the board does not tell."""
+        """Peak resident memory of its process in bytes, 0 where it cannot be read."""
         answer, _ = self._connection.ask({"op": "memory", "handle": self.handle}, _SHORT_S, f"measuring {self.name}")
         return int(answer["peak_rss_bytes"])
 
@@ -250,8 +210,33 @@ class LoadedModel:
         self._connection.ask({"op": "unload", "handle": self.handle}, _SHORT_S, f"unloading {self.name}")
 
 
+def model_bytes(path: Path) -> bytes:
+    """The content of a model's file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"model file {path}", found=error.strerror or str(error), expected="a readable file") from error
+
+
+def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[str, Array]:
+    """Arrays by name out of the bytes of all, see `agent.tensors.unpacked`; `where` is for messages.
+
+    Raises:
+        DeviceError: the bytes are not as many as the shapes say.
+    """
+    try:
+        return tensors.unpacked(heads, data)
+    except tensors.SizeError as error:
+        do = "they were cut off; run the same command again"
+        raise DeviceError(where, found=f"{error.found} bytes", expected=f"{error.expected} bytes", do=do) from error
+
+
 def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> EdgeCompressError:
-    """The error an agent's refusal stands for."""
+    """The error for an agent's refusal."""
     where = f"board {board}: {what}"
     if kind == "load":
         return BuildError(where, found=text, expected="a model its runtime takes")
@@ -291,3 +276,17 @@ def _random_input(model: str, entry: dict[str, Any], seed: int) -> Array:
         return rng.integers(-128, 128, sizes, dtype=np.int8)
     found = f"input {entry['name']} of type {kind}"
     raise BuildError(what, found=found, expected="float, float16, double, uint8 or int8")
+
+
+@functools.lru_cache(maxsize=1)
+def packed_agent() -> tuple[bytes, str]:
+    """The agent as the one file that a board gets, a zip that Python runs, and its SHA-256; equal sources give equal bytes.
+
+    `zipapp` would store the files' own dates, and another zlib compresses to other bytes: dates are fixed, nothing is compressed.
+    """
+    folder, buffer = Path(agent_package.__file__).parent, io.BytesIO()
+    sources = {f"{_PACKAGE}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*.py")}
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in sorted({"__main__.py": _MAIN.encode(), **sources}.items()):
+            archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), data)
+    return buffer.getvalue(), sha256(buffer.getvalue()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -10,9 +11,9 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from .base import CommandTransport, Fault, quoted
+from .base import Fault, Transport
 
-# BatchMode: never a question nobody can answer. Host keys are checked always; nothing here can turn that off.
+# BatchMode: no interactive prompts. Host keys are always checked; nothing here can turn that off.
 OPTIONS = (
     "BatchMode=yes",
     "StrictHostKeyChecking=yes",
@@ -25,14 +26,10 @@ OPTIONS = (
 SSH_FOLDER = ".cache/edge-compress"  # in the home folder
 
 
-class SshTransport(CommandTransport):
-    """One host over ssh. Its connection is shared by all calls and ends with `close`.
+class SshTransport(Transport):
+    """One host over ssh: HOST, USER@HOST or a name from the user's ssh configuration, or from the file `config` instead.
 
-    Args:
-        name: of the board, for messages.
-        host: HOST, USER@HOST or a name from the user's ssh configuration.
-        folder: where files are kept there, relative to the home folder.
-        config: a configuration file instead of the user's own.
+    Its connection is shared by all calls and ends with `close`.
     """
 
     program = "ssh"
@@ -81,23 +78,20 @@ class SshTransport(CommandTransport):
         self._options = [*(("-F", str(config)) if config else ()), *(part for o in options for part in ("-o", o))]
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """See `CommandTransport.command`."""
-        return [self.program, *self._options, "-T", "--", self._host, quoted(argv)]
+        """See `Transport.command`."""
+        return [self.program, *self._options, "-T", "--", self._host, shlex.join(argv)]
 
-    def push(self, source: Path, remote: str, deadline_s: float) -> None:
-        """See `Transport.push`."""
-        self._copy([*self._scp(), str(source), f"{self._host}:{remote}"], deadline_s, f"sending {source.name}")
+    def push_command(self, source: str, remote: str) -> list[str]:
+        """See `Transport.push_command`."""
+        return ["scp", "-q", *self._options, "--", source, f"{self._host}:{remote}"]
 
-    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
-        """See `Transport.pull`."""
-        self._copy([*self._scp(), f"{self._host}:{remote}", str(target)], deadline_s, f"fetching {remote}")
+    def pull_command(self, remote: str, target: str) -> list[str]:
+        """See `Transport.pull_command`."""
+        return ["scp", "-q", *self._options, "--", f"{self._host}:{remote}", target]
 
     def connected(self) -> bool:
-        """Whether the shared connection stands. It is what notices a dead link, and it says so to nobody: its socket goes."""
+        """Whether the shared connection is up: ssh notices a dead link in it and removes its socket without a message."""
         return any(self._sockets.iterdir())
-
-    def _scp(self) -> list[str]:
-        return ["scp", "-q", *self._options, "--"]
 
     def close(self) -> None:
         """End the shared connection; safe to call twice."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ... import targets
 from ...devices.access import named, open_named
 from ...devices.measure.timing import TimingSettings
-from ...devices.tensorrt.boards_of import boards_of
+from ...devices.tensorrt.device import boards_of
 from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record

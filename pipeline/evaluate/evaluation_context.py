@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...devices.device import Device, Meter
+from ...devices.device import Device
 from ...devices.local import LocalDevice
 from ...devices.measure.latency_cache import LatencyCache
+from ...devices.measure.meter import Meter
 from ...devices.measure.timing import Ratio
 from ...targets.base import Estimator, Prober, Structure, Target
 from ..compute import CPU, Compute

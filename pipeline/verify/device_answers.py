@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...devices.local import LocalDevice
-from ...devices.tensorrt.boards_of import boards_of
+from ...devices.tensorrt.device import boards_of
 from ...targets.base import Elsewhere, FloatArray, Target
 from ..run_context import Run
 from ..run_folder import Stage

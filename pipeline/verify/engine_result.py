@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ...devices.device import Device
 from ...devices.pool import BoardDevice, Pool
-from ...devices.tensorrt.boards_of import boards_of
+from ...devices.tensorrt.device import boards_of
 from ...devices.transport.base import BoardError
 from ...targets.base import Target
 from ..errors import BuildError

@@ -12,13 +12,11 @@ import torch
 from ...devices.board import Board
 from ...devices.cluster.ray_board import ADDRESS
 from ...devices.device import Device
-from ...devices.local import LocalDevice
+from ...devices.local import HereTransport, LocalDevice
 from ...devices.measure.latency_cache import cache_folder
 from ...devices.pool import Pool
 from ...devices.tensorrt import loop as tensorrt_loop
-from ...devices.tensorrt.boards_of import boards_of
-from ...devices.tensorrt.device import TensorRtDevice
-from ...devices.transport.here import HereTransport
+from ...devices.tensorrt.device import TensorRtDevice, boards_of
 from ...targets.base import Target
 from ..config import Config
 from ..errors import InputError, UnavailableError

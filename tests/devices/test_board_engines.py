@@ -307,7 +307,7 @@ def test_the_loop_has_no_option_that_is_not_given_it_and_says_when_there_is_no_t
         )
         for a in command
     }
-    assert given <= {*tensorrt_loop.TAKEN, *tensorrt_loop.LEFT}
+    assert given <= set(tensorrt_loop.OPTIONS)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert tensorrt_loop.main(["--help"]) == tensorrt_loop.UNAVAILABLE
     assert "no TensorRT" in capsys.readouterr().out

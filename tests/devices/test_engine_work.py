@@ -80,7 +80,7 @@ def test_what_is_known_of_an_engine_is_not_taken_for_another_one_built_from_the_
     (work.run.folder.path / first.file.path).write_bytes(b"damaged")
     jetson.tell(sparse=0.5)  # another engine of the same file
     with work.device.engines() as engines:
-        engines.engine(work.run.folder.path / "model.onnx", again=True)
+        engines.drop(engines.engine(work.run.folder.path / "model.onnx"))
     again = work.engine()
     assert again.file != first.file
     assert work._stage("timing", again).key != known.key

@@ -4,6 +4,7 @@ The board is a real sshd in a network namespace of its own, with mounts of its o
 answers and tensors that break off in test_remote.py.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_compress.devices.measure.timing import TimingSettings
-from edge_compress.devices.transport import agent_file, connection
+from edge_compress.devices.transport import connection
 from faults import later, one_line
 from small_models import convolution, hungry
 
@@ -158,7 +159,7 @@ def test_the_board_is_rebooted_between_two_sessions(far, board, model, tmp_path)
 def test_the_board_is_rebooted_while_a_search_measures_on_it(far, board, model, tmp_path, monkeypatch):
     server, fake, data = far[0], tmp_path / "boot_id", model.read_bytes()
     fake.write_text("00000000-aaaa-bbbb-cccc-000000000002\n")
-    with board.meter(data, "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(board.meter(data, "onnxruntime", 1, 0)) as meter:
         assert meter.ratio(data).value > 0
         monkeypatch.setattr("edge_compress.devices.measure.meter.IDLE_S", 0.0)  # its agent has ended itself
         server.inside("mount", "--bind", fake, "/proc/sys/kernel/random/boot_id")
@@ -218,7 +219,7 @@ def test_the_clock_is_throttled_in_mid_run(far, tmp_path):
 
 def test_outputs_that_are_cut_short_are_no_outputs(far, model):
     """An agent that loses bytes on the way: the shapes tell."""
-    data, _ = agent_file.packed_agent()
+    data, _ = connection.packed_agent()
     whole, cut = b'b"".join(a.tobytes() for a in whole.values())', b'b"".join(a.tobytes()[4:] for a in whole.values())'
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

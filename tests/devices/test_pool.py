@@ -1,5 +1,6 @@
 """Classes of boards: one free board for a measurement, another when it fails, none that failed too often."""
 
+import contextlib
 import json
 import threading
 import time
@@ -131,7 +132,7 @@ def test_a_board_that_is_not_like_the_first_is_not_used(made):
     found, devices = made()
     devices["b"].about = devices["b"].about | {"runtime_version": "0.9"}
     assert found.facts("onnxruntime", 1) == {"cpu": "Cortex-A76", "runtime_version": "1.0"}
-    with found.meter(b"dense", "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(found.meter(b"dense", "onnxruntime", 1, 0)) as meter:
         ratios = meter.ratios([b"x" * n for n in range(1, 7)])
     assert [int(r.value) for r in ratios] == [1, 2, 3, 4, 5, 6]
     assert devices["b"].asked[:-1] == []  # but closed
@@ -144,7 +145,7 @@ def test_candidates_go_to_all_boards_each_to_one_and_in_order(made):
     for device in devices.values():
         device.took_s = 0.05
     candidates = [bytes([n]) * (n + 1) for n in range(12)]
-    with found.meter(b"dense", "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(found.meter(b"dense", "onnxruntime", 1, 0)) as meter:
         started = time.monotonic()
         ratios = meter.ratios(candidates)
         took = time.monotonic() - started
@@ -157,7 +158,7 @@ def test_candidates_go_to_all_boards_each_to_one_and_in_order(made):
 
 def test_a_board_that_fails_in_the_middle_leaves_its_candidate_to_the_others(made):
     found, devices = made(A, B)
-    with found.meter(b"dense", "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(found.meter(b"dense", "onnxruntime", 1, 0)) as meter:
         assert meter.ratio(b"1").value == pytest.approx(1 + ord("a") / 1000)
         devices["a"].error = BoardError("link down")
         assert [r.value for r in meter.ratios([b"1", b"22", b"333"])] == pytest.approx([n + ord("b") / 1000 for n in (1, 2, 3)])
@@ -213,7 +214,7 @@ def test_two_real_boards_share_the_candidates(server, tmp_path):
 
     found = Pool("class:bench", members, open_board)  # type: ignore[arg-type]
     dense, small = (convolution(tmp_path / f"{n}.onnx", n) for n in (128, 16))
-    with found.meter(dense.read_bytes(), "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(found.meter(dense.read_bytes(), "onnxruntime", 1, 0)) as meter:
         assert meter.width == 2  # what a search expects goes to both
         ratios = meter.ratios([small.read_bytes(), dense.read_bytes(), small.read_bytes()])
     assert ratios[0].value < 0.7

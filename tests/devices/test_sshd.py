@@ -1,5 +1,6 @@
 """A real sshd on a high loopback port: keys, scp, the agent behind them. Skipped where no sshd can run."""
 
+import contextlib
 import os
 import time
 from hashlib import sha256
@@ -67,7 +68,7 @@ def test_a_request_costs_less_than_a_millisecond(device):
 def test_a_meter_keeps_one_agent_and_leaves_no_candidates_behind(device, server, tmp_path):
     big, small = (convolution(tmp_path / f"{n}.onnx", n).read_bytes() for n in (250, 40))
     before = set(Path(server.board_folder).glob("*"))
-    with device.meter(big, "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(device.meter(big, "onnxruntime", 1, 0)) as meter:
         assert meter.dense_ms > 0
         pid = server.agent_pid()
         assert meter.ratio(small).value < 0.6

@@ -1,4 +1,4 @@
-"""What a runtime is to the agent."""
+"""The interface of a runtime to the agent."""
 
 from __future__ import annotations
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from edge_compress.devices import agent
 from edge_compress.devices.agent.board import usable_cpus
-from edge_compress.devices.transport.agent_file import packed_agent
-from edge_compress.devices.transport.connection import Connection
-from edge_compress.devices.transport.here import HereTransport
+from edge_compress.devices.local import HereTransport
+from edge_compress.devices.transport.connection import Connection, packed_agent
 
 FOLDER = Path(agent.__file__).parent
 SOURCES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.py"))

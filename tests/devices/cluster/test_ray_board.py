@@ -1,5 +1,6 @@
 """A class of boards through Ray: one resource a board, an actor on its host, ratios from both, a board that no host has."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_boards_of_a_cluster_do_what_boards_here_do(cluster: list[Board], tmp_pa
     dense, small = (convolution(tmp_path / f"{n}.onnx", n) for n in (128, 16))
     pool = open_pool("class:bench", cluster)
     assert pool.facts("onnxruntime", 1)["runtime_version"] == f"onnxruntime {onnxruntime.__version__}"
-    with pool.meter(dense.read_bytes(), "onnxruntime", 1, 0) as meter:
+    with contextlib.closing(pool.meter(dense.read_bytes(), "onnxruntime", 1, 0)) as meter:
         ratios = meter.ratios([small.read_bytes(), dense.read_bytes(), small.read_bytes()])
         assert meter.dense_ms > 0
         assert meter.width == 2  # what a search expects goes to both

@@ -136,6 +136,5 @@ def test_drift_is_not_moved_by_spikes_and_is_zero_for_few_samples():
     assert stats.drift(np.arange(1.0, 20.0)) == 0.0
 
 
-def test_session_spread_and_noise_floor():
+def test_session_spread():
     assert stats.session_spread([np.full(9, 1.9), np.full(9, 2.0), np.full(9, 2.2)]) == pytest.approx(0.15)
-    assert stats.noise_floor(np.array([0.9, 0.97, 5.0])) == pytest.approx(0.03)

@@ -17,6 +17,7 @@ from edge_compress.devices import board as boards
 from edge_compress.devices import health
 from edge_compress.devices.access import open_board
 from edge_compress.devices.board import Board
+from edge_compress.devices.local import HereTransport
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.phone import state as phone_state
 from edge_compress.devices.phone.device import PhoneDevice
@@ -30,11 +31,12 @@ QUICK = TimingSettings(runtime="litert", sessions=2, max_pairs=8, min_pairs=1, b
 STANDIN = Path(__file__).parents[2] / "support" / "benchmark_model_standin.py"
 
 
-class Here:
+class Here(HereTransport):
     """A transport whose far end is this machine, with some files in front of its PATH."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.folder, self.pushed, self.calls = root, f"{root}/files", [], []
+        super().__init__("pocket", f"{root}/files")
+        self.root, self.pushed, self.calls = root, [], []
         self.more: dict[str, str] = {}
 
     def run(self, argv, deadline_s):
@@ -50,9 +52,6 @@ class Here:
 
     def pull(self, remote, target, deadline_s):
         shutil.copyfile(remote, target)
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from edge_compress import targets
-from edge_compress.devices.access import open_remote
+from edge_compress.devices.access import open_board
 from edge_compress.devices.board import Board
 from edge_compress.devices.cluster.ray_board import RayBoard
 from edge_compress.devices.local import LocalDevice
@@ -82,10 +82,10 @@ def test_a_class_of_boards_is_a_place_for_an_engine_where_all_of_them_build_engi
         members = [Board(f"b{i}", ("jetson",), "ssh", runtime=r, address=f"b{i}") for i, r in enumerate(runtimes)]
         return Pool("class:orin", members, open_board)
 
-    alike = pool(open_remote, "tensorrt", "tensorrt")
+    alike = pool(open_board, "tensorrt", "tensorrt")
     assert places.places_of(config(device="class:orin"), [X86, JETSON], alike)["jetson"] is alike
     assert isinstance(places.device_for(X86, alike), LocalDevice)
-    mixed = pool(open_remote, "tensorrt", "onnxruntime")
+    mixed = pool(open_board, "tensorrt", "onnxruntime")
     assert places.places_of(config(device="class:orin"), [JETSON], mixed) == {"jetson": None}
     elsewhere = pool(RayBoard, "tensorrt", "tensorrt")
     with pytest.raises(InputError, match=r"boards that other hosts reach.*RAY_ADDRESS"):
