@@ -41,7 +41,7 @@ from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.score import curvature
 from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.task.samples import training_inputs
 from edge_compress.pipeline.task.splits import DataSet
@@ -136,7 +136,7 @@ def hessian_part(quick: bool, ui: Progress) -> dict[str, object]:
 def fisher_part(quick: bool, ui: Progress) -> dict[str, object]:
     """Estimators beside the exact Gauss-Newton diagonal."""
     data = load_data("digits", seed=0)
-    count, net = (4 if quick else 100), digits_resnet()
+    count, net = (4 if quick else 100), DigitsResNet()
     with ui.bar("training the digits network", EPOCHS) as bar:
         train_digits(net, data, DIGITS, 0, epochs=1 if quick else EPOCHS, progress=lambda epoch: bar.advance())
     images = [(training_inputs(data, DIGITS, count, 1), torch.from_numpy(data.train.labels[:count].copy()))]

@@ -35,12 +35,11 @@ from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
+from edge_compress.pipeline.finetune.world import World
 from edge_compress.pipeline.graph.mask_knobs import selections
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.process_group import World, opened
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import training_inputs
@@ -48,6 +47,7 @@ from edge_compress.pipeline.task.splits import Split
 from edge_compress.pipeline.types import Epoch, Preprocess
 from paper_allocation import Masks
 from paper_recipe import Recipe
+from process_group import SharedScores, opened
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import fx, nn
@@ -75,7 +75,7 @@ def run(recipe: Recipe, config: Config, out: Path, world: World, ui: Progress) -
     left, size = sum(int(m.sum()) for m in found.values()), sum(m.numel() for m in found.values())
     report = {
         "command": shlex.join(["python", *map(relative, sys.argv)]),
-        "recipe": json.loads((out / RECIPE).read_text(encoding="utf-8")) if world.first else {},
+        "recipe": json.loads((out / RECIPE).read_text(encoding="utf-8")) if world.rank == 0 else {},
         "processes": world.size,
         "device": world.device,
         "torch": torch.__version__,
@@ -87,7 +87,7 @@ def run(recipe: Recipe, config: Config, out: Path, world: World, ui: Progress) -
         "masks_sha256": {"start": digest_of(masks), "end": digest_of(found)},
         "epochs": to_json(history),
     }
-    if world.first:
+    if world.rank == 0:
         atomic_write(out / WEIGHTS, save({k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}))
         atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     return report
@@ -116,7 +116,7 @@ def claim(out: Path, settings: dict[str, Any], world: World) -> None:
         name = next(n for n in settings if n not in known or known[n] != settings[n])
         found, expected = f"a run with {name} {known.get(name)!r}", f"{settings[name]!r}"
         raise InputError(f"--out {out.name}", found=found, expected=expected, do="name another folder, or repeat that command")
-    if known is None and world.first:
+    if known is None and world.rank == 0:
         atomic_write(path, json.dumps(settings, indent=1) + "\n")
 
 
@@ -130,13 +130,13 @@ def masks_of(
         return kept
     data, prep = loaded.data, loaded.subject.preprocess
     inputs = training_inputs(data, prep, recipe.images, config.seed)
-    scores = ConnectionScores(net, lambda: inputs, config.score, config.seed, world)
+    scores = SharedScores(net, inputs, config.score, config.seed, world)
     how = (config.search, config.evaluations, config.seed)
     split = data.search.head(recipe.reward_images)
     with ui.stage("masks"):
         share, lam = recipe.sparsity / 100.0, config.lambda_
         masks, lam = paper_allocation.allocated(net, scores, inputs, split, prep, share, how, lam, world, ui.say)
-    if world.first:
+    if world.rank == 0:
         tensors = {name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}
         atomic_write(out / MASKS, save(tensors, {"lambda": json.dumps(lam)}))
     return masks, lam
@@ -180,7 +180,7 @@ def train(
     remask = None
     if config.mask == "dynamic":
         images = training_inputs(data, prep, REMASK_IMAGES, config.seed + 4)
-        remask = dynamic(own, fixed, net, images, how.epochs, world=world)
+        remask = dynamic(own, fixed, net, images, how.epochs)  # by each process, on the same images
     teacher = net if recipe.distill_weight > 0 else None
     with ui.bar("training", how.epochs * -(-len(data.train) // how.batch)) as bar:
 
@@ -237,7 +237,7 @@ def main(recipe_file: Path, out: Path, **given: Any) -> None:
     try:
         recipe, config = paper_recipe.load(recipe_file, given)
         with opened(config.accelerator) as world:
-            ui = Progress() if world.first else Progress(io.StringIO())
+            ui = Progress() if world.rank == 0 else Progress(io.StringIO())
             report = run(recipe, config, out, world, ui)
             ui.say(f"{report['top1']:.2f} % at {report['sparsity']:.2f} % sparsity, dense {report['dense']['top1']:.2f} %")
     except EdgeCompressError as error:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from batchnorm_statistics import reestimate_on
+from edge_compress.pipeline.finetune.world import World
 from edge_compress.pipeline.graph.mask_knobs import density, mask_knobs, masks_for
 from edge_compress.pipeline.graph.masks import weight_masks
-from edge_compress.pipeline.network.process_group import World
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.search.problem import Levels, SearchSettings

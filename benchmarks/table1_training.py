@@ -54,7 +54,7 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
 
     def tell(event: Step | Epoch) -> None:
         if isinstance(event, Step):
-            training.tell(event.fraction, f"loss {event.loss:.3f}")
+            training.tell(event.step / event.steps, f"loss {event.loss:.3f}")
 
     settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16(bench.device), device=bench.device)
     finetune(student, bench.teacher, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
 from .errors import InputError
@@ -52,124 +52,8 @@ class Budget:
         return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Every option of the command line. None means: derived later from the model, the data or the target."""
-
-    targets: tuple[str, ...]
-    model: str = "digits-resnet"
-    weights: Path | None = None
-    data: str = "digits"
-    mean: tuple[float, ...] | None = None  # per channel, on [0, 1] pixels; None: the model's own, else ImageNet's
-    std: tuple[float, ...] | None = None
-    augment: Augment | None = None  # None: "shift" for digits, else "crop-flip"
-    image_size: int | None = None  # pixels, of image files; None: the model's own, else 224
-    device: str = "local"
-    pattern: Pattern | None = None  # None: "auto", what the target can accelerate
-    precision: Precision | None = None  # None: the target's best
-    float_io: bool = False  # an int8 .tflite with float input and output
-    latency_budget: Budget = Budget(ratio=0.5)
-    max_accuracy_drop: float = 1.0  # percentage points of top-1 on the test split
-    min_speedup: float = 1.0  # for the lower end of the 95 % interval
-    max_size: int | None = None  # bytes of the artifact's file; None: any
-    reward: Reward = Reward.HARD
-    alpha: float = 1.0
-    beta: float = 1.0
-    lambda_: float | None = None  # None: "auto", tuned on the search split
-    score: Score = Score.HASA
-    search: SearchMethod = SearchMethod.PPO
-    evaluations: int = 200  # 100 for digits
-    finetune_epochs: int = 15  # 12 for digits
-    mask: MaskMode = MaskMode.FIXED
-    seed: int = 0
-    accelerator: Accelerator = Accelerator.AUTO
-    threads: int = 1  # of the artifact's runtime
-    out: Path = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
-    json: bool = False
-    require_artifact: bool = False
-
-
-def load(path: Path | None, flags: Mapping[str, object]) -> Config:
-    """Returns the configuration from an optional TOML file and flags, which take precedence.
-
-    Args:
-        path: the TOML file, or None.
-        flags: field of `Config` -> value as it was given; None and () mean "not given".
-
-    Raises:
-        InputError: the file cannot be read, a key is unknown, a value is wrong, or there is no target.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        known = {key(f.name): f.name for f in fields(Config)}
-        for name, value in _read(path).items():
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                raise InputError(
-                    f"{path}: unknown setting {name!r}",
-                    do=f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}",
-                )
-            values[known[name]] = _parsed(known[name], value, f"{path}: {name}", path.absolute().parent)
-    for field_name, value in flags.items():
-        if value is not None and value != ():
-            values[field_name] = _parsed(field_name, value, f"--{key(field_name)}", Path.cwd())
-    if "targets" not in values:
-        raise InputError(
-            "no target", expected=f"--target {'|'.join(target_modules.names()) or 'NAME'}", do="see edge-compress --help"
-        )
-    config = Config(**values)
-    if config.mean and config.std and len(config.mean) != len(config.std):
-        raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
-    if config.data == "digits":  # small enough that less is enough
-        evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
-        config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
-    if "out" not in values:
-        config = replace(config, out=Path.cwd() / "runs" / "-".join((_short(config.model), *config.targets)))
-    return config
-
-
-def to_toml(config: Config) -> str:
-    """Returns the text of a file that `load` reads back as this configuration. None values are left out."""
-    lines = ["# Resolved by edge-compress."]
-    for name in (f.name for f in fields(config)):
-        value = getattr(config, name)
-        if value is not None:
-            lines.append(f"{key(name)} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def differences(one: Config, other: Config) -> tuple[str, ...]:
-    """Returns the keys of the settings that differ and that the result depends on."""
-    names = (f.name for f in fields(Config) if f.name not in _NOT_IN_RESULT)
-    return tuple(key(name) for name in names if getattr(one, name) != getattr(other, name))
-
-
-def key(field_name: str) -> str:
-    """Returns a field's key in a file, the option's name without leading dashes: `latency_budget` -> `latency-budget`."""
-    return "target" if field_name == "targets" else field_name.rstrip("_").replace("_", "-")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a TOML file") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise InputError(f"{path} is not TOML", found=str(error)) from error
-
-
-def _parsed(name: str, value: object, where: str, base: Path) -> Any:
-    try:
-        if isinstance(value, str) and (not value.strip() or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)):
-            raise ValueError("UTF-8 text")
-        return _PARSERS[name](value, base)
-    except (ValueError, OverflowError) as error:
-        raise InputError(where, found=repr(value), expected=str(error)) from error
-
-
-Parser = Callable[
-    [Any, Path], Any
-]  # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
+# (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
+Parser = Callable[[Any, Path], Any]
 
 
 def _text(value: Any, _: Path) -> str:
@@ -297,39 +181,117 @@ def _targets(value: Any, base: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))  # without repeats
 
 
-_PARSERS: dict[str, Parser] = {
-    "targets": _targets,
-    "model": _spec,
-    "weights": _path,
-    "data": _spec,
-    "mean": _channels(_number(-math.inf)),
-    "std": _channels(_number(0.0, above=True)),
-    "augment": _choice(Augment),
-    "image_size": _integer(4, 4096),
-    "device": _device,
-    "pattern": _pattern,
-    "precision": _choice(Precision),
-    "float_io": _bool,
-    "latency_budget": _budget,
-    "max_accuracy_drop": _number(0.0, 100.0),
-    "min_speedup": _number(0.0),
-    "max_size": _size,
-    "reward": _choice(Reward),
-    "alpha": _number(0.0),
-    "beta": _number(0.0),
-    "lambda_": _lambda,
-    "score": _choice(Score),
-    "search": _choice(SearchMethod),
-    "evaluations": _integer(1),
-    "finetune_epochs": _integer(0),
-    "mask": _choice(MaskMode),
-    "seed": _integer(0),
-    "accelerator": _choice(Accelerator),
-    "threads": _integer(1, 1024),
-    "out": _path,
-    "json": _bool,
-    "require_artifact": _bool,
-}
+@dataclass(frozen=True)
+class Config:
+    """Every option of the command line, with its parser. None means: derived later from the model, the data or the target."""
+
+    targets: Annotated[tuple[str, ...], _targets]
+    model: Annotated[str, _spec] = "digits-resnet"
+    weights: Annotated[Path | None, _path] = None
+    data: Annotated[str, _spec] = "digits"
+    mean: Annotated[tuple[float, ...] | None, _channels(_number(-math.inf))] = None  # None: the model's own, else ImageNet's
+    std: Annotated[tuple[float, ...] | None, _channels(_number(0.0, above=True))] = None
+    augment: Annotated[Augment | None, _choice(Augment)] = None  # None: "shift" for digits, else "crop-flip"
+    image_size: Annotated[int | None, _integer(4, 4096)] = None  # pixels, of image files; None: the model's own, else 224
+    device: Annotated[str, _device] = "local"
+    pattern: Annotated[Pattern | None, _pattern] = None  # None: "auto", what the target can accelerate
+    precision: Annotated[Precision | None, _choice(Precision)] = None  # None: the target's best
+    float_io: Annotated[bool, _bool] = False  # an int8 .tflite with float input and output
+    latency_budget: Annotated[Budget, _budget] = Budget(ratio=0.5)
+    max_accuracy_drop: Annotated[float, _number(0.0, 100.0)] = 1.0  # percentage points of top-1 on the test split
+    min_speedup: Annotated[float, _number(0.0)] = 1.0  # for the lower end of the 95 % interval
+    max_size: Annotated[int | None, _size] = None  # bytes of the artifact's file; None: any
+    reward: Annotated[Reward, _choice(Reward)] = Reward.HARD
+    alpha: Annotated[float, _number(0.0)] = 1.0
+    beta: Annotated[float, _number(0.0)] = 1.0
+    lambda_: Annotated[float | None, _lambda] = None  # None: "auto", tuned on the search split
+    score: Annotated[Score, _choice(Score)] = Score.HASA
+    search: Annotated[SearchMethod, _choice(SearchMethod)] = SearchMethod.PPO
+    evaluations: Annotated[int, _integer(1)] = 200  # 100 for digits
+    finetune_epochs: Annotated[int, _integer(0)] = 15  # 12 for digits
+    mask: Annotated[MaskMode, _choice(MaskMode)] = MaskMode.FIXED
+    seed: Annotated[int, _integer(0)] = 0
+    accelerator: Annotated[Accelerator, _choice(Accelerator)] = Accelerator.AUTO
+    threads: Annotated[int, _integer(1, 1024)] = 1  # of the artifact's runtime
+    out: Annotated[Path, _path] = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
+    json: Annotated[bool, _bool] = False
+    require_artifact: Annotated[bool, _bool] = False
+
+
+def load(path: Path | None, flags: Mapping[str, object]) -> Config:
+    """Returns the configuration from an optional TOML file and flags, which take precedence.
+
+    `flags` maps fields of `Config` to values as given on the command line; None and () mean "not given".
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown, a value is wrong, or there is no target.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        known = {key(f.name): f.name for f in fields(Config)}
+        for name, value in _read(path).items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                raise InputError(
+                    f"{path}: unknown setting {name!r}",
+                    do=f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}",
+                )
+            values[known[name]] = _parsed(known[name], value, f"{path}: {name}", path.absolute().parent)
+    for field_name, value in flags.items():
+        if value is not None and value != ():
+            values[field_name] = _parsed(field_name, value, f"--{key(field_name)}", Path.cwd())
+    if "targets" not in values:
+        raise InputError(
+            "no target", expected=f"--target {'|'.join(target_modules.names()) or 'NAME'}", do="see edge-compress --help"
+        )
+    config = Config(**values)
+    if config.mean and config.std and len(config.mean) != len(config.std):
+        raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
+    if config.data == "digits":  # small enough that less is enough
+        evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
+        config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
+    if "out" not in values:
+        config = replace(config, out=Path.cwd() / "runs" / "-".join((_short(config.model), *config.targets)))
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """Returns the text of a file that `load` reads back as this configuration. None values are left out."""
+    lines = ["# Resolved by edge-compress."]
+    for name in (f.name for f in fields(config)):
+        value = getattr(config, name)
+        if value is not None:
+            lines.append(f"{key(name)} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def differences(one: Config, other: Config) -> tuple[str, ...]:
+    """Returns the keys of the settings that differ and that the result depends on."""
+    names = (f.name for f in fields(Config) if f.name not in _NOT_IN_RESULT)
+    return tuple(key(name) for name in names if getattr(one, name) != getattr(other, name))
+
+
+def key(field_name: str) -> str:
+    """Returns a field's key in a file, the option's name without leading dashes: `latency_budget` -> `latency-budget`."""
+    return "target" if field_name == "targets" else field_name.rstrip("_").replace("_", "-")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a TOML file") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise InputError(f"{path} is not TOML", found=str(error)) from error
+
+
+def _parsed(name: str, value: object, where: str, base: Path) -> Any:
+    try:
+        if isinstance(value, str) and (not value.strip() or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)):
+            raise ValueError("UTF-8 text")
+        return get_type_hints(Config, include_extras=True)[name].__metadata__[0](value, base)
+    except (ValueError, OverflowError) as error:
+        raise InputError(where, found=repr(value), expected=str(error)) from error
 
 
 def _short(model: str) -> str:

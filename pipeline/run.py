@@ -41,7 +41,7 @@ from .pattern import finalists
 from .pattern.base import Pruning, RankedEvaluator
 from .pattern.choice import pattern_for, pruning_for
 from .progress import Progress
-from .report.collect import refusal_of, results_of, to_report
+from .report.collect import header_of, refusal_of, report_of
 from .report.pages import write_refusal, write_report
 from .run_context import Run, read_seconds
 from .run_folder import RunFolder, Stage
@@ -100,10 +100,10 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     _deterministic(config, compute)
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
-        run = Run(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder))
-        for note in loaded.notes:
+        notes = list(loaded.notes)
+        run = Run(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
+        for note in notes:
             ui.say(note)
-        run.notes += loaded.notes
         try:
             return _compressed(run, chosen, led, places, started)
         except BuildError as error:
@@ -144,20 +144,20 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
             results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
-    collected = results_of(
+    report = report_of(
         run,
-        chosen,
+        header_of(run, chosen, started),
         references,
         results,
-        started,
         plan=plan,
         knobs=pruning.knobs,
         search=found,
         solved=solved,
         checkpoint=checkpoint,
+        prunable_macs_share=pruning.prunable_macs_share,
     )
     atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
-    write_report(folder.path, to_report(collected))
+    write_report(folder.path, report)
     return 1 if any(engine_result.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
 
 
@@ -324,7 +324,16 @@ def _finetune(
                 images = training_inputs(loaded.data, prep, REMASK_IMAGES, config.seed + 4)
                 remask = pruning.remask(plan, loaded.module, images, config.finetune_epochs)
             history = finetune(
-                student, loaded.module, loaded.data, prep, how, folder=stage.folder, masks=masks, remask=remask, progress=tell
+                student,
+                loaded.module,
+                loaded.data,
+                prep,
+                how,
+                folder=stage.folder,
+                masks=masks,
+                remask=remask,
+                progress=tell,
+                note=stage.note,
             )
         sparsity = pruning.sparsity(loaded.module, student)
         checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, shape), sparsity)

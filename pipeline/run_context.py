@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class Run:
     compute: Compute
     pattern: Pattern  # what is removed
     board: Device  # where artifacts are measured
-    seconds: dict[str, float]  # of each stage, when it last ran to its end; kept in the folder, for runs that go on
+    seconds: dict[str, float]  # of each stage that ended, also in earlier calls
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -43,11 +43,15 @@ class Run:
         atomic_write(_seconds_file(self.folder), json.dumps(self.seconds))
 
 
-def read_seconds(folder: RunFolder) -> dict[str, float]:
-    """What finished stages took in earlier calls; a file that cannot be read only costs the report these figures."""
+def read_seconds(folder: RunFolder, note: Callable[[str], None]) -> dict[str, float]:
+    """Seconds that finished stages took in earlier calls; `note` is told of a file that cannot be read."""
+    file = _seconds_file(folder)
     try:
-        return {str(name): float(value) for name, value in json.loads(_seconds_file(folder).read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {str(name): float(value) for name, value in json.loads(file.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        note(f"{file.name} is damaged ({error}): the report lacks the times of stages that an earlier call finished.")
         return {}
 
 

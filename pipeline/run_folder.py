@@ -190,11 +190,13 @@ class Stage:
             atomic_write(self.folder / _NOTES_NAME, json.dumps([*self.notes(), text], indent=1) + "\n")
 
     def notes(self) -> list[str]:
-        """Returns the remarks on the result; a file that cannot be read only costs the report these lines."""
+        """Returns the remarks on the result; where their file cannot be read, one that says so."""
         try:
             return [str(text) for text in json.loads((self.folder / _NOTES_NAME).read_bytes())]
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
             return []
+        except (OSError, ValueError, TypeError) as error:
+            return [f"{self.name}: remarks of an earlier call cannot be read ({error})"]
 
     def finish(self, value: object) -> None:
         """Records the stage's result, so that it is not run again.

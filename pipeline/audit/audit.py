@@ -93,12 +93,10 @@ def report_with(record: Record, checks: Sequence[Check]) -> Report:
     """The record's report, with the figures that were measured again in place of the recorded ones."""
     targets = dict(record.report.targets)
     for check in checks:
-        if check.figures is not None:
-            target, figures = targets[check.target], check.figures
-            if isinstance(figures, Accuracy):
-                targets[check.target] = replace(target, accuracy=figures)
-            else:
-                targets[check.target] = replace(target, latency=figures)
+        if isinstance(check.figures, Accuracy):
+            targets[check.target] = replace(targets[check.target], accuracy=check.figures)
+        elif check.figures is not None:
+            targets[check.target] = replace(targets[check.target], latency=check.figures)
     return replace(record.report, targets=targets)
 
 

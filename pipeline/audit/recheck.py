@@ -17,30 +17,24 @@ from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.format import fixed, interval
-from ..task.splits import artifact_images, network_inputs
+from ..task.inference import artifact_logits, predictions
+from ..task.splits import network_inputs
 from ..types import Accuracy, Kind, Timing
 from ..verify import golden
 from ..verify.gates import packed, unpacked
 from ..verify.golden import Replay
 from ..verify.statistics import overlap, share_ci95, sign_test, unpaired_differ
 
-_BATCH = 250
 _FLIPS = 0.001  # share of the images that the same runtime and processor may classify differently: ties broken by rounding
 _LEVEL = 0.05  # of the test whether another machine's answers are worse or better
 _MACHINE = ("cpu", "runtime", "runtime_version", "threads")  # what makes two latencies comparable
 
 
 def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, bool]:
-    """The artifact on every test image again, in its own runtime.
+    """Accuracy of a target's artifact on the whole test split, measured again on the run's own data (`spec` as for `--data`).
 
-    The images are those of the record, so the comparison is image by image where the record has that: with the same runtime and
-    processor one image in a thousand may be classified differently; elsewhere what was lost and what was won must not differ by
-    more than chance gives (exact sign test).
-
-    Args:
-        record: whose artifact it is.
-        target: of the artifact.
-        spec: the run's own data, as for `--data`.
+    Compared image by image where the record says which images were classified correctly: with the same runtime and processor
+    one image in a thousand may change; elsewhere losses and gains must not differ by more than chance gives (exact sign test).
 
     Returns:
         The new figures, a sentence on them, and whether they agree with the record.
@@ -59,14 +53,8 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, boo
             found=f"SHA-256 {data.info.sha256[:16]}...",
             expected=f"{report.data.name}, {report.data.sha256[:16]}...",
         )
-    prep, right = report.preprocess, np.zeros(len(data.test), bool)
-    runtime = targets.load(target)
-    with runtime.runner(record.path(record.artifacts[target])) as predict:
-        for first in range(0, len(data.test), _BATCH):
-            positions = np.arange(first, min(first + _BATCH, len(data.test)))
-            logits = predict(artifact_images(runtime, data.test.read(positions), prep))
-            sure = ~np.isnan(logits).any(axis=1)  # a row with a NaN in it names no class
-            right[positions] = sure & (logits.argmax(axis=1) == data.test.labels[positions])
+    logits = artifact_logits(targets.load(target), record.path(record.artifacts[target]), data.test, report.preprocess)
+    right = predictions(logits) == data.test.labels
     count, top1, before = len(right), 100.0 * float(right.mean()), report.targets[target].accuracy
     text = f"top-1 {fixed(top1)} % of {count:,} test images (95 % interval {interval(share_ci95(top1, count))})"
     if before is None:
@@ -91,7 +79,7 @@ def _agrees(record: Record, target: str, before: Accuracy, right: NDArray[np.boo
     lost, won = int((known & ~right).sum()), int((right & ~known).sum())
     changed = f"of {len(right):,} images {lost} are lost and {won} won"
     ref = record.report.targets[target].golden
-    if ref is not None and golden.read(record.path(ref)).where.is_same(golden.where(targets.load(target))):
+    if ref is not None and not golden.read(record.path(ref)).where.differing(golden.where(targets.load(target))):
         allowed = max(1, int(_FLIPS * len(right)))
         return lost + won <= allowed, f"{changed}, at most {allowed} may change with the same runtime and processor"
     chance = sign_test(lost, won)
@@ -99,13 +87,7 @@ def _agrees(record: Record, target: str, before: Accuracy, right: NDArray[np.boo
 
 
 def latency(record: Record, target: str, device: str, ui: Progress) -> tuple[Timing, str, bool]:
-    """The artifact against its dense float baseline on a device again, in the protocol of a run.
-
-    Args:
-        record: whose artifact it is.
-        target: of the artifact.
-        device: as for `--device`.
-        ui: shows a bar, a step for each session.
+    """Latency of a target's artifact against its dense float baseline, measured again on a device, in the protocol of a run.
 
     Returns:
         As `accuracy`. Figures of another device, processor or runtime are not compared.

@@ -1,8 +1,8 @@
 """Compares a run with a stored report: what got worse, and a summary in Markdown for the page of a CI job.
 
-Accuracy got worse when top-1 fell by more than the test images can tell. Where both reports say which images are classified
-correctly, that is an exact sign test over the images that changed; else half the width of the stored interval of the drop, and at
-least that of as many images of which none changed. The speedup got worse when its whole 95 % interval lies below the stored one.
+Accuracy got worse when top-1 fell significantly: by an exact sign test over the images that changed, where both reports say which
+images are classified correctly; else by more than half the width of the stored interval of the drop (at least that of as many
+images of which none changed). The speedup got worse when its whole 95 % interval is below the stored one.
 """
 
 from __future__ import annotations

@@ -31,16 +31,9 @@ def build(
     baseline: Baseline,
     device: Device | None,
 ) -> tuple[Artifact, Stage]:
-    """The target's artifact in artifacts/TARGET, and the stage that keeps it.
+    """The target's artifact of `student` (from the stage `before`) in artifacts/TARGET, and the stage that keeps it.
 
-    Args:
-        run: whose network it is.
-        before: the stage that gave `student`.
-        target: that it is for.
-        student: the pruned network, eval mode.
-        precision: of the artifact.
-        baseline: what it is compared with; a copy goes beside it.
-        device: that tells which of two files is faster, where there is such a choice; None: there is none.
+    A copy of the baseline goes beside it. Where there is a choice of files, `device` measures which one is faster.
 
     Raises:
         UnavailableError, BuildError: see `Target.build`.

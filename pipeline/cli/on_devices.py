@@ -96,9 +96,9 @@ def check(name: str) -> int:
     from ..profile import board_check
 
     board = boards.load(name)
-    found = board_check.check(board)
-    click.echo("\n".join(found.lines))
-    if found.lacking:
-        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(found.lacking))
+    lines, lacking = board_check.check(board)
+    click.echo("\n".join(lines))
+    if lacking:
+        raise UnavailableError(f"device {board.name} is not ready", found="; ".join(lacking))
     click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,17 +12,12 @@ from torch.nn import functional as F
 
 from ..task.inference import logits, top1
 from ..task.preprocess import augmented
+from ..task.splits import DataSet
+from ..task.user_code import own_randomness
 from ..types import Epoch, Preprocess
 
-if TYPE_CHECKING:
-    from ..task.splits import DataSet
-
 EPOCHS = 8
-
-
 BATCH = 64
-
-
 PEAK_LEARNING_RATE = 3e-3
 
 
@@ -70,8 +64,7 @@ def train_digits(
 
 def _draw_weights(module: nn.Module, seed: int) -> None:
     """Torch's own initial weights of every layer, from `seed`, without touching the process's random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with own_randomness(seed):
         for layer in module.modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):

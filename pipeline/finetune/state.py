@@ -1,9 +1,8 @@
-"""What training goes on from: the student, its masks, Adam's moments and the epochs so far, in memory and in a file."""
+"""Training state (student, masks, Adam's moments, epochs so far), in memory and in a checkpoint file."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from ..files import atomic_write
 from ..network.weights import digest_of
 from ..types import Epoch
 
-_log = logging.getLogger(__name__)
 Masks = Mapping[str, Tensor]  # parameter name -> 0/1 of the parameter's shape
 
 
@@ -55,14 +53,14 @@ class TrainingState:
         for name, removed in self.removed.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
-                gradient.masked_fill_(removed, 0.0)  # the moments would move a weight that comes back
+                gradient.masked_fill_(removed, 0.0)  # the moments would move a weight that returns
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self._zero_removed()
 
     def set_masks(self, masks: Masks) -> None:
-        """Remove what `masks` say and nothing else. What comes back starts at 0, without moments."""
+        """Replaces the masks. A weight that returns starts at 0, without moments."""
         for name, mask in masks.items():
             shape = self.parameters[name].shape if name in self.parameters else None
             if mask.shape != shape:
@@ -88,7 +86,7 @@ class TrainingState:
             self.student.load_state_dict(self.best)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that training goes on from."""
+        """All tensors of the state, by name."""
         found = {f"student/{k}": v for k, v in self.student.state_dict().items()}
         found |= {f"best/{k}": v for k, v in self.best.items()}
         found |= {f"removed/{k}": v for k, v in self.removed.items()}
@@ -107,17 +105,12 @@ class TrainingState:
         self.best = parts["best"]
         self.removed = {k: v.to(self.parameters[k].device) for k, v in parts["removed"].items()}
         self.history, self.best_top1 = history, best_top1
-        names = {parameter: name for name, parameter in self.parameters.items()}
-        # the optimizer numbers parameters group by group
-        order = {names[p]: i for i, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
-        moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in parts["adam"].items():
             name, _, field = key.rpartition("/")
-            # laid out in memory as the weight is: the fused kernel walks both as they lie
-            laid_out = tensor if tensor.dim() == 0 else torch.empty_like(self.parameters[name]).copy_(tensor)
-            moments.setdefault(order[name], {})[field] = laid_out
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            parameter = self.parameters[name]
+            # in the weight's memory format: the fused kernel walks both in memory order
+            laid_out = tensor.to(parameter.device) if tensor.dim() == 0 else torch.empty_like(parameter).copy_(tensor)
+            self.optimizer.state[parameter][field] = laid_out
 
     @torch.no_grad()
     def _zero_removed(self) -> None:
@@ -148,18 +141,24 @@ class CheckpointFile:
         }
         atomic_write(self.path, save(tensors, {"training": json.dumps(record)}))
 
-    def load(self, state: TrainingState) -> None:
-        """Let `state` go on from here, if this is a whole checkpoint of the same training; else leave it at its start."""
+    def load(self, state: TrainingState) -> str:
+        """Restores `state` from this file. Returns why it starts from its first epoch although there is a file, else "".
+
+        A file of another training (digest) or with changed tensors leaves `state` as it is.
+        """
         if not self.path.is_file():
-            return
+            return ""
         try:
             with safe_open(self.path, "pt") as file:
                 record = json.loads(file.metadata()["training"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
             history, best_top1 = from_json(tuple[Epoch, ...], record["history"]), float(record["best_top1"])
-            usable = record["digest"] == self.digest and record["tensors"] == digest_of(tensors)
-        except (SafetensorError, ValueError, KeyError, TypeError):
-            _log.warning("%s is damaged; training starts from its first epoch", self.path)
-            return
-        if usable:
-            state.go_on_from(tensors, history, best_top1)
+            if record["tensors"] != digest_of(tensors):
+                raise ValueError("its digest does not match")
+            own = record["digest"] == self.digest
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            return f"the checkpoint {self.path.name} is damaged ({error}); training started again from its first epoch"
+        if not own:
+            return f"the checkpoint {self.path.name} is of another training; this one started from its first epoch"
+        state.go_on_from(tensors, history, best_top1)
+        return ""

@@ -1,13 +1,14 @@
 """Training of the pruned network: Adam, distillation from the dense one, masks fixed or re-chosen, checkpoints.
 
-Interrupted at any moment and called again, it ends with the same bits as uninterrupted (same machine, same thread count, one or
-two processes; more add their gradients in an order that DistributedDataParallel settles anew in the first steps of a call).
+Interrupted at any moment and resumed, it ends with the same bits as uninterrupted (same machine, same thread count, one or two
+processes; with more, DistributedDataParallel chooses the order of gradient sums again in the first steps of a call).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +27,15 @@ from ..codec import to_json
 from ..errors import BuildError
 from ..network.memory_layout import fastest_layout
 from ..network.modes import borrowed
-from ..network.process_group import ALONE, World
 from ..network.weights import digest_of
 from ..task.inference import logits, top1
 from ..task.preprocess import augmented
+from ..task.splits import DataSet, Split
 from ..types import Epoch, Preprocess
 from .state import CheckpointFile, Masks, TrainingState
+from .world import ALONE, World
 
-if TYPE_CHECKING:
-    from ..task.splits import DataSet, Split
-
+_log = logging.getLogger(__name__)
 Remask = Callable[[int, nn.Module], Masks]
 Batch = tuple[Tensor, Tensor]  # inputs (n, C, H, W), labels (n,)
 
@@ -61,7 +61,7 @@ class FinetuneSettings:
     device: str = "cpu"
 
     def recipe(self) -> dict[str, Any]:
-        """All but device and autocast: a training begun on a machine with a GPU goes on on one without."""
+        """All but device and autocast: a training begun on a GPU can be resumed without one."""
         return {name: value for name, value in asdict(self).items() if name not in ("device", "autocast")}
 
 
@@ -72,11 +72,6 @@ class Step:
     step: int  # 1..steps, over all epochs
     steps: int
     loss: float
-
-    @property
-    def fraction(self) -> float:
-        """Share of the whole work done."""
-        return self.step / self.steps
 
 
 Progress = Callable[[Step | Epoch], None]
@@ -93,31 +88,32 @@ def finetune(
     masks: Masks | None = None,
     remask: Remask | None = None,
     progress: Progress | None = None,
+    note: Callable[[str], None] = _log.warning,
     world: World = ALONE,
 ) -> tuple[Epoch, ...]:
     """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
 
     The loss is `(1 - d) * CE(labels) + d * T^2 * KL(teacher || student)` at temperature T (Hinton et al. 2015, equation 1 and
     section 2); teacher and student see the same augmented images. Equal epochs: the later one wins. The student is in eval
-    mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments, the
-    student as it was at the start, goes on from there. A checkpoint of anything else is not used.
+    mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments and
+    initial student resumes from it. A checkpoint of anything else is not used.
 
-    Several processes call it alike and end with the same weights: each works on its part of every batch and of the search split,
-    gradients and accuracy are means over all images, rank 0 writes the checkpoint and all read it. For BatchNorm see
-    `World.parallel`.
+    Several processes that call it alike end with the same weights: each works on its part of every batch and of the search split,
+    gradients and accuracy are means over all images, rank 0 writes the checkpoint.
 
     Args:
         student: the pruned network.
         teacher: the dense network; None trains on the labels alone.
         data: train is trained on, search decides which epoch is kept.
         prep: mean, std and augmentation.
-        settings: see there.
-        folder: exists; the checkpoint goes here.
-        masks: parameters stay exactly 0 where theirs is 0. Adam's moments do too.
-        remask: called after each epoch but the last with the epoch's number (from 1) and the student, and gives all masks
-            anew (the paper's "dynamic"); a weight that comes back starts at 0, without moments. It must depend on its
-            arguments alone, and remove as much each time: the best epoch's weights carry that epoch's mask.
-        progress: told of each step and each epoch of this call.
+        settings: of the optimizer, the loss and the batches.
+        folder: of the checkpoint.
+        masks: parameters and Adam's moments stay exactly 0 where theirs is 0.
+        remask: called after each epoch but the last with the epoch's number (from 1) and the student; returns all masks (the
+            paper's "dynamic"). It must depend on its arguments alone, and remove as much each time: the best epoch's weights
+            carry that epoch's mask.
+        progress: called with each step and each epoch of this call.
+        note: called where a checkpoint exists but was not used.
         world: the processes that train together; `settings.batch` is shared out over them.
 
     Returns:
@@ -138,7 +134,8 @@ def finetune(
         layout = stack.enter_context(fastest_layout(networks, data.info.image_shape, settings.device))
         state = TrainingState(student, masks or {}, settings.weight_decay)
         file = CheckpointFile(folder / CHECKPOINT, digest)
-        file.load(state)
+        if unused := file.load(state):
+            note(unused)
         world.agree("checkpoint", json.dumps([to_json(state.history), state.best_top1]))
         forward = world.parallel(student)
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
@@ -154,7 +151,7 @@ def finetune(
             done = Epoch(epoch, loss, accuracy, time.perf_counter() - start)
             state.history = (*state.history, done)
             world.agree("weights or masks", state.tensors())
-            if world.first:
+            if world.rank == 0:
                 file.store(state)
             if progress is not None:
                 progress(done)
@@ -164,11 +161,10 @@ def finetune(
 
 
 def learning_rate_for(one_shot: float) -> float:
-    """The highest learning rate for a plan that was right on this share of images in the search, layers solved each by itself.
+    """The highest learning rate for a plan with this one-shot accuracy (share) in the search: an accurate one is trained gently.
 
-    What is mostly right has more to lose than to find. On the search split of CIFAR-10 ResNet-20 at 0.09 of its latency,
-    right on a third, has 85.0 % after three epochs at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, right on 88 %, has 82.6 % and
-    94.5 % after the first of ten and eight.
+    On the search split of CIFAR-10, ResNet-20 at 0.09 of its latency, one-shot accuracy a third, has 85.0 % after three epochs
+    at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, one-shot 88 %, has 82.6 % and 94.5 % after the first of ten and eight.
     """
     return BOLD if one_shot < 0.5 else GENTLE
 

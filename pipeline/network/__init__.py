@@ -1,4 +1,4 @@
-"""Helpers for any `nn.Module` that know no stage: cost, modes, BatchNorm statistics, weights on disk, several processes.
+"""Helpers for any `nn.Module` that know no stage: cost, modes, BatchNorm statistics, weights on disk.
 
 In and out: a module. Start at `modes.py`; nothing here knows what is pruned.
 """

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..types import ModelCost
-
-if TYPE_CHECKING:
-    pass
 from .modes import borrowed
 
 

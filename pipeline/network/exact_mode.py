@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import borrowed
 
 Batch = tuple[Tensor, Tensor]  # inputs (N, C, H, W), labels (N,)
 Layer = nn.Conv2d | nn.Linear
@@ -64,23 +65,20 @@ def exact_arithmetic(device: str) -> Iterator[None]:
 
 @contextmanager
 def steady(module: nn.Module) -> Iterator[Tensor]:
-    """Eval mode and exact float32 inside; modes and flags put back after. Gives a tensor that stands for device and dtype."""
+    """Eval mode and exact float32 inside; modes and flags are restored. Yields a weight, for its device and dtype."""
     place = next(iter(weight_layers(module).values())).weight.detach()
     if place.dtype not in (torch.float32, torch.float64):
         raise InputError("curvature needs full precision", found=str(place.dtype), expected="float32 weights", do="call .float()")
-    modes = [(part, part.training) for part in module.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
+    with borrowed(module), torch.inference_mode(False), torch.enable_grad(), exact_arithmetic(place.device.type):
         module.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(True)  # a frozen layer has a curvature too
-        with torch.inference_mode(False), torch.enable_grad(), exact_arithmetic(place.device.type):
+        try:
+            for parameter, _ in wanted:
+                parameter.requires_grad_(True)  # a frozen layer has a curvature too
             yield place
-    finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        for part, training in modes:
-            part.training = training
+        finally:
+            for parameter, flag in wanted:
+                parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The order in which images and weights lie in memory while a network is trained."""
+"""Memory format of images and weights during training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 def fastest_layout(
     networks: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str
 ) -> Iterator[torch.memory_format]:
-    """Images and convolutions' weights in channels-last order, where the networks can work so; eval mode, and back afterwards.
+    """Yields channels-last where the networks support it, their convolution weights converted; contiguous again afterwards.
 
-    Training a ResNet-20 with a teacher ran 1.25 times as many images a second so (x86 CPU, fp32).
+    Networks are left in eval mode. Training a ResNet-20 with a teacher was 1.25 times as fast (images/s, x86 CPU, fp32).
     """
     narrow = any(_strided_and_narrow(part) for network in networks for part in network.modules())
     layout = torch.contiguous_format
@@ -31,10 +31,7 @@ def fastest_layout(
 
 
 def layout_for(networks: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str = "cpu") -> torch.memory_format:
-    """Channels-last where all networks answer for images that lie so; `view` in a network's own code may suit one order only.
-
-    The networks are put in eval mode and left so.
-    """
+    """Channels-last where all networks (left in eval mode) accept it: a network's own `view` may need contiguous tensors."""
     example = torch.zeros(2, *image_shape, device=device).to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():

@@ -34,7 +34,7 @@ def load_weights(root: Path, ref: FileRef, module: nn.Module) -> None:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
+    """SHA-256 of names, types, shapes and values, independent of order and device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())

@@ -58,6 +58,11 @@ class Pruning(Protocol):
         """Latency models of candidates."""
         ...
 
+    @property
+    def prunable_macs_share(self) -> float | None:
+        """Share of the network's multiply-accumulates that get cheaper when units are removed; None where none ever do."""
+        ...
+
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """What the search asks."""
         ...

@@ -89,7 +89,7 @@ class Channels:
 
     def remarks(self, runtime: str) -> tuple[str, ...]:
         """The share of the network that can be pruned; below one half also what keeps most of the rest; branches that stay."""
-        coupling, share = self.coupling, self.coupling.prunable_macs_share
+        coupling, share = self.coupling, self.prunable_macs_share
         told = [f"{share:.0%} of the multiply-accumulates are in layers that get cheaper when channels are removed."]
         if share < 0.5:
             told += [

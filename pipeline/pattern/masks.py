@@ -32,6 +32,7 @@ class Masks:
     """Single connections go: zeros in place. They buy no latency where they are stored densely, so the budget is on density."""
 
     limits = "density"
+    prunable_macs_share = None
     finalists = 1  # of a mask's plans each would need its connections chosen again before it is reconstructed
 
     def __init__(

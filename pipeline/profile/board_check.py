@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ... import targets
 from ...devices import leases
 from ...devices.board import Board
@@ -11,24 +9,16 @@ from ...devices.health import describe, lines, noise_floor, noise_line
 from ..errors import UnavailableError
 
 
-@dataclass(frozen=True)
-class Check:
-    """A board's description, and what prevents building and measuring for its targets."""
+def check(board: Board) -> tuple[list[str], list[str]]:
+    """A board's description with its noise floor, and what prevents building and measuring for its targets.
 
-    lines: tuple[str, ...]
-    lacking: tuple[str, ...]
-
-
-def check(board: Board) -> Check:
-    """Ask a board what it is, and measure its noise floor where nothing is in the way.
-
-    A board that lacks nothing is taken back into its class, whatever failed before.
+    A board that lacks nothing is taken back into its class after earlier failures.
 
     Raises:
         DeviceError: it cannot be reached, or does not answer.
         InputError: a template without an address.
     """
-    lacking = list(_missing(board))
+    lacking = _missing(board)
     found = describe(board)
     shown = list(lines(board, found))
     if found.why_not:
@@ -40,14 +30,14 @@ def check(board: Board) -> Check:
             shown.append(f"{'noise floor':11} not measured: {error}")
         if board.address:
             leases.forgive(board)
-    return Check(tuple(shown), tuple(lacking))
+    return shown, lacking
 
 
-def _missing(board: Board) -> tuple[str, ...]:
+def _missing(board: Board) -> list[str]:
     found = []
     for name in board.targets:
         if name not in targets.names():
             found.append(f"{name}: there is no such target in this version")
         elif reason := targets.load(name).missing():
             found.append(f"{name}: {reason}")
-    return tuple(found)
+    return found

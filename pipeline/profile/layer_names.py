@@ -28,8 +28,8 @@ def names_of(path: Path, operators: Sequence[tuple[str, str]]) -> tuple[str, ...
     layers = _layers(path) if path.suffix == ".onnx" else {}
     found = []
     for name, kind in operators:
-        layer = layers.get(_ENDINGS.sub("", name)) if any(k in kind for k in _LAYERS) else None
-        found.append(layer or (_ENDINGS.sub("", name) if any(k in kind for k in _LAYERS) else f"({kind})"))
+        plain = _ENDINGS.sub("", name)
+        found.append(layers.get(plain, plain) if any(layer in kind for layer in _LAYERS) else f"({kind})")
     return tuple(found)
 
 

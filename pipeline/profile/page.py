@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
-
 from ..report import svg as plots
 from ..report.format import Table, aside, fixed, millis, size, tag
 from ..report.pages import render
@@ -74,9 +72,7 @@ def layer_times(rows: Sequence[Row], kind: Kind) -> str:
     names = layer_names(rows)
     label = Label("layers", "Time by layer", "Each layer's share of an inference in every artifact, from the runtime's profiler.")
     height = 0.8 / len(rows)
-    style = {**plots.STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}
-    with rc_context(style):
-        figure, axes = plots.new_axes(70.0 + (8.0 + 8.0 * len(rows)) * len(names))
+    with plots.new_axes(70.0 + (8.0 + 8.0 * len(rows)) * len(names), plots.NAMED_ROWS) as (figure, axes):
         for number, (row, colour) in enumerate(zip(rows, _COLOURS, strict=False)):
             times = {layer.name: layer.ms for layer in row.layers}
             places = [i + (number - (len(rows) - 1) / 2) * height for i in range(len(names))]
@@ -86,5 +82,4 @@ def layer_times(rows: Sequence[Row], kind: Kind) -> str:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(f"ms in one inference ({kind})", loc="left")
         axes.grid(True, axis="x")
-        plots.add_legend(figure, axes, columns=1)
-        return plots.to_svg(figure, label)
+        return plots.to_svg(figure, label, columns=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +62,7 @@ class Profile:
 
 
 def profile(models: Sequence[Path], device: str, settings: TimingSettings, ui: Progress) -> Profile:
-    """Latency of artifacts on a device, each measured in turn with the first, the baseline.
-
-    Args:
-        models: one or more files of one runtime.
-        device: where, as `--device` says it.
-        settings: the protocol's numbers.
-        ui: shows a bar, a step for each session.
+    """Latency of artifacts of one runtime on a device (as for `--device`), each interleaved with the first, the baseline.
 
     Raises:
         InputError, DeviceError, BuildError, UnavailableError: see `device.Device`.
@@ -123,13 +117,13 @@ def _looked_into(agent: Connection, row: Row, path: Path, settings: TimingSettin
     for name, (_, kind, ns) in zip(names, found, strict=True):
         before = layers[name].ms if name in layers else 0.0
         layers[name] = LayerTime(name, kind, before + ns / 1e6)
-    return Row(row.name, row.latency, row.against, peak, tuple(layers.values())), note
+    return replace(row, peak_rss_bytes=peak, layers=tuple(layers.values())), note
 
 
 def _engine_layers(engines: Engines, row: Row, path: Path) -> Row:
     """The row with an engine's layers, which TensorRT names after the nodes it fused."""
-    layers = tuple(LayerTime(layer.name, "", layer.average_ms) for layer in engines.layers(engines.engine(path)))
-    return Row(row.name, row.latency, row.against, 0, layers)
+    layers = engines.layers(engines.engine(path))
+    return replace(row, layers=tuple(LayerTime(layer.name, "", layer.average_ms) for layer in layers))
 
 
 def table(result: Profile) -> tuple[str, ...]:

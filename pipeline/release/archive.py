@@ -46,7 +46,7 @@ _KINDS = {
 class Archive:
     """The files of an archive."""
 
-    folder: str  # the one all files lie in
+    folder: str  # that holds all files
     files: dict[str, bytes]  # by path below the folder
 
 

@@ -100,7 +100,7 @@ def manifest_of(name: str, report: Report, target: str, files: Mapping[str, byte
 
 
 def numbers(report: Report, target: str) -> tuple[Number, ...]:
-    """The figures that a target's artifact is shipped with; none where nothing is known."""
+    """The measured figures of a target's artifact."""
     accuracy, latency = report.targets[target].accuracy, report.targets[target].latency
     found = []
     if accuracy is not None:
@@ -154,14 +154,19 @@ def differences(refs: tuple[FileRef, ...], files: Mapping[str, bytes]) -> list[s
     wrong = []
     for ref in refs:
         data = files.get(ref.path)
-        if data is None:
-            wrong.append(f"{ref.path} is missing")
-        elif len(data) != ref.size_bytes:
-            wrong.append(f"{ref.path} has {len(data)} bytes, not {ref.size_bytes}")
-        elif hashlib.sha256(data).hexdigest() != ref.sha256:
-            wrong.append(f"{ref.path} has another SHA-256 than the manifest says")
+        found = None if data is None else FileRef(ref.path, hashlib.sha256(data).hexdigest(), len(data))
+        wrong += complaint(ref, found, "manifest")
     known = {MANIFEST, *(ref.path for ref in refs)}
     return wrong + [f"{name} is not in the manifest" for name in sorted(files) if name not in known]
+
+
+def complaint(ref: FileRef, found: FileRef | None, record: str) -> list[str]:
+    """Why a file is not the one that a record ("report", "manifest") refers to, one sentence; empty where it is."""
+    if found is None:
+        return [f"{ref.path} is missing"]
+    if found.size_bytes != ref.size_bytes:
+        return [f"{ref.path} has {found.size_bytes} bytes, not {ref.size_bytes}"]
+    return [] if found.sha256 == ref.sha256 else [f"{ref.path} has another SHA-256 than the {record} says"]
 
 
 def _manifest(name: str, files: Mapping[str, bytes]) -> Manifest:

@@ -25,13 +25,7 @@ _FIGURES = {
 
 
 def model_card(report: Report, target: str, licenses: Sequence[str]) -> str:
-    """The card of a target's artifact.
-
-    Args:
-        report: of the run.
-        target: whose artifact it is.
-        licenses: names of the licence files in the bundle.
-    """
+    """The card of a target's artifact; `licenses` are names of the licence files in the bundle."""
     found = numbers(report, target)
     return render(
         "model_card.md.jinja",

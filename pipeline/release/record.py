@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, VerifyError
-from ..files import sha256_file
+from ..files import file_ref
 from ..report.report import Report, ReportedArtifact, read_report
 from ..types import FileRef
 from . import archive, bundle
@@ -40,7 +40,7 @@ class Record:
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
     def path(self, ref: FileRef) -> Path:
-        """Where a file that the report names lies."""
+        """Path of a file that the report names."""
         return self.root / ref.path
 
 
@@ -49,7 +49,7 @@ def open_record(path: Path) -> Iterator[Record]:
     """The record at a path: a bundle (unpacked until the context ends), a run folder, or a file in one.
 
     Raises:
-        InputError: there is nothing of the kind, or its report cannot be read.
+        InputError: there is none, or its report cannot be read.
         VerifyError: a bundle that is damaged or malicious.
     """
     if path.name.endswith(bundle.SUFFIX):
@@ -94,19 +94,15 @@ def digest_findings(record: Record) -> tuple[list[str], int]:
         if record.file is not None and record.file.resolve() != file.resolve():
             continue
         looked += 1
-        if not file.is_file():
-            findings.append(f"{name}: {ref.path} is missing")
-        elif file.stat().st_size != ref.size_bytes:
-            findings.append(f"{name}: {ref.path} has {file.stat().st_size} bytes, not {ref.size_bytes}")
-        elif sha256_file(file) != ref.sha256:
-            findings.append(f"{name}: {ref.path} has another SHA-256 than the report says")
+        found = file_ref(file, record.root) if file.is_file() else None
+        findings += [f"{name}: {text}" for text in bundle.complaint(ref, found, "report")]
     if record.file is not None and not looked and record.file.name not in ("report.html", "report.md"):
         findings.append(f"{record.file.name} is not named in the report")
     return findings, looked
 
 
 def _root_of(path: Path) -> Path | None:
-    """The run folder that a path is or lies in: a file at its top, or anything in the folders that a run makes."""
+    """The run folder of a path: the folder itself, a file at its top, or anything in the folders that a run makes."""
     for root in (path, *path.parents):
         if (root / REPORT).is_file():
             inside = path.relative_to(root).parts

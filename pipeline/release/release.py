@@ -1,6 +1,6 @@
 """Bundles finished runs for shipping: one archive for each target, its digest and, where asked for, a signature beside it.
 
-Everything in a bundle comes from the run folder, so the same run gives the same bytes, wherever it lies and whenever.
+Everything in a bundle comes from the run folder, so the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def release(
         allow_failed: bundle artifacts that did not pass their gates too, marked as such.
         licenses: files that go into each bundle's LICENSES/ beside the tool's own: the model's, the data's.
         sign: makes a signature, see `signing.signer`.
-        say: told, in one line, of a target that was not built where the run was and so is left out.
+        say: called with one line for each target that was not built and is left out.
 
     Raises:
         InputError: a folder that holds no finished run.
@@ -63,25 +63,24 @@ def release(
     """
     texts = {f"LICENSES/{_plain(path.name)}": _read(path) for path in licenses}
     texts["LICENSES/edge-compress.txt"] = _own_license().encode()
-    archives: dict[str, bytes] = {}
-    passed: dict[str, bool] = {}
+    archives: dict[str, tuple[bytes, bool]] = {}
     for run in runs:
         if not run.is_dir():
             raise InputError(f"{run} is not a run folder", found="a file" if run.exists() else "nothing there")
         with open_record(run) as record:
             for target in _shippable(record, allow_failed, say):
                 archive = _archive(record, target, texts)
-                archives[f"{archive.folder}{bundle.SUFFIX}"] = pack(archive)
-                passed[f"{archive.folder}{bundle.SUFFIX}"] = record.report.targets[target].verdict.passed
+                passed = record.report.targets[target].verdict.passed
+                archives[f"{archive.folder}{bundle.SUFFIX}"] = (pack(archive), passed)
     out.mkdir(parents=True, exist_ok=True)
-    return tuple(_write(out, name, data, passed[name], sign) for name, data in archives.items())
+    return tuple(_write(out, name, data, passed, sign) for name, (data, passed) in archives.items())
 
 
 def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -> list[str]:
     """The targets of a run that have an artifact to ship.
 
     Raises:
-        VerifyError: a gate failed, there is nothing to ship, or a file is not what the report says.
+        VerifyError: a gate failed, there is nothing to ship, or a file does not match the report.
         InputError: the run has no golden images.
     """
     if wrong := digest_findings(record)[0]:

@@ -21,11 +21,9 @@ Sign = Callable[[str, bytes], bytes]  # (file name, its bytes) -> the signature 
 
 
 def signer(key: Path, ask: Callable[[], str]) -> Sign:
-    """What signs with a secret key file; the signed comment is the file's name, so that one cannot pass for another.
+    """Returns a function that signs with a secret key file; the trusted comment is the signed file's name.
 
-    Args:
-        key: made with `minisign -G`.
-        ask: gives the password, where the key has one and the environment variable is not set.
+    `ask` gives the key's password where it has one and the environment variable is not set.
 
     Raises:
         UnavailableError: the library is not installed.
@@ -51,11 +49,7 @@ def signer(key: Path, ask: Callable[[], str]) -> Sign:
 
 
 def check(bundle: Path, public_key: str) -> str:
-    """Who signed a bundle, in words, the signature beside it checked against a public key.
-
-    Args:
-        bundle: its signature is NAME.minisig beside it.
-        public_key: a file, or the key itself, as in minisign's -P.
+    """Checks the signature beside a bundle against a public key (a file, or the key itself); names the signer.
 
     Raises:
         UnavailableError: the library is not installed.
@@ -86,7 +80,7 @@ def check(bundle: Path, public_key: str) -> str:
 
 
 def seen(bundle: Path) -> str | None:
-    """What to say of a signature that nobody gave a key for; None without one."""
+    """A remark on a signature that is not checked for lack of a key; None without a signature."""
     if not bundle.with_name(bundle.name + SUFFIX).is_file():
         return None
     return "there is a signature, which was not checked: give --public-key"

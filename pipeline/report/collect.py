@@ -5,30 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 
 from ...targets.base import Target
 from ..config import Config
 from ..run_context import Run
-from ..types import (
-    Candidate,
-    Checkpoint,
-    Kind,
-    Knob,
-    Plan,
-    SearchResult,
-    Solved,
-    Subject,
-    TargetResult,
-    Verdict,
-)
+from ..types import Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Solved, TargetResult, Verdict
 from ..verify.references import References
 from .report import (
     Dense,
-    FinetuneEpoch,
     Gates,
+    Header,
     Kept,
     Named,
     Pruned,
@@ -46,140 +34,81 @@ PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "sta
 _WITHIN = 0.98  # of the budget: what a long measurement may differ from the search's quick ones by
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """The results of a run: all that a report is made of."""
-
-    subject: Subject
-    seed: int
-    dense_top1: float  # percent, PyTorch, test split
-    dense_search_top1: float  # percent, PyTorch, search split
-    plan: Plan
-    knobs: tuple[Knob, ...]
-    search: SearchResult
-    solved: Solved
-    checkpoint: Checkpoint
-    pruned_top1: float  # percent, PyTorch, test split
-    targets: dict[str, TargetResult]
-    max_accuracy_drop: float  # gate, percentage points
-    min_speedup: float  # gate, lower end of the 95 % interval
-    command: str
-    packages: dict[str, str]
-    started: str  # ISO 8601
-    finished: str
-    stage_seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
-    max_size_bytes: int | None = None  # gate, of the artifact's file
-    licenses: dict[str, str] = field(default_factory=dict)  # package -> the licence it states, "" where none
+def header_of(run: Run, chosen: Sequence[Target], started: datetime) -> Header:
+    """Identifies a run that has just ended: command, package versions and licences, inputs, times."""
+    subject, packages = run.loaded.subject, _packages(chosen)
+    return Header(
+        tool=Tool(packages["edge-compress"], packages, {name: _license_of(name) for name in packages}),
+        model=Named(subject.model, subject.model_sha256),
+        data=subject.data,
+        preprocess=subject.preprocess,
+        seed=run.config.seed,
+        command=shlex.join(["edge-compress", *sys.argv[1:]]),
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
-def results_of(
+def refusal_of(run: Run, chosen: Sequence[Target], reason: str, started: datetime) -> Refusal:
+    """The report of a run whose network was refused before the search."""
+    return Refusal(
+        **vars(header_of(run, chosen, started)),
+        dense=run.loaded.subject.cost,
+        targets={target.name: TargetReport("failed", Verdict(False, (reason,))) for target in chosen},
+        notes=tuple(run.notes),
+    )
+
+
+def report_of(
     run: Run,
-    chosen: Sequence[Target],
+    header: Header,
     references: References,
     targets: dict[str, TargetResult],
-    started: datetime,
     *,
     plan: Plan,
     knobs: tuple[Knob, ...],
     search: SearchResult,
     solved: Solved,
     checkpoint: Checkpoint,
-) -> RunResults:
-    """The results of a run that has ended, with its command and the versions of the packages that had a part in it."""
+    prunable_macs_share: float | None,
+) -> Report:
+    """The report of a run that has ended."""
     config = run.config
-    packages = _packages(chosen)
-    return RunResults(
-        subject=run.loaded.subject,
-        seed=config.seed,
-        dense_top1=references.dense_top1,
-        dense_search_top1=references.dense_search_top1,
-        plan=plan,
-        knobs=knobs,
-        search=search,
-        solved=solved,
-        checkpoint=checkpoint,
-        pruned_top1=references.pruned_top1,
-        targets=targets,
-        max_accuracy_drop=config.max_accuracy_drop,
-        min_speedup=config.min_speedup,
-        command=_command(),
-        packages=packages,
-        started=started.isoformat(timespec="seconds"),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        stage_seconds=run.seconds,
-        notes=(*run.notes, *_on_budget(config, search, targets)),
-        max_size_bytes=config.max_size,
-        licenses={name: _license_of(name) for name in packages},
-    )
-
-
-def refusal_of(run: Run, chosen: Sequence[Target], reason: str, started: datetime) -> Refusal:
-    """The report of a run whose network was refused before the search."""
-    subject, packages = run.loaded.subject, _packages(chosen)
-    return Refusal(
-        tool=Tool(packages["edge-compress"], packages, {name: _license_of(name) for name in packages}),
-        model=Named(subject.model, subject.model_sha256),
-        data=subject.data,
-        preprocess=subject.preprocess,
-        seed=run.config.seed,
-        command=_command(),
-        started=started.isoformat(timespec="seconds"),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        dense=subject.cost,
-        targets={target.name: TargetReport("failed", Verdict(False, (reason,))) for target in chosen},
-        notes=tuple(run.notes),
-    )
-
-
-def to_report(results: RunResults) -> Report:
-    """The report of a run."""
-    subject, plan, checkpoint = results.subject, results.plan, results.checkpoint
-    baselines = [t.artifact.baseline for t in results.targets.values() if t.artifact is not None and t.artifact.baseline]
+    baselines = [t.artifact.baseline for t in targets.values() if t.artifact is not None and t.artifact.baseline]
+    masked = search.best.density is not None
     return Report(
-        tool=Tool(results.packages.get("edge-compress") or metadata.version("edge-compress"), results.packages, results.licenses),
-        model=Named(subject.model, subject.model_sha256),
-        data=subject.data,
-        preprocess=subject.preprocess,
-        seed=results.seed,
-        command=results.command,
-        started=results.started,
-        finished=results.finished,
-        stage_seconds=results.stage_seconds,
-        gates=_gates(results),
-        passed=bool(results.targets) and all(t.verdict.passed for t in results.targets.values()),
+        **vars(header),
+        stage_seconds=run.seconds,
+        gates=Gates(
+            config.max_accuracy_drop,
+            config.min_speedup,
+            config.max_size,
+            latency_budget=None if masked else search.budget,
+            density_budget=search.budget if masked else None,
+        ),
+        passed=bool(targets) and all(t.verdict.passed for t in targets.values()),
         dense=Dense(
-            **vars(subject.cost),
-            top1=results.dense_top1,
+            **vars(run.loaded.subject.cost),
+            top1=references.dense_top1,
             size_bytes=baselines[0].size_bytes if baselines else 0,
-            search_top1=results.dense_search_top1,
+            search_top1=references.dense_search_top1,
         ),
         pruned=Pruned(
             **vars(checkpoint.cost),
-            top1=results.pruned_top1,
+            top1=references.pruned_top1,
             sparsity=checkpoint.sparsity,
             pattern=str(plan.pattern),
             score=plan.score,
-            search=_search(results.search, results.solved),
-            knobs=tuple(_kept(knob, plan) for knob in results.knobs),
+            search=_search(search, solved),
+            knobs=tuple(_kept(knob, plan) for knob in knobs),
             thresholds=plan.removed_share,
-            finetune=tuple(FinetuneEpoch(**vars(epoch)) for epoch in checkpoint.history),
+            finetune=checkpoint.history,
             state=checkpoint.state,
             masks=plan.masks,
+            prunable_macs_share=prunable_macs_share,
         ),
-        targets={name: _target(result) for name, result in results.targets.items()},
-        notes=results.notes,
-    )
-
-
-def _gates(results: RunResults) -> Gates:
-    budget, masked = results.search.budget, results.search.best.density is not None
-    return Gates(
-        results.max_accuracy_drop,
-        results.min_speedup,
-        results.max_size_bytes,
-        latency_budget=None if masked else budget,
-        density_budget=budget if masked else None,
+        targets={name: _target(result) for name, result in targets.items()},
+        notes=(*run.notes, *_on_budget(config, search, targets)),
     )
 
 
@@ -249,13 +178,9 @@ def _on_budget(config: Config, search: SearchResult, results: dict[str, TargetRe
 
 
 def _packages(chosen: Sequence[Target]) -> dict[str, str]:
-    """Versions of the packages that had a part in the run; a target may name its own."""
+    """Versions of the packages the run used, with those its targets name."""
     own = [name for target in chosen for name in target.packages]
     return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
-
-
-def _command() -> str:
-    return shlex.join(["edge-compress", *sys.argv[1:]])
 
 
 def _license_of(package: str) -> str:

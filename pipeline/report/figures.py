@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -27,6 +28,10 @@ class Plot:
     svg: Markup
     table: Table
     rows: int = 1  # how many rows of plots it is as high as, side by side
+
+
+def _plot(uid: str, title: str, caption: str, table: Table, draw: Callable[[plots.Label], str], rows: int = 1) -> Plot:
+    return Plot(uid, title, caption, Markup(draw(plots.Label(uid, title, caption))), table, rows)  # noqa: S704 - our own SVG
 
 
 def figures(report: Report) -> tuple[Plot, ...]:
@@ -75,11 +80,7 @@ def _kept_plot(report: Report) -> Plot | None:
     if not knobs:
         return None
     told = {k.block for k in knobs if k.block}  # blocks that show on the bars of what was in them
-    bars = [
-        plots.Bar(k.name.removeprefix("block:"), k.kind, k.kept, k.size, "block removed" if k.kept == 0 else "")
-        for k in knobs
-        if k.kind != "block" or (k.kept == 0 and k.name not in told)
-    ]
+    bars = [k for k in knobs if k.kind != "block" or (k.kept == 0 and k.name not in told)]
     blocks = [k for k in knobs if k.kind == "block"]
     removed = sum(k.kept == 0 for k in blocks)
     units = "layer's connections" if report.masked else "group's channels"
@@ -87,8 +88,7 @@ def _kept_plot(report: Report) -> Plot | None:
     if blocks:
         caption += f" {removed} of {len(blocks)} residual blocks removed."
     title = "What is kept, layer by layer"
-    label = plots.Label("kept", title, caption)
-    return Plot("kept", title, caption, Markup(plots.kept_shares(bars, label)), kept_table(report), rows=1 + len(bars) // 24)  # noqa: S704
+    return _plot("kept", title, caption, kept_table(report), partial(plots.kept_shares, bars), rows=1 + len(bars) // 24)
 
 
 def _learning_plot(report: Report) -> Plot | None:
@@ -101,46 +101,36 @@ def _learning_plot(report: Report) -> Plot | None:
     top = next((i for i, b in enumerate(best) if b == best[-1]), 0)
     caption = f"The best reward, {fixed(best[-1], 4)}, was found at evaluation {top + 1:,} of {len(rewards):,} ({search.method})."
     title = "The search's learning curve"
-    label = plots.Label("learning", title, caption)
     table = Table(_thinned("Reward by evaluation", shown, search), ("Evaluation", "reward", "best so far"), rows)
-    return Plot("learning", title, caption, Markup(plots.learning_curve(rewards, shown, label)), table)  # noqa: S704
+    return _plot("learning", title, caption, table, partial(plots.learning_curve, rewards, shown))
 
 
 def _latency_plot(report: Report, index: int, name: str) -> Plot | None:
     latency = report.targets[name].latency
     if latency is None or not latency.dense_samples_ms or not latency.artifact_samples_ms:
         return None
-    kind = latency.kind
-    samples = [
-        plots.Samples("dense", latency.dense_samples_ms, latency.dense.p50_ms),
-        plots.Samples("artifact", latency.artifact_samples_ms, latency.artifact.p50_ms),
-    ]
-    end = plots.axis_end(samples[0].values_ms, samples[1].values_ms)
-    beyond = sum(v > end for s in samples for v in s.values_ms)
+    kind, samples_ms = latency.kind, (latency.dense_samples_ms, latency.artifact_samples_ms)
+    end = plots.axis_end(latency)
+    beyond = sum(v > end for values in samples_ms for v in values)
     rows = tuple(
-        (f"{100 * q:g} %", *(tag(millis(_quantile(s.values_ms, q)), kind) for s in samples))
+        (f"{100 * q:g} %", *(tag(millis(_quantile(values, q)), kind) for values in samples_ms))
         for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
     )
-    counts = f"{len(samples[0].values_ms)} and {len(samples[1].values_ms)}"
+    counts = " and ".join(str(len(values)) for values in samples_ms)
     caption = f"On {latency.device}, {kind}; {counts} samples, {beyond} beyond the axis. Vertical lines: medians of all samples."
     title = f"Latency on {name}, dense against artifact"
-    uid = f"latency-{index}"
-    svg = Markup(plots.latency_histogram(samples[0], samples[1], kind, plots.Label(uid, title, caption)))  # noqa: S704
-    head = ("Quantile", tag("dense, ms", kind), tag("artifact, ms", kind))
-    return Plot(uid, title, caption, svg, Table("Quantiles of the samples drawn", head, rows))
+    table = Table("Quantiles of the samples drawn", ("Quantile", tag("dense, ms", kind), tag("artifact, ms", kind)), rows)
+    return _plot(f"latency-{index}", title, caption, table, partial(plots.latency_histogram, latency))
 
 
 def _finetune_plot(report: Report) -> Plot | None:
     history = report.pruned.finetune
-    top1 = [e.search_top1 for e in history]
-    known = [t for t in top1 if t is not None]
-    if not known:
+    if not history:
         return None
-    caption = f"From {fixed(known[0])} % after the first epoch to {fixed(known[-1])} % after the last of {len(history)}."
-    title = "Fine-tuning"
-    label = plots.Label("finetune", title, caption)
-    svg = Markup(plots.finetuning([e.epoch for e in history], top1, report.dense.search_top1, label))  # noqa: S704
-    return Plot("finetune", title, caption, svg, finetune_table(report))
+    first, last = fixed(history[0].search_top1), fixed(history[-1].search_top1)
+    caption = f"From {first} % after the first epoch to {last} % after the last of {len(history)}."
+    draw = partial(plots.finetuning, history, report.dense.search_top1)
+    return _plot("finetune", "Fine-tuning", caption, finetune_table(report), draw)
 
 
 def _point(candidate: Tried) -> plots.Point | None:

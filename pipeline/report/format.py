@@ -30,7 +30,7 @@ def tag(text: str, kind: str) -> str:
 
 
 def aside(text: str, kind: str) -> str:
-    """The same where the text stands in parentheses or apart."""
+    """The text with its kind after a comma, for parentheses and remarks."""
     return text if kind == Kind.MEASURED else f"{text}, {kind}"
 
 

@@ -31,10 +31,6 @@ def render(template: str, **values: Any) -> str:
     """The text of a template in `templates/`; a value it names and does not get is an error.
 
     HTML is escaped; in Markdown templates the filter `md` escapes what comes from outside.
-
-    Args:
-        template: file name.
-        values: what it shows.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

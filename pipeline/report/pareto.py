@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib import rc_context
-
 from ..verify.statistics import Interval
 from . import svg as plots
 from .format import size
@@ -53,12 +51,10 @@ def plot(points: Sequence[Point], label: Label) -> str:
     if not points:
         raise ValueError("no points to draw")
     largest = max(point.size_bytes for point in points)
-    with rc_context(plots.STYLE):
-        figure, axes = plots.new_axes(300 + 15 * len(points))
+    with plots.new_axes(300 + 15 * len(points)) as (figure, axes):
         on_front = [points[i] for i in front(points)]
-        axes.step(
-            [p.latency_ms for p in on_front], [p.top1 for p in on_front], where="post", color=plots.MUTED, lw=1.2, ls=(0, (4, 3))
-        )
+        xs, ys = [p.latency_ms for p in on_front], [p.top1 for p in on_front]
+        axes.step(xs, ys, where="post", color=plots.MUTED, lw=1.2, ls=(0, (4, 3)))
         number = 0
         for point in points:
             colour = plots.MUTED if point.dense else _COLOURS[number % len(_COLOURS)]
@@ -79,18 +75,16 @@ def plot(points: Sequence[Point], label: Label) -> str:
                 capsize=3,
                 capthick=1.2,
             )
-            axes.plot(
-                [], [], marker, color=colour, ms=6, mew=0, label=f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
-            )
+            name = f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
+            axes.plot([], [], marker, color=colour, ms=6, mew=0, label=name)
         axes.set_xlabel("median latency, ms (measured)")
         axes.set_ylabel("top-1 on the test split, %")
         axes.set_xlim(left=0)
         axes.grid(True)
         axes.margins(0.08)
-        plots.add_legend(figure, axes, columns=2 if max(len(point.name) for point in points) < 14 else 1)
-        return plots.to_svg(figure, label)
+        return plots.to_svg(figure, label, columns=2 if max(len(point.name) for point in points) < 14 else 1)
 
 
 def _around(middle: float, interval: Interval | None) -> list[list[float]] | None:
-    """Lengths of the bars below and above, as matplotlib wants them; a median can lie a hair outside its resampled interval."""
+    """Lengths of the error bars below and above; a median can be slightly outside its resampled interval."""
     return None if interval is None else [[max(middle - interval[0], 0.0)], [max(interval[1] - middle, 0.0)]]

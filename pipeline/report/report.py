@@ -20,6 +20,7 @@ from ..types import (
     Artifact,
     DataInfo,
     DenseForm,
+    Epoch,
     FileRef,
     Kind,
     ModelCost,
@@ -127,16 +128,6 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class FinetuneEpoch:
-    """One epoch of fine-tuning."""
-
-    epoch: int
-    loss: float | None
-    search_top1: float | None  # percent
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Pruned(ModelCost):
     """The pruned network in PyTorch, and how it came to be."""
 
@@ -147,9 +138,10 @@ class Pruned(ModelCost):
     search: Search
     knobs: tuple[Kept, ...]
     thresholds: dict[str, float]  # group or layer -> share removed
-    finetune: tuple[FinetuneEpoch, ...]
+    finetune: tuple[Epoch, ...]
     state: FileRef
     masks: FileRef | None = None
+    prunable_macs_share: float | None = None  # of the dense network's MACs; None: connections were masked, or an older run
 
 
 @dataclass(frozen=True)
@@ -194,8 +186,8 @@ class TargetReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """report.json."""
+class Header:
+    """What every report.json begins with: what was run on what, and when."""
 
     tool: Tool
     model: Named
@@ -205,6 +197,12 @@ class Report:
     command: str
     started: str  # ISO 8601
     finished: str
+
+
+@dataclass(frozen=True)
+class Report(Header):
+    """report.json."""
+
     stage_seconds: dict[str, float]
     gates: Gates
     passed: bool
@@ -221,17 +219,9 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(Header):
     """report.json of a run that ended before its search: the converter or the runtime refused the network."""
 
-    tool: Tool
-    model: Named
-    data: DataInfo
-    preprocess: Preprocess
-    seed: int
-    command: str
-    started: str  # ISO 8601
-    finished: str
     dense: ModelCost
     targets: dict[str, TargetReport]  # all failed, for the same reason
     notes: tuple[str, ...] = ()

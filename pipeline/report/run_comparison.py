@@ -7,7 +7,7 @@ and a table of its own; plans are shown side by side where the dense networks ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -19,13 +19,14 @@ from .pages import render
 from .report import Kept, Report, TargetReport
 from .svg import Label
 
+HEAD = ("top-1, %", "points lost", "median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
+
 
 @dataclass(frozen=True)
 class Entry:
     """One artifact of one run."""
 
     name: str  # of the run, with the target where a run has several
-    run: str
     report: Report
     target: str
 
@@ -40,6 +41,7 @@ class Cell:
     """A figure in a table."""
 
     text: str
+    rank: float | None = None  # what it is compared by: lower is better; None where there is nothing to compare
     interval: str = ""  # 95 %
     best: bool = False
 
@@ -112,7 +114,7 @@ def plans(reports: Sequence[tuple[str, Report]]) -> tuple[Plans, ...]:
 def _entries(reports: Sequence[tuple[str, Report]]) -> list[Entry]:
     several = any(len(report.targets) > 1 for _, report in reports) or len({t for _, r in reports for t in r.targets}) > 1
     return [
-        Entry(f"{name} ({target})" if several else name, name, report, target)
+        Entry(f"{name} ({target})" if several else name, report, target)
         for name, report in _named(reports)
         for target in report.targets
     ]
@@ -142,82 +144,45 @@ def _group(uid: str, ground: tuple[str, ...], members: Sequence[Entry]) -> Group
     )
     title = f"{data} on {where}"
     plot, caption = _plot(uid, title, members)
-    head = ("top-1, %", "points lost", "median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
-    return Group(uid, title, f"{data} on {device}", head, _rows(members), plot, caption)
+    return Group(uid, title, f"{data} on {device}", HEAD, _rows(members), plot, caption)
 
 
 def _rows(members: Sequence[Entry]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
     """A row for each artifact. The best of a column is the best of those of the best kind there is; a draw has several."""
-    columns = [[figure(entry) for entry in members] for figure in (_top1, _drop, _latency, _speedup, _size, _macs, _params)]
-    best = [_best(column) for column in columns]
-    rows = []
-    for i, entry in enumerate(members):
-        found = [(column[i], i in winners) for column, winners in zip(columns, best, strict=True)]
-        cells = [Cell(figure.text, figure.interval, won) for figure, won in found]
-        rows.append((entry.name, (*cells, Cell("passed" if entry.result.verdict.passed else "failed"))))
-    return tuple(rows)
+    found = [_cells(entry) for entry in members]
+    best = [_best(column) for column in zip(*found, strict=True)]
+    return tuple(
+        (entry.name, tuple(replace(cell, best=i in winners) for cell, winners in zip(cells, best, strict=True)))
+        for i, (entry, cells) in enumerate(zip(members, found, strict=True))
+    )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure, and what it is compared by: lower is better; None where there is nothing to compare."""
-
-    text: str
-    rank: float | None = None
-    interval: str = ""
-
-
-def _best(column: Sequence[Figure]) -> set[int]:
+def _best(column: Sequence[Cell]) -> set[int]:
     known = {i: figure.rank for i, figure in enumerate(column) if figure.rank is not None}
     if len(known) < 2 or len(set(known.values())) == 1:
         return set()
     return {i for i, rank in known.items() if rank == min(known.values())}
 
 
-def _top1(entry: Entry) -> Figure:
-    accuracy = entry.result.accuracy
-    if accuracy is None:
-        return Figure(DASH)
-    ends = share_ci95(accuracy.top1, accuracy.samples)
-    return Figure(tag(fixed(accuracy.top1), accuracy.kind), -accuracy.top1, interval(ends))
-
-
-def _drop(entry: Entry) -> Figure:
-    accuracy = entry.result.accuracy
-    if accuracy is None:
-        return Figure(DASH)
-    return Figure(tag(fixed(accuracy.drop_pp), accuracy.kind), accuracy.drop_pp, interval(accuracy.drop_ci95_pp))
-
-
-def _latency(entry: Entry) -> Figure:
-    latency = entry.result.latency
-    if latency is None:
-        return Figure(DASH)
-    ends, median = _latency_interval(latency, "artifact"), latency.artifact.p50_ms
-    span = f"{millis(ends[0])} to {millis(ends[1])}" if ends else ""
-    return Figure(tag(millis(median), latency.kind), median if latency.kind == Kind.MEASURED else None, span)
-
-
-def _speedup(entry: Entry) -> Figure:
-    latency = entry.result.latency
-    if latency is None:
-        return Figure(DASH)
-    median = latency.speedup.median
-    rank = -median if latency.kind == Kind.MEASURED else None
-    return Figure(tag(f"{fixed(median)}×", latency.kind), rank, interval(latency.speedup.ci95))
-
-
-def _size(entry: Entry) -> Figure:
-    artifact = entry.result.artifact
-    return Figure(size(artifact.size_bytes), artifact.size_bytes) if artifact else Figure(DASH)
-
-
-def _macs(entry: Entry) -> Figure:
-    return Figure(count(entry.report.pruned.macs), entry.report.pruned.macs)
-
-
-def _params(entry: Entry) -> Figure:
-    return Figure(count(entry.report.pruned.params), entry.report.pruned.params)
+def _cells(entry: Entry) -> list[Cell]:
+    """The figures of an artifact, in the order of `HEAD`; only measured latencies are compared."""
+    accuracy, latency, artifact, pruned = entry.result.accuracy, entry.result.latency, entry.result.artifact, entry.report.pruned
+    top1, drop, median, speedup, file = [Cell(DASH)] * 5
+    if accuracy is not None:
+        ends = share_ci95(accuracy.top1, accuracy.samples)
+        top1 = Cell(tag(fixed(accuracy.top1), accuracy.kind), -accuracy.top1, interval(ends))
+        drop = Cell(tag(fixed(accuracy.drop_pp), accuracy.kind), accuracy.drop_pp, interval(accuracy.drop_ci95_pp))
+    if latency is not None:
+        measured, p50, ratio = latency.kind == Kind.MEASURED, latency.artifact.p50_ms, latency.speedup.median
+        ends_ms = _latency_interval(latency, "artifact")
+        span = f"{millis(ends_ms[0])} to {millis(ends_ms[1])}" if ends_ms else ""
+        median = Cell(tag(millis(p50), latency.kind), p50 if measured else None, span)
+        speedup = Cell(tag(f"{fixed(ratio)}×", latency.kind), -ratio if measured else None, interval(latency.speedup.ci95))
+    if artifact is not None:
+        file = Cell(size(artifact.size_bytes), artifact.size_bytes)
+    gates = Cell("passed" if entry.result.verdict.passed else "failed")
+    sizes = [Cell(count(pruned.macs), pruned.macs), Cell(count(pruned.params), pruned.params)]
+    return [top1, drop, median, speedup, file, *sizes, gates]
 
 
 def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None, str]:

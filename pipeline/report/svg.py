@@ -1,7 +1,7 @@
 """The report's plots as inline SVG: same data, same bytes.
 
 Text stays text and every colour is a CSS variable of the page (with a fallback), so a plot is small, can be searched and
-follows light and dark. Ids are prefixed, so that several plots can stand in one page.
+follows light and dark. Ids are prefixed, so that several plots fit into one page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -20,7 +21,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..types import Kind
+from ..types import Epoch, Kind, Timing
+from .report import Kept
 
 # Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
 # colour-blind readers too.
@@ -64,6 +66,12 @@ STYLE: dict[Any, Any] = {
     "hatch.color": RED,
     "hatch.linewidth": 0.5,
 }
+# for axes whose rows have names
+NAMED_ROWS: dict[Any, Any] = {
+    "ytick.labelsize": 9.5,
+    "ytick.major.size": 0,
+    "axes.spines.left": False,
+}
 
 
 @dataclass(frozen=True)
@@ -84,26 +92,6 @@ class Point:
     kind: Kind  # of the latency
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What stays of one group, or of one layer's connections."""
-
-    name: str
-    kind: str  # "inner", "coupled", "block" or "layer"
-    kept: int
-    size: int
-    removed: str = ""  # why nothing stays, e.g. "block removed"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Latencies of one model, milliseconds, and what to call it."""
-
-    name: str
-    values_ms: tuple[float, ...]
-    p50_ms: float
-
-
 def tradeoff(
     points: Sequence[Point], chosen: Point | None, dense: Point | None, budget: float, label: Label, spending: str = "latency"
 ) -> str:
@@ -116,8 +104,7 @@ def tradeoff(
     def named(what: str, kind: Kind) -> str:
         return f"{what} ({kind})" if spending == "latency" else what  # connections are counted
 
-    with rc_context(STYLE):
-        figure, axes = new_axes(265)
+    with new_axes(265) as (figure, axes):
         for kind, marker in _MARKERS.items():
             mine = [p for p in shown if p.kind is kind]
             if mine:
@@ -133,33 +120,30 @@ def tradeoff(
         axes.set_ylabel("top-1 before fine-tuning, %")
         axes.grid(True)
         axes.margins(0.06)
-        add_legend(figure, axes)
         return to_svg(figure, label)
 
 
-def kept_shares(bars: Sequence[Bar], label: Label) -> str:
-    """One bar per group: the share of its units that stays. Removed blocks are hatched and named."""
+def kept_shares(knobs: Sequence[Kept], label: Label) -> str:
+    """One bar per group: the share of its units that stays. A group of which nothing stays is hatched: its block is removed."""
     legend = {"inner": "inner channels", "coupled": "shortcut-coupled channels", "layer": "connections"}
-    with rc_context({**STYLE, "ytick.labelsize": 9.5, "ytick.major.size": 0, "axes.spines.left": False}):
-        figure, axes = new_axes(64.0 + 14.5 * len(bars))
+    with new_axes(64.0 + 14.5 * len(knobs), NAMED_ROWS) as (figure, axes):
         for kind, meaning in legend.items():
-            if any(b.kind == kind and not b.removed for b in bars):
+            if any(k.kind == kind and k.kept for k in knobs):
                 axes.barh([0], [0], color=GREEN if kind == "coupled" else BLUE, label=meaning)
-        for row, bar in enumerate(bars):
-            if bar.removed:
+        for row, knob in enumerate(knobs):
+            if not knob.kept:
                 axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=RED, linewidth=0.8, hatch="////", alpha=0.6)
-                axes.text(1.03, row, bar.removed, va="center", ha="left", fontsize=9, color=RED)
+                axes.text(1.03, row, "block removed", va="center", ha="left", fontsize=9, color=RED)
             else:
                 axes.barh(row, 1.0, height=0.7, color=MUTED, alpha=0.18, linewidth=0)
-                axes.barh(row, bar.kept / bar.size, height=0.7, color=GREEN if bar.kind == "coupled" else BLUE, linewidth=0)
-                kept = f"{100 * bar.kept / bar.size:.0f} %" if bar.kind == "layer" else f"{bar.kept}/{bar.size}"
+                axes.barh(row, knob.kept / knob.size, height=0.7, color=GREEN if knob.kind == "coupled" else BLUE, linewidth=0)
+                kept = f"{100 * knob.kept / knob.size:.0f} %" if knob.kind == "layer" else f"{knob.kept}/{knob.size}"
                 axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=INK)
-        axes.set_yticks(range(len(bars)), [shortened(b.name) for b in bars])
-        axes.set_ylim(len(bars) - 0.4, -0.6)  # the network's first layer on top
+        axes.set_yticks(range(len(knobs)), [shortened(k.name.removeprefix("block:")) for k in knobs])
+        axes.set_ylim(len(knobs) - 0.4, -0.6)  # the network's first layer on top
         axes.set_xlim(0, 1.3)
         axes.set_xticks([0, 0.5, 1.0], ["0", "50 %", "100 %"])
         axes.set_xlabel("kept share", loc="left")
-        add_legend(figure, axes)
         return to_svg(figure, label)
 
 
@@ -167,17 +151,11 @@ def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], la
     """Reward of every evaluation, and the best so far. `None` is an evaluation without a reward.
 
     Rewards far under all others (candidates over the budget) would flatten the curve: see `reward_floor`. They are drawn as
-    triangles on the lower edge.
-
-    Args:
-        rewards: one for each evaluation, in order.
-        positions: the evaluations to draw; the best so far counts all.
-        label: its name in the page.
+    triangles on the lower edge. Drawn are the evaluations at `positions`; the best so far counts all.
     """
     best = best_so_far(rewards)
     values = np.array([r for r in rewards if r is not None], dtype=np.float64)
-    with rc_context(STYLE):
-        figure, axes = new_axes(265)
+    with new_axes(265) as (figure, axes):
         drawn = [(i + 1, r) for i in positions if (r := rewards[i]) is not None]
         if values.size:
             floor = reward_floor(values.tolist())
@@ -190,59 +168,39 @@ def learning_curve(rewards: Sequence[float | None], positions: Sequence[int], la
                 axes.plot(outside, [edge] * len(outside), "v", color=BLUE, alpha=0.6, ms=5, mew=0, label="far lower")
             steps = [(i + 1, b) for i, b in enumerate(best) if b is not None and b >= floor]
             turns = [s for k, s in enumerate(steps) if k in (0, len(steps) - 1) or s[1] != steps[k - 1][1]]
-            axes.step(
-                [i for i, _ in turns],
-                [b for _, b in turns],
-                where="post",
-                color=RED,
-                lw=1.8,
-                label="best so far",
-            )
+            xs, ys = [i for i, _ in turns], [b for _, b in turns]
+            axes.step(xs, ys, where="post", color=RED, lw=1.8, label="best so far")
         axes.set_xlabel("evaluation")
         axes.set_ylabel("reward")
         axes.locator_params(axis="x", integer=True)
         axes.grid(True)
         axes.margins(0.04, 0.08)
-        add_legend(figure, axes)
         return to_svg(figure, label)
 
 
-def latency_histogram(dense: Samples, artifact: Samples, kind: Kind, label: Label) -> str:
-    """Latency distributions of the dense model and the artifact over the same bins, with their medians.
-
-    The axis ends at the slower one's 99 % quantile; `beyond_axis` counts what lies past it.
-
-    Raises:
-        ValueError: kind is `none`, which has no samples, or there are none.
-    """
-    if kind is Kind.NONE or not dense.values_ms or not artifact.values_ms:
-        message = f"no latencies to draw: kind {kind}, {len(dense.values_ms)} and {len(artifact.values_ms)} samples"
-        raise ValueError(message)
-    end = axis_end(dense.values_ms, artifact.values_ms)
-    start = min(min(dense.values_ms), min(artifact.values_ms))
+def latency_histogram(latency: Timing, label: Label) -> str:
+    """Latency samples of the dense model and the artifact over the same bins, with their medians; the axis ends at `axis_end`."""
+    sides = (("dense", latency.dense_samples_ms, latency.dense), ("artifact", latency.artifact_samples_ms, latency.artifact))
+    start, end = min(*latency.dense_samples_ms, *latency.artifact_samples_ms), axis_end(latency)
     edges = np.linspace(start, end if end > start else start + 1e-3, 49)
-    with rc_context(STYLE):
-        figure, axes = new_axes(265)
-        for samples, colour in ((dense, MUTED), (artifact, BLUE)):
-            counts, _ = np.histogram(samples.values_ms, bins=edges)
-            shares = 100.0 * counts / len(samples.values_ms)
-            name = f"{samples.name}: median {samples.p50_ms:.3g} ms ({kind})"
-            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.45, label=name)
-            axes.axvline(samples.p50_ms, color=colour, lw=1.6)
-        axes.set_xlabel(f"latency of one inference, ms ({kind})")
+    with new_axes(265) as (figure, axes):
+        for (name, samples_ms, whole), colour in zip(sides, (MUTED, BLUE), strict=True):
+            counts, _ = np.histogram(samples_ms, bins=edges)
+            text = f"{name}: median {whole.p50_ms:.3g} ms ({latency.kind})"
+            axes.stairs(100.0 * counts / len(samples_ms), edges, fill=True, color=colour, alpha=0.45, label=text)
+            axes.axvline(whole.p50_ms, color=colour, lw=1.6)
+        axes.set_xlabel(f"latency of one inference, ms ({latency.kind})")
         axes.set_ylabel("share of samples, %")
         axes.grid(True, axis="y")
         axes.set_ylim(bottom=0)
-        add_legend(figure, axes, columns=1)
-        return to_svg(figure, label)
+        return to_svg(figure, label, columns=1)
 
 
-def finetuning(epochs: Sequence[int], top1: Sequence[float | None], dense_top1: float | None, label: Label) -> str:
+def finetuning(history: Sequence[Epoch], dense_top1: float | None, label: Label) -> str:
     """Top-1 on the search split after each epoch of fine-tuning, percent, with the dense model's as a line."""
-    with rc_context(STYLE):
-        figure, axes = new_axes(265)
-        drawn = [(e, t) for e, t in zip(epochs, top1, strict=True) if t is not None]
-        axes.plot([e for e, _ in drawn], [t for _, t in drawn], "-o", color=BLUE, lw=1.8, ms=4, mew=0, label="pruned")
+    epochs, top1 = [e.epoch for e in history], [e.search_top1 for e in history]
+    with new_axes(265) as (figure, axes):
+        axes.plot(epochs, top1, "-o", color=BLUE, lw=1.8, ms=4, mew=0, label="pruned")
         if dense_top1 is not None:
             axes.axhline(dense_top1, color=MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {dense_top1:.2f} %")
         axes.set_xlabel("epoch")
@@ -250,7 +208,6 @@ def finetuning(epochs: Sequence[int], top1: Sequence[float | None], dense_top1: 
         axes.locator_params(axis="x", integer=True)
         axes.grid(True)
         axes.margins(0.04, 0.1)
-        add_legend(figure, axes)
         return to_svg(figure, label)
 
 
@@ -266,8 +223,8 @@ def best_so_far(rewards: Sequence[float | None]) -> list[float | None]:
 def reward_floor(rewards: Sequence[float]) -> float:
     """The lowest reward that the learning curve's axis shows.
 
-    The lowest of all, unless the widest gap between neighbouring rewards is wider than all that lies above it spans, and at
-    least a fifth of them lie above it: then the lowest above the gap.
+    The lowest of all, or the lowest above the widest gap between neighbouring rewards, where that gap is wider than the range
+    of the rewards above it and at least a fifth of all rewards are above it.
     """
     rising = np.sort(np.asarray(rewards, dtype=np.float64))
     gaps = np.diff(rising[: rising.size - max(rising.size // 5, 4) + 1])
@@ -277,24 +234,19 @@ def reward_floor(rewards: Sequence[float]) -> float:
     return float(rising[after] if gaps[after - 1] > rising[-1] - rising[after] else rising[0])
 
 
-def axis_end(*samples_ms: Sequence[float]) -> float:
-    """Where the latency axis ends: the highest of the 99 % quantiles."""
-    return max(float(np.quantile(s, 0.99)) for s in samples_ms)
+def axis_end(latency: Timing) -> float:
+    """Where the latency axis ends, ms: the slower one's 99 % quantile."""
+    return max(float(np.quantile(samples, 0.99)) for samples in (latency.dense_samples_ms, latency.artifact_samples_ms))
 
 
-def new_axes(height: float) -> tuple[Figure, Axes]:
-    """A figure of the plots' width and a height in SVG units, with its axes; use it within `rc_context(STYLE)`."""
-    figure = Figure(figsize=(_WIDTH / 72.0, height / 72.0), layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
-    axes.tick_params(length=3)
-    return figure, axes
-
-
-def add_legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """A legend above the axes, where anything is labelled."""
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside upper left", ncols=columns)
+@contextmanager
+def new_axes(height: float, style: Mapping[Any, Any] | None = None) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of the plots' width and a height in SVG units, with its axes; the plots' style holds inside."""
+    with rc_context({**STYLE, **(style or {})}):
+        figure = Figure(figsize=(_WIDTH / 72.0, height / 72.0), layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
+        axes.tick_params(length=3)
+        yield figure, axes
 
 
 def shortened(name: str, limit: int = 24) -> str:
@@ -302,8 +254,11 @@ def shortened(name: str, limit: int = 24) -> str:
     return name if len(name) <= limit else f"…{name[1 - limit :]}"
 
 
-def to_svg(figure: Figure, label: Label) -> str:
-    """The figure as inline SVG in the page's own font and colours."""
+def to_svg(figure: Figure, label: Label, columns: int = 2) -> str:
+    """The figure as inline SVG in the page's own font and colours, with a legend above the axes where anything is labelled."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside upper left", ncols=columns)
     buffer = io.StringIO()
     with warnings.catch_warnings():
         # The layout's font only measures the text; the browser's own has the glyphs of other scripts.

@@ -1,4 +1,4 @@
-"""A report in words and tables, for its HTML and its Markdown page."""
+"""Sentences and tables of a report, for its HTML and its Markdown page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUALITY = {
 
 @dataclass(frozen=True)
 class Headline:
-    """What came of one target, in words."""
+    """Verdict, sentence and figures of one target."""
 
     target: str
     state: str  # "passed", "failed" or "not built"
@@ -178,6 +178,7 @@ def environment(report: Report) -> tuple[Table, ...]:
         ("Gates", _gates(gates)),
         budget,
         ("Pruned", f"{pruned.pattern}, score {pruned.score}, {removed}"),
+        *_prunable(pruned.prunable_macs_share),
         ("Search", f"{search.method}, {search.evaluations:,} candidates in {seconds(search.seconds)}"),
         *_latencies(search),
         *_finalists(search),
@@ -263,6 +264,12 @@ def _advice(report: Report, target: TargetReport) -> tuple[str, ...]:
 def _gates(gates: Gates) -> str:
     text = f"accuracy lost at most {gates.max_accuracy_drop:g} points, speedup at least {gates.min_speedup:g}×"
     return text if gates.max_size_bytes is None else f"{text}, at most {gates.max_size_bytes:,} bytes"
+
+
+def _prunable(share: float | None) -> tuple[tuple[str, str], ...]:
+    """How much of the dense network can be pruned at all; nothing for masks and in older reports."""
+    text = f"{100 * (share or 0.0):.1f} % of the dense network's MACs get cheaper when channels are removed"
+    return () if share is None else (("Prunable", text),)
 
 
 def _latencies(search: Search) -> tuple[tuple[str, str], ...]:

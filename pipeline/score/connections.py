@@ -10,7 +10,6 @@ from torch import Tensor, fx
 from ..compute import Compute
 from ..graph.trace import layer_nodes
 from ..network.modes import borrowed
-from ..network.process_group import ALONE, World
 from ..task.samples import batches
 from . import criteria as hasa
 from .curvature import gauss_newton
@@ -43,7 +42,6 @@ class ConnectionScores:
         score: a name in `hasa.SCORES`.
         seed: of the signs the curvature is sampled with, and of the score `random`.
         compute: where the curvature is computed; None: where the network is.
-        world: whose ranks share the images out; all of them get the curvature over all images.
     """
 
     def __init__(
@@ -53,15 +51,14 @@ class ConnectionScores:
         score: str,
         seed: int,
         compute: Compute | None = None,
-        world: World = ALONE,
     ) -> None:
         self._compute = compute
-        self.name, self._net, self._inputs, self._seed, self._world = hasa.known(score), net, inputs, seed, world
+        self.name, self.net, self._inputs, self._seed = hasa.known(score), net, inputs, seed
         self._curvature: dict[str, Tensor] | None = None
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Layer -> score of the weight's shape."""
-        weights = {str(node.target): layer.weight for node, layer in layer_nodes(self._net)}
+        weights = {str(node.target): layer.weight for node, layer in layer_nodes(self.net)}
         return hasa.score(self.name, weights, self._measured(), lambda_, seed=self._seed)
 
     def grid(self) -> tuple[float, ...]:
@@ -70,9 +67,10 @@ class ConnectionScores:
 
     def _measured(self) -> dict[str, Tensor] | None:
         if self._curvature is None and self.name in hasa.CURVED:
-            images = self._inputs()[:CURVATURE_IMAGES]
-            part = self._world.share(len(images))
-            with borrowed(self._net, None if self._compute is None else self._compute.device):
-                own = gauss_newton(self._net, batches(images[part.start : part.stop]), seed=self._seed, skip=part.start)
-            self._curvature = self._world.mean(own, len(part))
+            self._curvature = self.curvature()
         return self._curvature
+
+    def curvature(self) -> dict[str, Tensor]:
+        """Gauss-Newton diagonal: layer -> curvature of the weight's shape."""
+        with borrowed(self.net, None if self._compute is None else self._compute.device):
+            return gauss_newton(self.net, batches(self._inputs()[:CURVATURE_IMAGES]), seed=self._seed)

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..types import Crop, DataInfo, Splits
 from .image_folder import open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
+from .user_code import user_factory
 
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -48,7 +49,7 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
     elif scheme == "npz" and rest:
         data = _npz(spec, Path(rest).expanduser())
     elif scheme == "imagefolder" and rest:
-        data = _image_folder(spec, Path(rest).expanduser(), crop or Crop())
+        data = open_folder(spec, Path(rest).expanduser(), crop or Crop())
     elif scheme == "torchvision" and rest:
         name, arrays = read_dataset_class(spec, rest)
         data = _from_arrays(spec, name, arrays)
@@ -139,8 +140,6 @@ def _npz(spec: str, path: Path) -> SourceData:
 
 
 def _factory(spec: str) -> SourceData:
-    from .user_code import user_factory
-
     factory = user_factory(spec, "data")
     try:
         arrays = factory.function()
@@ -151,12 +150,6 @@ def _factory(spec: str) -> SourceData:
         expected = "a mapping with " + ", ".join(NPZ_KEYS)
         raise InputError(f"data {spec}", found=f"a {type(arrays).__name__}", expected=expected, do="return a dict of arrays")
     return _from_arrays(spec, factory.name, arrays)
-
-
-def _image_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
-    found = open_folder(spec, folder, crop)
-    name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
-    return SourceData(name, found.classes, shape, found.sha256, found.train, found.test, crop=crop)
 
 
 def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:

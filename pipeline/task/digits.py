@@ -47,8 +47,3 @@ class DigitsResNet(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.layer3(self.layer2(self.layer1(y)))
         return self.fc(y.mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-def digits_resnet() -> nn.Module:
-    """Returns a residual network for inputs (N, 1, 8, 8) and 10 classes, with initial weights."""
-    return DigitsResNet()

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets, transforms
 
 from ..compute import usable_cpus
 from ..errors import InputError
+from ..files import sha256_file
 from ..types import Crop
-
-UInt8Array = NDArray[np.uint8]
-IntArray = NDArray[np.int64]
+from .splits import IntArray, SourceData, UInt8Array
 
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
 
@@ -49,18 +47,8 @@ class FolderSource:
         return images
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Contents of an image folder."""
-
-    classes: tuple[str, ...]
-    sha256: str  # of relative paths and file contents
-    train: FolderSource
-    test: FolderSource | None  # None where DIR contains the class folders themselves
-
-
-def open_folder(spec: str, folder: Path, crop: Crop) -> Folder:
-    """Opens the image folder DIR: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes in sorted order.
+def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
+    """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes sorted.
 
     Raises:
         InputError: no such folder, no images, or classes that differ between training and test folder.
@@ -85,7 +73,9 @@ def open_folder(spec: str, folder: Path, crop: Crop) -> Folder:
         FolderSource(tuple(Path(path) for path, _ in part.samples), np.asarray(part.targets, np.int64), crop) for part in opened
     ]
     sha256 = _digest(folder, [path for source in sources for path in source.paths])
-    return Folder(tuple(classes), sha256, sources[0], sources[1] if len(sources) > 1 else None)
+    name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
+    test = sources[1] if len(sources) > 1 else None  # None where DIR contains the class folders themselves
+    return SourceData(name, tuple(classes), shape, sha256, sources[0], test, crop=crop)
 
 
 def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -141,14 +131,10 @@ def _decode(path: Path, crop: Crop) -> UInt8Array:
 
 
 def _digest(root: Path, paths: list[Path]) -> str:
+    """SHA-256 of relative paths and file contents."""
     ordered = sorted(paths)
     digest = hashlib.sha256()
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, contents in zip(ordered, pool.map(_file_digest, ordered), strict=True):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + contents)
+        for path, contents in zip(ordered, pool.map(sha256_file, ordered), strict=True):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + bytes.fromhex(contents))
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -1,21 +1,22 @@
-"""Inference with a PyTorch network on a split, and top-1."""
+"""Inference on a split, with a PyTorch network or an artifact, and top-1. Imports torch for PyTorch networks only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ...targets.base import FloatArray, Runner, Target
-from ..network.modes import borrowed
 from ..types import Preprocess
-from .preprocess import to_input
-from .splits import Split, artifact_images
+from .splits import Split, artifact_images, network_inputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 HELD_BYTES = 1 << 30  # of a split's pixels that are kept in memory between artifacts
 
@@ -27,24 +28,20 @@ def logits(
     *,
     device: str = "cpu",
     batch: int = 100,
-    layout: torch.memory_format = torch.contiguous_format,
+    layout: torch.memory_format | None = None,
 ) -> NDArray[np.float32]:
-    """Outputs (N, classes) of every image of `split`, un-augmented and in order, in eval mode.
+    """Logits (N, classes) of every image of `split`, un-augmented and in order, in eval mode; device and modes are restored.
 
-    The module comes back on the device and in the modes (train or eval, of each submodule) it was in.
-
-    Args:
-        module: gives logits (N, classes).
-        split: not empty.
-        prep: mean and std.
-        device: where it is computed.
-        batch: images at a time; on a CPU about a hundred small ones stay in its cache.
-        layout: how images lie in memory; channels-last is the faster order on a CPU, where the module can take it
-            (`memory_layout.layout_for`).
+    On a CPU a batch of about a hundred small images stays in its cache, and channels-last is the faster layout where the module
+    can take it (`memory_layout.layout_for`).
 
     Raises:
         ValueError: the split is empty.
     """
+    import torch
+
+    from ..network.modes import borrowed
+
     if len(split) == 0:
         raise ValueError("a split without images has no logits")
     outputs = []
@@ -52,13 +49,14 @@ def logits(
         module.eval()
         for first in range(0, len(split), batch):
             images = split.read(np.arange(first, min(first + batch, len(split))))
-            inputs = to_input(images, prep).to(device, memory_format=layout)
+            inputs = torch.from_numpy(network_inputs(images, prep))
+            inputs = inputs.to(device, memory_format=torch.preserve_format if layout is None else layout)
             outputs.append(module(inputs).float().cpu().numpy())
     return np.concatenate(outputs)
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Percent of rows (N, classes) whose largest value stands at the label (N,). A row with a NaN in it is wrong.
+    """Top-1 accuracy in percent of logits (N, classes) against labels (N,). A row with a NaN counts as wrong.
 
     Raises:
         ValueError: no rows, or another number of labels than rows.

@@ -25,7 +25,7 @@ from ..network.weights import state_sha256
 from ..types import Crop
 from .digits import MEAN as DIGITS_MEAN
 from .digits import STD as DIGITS_STD
-from .digits import digits_resnet
+from .digits import DigitsResNet
 from .preprocess import IMAGENET_MEAN, IMAGENET_STD
 from .user_code import importable, own_randomness, user_factory
 
@@ -239,7 +239,7 @@ def _made(spec: str, classes: int, channels: int) -> LoadedModel:
     """The network that `spec` names, with initial weights."""
     scheme, _, rest = spec.partition(":")
     if spec == "digits-resnet":
-        return LoadedModel(digits_resnet(), spec, "", DIGITS_MEAN, DIGITS_STD)
+        return LoadedModel(DigitsResNet(), spec, "", DIGITS_MEAN, DIGITS_STD)
     if not rest:
         raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
     if scheme == "torchvision":

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..options import Augment
 from ..types import Preprocess
-from .splits import network_inputs
-
-UInt8Array = NDArray[np.uint8]
+from .splits import UInt8Array, network_inputs
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,12 +46,7 @@ def varied(
     "crop-flip" and "shift" pad each side with H // 8 black pixels (0 before normalisation) and crop at a random place;
     "crop-flip" then mirrors every second image at random (the CIFAR recipe, He et al. 2015, section 4.2).
 
-    Args:
-        images: uint8 pixels (n, H, W, C).
-        augment: name of the augmentation.
-        generator: draws for the whole batch.
-        whole: images in the batch that these are a part of, if not all; they are varied as in the whole batch.
-        first: where in that batch they begin.
+    Images that are a part of a batch of `whole`, beginning at `first` of it, are varied as in the whole batch.
 
     Raises:
         InputError: an unknown augmentation.

@@ -13,8 +13,6 @@ from ..errors import InputError
 from ..types import Crop, DataInfo, Preprocess
 
 UInt8Array = NDArray[np.uint8]
-
-
 IntArray = NDArray[np.int64]
 
 
@@ -33,7 +31,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images that lie in memory."""
+    """Images held in memory."""
 
     images: UInt8Array  # (N, H, W, C)
     labels: IntArray  # (N,)
@@ -100,12 +98,12 @@ class SourceData(NamedTuple):
     crop: Crop | None = None  # image folders
 
 
-def artifact_images(target: Target, pixels: NDArray[np.uint8], prep: Preprocess) -> Images:
+def artifact_images(target: Target, pixels: UInt8Array, prep: Preprocess) -> Images:
     """What a target's artifacts take of stored pixels (n, H, W, C): these, or network inputs (n, C, H, W)."""
     return pixels if target.takes_pixels else network_inputs(pixels, prep)
 
 
-def network_inputs(pixels: NDArray[np.uint8], prep: Preprocess) -> NDArray[np.float32]:
+def network_inputs(pixels: UInt8Array, prep: Preprocess) -> NDArray[np.float32]:
     """Network inputs (n, C, H, W), `(pixel / 255 - mean) / std` in float32, of pixels (n, H, W, C).
 
     Raises:

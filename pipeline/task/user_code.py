@@ -33,11 +33,7 @@ class UserFactory:
 def user_factory(spec: str, what: str) -> UserFactory:
     """Returns the function that `FILE.py:FUNCTION` or `package.module:FUNCTION` names.
 
-    A file is run under a private module name; it can import the modules beside it.
-
-    Args:
-        spec: where the function is.
-        what: "model" or "data", for the message.
+    A file is run under a private module name; it can import the modules beside it. `what` ("model", "data") is for messages.
 
     Raises:
         InputError: no such file, module or function, or its code raises.
@@ -91,8 +87,8 @@ def importable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
+def own_randomness(seed: int = 0) -> Iterator[None]:
     """Makes initial weights independent of the process's random state, and leaves that as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         yield

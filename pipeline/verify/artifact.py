@@ -10,10 +10,11 @@ from ...targets.base import Target
 from ..files import atomic_write, file_ref
 from ..run_context import Run
 from ..run_folder import Stage
+from ..task.splits import artifact_images
 from ..types import Accuracy, Artifact, FileRef, Kind, Pattern, TargetResult, Timing
 from . import golden
 from .device_answers import on_device
-from .gates import judged
+from .gates import judge
 from .places import device_for
 from .references import References, accuracy_here, accuracy_stage
 from .statistics import evenly_spaced
@@ -31,7 +32,9 @@ def verified(run: Run, before: Stage, target: Target, artifact: Artifact, refere
         timing = timed.once(Timing, partial(_timing, run, target, artifact))
         samples = kept.once(FileRef, partial(_golden, run, target, artifact))
     seen = on_device(run, before, target, artifact)
-    return judged(run.config, artifact, accuracy, timing, samples, seen, masked=run.pattern is not Pattern.CHANNEL)
+    masked = run.pattern is not Pattern.CHANNEL
+    verdict = judge(run.config, accuracy, timing, size_bytes=artifact.file.size_bytes, masked=masked, seen=seen)
+    return TargetResult("ok", verdict, artifact, accuracy, timing, samples, seen)
 
 
 def _timing(run: Run, target: Target, artifact: Artifact) -> Timing:
@@ -50,7 +53,8 @@ def _golden(run: Run, target: Target, artifact: Artifact) -> FileRef:
     picked = evenly_spaced(len(test), golden.IMAGES)
     path = run.folder.path / artifact.file.path
     with target.runner(path) as predict:
-        answered = golden.record(target, predict, test.read(picked), test.labels[picked], prep, golden.where(target))
+        logits = predict(artifact_images(target, test.read(picked), prep))
+    answered = golden.Golden(test.read(picked), test.labels[picked], logits, prep.mean, prep.std, golden.where(target))
     file = path.with_name("golden.safetensors")
     atomic_write(file, golden.to_bytes(answered))
     return file_ref(file, run.folder.path)

@@ -28,27 +28,18 @@ def on_device(run: Run, before: Stage, target: Target, artifact: Artifact) -> On
         return None
     settings = {"images": IMAGES, "threads": run.config.threads, "device": run.config.device}
     stage = run.folder.stage(f"device-{target.name}", "1", settings, (before.key, artifact.file.sha256))
-    found = stage.result(OnDevice)
-    if found is None:
+
+    def ask() -> OnDevice:
         with run.stage(f"answers of {target.name} on {run.config.device}"):
-            found = _asked(run, target, artifact)
-        stage.finish(found)
-    return found
+            return _asked(run, target, artifact)
+
+    return stage.once(OnDevice, ask)
 
 
 def compared(
     device: str, kind: Kind, runtime: str, *, there: FloatArray, here: FloatArray, labels: NDArray[np.int64]
 ) -> OnDevice:
-    """Two machines' logits (n, classes) for the same images, compared.
-
-    Args:
-        device: name of the device that gave `there`.
-        kind: of its answers.
-        runtime: its version on the device.
-        there: the device's logits.
-        here: this machine's.
-        labels: of the images (n,).
-    """
+    """Compares a device's logits (n, classes) for some images, `there`, with this machine's for the same images, `here`."""
     return OnDevice(
         device=device,
         kind=kind,

@@ -14,7 +14,7 @@ from ..run_context import Run
 from ..run_folder import Stage
 from ..types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
 from .engine_steps import EngineWork, SimulatedError
-from .gates import drop_complaint, judged
+from .gates import drop_complaint, judge
 from .references import References, accuracy_here, accuracy_of, accuracy_stage
 
 ABSENT = (
@@ -49,10 +49,10 @@ def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
 
 
 def finished(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
-    """The engine, its accuracy on the test split and its latency, all on one board; and the gates.
+    """Result with the engine built, its accuracy and its latency measured, all on one board.
 
-    Of a class of boards it is any free one; when that fails, another one starts over. What TensorRT itself refuses to build is a
-    failed target. What a stand-in for trtexec made is not an engine.
+    In a class of boards any free one is used; after a failure another one starts over. A refusal by TensorRT is a failed target;
+    an engine made by a stand-in for trtexec counts as not built.
     """
     on_each: dict[BoardDevice, EngineWork] = {one: EngineWork(run, before, target, artifact, one) for one in boards_of(place)}
     try:
@@ -65,11 +65,12 @@ def finished(run: Run, before: Stage, target: Target, artifact: Artifact, refere
     except BuildError as error:
         return TargetResult("failed", Verdict(False, (str(error),)), artifact)
     accuracy = accuracy_of(run, answers.logits, answers.picked, references, Kind.MEASURED)
-    return judged(run.config, engine, accuracy, timing, golden, seen)
+    verdict = judge(run.config, accuracy, timing, size_bytes=engine.file.size_bytes, seen=seen)
+    return TargetResult("ok", verdict, engine, accuracy, timing, golden, seen)
 
 
 def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) -> EngineWork:
-    """Do all the work on one board, which is this process's meanwhile."""
+    """Does all the work on one board, under its lease."""
     if not isinstance(place, Pool):
         (alone,) = on_each.values()
         with alone.device.leased():
@@ -94,10 +95,8 @@ def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) 
 
 
 def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
-    stage = accuracy_stage(run, before, artifact, references)
-    accuracy = stage.result(Accuracy)
-    if accuracy is None:
+    def simulate() -> Accuracy:
         with run.stage(f"simulate {target.name}"):
-            accuracy = accuracy_here(run, target, artifact, references, target.simulation)
-        stage.finish(accuracy)
-    return accuracy
+            return accuracy_here(run, target, artifact, references, target.simulation)
+
+    return accuracy_stage(run, before, artifact, references).once(Accuracy, simulate)

@@ -32,7 +32,7 @@ BATCH = 500  # images sent at once
 
 
 class SimulatedError(Exception):
-    """What answered is a stand-in for trtexec, not TensorRT."""
+    """The program is a stand-in for trtexec, not TensorRT."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +47,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class EngineWork:
-    """The work on one board, step by step, kept in the run folder under this board's name: nothing of another board's is ever
-    taken for it.
-    """
+    """The work on one board, step by step, kept in the run folder under this board's name."""
 
     run: Run
     before: Stage
@@ -61,15 +59,15 @@ class EngineWork:
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         kinds = {"answers": FileRef, "device": OnDevice, "timing": Timing, "golden": FileRef}
-        engine = self._engine_stage.result(Artifact)
-        return engine is not None and all(self._stage(name, engine).result(kind) is not None for name, kind in kinds.items())
+        begun = self._engine_stage.result(Artifact) is not None
+        return begun and all(self._stage(name).result(kind) is not None for name, kind in kinds.items())
 
     def do(self) -> None:
-        """Everything, from where it was left.
+        """Runs the steps that are not finished.
 
         Raises:
             BoardError: the board failed.
-            SimulatedError: what builds engines there is a stand-in.
+            SimulatedError: the board has a stand-in for trtexec.
             BuildError, DeviceError, UnavailableError: see `Engines`.
         """
         with self.run.stage(f"engine of {self.target.name} on {self.device.name}"):
@@ -77,7 +75,7 @@ class EngineWork:
                 step()
 
     def forget(self) -> None:
-        """Leave what was begun: another board takes its place in the run folder."""
+        """Removes what this board has built, so that another one starts over."""
         shutil.rmtree(self._engine_stage.folder, ignore_errors=True)
 
     def engine(self) -> Artifact:
@@ -86,28 +84,23 @@ class EngineWork:
 
     def answers(self) -> Answers:
         """Its answers to test images."""
-        engine = self.engine()
-        stage = self._stage("answers", engine)
-        file = stage.once(FileRef, lambda: _keep(self.run, stage, _asked(self.run, engine, self.device)))
+        stage = self._stage("answers")
+        file = stage.once(FileRef, lambda: _keep(self.run, stage, _asked(self.run, self.engine(), self.device)))
         return _kept(self.run.folder.path / file.path)
 
     def beside_file(self) -> OnDevice:
         """Its answers compared with what the file it was built from computes on this machine."""
-        engine = self.engine()
-        source = self.run.folder.path / engine.options["onnx"]
-        stage = self._stage("device", engine)
-        return stage.once(OnDevice, lambda: _beside_file(self.run, self.target, source, self.answers()))
+        source = self.run.folder.path / self.engine().options["onnx"]
+        return self._stage("device").once(OnDevice, lambda: _beside_file(self.run, self.target, source, self.answers()))
 
     def timing(self) -> Timing:
         """Its latency."""
-        engine = self.engine()
-        return self._stage("timing", engine).once(Timing, lambda: _timing(self.run, engine, self.device))
+        return self._stage("timing").once(Timing, lambda: _timing(self.run, self.engine(), self.device))
 
     def golden(self) -> FileRef:
         """Its golden images."""
-        engine = self.engine()
-        folder = (self.run.folder.path / engine.file.path).parent
-        return self._stage("golden", engine).once(FileRef, lambda: _golden_images(self.run, self.answers(), folder))
+        folder = (self.run.folder.path / self.engine().file.path).parent
+        return self._stage("golden").once(FileRef, lambda: _golden_images(self.run, self.answers(), folder))
 
     @property
     def _engine_stage(self) -> Stage:
@@ -115,15 +108,14 @@ class EngineWork:
         inputs = (self.before.key, self.artifact.file.sha256)
         return self.run.folder.stage(f"engine-{self.target.name}", "2", settings, inputs)
 
-    def _stage(self, name: str, engine: Artifact) -> Stage:
-        """What is known of this very engine: two that are built from one file are not the same."""
-        return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, (self._engine_stage.key, engine.file.sha256))
+    def _stage(self, name: str) -> Stage:
+        """The stage of one step with this very engine file: two builds of one file differ."""
+        inputs = (self._engine_stage.key, self.engine().file.sha256)
+        return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, inputs)
 
 
 def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
-    """The engine's file beside the file it was built from, with its layers' times; of two with and without sparse kernels the
-    faster.
-    """
+    """The engine beside the file it was built from, with its layers' times; with or without sparse kernels, the faster."""
     assert artifact.baseline is not None  # every target builds one
     model, baseline = (run.folder.path / ref.path for ref in (artifact.file, artifact.baseline))
     notes: list[str] = []
@@ -236,7 +228,7 @@ def _golden_images(run: Run, answers: Answers, folder: Path) -> FileRef:
 
 
 def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:
-    """Latency of the engine against the dense float one, and what the board takes meanwhile where that can be read."""
+    """Latency of the engine against the dense float one, with the board's power draw where that can be read."""
     assert engine.baseline is not None  # _built
     model, baseline = (run.folder.path / ref.path for ref in (engine.file, engine.baseline))  # the files that are shipped
     settings = TimingSettings(runtime="tensorrt", seed=run.config.seed)

@@ -1,10 +1,10 @@
 """The gates of a run, and the figures they look at.
 
-accuracy   the drop of top-1 on the test split, as measured, is at most --max-accuracy-drop. The point estimate counts: the test
-split is the users' own, and what they state is what they accept on it; the paired interval stands beside it.
-speedup    the lower end of the 95 % interval lies above 1 + the noise floor, and at --min-speedup or above. The interval counts:
-a latency is a sample, and the difference of the baseline from itself is not a gain.
-device     on another machine the artifact gives at least 98 % of the images the class it gives them here.
+accuracy   the drop of top-1 on the test split is at most --max-accuracy-drop. The point estimate counts: the test split is the
+           users' own, and the limit is what they accept on it; the paired interval is reported beside it.
+speedup    the lower end of the 95 % interval is above 1 + the noise floor, and at least --min-speedup. The interval counts:
+           a latency is a sample, and the difference of the baseline from itself is not a gain.
+device     on another machine the artifact predicts the same class as here for at least 98 % of the images.
 size       the file takes at most --max-size bytes.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..types import Accuracy, Artifact, FileRef, Kind, OnDevice, TargetResult, Timing, Verdict
+from ..task.inference import predictions, top1
+from ..types import Accuracy, Kind, OnDevice, Timing, Verdict
 from .statistics import paired_ci95
 
 FloatArray = NDArray[np.float32]
@@ -27,8 +28,6 @@ def compare(
     artifact: FloatArray, pruned: FloatArray, dense: FloatArray, labels: NDArray[np.int64], kind: Kind = Kind.MEASURED
 ) -> Accuracy:
     """Accuracy of an artifact's logits beside those of the pruned and the dense PyTorch network on the same images."""
-    from ..task.inference import predictions, top1  # imports torch, which the rules do without
-
     answered = predictions(artifact)
     right, before = answered == labels, predictions(dense) == labels
     lost, won = int((before & ~right).sum()), int((right & ~before).sum())
@@ -75,13 +74,7 @@ def drop_complaint(accuracy: Accuracy, max_drop_pp: float) -> str:
 
 
 def speedup_complaint(latency: Timing, min_speedup: float, *, masked: bool = False) -> str:
-    """Why the speedup gate is not passed, in a sentence; empty where it is.
-
-    Args:
-        latency: of the artifact on its device.
-        min_speedup: what the lower end of the interval must reach.
-        masked: single connections were pruned, in place: adds why that gives no speedup.
-    """
+    """Why the speedup gate is not passed, in a sentence; empty where it is. `masked` adds why masks give no speedup."""
     if latency.kind is not Kind.MEASURED:
         return f"latency: not measured on a device (kind {latency.kind})"
     why = "; zeros are stored densely by this runtime and buy no latency" if masked else ""
@@ -97,60 +90,23 @@ def speedup_complaint(latency: Timing, min_speedup: float, *, masked: bool = Fal
 
 
 def judge(
+    config: Config,
     accuracy: Accuracy,
     latency: Timing,
     *,
-    max_drop_pp: float,
-    min_speedup: float,
+    size_bytes: int,
     masked: bool = False,
     seen: OnDevice | None = None,
-    size_bytes: int = 0,
-    max_size_bytes: int | None = None,
 ) -> Verdict:
-    """The verdict of all gates.
-
-    Args:
-        accuracy: of the artifact on this machine.
-        latency: on its device.
-        max_drop_pp: points of top-1 that may be lost.
-        min_speedup: what the lower end of the interval must reach, beside 1 + the noise floor.
-        masked: single connections were pruned, in place.
-        seen: the artifact's answers on its device, where that is another machine.
-        size_bytes: of the artifact's file.
-        max_size_bytes: what it may take; None: any.
-    """
-    reasons = [drop_complaint(accuracy, max_drop_pp)]
+    """The verdict of all gates that `config` sets on an artifact; `seen` where its device is another machine than this one."""
+    reasons = [drop_complaint(accuracy, config.max_accuracy_drop)]
     if seen is not None and seen.agreement < SAME_CLASSES:
         reasons.append(
             f"device: on {seen.device} the artifact gives {100 * (1 - seen.agreement):.1f} % of {seen.samples} test images"
             f" another class than on this machine, at most {100 * (1 - SAME_CLASSES):g} % allowed"
         )
-    if max_size_bytes is not None and size_bytes > max_size_bytes:
-        reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {max_size_bytes:,} allowed")
-    reasons.append(speedup_complaint(latency, min_speedup, masked=masked))
+    if config.max_size is not None and size_bytes > config.max_size:
+        reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {config.max_size:,} allowed")
+    reasons.append(speedup_complaint(latency, config.min_speedup, masked=masked))
     failed = tuple(reason for reason in reasons if reason)
     return Verdict(not failed, failed)
-
-
-def judged(
-    config: Config,
-    artifact: Artifact,
-    accuracy: Accuracy,
-    timing: Timing,
-    golden: FileRef,
-    seen: OnDevice | None,
-    *,
-    masked: bool = False,
-) -> TargetResult:
-    """The result of a target whose artifact was measured, with the verdict of the gates that `config` sets."""
-    verdict = judge(
-        accuracy,
-        timing,
-        max_drop_pp=config.max_accuracy_drop,
-        min_speedup=config.min_speedup,
-        masked=masked,
-        seen=seen,
-        size_bytes=artifact.file.size_bytes,
-        max_size_bytes=config.max_size,
-    )
-    return TargetResult("ok", verdict, artifact, accuracy, timing, golden, seen)

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from ...devices.local import describe
 from ...devices.tensorrt.engines import Engines
-from ...targets.base import Runner, Target
+from ...targets.base import Target
 from ..errors import EdgeCompressError, VerifyError
 from ..task.splits import artifact_images
 from ..types import Preprocess
@@ -37,9 +37,11 @@ class Where:
     version: str
     cpu: str
 
-    def is_same(self, other: Where) -> bool:
-        """Whether both are known to be the same runtime and processor."""
-        return self == other and bool(self.version and self.cpu)
+    def differing(self, other: Where) -> list[str]:
+        """Names of what is not known to be the same in both."""
+        parts = {"runtime": (self.runtime, other.runtime), "runtime version": (self.version, other.version)}
+        parts["processor"] = (self.cpu, other.cpu)
+        return [name for name, (one, another) in parts.items() if one != another or not one]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +79,9 @@ class Replay:
 
     @property
     def text(self) -> str:
-        """What was compared, and what came of it."""
+        """The comparison in one sentence."""
         how = "identical logits" if self.difference == 0 else f"logits differ by {self.difference:.2g} of their range"
-        changed = _changed(self.kept_at, self.here)
+        changed = self.kept_at.differing(self.here)
         why = f"not the same {' and '.join(changed)}" if changed else "same runtime and processor"
         runtime = " ".join(part for part in (self.here.runtime, self.here.version) if part)
         return (
@@ -101,18 +103,6 @@ def where_on(engines: Engines) -> Where:
     """What an engine's answers depend on, on its board."""
     machine = engines.agent.hello()["machine"]
     return Where("tensorrt", f"tensorrt {engines.version}", str(machine["board"] or machine["cpu"]))
-
-
-def record(
-    target: Target,
-    predict: Runner,
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    prep: Preprocess,
-    at: Where,
-) -> Golden:
-    """The answers of an artifact to images (n, H, W, C)."""
-    return Golden(pixels, labels, predict(artifact_images(target, pixels, prep)), prep.mean, prep.std, at)
 
 
 def to_bytes(golden: Golden) -> bytes:
@@ -159,7 +149,7 @@ def replay(golden: Golden, target: Target, artifact: Path) -> Replay:
 
 def compare(golden: Golden, logits: FloatArray, here: Where) -> Replay:
     """Answers (n, classes) to the same images, given elsewhere or later, compared with the recorded ones."""
-    allowed = SAME if here.is_same(golden.where) else OTHER
+    allowed = OTHER if golden.where.differing(here) else SAME
     if logits.shape != golden.logits.shape:
         return Replay(len(golden.logits), 0, float("inf"), allowed, golden.where, here)
     same = int((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).sum())
@@ -167,8 +157,3 @@ def compare(golden: Golden, logits: FloatArray, here: Where) -> Replay:
     gap = np.abs(logits.astype(np.float64) - golden.logits)
     difference = float(gap.max()) / spread if np.isfinite(logits).all() else float("inf")
     return Replay(len(golden.logits), same, difference, allowed, golden.where, here)
-
-
-def _changed(before: Where, now: Where) -> list[str]:
-    parts = {"runtime version": (before.version, now.version), "processor": (before.cpu, now.cpu)}
-    return [name for name, (one, other) in parts.items() if one != other or not one]

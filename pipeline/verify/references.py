@@ -1,13 +1,12 @@
-"""The dense and the pruned PyTorch network on the test split, which artifacts are compared with; kept for runs that go on."""
+"""The dense and the pruned PyTorch network on the test split, which artifacts are compared with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors.numpy import load_file, save
 from torch import nn
 
 from ...targets.base import FloatArray, Target
@@ -33,21 +32,17 @@ def references_of(run: Run, before: Stage, checkpoint: Checkpoint, student: nn.M
     """The networks on the test split, which nothing was chosen on."""
     data, prep = run.loaded.data, run.loaded.subject.preprocess
     stage = run.folder.stage("test-split", "2", {}, (before.key, checkpoint.state.sha256))
-    references = stage.result(References)
-    if references is None:
+
+    def ask() -> References:
         with run.stage("test split"):
             dense, pruned = (logits(m, data.test, prep, device=run.compute.device) for m in (run.loaded.module, student))
             search = logits(run.loaded.module, data.search, prep, device=run.compute.device)
             path = stage.folder / "logits.safetensors"
-            atomic_write(path, save({"dense": torch.from_numpy(dense), "pruned": torch.from_numpy(pruned)}))
-        references = References(
-            top1(dense, data.test.labels),
-            top1(pruned, data.test.labels),
-            top1(search, data.search.labels),
-            file_ref(path, run.folder.path),
-        )
-        stage.finish(references)
-    return references
+            atomic_write(path, save({"dense": dense, "pruned": pruned}))
+        shares = (top1(dense, data.test.labels), top1(pruned, data.test.labels), top1(search, data.search.labels))
+        return References(*shares, file_ref(path, run.folder.path))
+
+    return stage.once(References, ask)
 
 
 def accuracy_stage(run: Run, before: Stage, artifact: Artifact, references: References) -> Stage:
@@ -64,15 +59,7 @@ def accuracy_here(run: Run, target: Target, artifact: Artifact, references: Refe
 
 
 def accuracy_of(run: Run, found: FloatArray, picked: NDArray[np.int64], references: References, kind: Kind) -> Accuracy:
-    """Accuracy by logits for some test images, beside the PyTorch networks' on the same images.
-
-    Args:
-        run: whose test split it is.
-        found: logits (n, classes).
-        picked: positions of the images in the test split (n,).
-        references: the PyTorch networks' answers.
-        kind: of `found`.
-    """
+    """Accuracy by logits (n, classes) for the test images at positions `picked`, beside the PyTorch networks' on the same."""
     known = load_file(run.folder.path / references.logits.path)
-    pruned, dense = (known[name].numpy()[picked] for name in ("pruned", "dense"))
+    pruned, dense = (known[name][picked] for name in ("pruned", "dense"))
     return compare(found, pruned, dense, run.loaded.data.test.labels[picked], kind)

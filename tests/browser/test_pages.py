@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.pages import to_html
 from edge_compress.pipeline.report.run_comparison import to_html as comparison
 from edge_compress.pipeline.types import Kind, Verdict
-from fake_run import fake_results, fake_target, fake_timing
+from fake_run import fake_results, fake_target, fake_timing, to_report
 
 ROOT = Path(__file__).parents[2]
 LOOK = Path(__file__).with_name("look.mjs")

@@ -269,13 +269,13 @@ def test_profile_measures_engines_and_their_layers(jetson, tmp_path, real):
 def test_a_check_names_the_boards_tensorrt_and_takes_no_noise_floor_from_a_standin(jetson, tmp_path):
     file = tmp_path / "nano.toml"
     file.write_text(BOARD.format(python=sys.executable))
-    found = board_check.check(boards.load(str(file)))
-    assert any("tensorrt 10.3.0" in line for line in found.lines)
-    (floor,) = (line for line in found.lines if line.startswith("noise floor"))
+    lines, _ = board_check.check(boards.load(str(file)))
+    assert any("tensorrt 10.3.0" in line for line in lines)
+    (floor,) = (line for line in lines if line.startswith("noise floor"))
     assert "not measured" in floor
     assert "stamped simulated" in floor
     (jetson.programs / "trtexec").unlink()
-    assert "none at trtexec" in board_check.check(boards.load(str(file))).lacking[-1]
+    assert "none at trtexec" in board_check.check(boards.load(str(file)))[1][-1]
 
 
 def test_facts_name_what_a_latency_depends_on(device):

@@ -104,7 +104,7 @@ def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops
     assert second.code == 2
     assert second.stages == []
     assert f"process {first.process.pid}" in second.complaint
-    assert "another run is at work" in second.complaint
+    assert "another run is active" in second.complaint
     assert interrupted.code == 130, interrupted.err
     assert interrupted.complaint == "edge-compress: interrupted; run the same command again to resume"
     assert not (folder / "report.json").exists()

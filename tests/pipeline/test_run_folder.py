@@ -18,6 +18,7 @@ from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.config import Config, to_toml
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.files import atomic_write, disk_errors, file_ref, sha256_file
+from edge_compress.pipeline.run_context import read_seconds
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost
 from hypothesis import given, settings
@@ -219,6 +220,7 @@ from pathlib import Path
 from edge_compress import targets
 targets.names = lambda: ("x86",)
 from edge_compress.pipeline.config import load
+from edge_compress.pipeline.run_context import read_seconds
 from edge_compress.pipeline.run_folder import RunFolder
 with RunFolder(load(None, {"targets": ("x86",), "out": sys.argv[1]}), print):
     print("held", flush=True)
@@ -253,6 +255,7 @@ import os, signal, sys
 from edge_compress import targets
 targets.names = lambda: ("x86",)
 from edge_compress.pipeline.config import load
+from edge_compress.pipeline.run_context import read_seconds
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.types import ModelCost
 
@@ -432,3 +435,35 @@ def test_a_stage_keeps_beside_its_result_what_its_key_was_made_of(config: Config
 def test_the_store_does_not_need_torch() -> None:
     code = "import sys, edge_compress.pipeline.run_folder; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_remarks_of_a_stage_are_kept_and_a_damaged_file_of_them_is_named(config: Config) -> None:
+    said: list[str] = []
+    with opened(config, said) as run:
+        stage = run.stage("search", "1", {})
+        assert run.notes() == []
+        stage.note("fewer images")
+        stage.note("fewer images")
+        assert run.notes() == ["fewer images"]
+        assert said == ["search: fewer images"]
+        (stage.folder / "notes.json").write_text('["fewer')
+        (note,) = run.notes()
+        assert note.startswith("search: remarks of an earlier call cannot be read (")
+        stage.note("another one")
+        assert run.notes() == [note, "another one"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"search": "long"}'])
+def test_times_of_stages_that_cannot_be_read_are_told(content: str, config: Config) -> None:
+    notes: list[str] = []
+    with opened(config) as run:
+        assert read_seconds(run, notes.append) == {}
+        assert notes == []  # a new folder has none
+        file = run.path / "stages" / "seconds.json"
+        file.parent.mkdir()
+        file.write_text('{"search": 1.5}')
+        assert read_seconds(run, notes.append) == {"search": 1.5}
+        file.write_text(content)
+        assert read_seconds(run, notes.append) == {}
+    (note,) = notes
+    assert note.startswith("seconds.json is damaged (")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from edge_compress.pipeline.report.collect import RunResults
+from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.report.collect import report_of
+from edge_compress.pipeline.report.report import Header, Named, Report, Tool
 from edge_compress.pipeline.types import (
     Accuracy,
     Artifact,
@@ -34,8 +38,64 @@ from edge_compress.pipeline.types import (
     Timing,
     Verdict,
 )
+from edge_compress.pipeline.verify.references import References
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """All that a report is made of."""
+
+    subject: Subject
+    dense_top1: float
+    dense_search_top1: float
+    plan: Plan
+    knobs: tuple[Knob, ...]
+    search: SearchResult
+    solved: Solved
+    checkpoint: Checkpoint
+    pruned_top1: float
+    targets: dict[str, TargetResult]
+    command: str
+    packages: dict[str, str]
+    started: str
+    finished: str
+    stage_seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    max_size_bytes: int | None = None
+    licenses: dict[str, str] = field(default_factory=dict)
+    prunable_macs_share: float | None = 0.874
+
+
+def to_report(results: RunResults) -> Report:
+    subject, config = results.subject, Config(("x86",), max_size=results.max_size_bytes)
+    run: Any = SimpleNamespace(
+        config=config, loaded=SimpleNamespace(subject=subject), seconds=results.stage_seconds, notes=results.notes
+    )
+    header = Header(
+        Tool("0.1.0", results.packages, results.licenses),
+        Named(subject.model, subject.model_sha256),
+        subject.data,
+        subject.preprocess,
+        config.seed,
+        results.command,
+        results.started,
+        results.finished,
+    )
+    logits = FileRef("stages/test-split/logits.safetensors", "90" * 32, 400_100)
+    return report_of(
+        run,
+        header,
+        References(results.dense_top1, results.pruned_top1, results.dense_search_top1, logits),
+        results.targets,
+        plan=results.plan,
+        knobs=results.knobs,
+        search=results.search,
+        solved=results.solved,
+        checkpoint=results.checkpoint,
+        prunable_macs_share=results.prunable_macs_share,
+    )
 
 
 def fake_knobs(blocks: int) -> tuple[Knob, ...]:
@@ -122,7 +182,6 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
     epochs = tuple(Epoch(i + 1, 0.9 / (i + 1) + 0.2, 91.4 - 9 * math.exp(-i / 4), 31.5) for i in range(20))
     results = RunResults(
         subject=subject,
-        seed=0,
         dense_top1=91.8,
         dense_search_top1=91.66,
         plan=Plan(Pattern.CHANNEL, "hasa", kept, ("block:layer1.1.conv2",)),
@@ -136,8 +195,6 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
         ),
         pruned_top1=91.24,
         targets={"x86": fake_target(kind)},
-        max_accuracy_drop=1.0,
-        min_speedup=1.0,
         command="edge-compress --target x86 --model nets.py:resnet20 --weights resnet20.pt --data npz:cifar10.npz",
         packages={"edge-compress": "0.1.0", "torch": "2.14.1", "onnxruntime": "1.32.0", "numpy": "2.3.5"},
         started="2026-01-05T10:00:00+00:00",

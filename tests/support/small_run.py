@@ -12,15 +12,14 @@ from edge_compress import targets
 from edge_compress.pipeline import config
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import file_ref
-from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.pages import write_report
 from edge_compress.pipeline.report.report import decode
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.splits import network_inputs
+from edge_compress.pipeline.task.splits import artifact_images, network_inputs
 from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.gates import packed
-from fake_run import fake_results, fake_target, fake_timing
+from fake_run import fake_results, fake_target, fake_timing, to_report
 from onnx import TensorProto, helper, numpy_helper
 
 PREP = Preprocess((0.3,), (0.4,), "none")
@@ -39,7 +38,8 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
     picked = np.arange(golden.IMAGES) * 7
     with target.runner(kept / "model.onnx") as predict:
         at = golden.where(target)
-        answers = golden.record(target, predict, test.read(picked), test.labels[picked], PREP, at)
+        logits = predict(artifact_images(target, test.read(picked), PREP))
+        answers = golden.Golden(test.read(picked), test.labels[picked], logits, PREP.mean, PREP.std, at)
         right = predict(network_inputs(test.read(np.arange(len(test))), PREP)).argmax(axis=1) == test.labels
     (kept / "golden.safetensors").write_bytes(golden.to_bytes(answers))
     top1 = 100 * float(right.mean())

@@ -13,10 +13,9 @@ import pytest
 from edge_compress.pipeline.audit import regression
 from edge_compress.pipeline.audit.regression import Row, to_markdown
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.report import decode, encode
 from edge_compress.pipeline.verify.gates import packed
-from fake_run import fake_results
+from fake_run import fake_results, to_report
 from hypothesis import given
 from hypothesis import strategies as st
 

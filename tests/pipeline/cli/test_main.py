@@ -21,10 +21,9 @@ from edge_compress.pipeline.cli.main import cli, main
 from edge_compress.pipeline.config import Budget, Config, to_toml
 from edge_compress.pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
 from edge_compress.pipeline.report import pages
-from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.report import encode
 from edge_compress.pipeline.types import Kind, Pattern, Percentiles, Precision, Speedup, Timing
-from fake_run import fake_results, fake_target, fake_timing
+from fake_run import fake_results, fake_target, fake_timing, to_report
 
 TIMING = fake_timing(speedup=Speedup(2.13, (2.01, 2.2)))
 REPORT: dict[str, Any] = encode(to_report(fake_results(evaluations=2, targets={"x86": fake_target(latency=TIMING)})))

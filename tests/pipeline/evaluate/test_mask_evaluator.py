@@ -33,6 +33,7 @@ from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
 from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from edge_compress.pipeline.report import svg as plots
+from edge_compress.pipeline.report.report import Kept
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.search.problem import SearchSettings
@@ -466,14 +467,15 @@ def test_a_missing_speedup_of_a_mask_is_explained() -> None:
     times = Percentiles(1.0, 1.1, 1.2)
     timing = Timing("local", Kind.MEASURED, times, times, Speedup(1.0, (0.99, 1.01)), 0.01, 5, 150, 1)
     accuracy = Accuracy(97.0, 0.1, 1.0, 100, Kind.MEASURED)
-    gates = {"max_drop_pp": 1.0, "min_speedup": 1.0}
-    (reason,) = judge(accuracy, timing, **gates, masked=True).reasons
+    config = Config(("x86",), max_accuracy_drop=1.0, min_speedup=1.0)
+    (reason,) = judge(config, accuracy, timing, size_bytes=1, masked=True).reasons
     assert reason == (
         "speedup: not real, its 95 % interval [0.99, 1.01] reaches 1.0; "
         "zeros are stored densely by this runtime and buy no latency"
     )
-    assert judge(accuracy, timing, **gates).reasons == (reason.partition(";")[0],)
-    assert judge(accuracy, replace(timing, speedup=Speedup(1.5, (1.4, 1.6))), **gates, masked=True).passed
+    assert judge(config, accuracy, timing, size_bytes=1).reasons == (reason.partition(";")[0],)
+    faster = replace(timing, speedup=Speedup(1.5, (1.4, 1.6)))
+    assert judge(config, accuracy, faster, size_bytes=1, masked=True).passed
 
 
 def test_the_trade_off_of_masks_is_drawn_over_the_connections_that_stay() -> None:
@@ -484,7 +486,7 @@ def test_the_trade_off_of_masks_is_drawn_over_the_connections_that_stay() -> Non
     assert "latency" not in svg
     assert "measured" not in svg  # they were counted
     assert "latency" in plots.tradeoff(points, points[0], None, 0.3, label)
-    assert "30 %" in plots.kept_shares([plots.Bar("conv", "layer", 2765, 9216)], label)
+    assert "30 %" in plots.kept_shares([Kept("conv", "layer", 9216, 2765, 0.3)], label)
 
 
 def test_what_a_candidate_spends_is_its_density_where_it_has_one() -> None:

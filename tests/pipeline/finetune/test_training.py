@@ -300,6 +300,8 @@ def test_finished_training_is_not_run_again(teacher: nn.Module, few: DataSet, tm
 
 @pytest.mark.parametrize("change", ["settings", "student", "teacher", "no teacher", "preprocess", "data", "masks", "remask"])
 def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
+    notes: list[str] = []
+
     def run(folder: Path, change: str, progress: Callable[[Step | Epoch], None] | None = None) -> nn.Module:
         student = _net(7 if change == "student" else 0)
         with torch.no_grad():
@@ -311,7 +313,8 @@ def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module,
         used = replace(few, train=Split(few.train.source, few.train.indices[::-1])) if change == "data" else few
         masks = {CONV: torch.ones(32, 16, 3, 3)} if change == "masks" else None
         remask = (lambda epoch, net: {}) if change == "remask" else None
-        finetune(student, guide, used, prep, how, folder=folder, masks=masks, remask=remask, progress=progress)
+        told = {"progress": progress, "note": notes.append}
+        finetune(student, guide, used, prep, how, folder=folder, masks=masks, remask=remask, **told)
         return student
 
     (tmp_path / "own").mkdir(), (tmp_path / "used").mkdir()
@@ -320,6 +323,7 @@ def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module,
     student = run(tmp_path / "used", change, events.append)
     assert len(events) == 12
     assert _equal(student, run(tmp_path / "own", change))
+    assert notes == [f"the checkpoint {CHECKPOINT} is of another training; this one started from its first epoch"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "record"])
@@ -333,9 +337,17 @@ def test_a_damaged_checkpoint_is_made_again(damage: str, teacher: nn.Module, few
     elif damage == "record":
         content = content.replace(b"best_top1", b"best_top2")
     file.write_bytes({"cut": content[:5000], "empty": b""}.get(damage, content))
-    again = finetune(second, teacher, few, PREP, how, folder=tmp_path)
+    notes: list[str] = []
+    again = finetune(second, teacher, few, PREP, how, folder=tmp_path, note=notes.append)
     assert _without_times(again) == _without_times(history)
     assert _equal(first, second)
+    (note,) = notes
+    assert note.startswith(f"the checkpoint {CHECKPOINT} is damaged (")
+    assert note.endswith("training started again from its first epoch")
+    third = copy.deepcopy(teacher)
+    finetune(third, teacher, few, PREP, how, folder=tmp_path, note=notes.append)
+    assert _equal(third, first)
+    assert notes == [note]  # what was made again is used without a word
 
 
 def test_a_checkpoint_holds_no_pickle(few: DataSet, tmp_path: Path) -> None:
@@ -411,7 +423,7 @@ def test_progress_counts_every_step_and_epoch(few: DataSet, tmp_path: Path) -> N
     finetune(_net(), None, few, PREP, replace(FEW, epochs=2), folder=tmp_path, progress=events.append)
     steps = [e for e in events if isinstance(e, Step)]
     assert [s.step for s in steps] == list(range(1, 11))
-    assert steps[4].fraction == 0.5
+    assert steps[4].step / steps[4].steps == 0.5
     assert [type(e) for e in events].index(Epoch) == 5
     assert isinstance(events[-1], Epoch)
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.release.record import digest_findings, full_report, open_record
-from edge_compress.pipeline.report.collect import to_report
 from edge_compress.pipeline.report.report import encode
-from fake_run import fake_results
+from fake_run import fake_results, to_report
 
 REPORT = encode(to_report(fake_results(evaluations=2)))
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from edge_compress.pipeline.report import pages
-from edge_compress.pipeline.report.collect import RunResults
-from edge_compress.pipeline.report.collect import to_report as collected
 from edge_compress.pipeline.report.report import decode, encode
 from edge_compress.pipeline.types import Accuracy, DenseForm, Kind, Knob, Pattern, Plan, Speedup, TargetResult, Timing, Verdict
-from fake_run import fake_results, fake_target, fake_timing
+from fake_run import RunResults, fake_results, fake_target, fake_timing
+from fake_run import to_report as collected
 
 # The tests go through report.json both ways, as every page of a finished run does.
 
@@ -441,3 +440,16 @@ def test_a_size_limit_stands_with_the_gates_and_is_not_spoken_of_without_one() -
     free = to_report(fake_results())
     assert free["gates"]["max_size_bytes"] is None
     assert "at most 98,496 bytes" not in to_markdown(free)
+
+
+def test_how_much_of_the_network_can_be_pruned_is_in_the_report_and_on_its_pages() -> None:
+    report = to_report(fake_results(prunable_macs_share=0.8743))
+    assert report["pruned"]["prunable_macs_share"] == 0.8743
+    for page in (to_html(report), to_markdown(report)):
+        assert "87.4 % of the dense network" in page
+    masked = to_report(fake_results(prunable_macs_share=None))
+    assert masked["pruned"]["prunable_macs_share"] is None
+    assert "get cheaper when channels" not in to_markdown(masked)
+    older = json.loads(json.dumps(report))
+    del older["pruned"]["prunable_macs_share"]
+    assert decode(older).pruned.prunable_macs_share is None

@@ -6,19 +6,19 @@ import copy
 import dataclasses
 import json
 import re
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from edge_compress.pipeline.report import pareto, run_comparison
-from edge_compress.pipeline.report.collect import RunResults
-from edge_compress.pipeline.report.collect import to_report as collected
 from edge_compress.pipeline.report.pareto import Point, front, plot
 from edge_compress.pipeline.report.report import decode, encode
 from edge_compress.pipeline.report.run_comparison import groups
 from edge_compress.pipeline.report.svg import Label
 from edge_compress.pipeline.types import Kind
-from fake_run import fake_results, fake_target
+from fake_run import RunResults, fake_results, fake_target
+from fake_run import to_report as collected
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,11 +131,12 @@ def test_the_area_of_a_marker_is_the_files_size_and_bars_are_drawn_for_both_axes
     drawn: list[dict[str, Any]] = []
     axes_of = plots.new_axes
 
+    @contextmanager
     def spying(height: float) -> Any:
-        figure, axes = axes_of(height)
-        errorbar = axes.errorbar
-        axes.errorbar = lambda *args, **kwargs: (drawn.append(kwargs), errorbar(*args, **kwargs))
-        return figure, axes
+        with axes_of(height) as (figure, axes):
+            errorbar = axes.errorbar
+            axes.errorbar = lambda *args, **kwargs: (drawn.append(kwargs), errorbar(*args, **kwargs))
+            yield figure, axes
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "new_axes", spying)

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
 from edge_compress.pipeline.report import svg as plots
-from edge_compress.pipeline.types import Kind
+from edge_compress.pipeline.report.report import Kept
+from edge_compress.pipeline.types import Epoch, Kind, Percentiles, Speedup, Timing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 POINTS = [plots.Point(0.3 + 0.05 * i, 60.0 + 3 * i, Kind.MEASURED) for i in range(8)]
 BARS = [
-    plots.Bar("layer1.0.conv1", "inner", 12, 16),
-    plots.Bar("conv1", "coupled", 8, 16),
-    plots.Bar("layer2.0.conv1", "inner", 0, 32, "block removed"),
+    Kept("layer1.0.conv1", "inner", 16, 12, 0.75),
+    Kept("conv1", "coupled", 16, 8, 0.5),
+    Kept("layer2.0.conv1", "inner", 32, 0, 0.0, "block:layer2.0.conv2"),
 ]
-DENSE = plots.Samples("dense", tuple(1.0 + 0.001 * i for i in range(200)), 1.1)
-ARTIFACT = plots.Samples("artifact", tuple(0.4 + 0.001 * i for i in range(200)), 0.5)
+DENSE, ARTIFACT = tuple(1.0 + 0.001 * i for i in range(200)), tuple(0.4 + 0.001 * i for i in range(200))
+HISTORY = [Epoch(1, 0.5, 80.0, 1.0), Epoch(3, 0.4, 90.0, 1.0)]
 
 DRAW: dict[str, Callable[[plots.Label], str]] = {
     "tradeoff": lambda label: plots.tradeoff(POINTS, POINTS[2], plots.Point(1.0, 91.0, Kind.MEASURED), 0.5, label),
     "kept": lambda label: plots.kept_shares(BARS, label),
     "learning": lambda label: plots.learning_curve([0.1, 0.3, None, 0.2], range(4), label),
-    "latency": lambda label: plots.latency_histogram(DENSE, ARTIFACT, Kind.MEASURED, label),
-    "finetune": lambda label: plots.finetuning([1, 2, 3], [80.0, None, 90.0], 91.0, label),
+    "latency": lambda label: plots.latency_histogram(latency(DENSE, ARTIFACT), label),
+    "finetune": lambda label: plots.finetuning(HISTORY, 91.0, label),
 }
+
+
+def latency(dense: Sequence[float], artifact: Sequence[float], kind: Kind = Kind.MEASURED) -> Timing:
+    sides = (Percentiles(samples[len(samples) // 2], samples[-1], samples[-1]) for samples in (dense, artifact))
+    return Timing("board", kind, *sides, Speedup(2.0, (1.9, 2.1)), 0.01, 5, 100, 1, (), {}, tuple(dense), tuple(artifact))
 
 
 def label(uid: str = "p") -> plots.Label:
@@ -123,7 +129,7 @@ def test_kept_shares_show_names_counts_and_removed_blocks() -> None:
 
 def test_kept_bars_are_as_long_as_the_share() -> None:
     def length(kept: int) -> float:
-        svg = plots.kept_shares([plots.Bar("a", "block", kept, 16), plots.Bar("b", "block", 16, 16)], label())
+        svg = plots.kept_shares([Kept("a", "block", 16, kept, kept / 16), Kept("b", "block", 16, 16, 1.0)], label())
         bars = re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--plot-blue', svg)
         xs = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", bars[0])]
         return max(xs) - min(xs)
@@ -168,36 +174,28 @@ def test_best_so_far_never_falls_and_ends_at_the_highest(rewards: list[float | N
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40),
 )
 def test_any_data_and_any_name_give_a_well_formed_plot(rewards: list[float | None], times: list[float], name: str) -> None:
-    samples = plots.Samples("dense", tuple(times), times[0])
     for svg in (
         plots.learning_curve(rewards, range(len(rewards)), label()),
-        plots.latency_histogram(samples, samples, Kind.MEASURED, label()),
-        plots.kept_shares([plots.Bar(name, "inner", 1, 3)], label()),
+        plots.latency_histogram(latency(times, times), label()),
+        plots.kept_shares([Kept(name, "inner", 3, 1, 1 / 3)], label()),
     ):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
 def test_latency_histogram_names_the_kind_and_both_medians() -> None:
-    said = texts(plots.latency_histogram(DENSE, ARTIFACT, Kind.EMULATED, label()))
+    said = texts(plots.latency_histogram(latency(DENSE, ARTIFACT, Kind.EMULATED), label()))
     assert "dense: median 1.1 ms (emulated)" in said
     assert "artifact: median 0.5 ms (emulated)" in said
     assert "ms (emulated)" in said.rpartition("latency of one inference")[2]
 
 
-def test_latency_histogram_refuses_numbers_of_kind_none() -> None:
-    with pytest.raises(ValueError, match="no latencies to draw: kind none"):
-        plots.latency_histogram(DENSE, ARTIFACT, Kind.NONE, label())
-    with pytest.raises(ValueError, match="no latencies to draw"):
-        plots.latency_histogram(plots.Samples("dense", (), 1.0), ARTIFACT, Kind.MEASURED, label())
-
-
 def test_latency_axis_ends_at_the_slower_ones_99_percent_quantile() -> None:
     slow_once = (1.0,) * 999 + (100.0,)
-    assert plots.axis_end(slow_once, (0.5,) * 10) == pytest.approx(1.0)
+    assert plots.axis_end(latency(slow_once, (0.5,) * 10)) == pytest.approx(1.0)
 
 
-def test_finetuning_draws_each_known_epoch_and_the_dense_line() -> None:
-    svg = plots.finetuning([1, 2, 3], [80.0, None, 90.0], 91.23, label())
+def test_finetuning_draws_each_epoch_and_the_dense_line() -> None:
+    svg = plots.finetuning(HISTORY, 91.23, label())
     assert len(re.findall(r"<use[^>]*--plot-blue", svg)) == 2 + 1
     assert "dense 91.23 %" in texts(svg)
-    assert "dense" not in texts(plots.finetuning([1], [80.0], None, label()))
+    assert "dense" not in texts(plots.finetuning(HISTORY[:1], None, label()))

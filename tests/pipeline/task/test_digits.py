@@ -10,7 +10,7 @@ import torch
 from edge_compress.pipeline.finetune.digits import train_digits
 from edge_compress.pipeline.network.weights import state_sha256
 from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.splits import DataSet
 from edge_compress.pipeline.types import Epoch, Preprocess
@@ -35,7 +35,7 @@ def test_mean_and_std_are_those_of_the_scans(digits: DataSet) -> None:
 
 
 def test_training_learns_from_a_few_hundred_images(digits: DataSet) -> None:
-    module = digits_resnet()
+    module = DigitsResNet()
     epochs: list[Epoch] = []
     train_digits(module, part(digits, 500), PREP, 0, epochs=4, progress=epochs.append)
     assert not module.training
@@ -49,7 +49,7 @@ def test_training_is_a_function_of_the_seed_and_not_of_what_came_before(digits: 
     small, digests = part(digits, 100), []
     process_state = torch.random.get_rng_state()
     for seed, noise in ((3, 0), (3, 1), (4, 0)):
-        module = digits_resnet()
+        module = DigitsResNet()
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(noise)
@@ -62,7 +62,7 @@ def test_training_is_a_function_of_the_seed_and_not_of_what_came_before(digits: 
 
 
 def test_network_has_batchnorm_projections_and_enough_work_to_prune() -> None:
-    module = digits_resnet().eval()
+    module = DigitsResNet().eval()
     names = dict(module.named_modules())
     for block in ("layer1.0", "layer2.0", "layer3.0"):
         assert {f"{block}.{n}" for n in ("conv1", "bn1", "conv2", "bn2", "shortcut")} <= set(names)
@@ -80,6 +80,6 @@ def test_network_has_batchnorm_projections_and_enough_work_to_prune() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_full_training_reaches_the_accuracy_the_demo_needs(seed: int) -> None:
-    data, module = load_data("digits", seed=seed), digits_resnet()
+    data, module = load_data("digits", seed=seed), DigitsResNet()
     train_digits(module, data, PREP, seed)
     assert top1(logits(module, data.test, PREP), data.test.labels) >= 97.5

@@ -12,7 +12,7 @@ from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.network.weights import state_sha256, weights_file
-from edge_compress.pipeline.task.digits import MEAN, STD, digits_resnet
+from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.task.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from edge_compress.pipeline.types import Crop
@@ -68,7 +68,7 @@ def test_the_embedded_default_is_to_be_trained_first():
 
 
 def test_the_embedded_network_with_weights_is_a_trained_one(tmp_path):
-    save_file(digits_resnet().state_dict(), tmp_path / "weights.safetensors")
+    save_file(DigitsResNet().state_dict(), tmp_path / "weights.safetensors")
     assert not load_subject(replace(CONFIG, weights=tmp_path / "weights.safetensors")).untrained
 
 

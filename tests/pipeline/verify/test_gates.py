@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_compress.pipeline.codec import from_json, to_json
+from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.task import inference
 from edge_compress.pipeline.task.inference import answers, artifact_logits, top1_on
 from edge_compress.pipeline.task.preprocess import to_input
 from edge_compress.pipeline.task.splits import ArraySource, Split
 from edge_compress.pipeline.types import Accuracy, Kind, Percentiles, Preprocess, Speedup, Timing
-from edge_compress.pipeline.verify.gates import compare, judge, unpacked
+from edge_compress.pipeline.verify import gates
+from edge_compress.pipeline.verify.gates import compare, unpacked
 from edge_compress.pipeline.verify.statistics import paired_ci95
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +99,11 @@ GOOD = Accuracy(91.0, 0.5, 0.99, 1000, Kind.MEASURED)
 
 def speed(low: float, high: float) -> Timing:
     return replace(FAST, speedup=Speedup((low + high) / 2, (low, high)))
+
+
+def judge(accuracy, latency, *, max_drop_pp, min_speedup, max_size_bytes=None, size_bytes=0):
+    config = Config(("x86",), max_accuracy_drop=max_drop_pp, min_speedup=min_speedup, max_size=max_size_bytes)
+    return gates.judge(config, accuracy, latency, size_bytes=size_bytes)
 
 
 def test_all_gates_passed():
@@ -207,11 +214,11 @@ def test_every_image_of_the_split_is_answered_in_order():
 
 
 def test_a_file_over_its_size_fails_and_one_at_it_passes():
-    gates = {"max_drop_pp": 1.0, "min_speedup": 1.0, "max_size_bytes": 98_496}
-    verdict = judge(GOOD, FAST, **gates, size_bytes=98_497)
+    limits = {"max_drop_pp": 1.0, "min_speedup": 1.0, "max_size_bytes": 98_496}
+    verdict = judge(GOOD, FAST, **limits, size_bytes=98_497)
     assert not verdict.passed
     assert verdict.reasons == ("size: the file takes 98,497 bytes, at most 98,496 allowed",)
-    assert judge(GOOD, FAST, **gates, size_bytes=98_496).passed
+    assert judge(GOOD, FAST, **limits, size_bytes=98_496).passed
 
 
 class Disk:

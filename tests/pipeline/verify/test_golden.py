@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_compress.pipeline.errors import UnavailableError, VerifyError
+from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Preprocess
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.golden import OTHER, SAME, Golden, Where, read, replay, to_bytes
@@ -43,8 +44,8 @@ def kept() -> Golden:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
     with Runtime().runner(Path("a")) as predict:
-        at, prep = golden.where(Runtime()), Preprocess(mean, std, "none")  # type: ignore[arg-type]
-        return golden.record(Runtime(), predict, pixels, np.arange(4), prep, at)  # type: ignore[arg-type]
+        logits = predict(network_inputs(pixels, Preprocess(mean, std, "none")))
+    return Golden(pixels, np.arange(4), logits, mean, std, golden.where(Runtime()))  # type: ignore[arg-type]
 
 
 def test_a_file_holds_images_answers_and_where_they_come_from(kept: Golden, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Several processes that work as one: each takes a share of the images, and all end with the same bits.
 
 `torchrun` starts them and says in the environment who they are (RANK, WORLD_SIZE, LOCAL_RANK) and where they meet (MASTER_ADDR,
-MASTER_PORT). They talk through gloo on the CPU and nccl on CUDA. A process that was started without it is a world of one, which
-opens nothing and computes what it would have computed anyway.
+MASTER_PORT). They talk through gloo on the CPU and nccl on CUDA. A process that was started without it is a `World` of one.
 
 Every method but `share` is called by all ranks, in the same order: a rank that is alone there waits for the others.
 """
@@ -14,32 +13,25 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from edge_compress.pipeline.errors import BuildError, InputError, UnavailableError
+from edge_compress.pipeline.finetune.world import World
+from edge_compress.pipeline.network.weights import digest_of
+from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.score.curvature import gauss_newton
+from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
+from edge_compress.pipeline.task.samples import batches
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from ..errors import BuildError, InputError, UnavailableError
-from .weights import digest_of
 
 TIMEOUT_S = 1800  # a rank waits so long for another one, which may be reading a large data set
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among all."""
-
-    rank: int = 0  # 0..size-1
-    size: int = 1
-    device: str = "cpu"  # "cuda" is the current CUDA device, which `opened` has set
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one that writes files and reports."""
-        return self.rank == 0
+class Ranks(World):
+    """This process among several; "cuda" is the current CUDA device, which `opened` has set."""
 
     def share(self, count: int, least: int = 1) -> range:
         """The positions of 0..count-1 that this rank works on: one stretch, the ranks' in order, of nearly one size.
@@ -47,7 +39,7 @@ class World:
         Raises:
             InputError: a rank would have fewer than `least`.
         """
-        if self.size > 1 and count < self.size * least:
+        if count < self.size * least:
             found, expected = f"{count} images", f"at least {least} for each of {self.size} processes"
             raise InputError(
                 "images to share out", found=found, expected=expected, do="start fewer processes or take more images at once"
@@ -62,10 +54,8 @@ class World:
             images: how many that were, at least 1.
 
         Returns:
-            Name -> mean, of the argument's type and on its device. In a world of one: the argument's own tensors.
+            Name -> mean, of the argument's type and on its device.
         """
-        if self.size == 1:
-            return dict(tensors)
         count = torch.tensor(float(images), dtype=torch.float64, device=self.device)
         dist.all_reduce(count)
         found = {}
@@ -79,8 +69,6 @@ class World:
 
     def mean_of(self, value: float, images: int) -> float:
         """`mean` of one number."""
-        if self.size == 1:
-            return value
         return self.mean({"": torch.tensor(value, dtype=torch.float64)}, images)[""].item()
 
     def agree(self, what: str, value: str | Mapping[str, Tensor]) -> None:
@@ -93,8 +81,6 @@ class World:
         Raises:
             BuildError: it is not; on every rank, with the ranks that differ from rank 0.
         """
-        if self.size == 1:
-            return
         digest = hashlib.sha256((value if isinstance(value, str) else digest_of(value)).encode()).digest()
         own = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
         all_ = [torch.empty_like(own) for _ in range(self.size)]
@@ -111,33 +97,40 @@ class World:
 
         They are linear in those of the batches, so the mean at the end of an epoch is what averaging after each step would give.
         """
-        if self.size == 1:
-            return
         with torch.no_grad():
             buffers = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
             for name, value in self.mean(buffers, 1).items():
                 buffers[name].copy_(value)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, in a wrapper that averages gradients over all ranks in the backward pass; in a world of one, itself.
+        """The module, in a wrapper that averages gradients over all ranks in the backward pass.
 
         BatchNorm normalises each rank's images by their own statistics, as in Goyal et al. 2017 (arXiv 1706.02677, section 2.3),
         where 32 images for each process train as well as one process does: synchronised layers would wait for all ranks twice
         in each, and exist on CUDA only. `average_buffers` makes the running statistics one before anything is read off them.
         """
-        if self.size == 1:
-            return module
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the argument's new name is unknown to the older releases we take
             return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-ALONE = World()
+class SharedScores(ConnectionScores):
+    """Scores of all connections; every rank takes the curvature of its share of the images, all get that over all of them."""
+
+    def __init__(self, net: fx.GraphModule, inputs: Tensor, score: str, seed: int, world: World) -> None:
+        super().__init__(net, lambda: inputs, score, seed)
+        self._world, self._images, self._of_signs = world, inputs[:CURVATURE_IMAGES], seed
+
+    def curvature(self) -> dict[str, Tensor]:
+        """Gauss-Newton diagonal over all ranks' images."""
+        part = self._world.share(len(self._images))
+        images = self._images[part.start : part.stop]
+        return self._world.mean(gauss_newton(self.net, batches(images), seed=self._of_signs, skip=part.start), len(part))
 
 
 @contextmanager
 def opened(accelerator: str = "auto") -> Iterator[World]:
-    """The world that `torchrun` started this process in; its process group is open inside. Without `torchrun`: `ALONE`'s kind.
+    """The world that `torchrun` started this process in; its process group is open inside. Without `torchrun` it is alone.
 
     Args:
         accelerator: "cpu", "cuda", or "auto": CUDA where it is.
@@ -153,9 +146,9 @@ def opened(accelerator: str = "auto") -> Iterator[World]:
         raise UnavailableError("--accelerator cuda", found=found, expected="one for each", do="lower --nproc-per-node")
     if cuda:
         torch.cuda.set_device(local)
-    world = World(rank, size, "cuda" if cuda else "cpu")
+    name = "cuda" if cuda else "cpu"
     if size == 1:
-        yield world
+        yield World(device=name)
         return
     device = torch.device("cuda", local) if cuda else None
     try:
@@ -165,7 +158,7 @@ def opened(accelerator: str = "auto") -> Iterator[World]:
         raise UnavailableError(what, found=found, do="start them with torchrun, and check MASTER_ADDR and MASTER_PORT") from error
     failed = True
     try:
-        yield world
+        yield Ranks(rank, size, name)
         failed = False
     finally:
         # nccl's end waits for ranks that may never come; a process that fails is stopped, with the others, by torchrun

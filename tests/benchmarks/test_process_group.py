@@ -20,17 +20,17 @@ import torch
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, batches, finetune
+from edge_compress.pipeline.finetune.world import ALONE, World
 from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.process_group import ALONE, World, opened
 from edge_compress.pipeline.network.weights import digest_of
-from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.score.curvature import gauss_newton
 from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.samples import batches as unlabelled
 from edge_compress.pipeline.task.samples import training_inputs
 from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.types import Epoch, Preprocess
+from process_group import Ranks, SharedScores, opened
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,7 +62,7 @@ def _chosen(world: World, data: DataSet) -> tuple[dict[str, Tensor], dict[str, T
     """Scores, and masks of half of the connections."""
     net = canonical(_net(True), data.info.image_shape)
     inputs = training_inputs(data, PREP, 151, 0)
-    scores = ConnectionScores(net, lambda: inputs, "hasa", 0, world).at(1.0)
+    scores = SharedScores(net, inputs, "hasa", 0, world).at(1.0)
     return scores, weight_masks(scores, 0.5)
 
 
@@ -73,7 +73,7 @@ def _trained(
     folder.mkdir(exist_ok=True)
     net = _net(normalised)
     student, own = copy.deepcopy(net), {f"{name}.weight": mask for name, mask in masks.items()}
-    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs, world=world) if normalised else None
+    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs) if normalised else None
 
     def progress(event: Step | Epoch) -> None:
         if stop and isinstance(event, Step) and event.step == stop:
@@ -131,7 +131,7 @@ def _resumed(
     """Called again; `steps` gets those that were done."""
     net = _net(True)
     student, own = copy.deepcopy(net), {f"{name}.weight": mask for name, mask in masks.items()}
-    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs, world=world)
+    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs)
     note = lambda event: steps.append(event.step) if isinstance(event, Step) else None  # noqa: E731
     done = finetune(student, net, data, PREP, HOW, folder=folder, masks=own, remask=remask, progress=note, world=world)
     return student, done
@@ -234,7 +234,7 @@ def test_ranks_that_differ_are_named_on_all(ranks: list[Result]) -> None:
 def test_the_ranks_batches_are_one_processs_batch() -> None:
     data = _data()
     whole = list(batches(data.train, PREP, HOW, 2))
-    parts = [list(batches(data.train, PREP, HOW, 2, World(rank, 3))) for rank in range(3)]
+    parts = [list(batches(data.train, PREP, HOW, 2, Ranks(rank, 3))) for rank in range(3)]
     for i, (images, labels) in enumerate(whole):
         assert torch.equal(images, torch.cat([part[i][0] for part in parts]))
         assert torch.equal(labels, torch.cat([part[i][1] for part in parts]))
@@ -252,7 +252,7 @@ def test_a_share_of_the_images_gets_its_own_signs() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_shares_are_all_positions_once_in_order(size: int) -> None:
-    shares = [World(rank, size).share(20) for rank in range(size)]
+    shares = [Ranks(rank, size).share(20) for rank in range(size)]
     assert [i for share in shares for i in share] == list(range(20))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -260,7 +260,7 @@ def test_shares_are_all_positions_once_in_order(size: int) -> None:
 def test_fewer_images_than_processes_are_refused() -> None:
     assert ALONE.share(0) == range(0)
     with pytest.raises(InputError, match="2 images, expected at least 1 for each of 3"):
-        World(1, 3).share(2)
+        Ranks(1, 3).share(2)
 
 
 def test_alone_nothing_is_opened_and_nothing_copied(monkeypatch: pytest.MonkeyPatch) -> None:
