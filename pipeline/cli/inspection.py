@@ -41,8 +41,8 @@ def inspect(model: str, weights: Path | None, image_size: int | None, input_shap
     cheaper when units of some group (channels, MLP units, heads, ...) are removed. It is proven on the network itself: half of
     the units of every group are removed, and the outputs compared with those of the same units set to zero.
 
-    Runs (--target) find their groups by torch.fx and prune channels and residual blocks of convolutional networks; what they can
-    prune may be less, and every run says its own share.
+    Runs (--target) find the groups of a CNN that torch.fx can trace by torch.fx, those of other networks as shown here; every
+    run says its own share.
 
     \b
     Examples:
