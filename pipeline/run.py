@@ -26,6 +26,7 @@ from ..devices.tensorrt.device import boards_of
 from ..targets.base import Limits, Target, joint
 from .build import artifact as artifacts
 from .build.dense_baseline import dense_baseline
+from .build.precision import precision_for
 from .codec import to_json
 from .compute import Compute, compute_for
 from .config import Config
@@ -125,18 +126,18 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
     pruning = pruning_for(
         pattern, loaded.module, shape, limits, config, partial(scoring_inputs, loaded, config.seed), folder.path, run.compute
     )
-    precision = config.precision or led.limits.precisions[0]
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
+    precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
     found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
     found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
     checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
     references = references_of(run, tuned, checkpoint, student)
     results = {}
     for target in chosen:
-        precision = config.precision or target.limits.precisions[0]
         try:
             place = places[target.name]
             baseline = dense_baseline(run, subject_key, target, pruning.net, place)
+            precision = precision_for(run, subject_key, target, pruning, baseline, place)
             artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
         except BuildError as error:  # the other targets still get theirs
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))

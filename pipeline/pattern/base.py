@@ -45,6 +45,11 @@ class Pruning(Protocol):
         ...
 
     @property
+    def measures_precision(self) -> bool:
+        """Whether it has to be measured which precision is the fastest; else int8 is."""
+        ...
+
+    @property
     def knobs(self) -> tuple[Knob, ...]:
         """The decisions of the search."""
         ...

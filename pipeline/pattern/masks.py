@@ -33,6 +33,7 @@ class Masks:
 
     limits = "density"
     prunable_macs_share = None
+    measures_precision = False
     finalists = 1  # of a mask's plans each would need its connections chosen again before it is reconstructed
 
     def __init__(

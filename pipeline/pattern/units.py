@@ -41,6 +41,7 @@ class Units:
     """Units of every kind go; the budget is on measured latency."""
 
     limits = "latency"
+    measures_precision = True
     finalists = FINALISTS
 
     def __init__(
