@@ -136,3 +136,22 @@ def test_a_damaged_artifact_is_built_again(workshop: Workshop, uninterrupted: Pa
     assert again.code == 0, again.err
     assert again.stages == ["build x86"]
     assert digest(folder) == digest(uninterrupted)
+
+
+def test_files_that_cannot_be_read_are_named_on_stderr_and_in_the_report(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path, here: Call
+) -> None:
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    (stage,) = (folder / "stages").glob("finetune-*")
+    (stage / "result.json").unlink()
+    checkpoint = stage / "finetune.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    (folder / "stages" / "seconds.json").write_text("{")
+    again = here(workshop.arguments(folder))
+    assert again.code == 0, again.err
+    assert again.stages == ["fine-tune"]
+    assert digest(folder) == digest(uninterrupted)
+    for said in ("the checkpoint finetune.safetensors is damaged", "seconds.json is damaged"):
+        assert said in again.err
+        assert any(said in note for note in report_of(folder)["notes"])
+        assert all(said in (folder / page).read_text() for page in ("report.md", "report.html"))
