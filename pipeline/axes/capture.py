@@ -7,11 +7,13 @@ call (weight norm, spectral norm, pruning masks) are first given the weights the
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,23 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
 
 def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps():
+        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
             return torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log and prints: where an export fails they show the whole graph, and the error says what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -97,7 +97,9 @@ def _structured(
         try:
             return Units(module, image_shape, limits, *how)
         except InputError as error:
-            raise error from untraced
+            if "cannot be traced" in untraced.what:
+                raise error from untraced
+            raise untraced from error
     if channels.prunable_macs_share >= ENOUGH:
         return channels
     try:

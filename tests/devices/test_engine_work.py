@@ -74,7 +74,7 @@ def test_of_a_stamped_engine_neither_is_kept(work, jetson):
 def test_what_is_known_of_an_engine_is_not_taken_for_another_one_built_from_the_same_file(work, jetson, real):
     work = replace(work, artifact=replace(work.artifact, options={}))
     first = work.engine()
-    known = work._stage("timing", first)
+    known = work._stage("timing")
     assert work.engine() == first
     assert len(jetson.commands("--onnx=")) == 2  # kept, not built again
     (work.run.folder.path / first.file.path).write_bytes(b"damaged")
@@ -83,4 +83,4 @@ def test_what_is_known_of_an_engine_is_not_taken_for_another_one_built_from_the_
         engines.drop(engines.engine(work.run.folder.path / "model.onnx"))
     again = work.engine()
     assert again.file != first.file
-    assert work._stage("timing", again).key != known.key
+    assert work._stage("timing").key != known.key

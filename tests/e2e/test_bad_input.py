@@ -117,10 +117,6 @@ def control_flow(workshop: Workshop, folder: Path) -> Options:
     return factory("branching")
 
 
-def shared_weights(workshop: Workshop, folder: Path) -> Options:
-    return factory("shared")
-
-
 def _saved(folder: Path, name: str) -> Options:
     save_file(getattr(user_net, name)().state_dict(), folder / f"{name}.safetensors")
     return factory(name) | {"weights": folder / f"{name}.safetensors"}
@@ -168,8 +164,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a factory that raises": (failing_factory, ("user_net.py:failing", "the licence server does not answer")),
     "a factory that gives nothing": (factory_of_nothing, ("user_net.py:nothing", "NoneType", "torch.nn.Module")),
     "no such factory": (no_such_factory, ("projectd", "did you mean 'projected'?")),
-    "control flow": (control_flow, ("cannot be traced", "found layer2: ", "control flow")),
-    "a layer used twice": (shared_weights, ("layer3.conv1", "twice")),
+    "control flow": (control_flow, ("depends on the values of its input", "user_net.py", "x.sum() > 0")),
     "no layer": (no_layer, ("no prunable layer", "Conv2d or Linear")),
     "no prunable layer": (no_prunable_layer, ("nothing can be removed", "layer only")),
     "an unknown setting": (unknown_setting, ("'latency-budgett'", "did you mean 'latency-budget'?")),
