@@ -224,7 +224,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
     `flags` maps fields of `Config` to values as given on the command line; None and () mean "not given".
 
     Raises:
-        InputError: the file cannot be read, a key is unknown, a value is wrong, or there is no target.
+        InputError: the file cannot be read, a key is unknown, a value is wrong, or no target is given.
     """
     values: dict[str, Any] = {}
     if path is not None:

@@ -106,7 +106,7 @@ class Walk:
         return value  # type: ignore[return-value]
 
     def shape(self, node: Any) -> tuple[int, ...]:
-        """The shape of a node's tensor; () for what is no tensor."""
+        """Returns the shape of a node's tensor; () where its value is not a tensor."""
         value = node.meta.get("val") if isinstance(node, fx.Node) else None
         return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
 

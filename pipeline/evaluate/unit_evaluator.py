@@ -83,8 +83,7 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
 
     def structure(self, plan: Plan) -> Structure:
         """How many units are left of each group that loses any."""
-        sizes = {knob.name: knob.size for knob in self.knobs}
-        return Structure({name: (len(kept), sizes[name]) for name, kept in plan.kept.items()})
+        return Structure({name: (len(kept), self.sizes[name]) for name, kept in plan.kept.items()})
 
     @cached_property
     def _dense_moments(self) -> Moments:
@@ -103,7 +102,7 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
             )
         return small
 
-    @property
+    @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Units of each group in the dense network."""
         return {g.name: len(g.units) for g in self.checked.coupling.groups}
@@ -118,7 +117,7 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
     def work(self, structure: Structure) -> FloatArray:
         """The multiply-accumulates of each costly operator."""
         coupling = self.checked.coupling
-        left = macs_left(coupling, {name: range(kept, size) for name, (kept, size) in structure.widths.items()})
+        left = macs_left(coupling, _first_units(structure))
         return np.array([left[k] / max(cost.macs, 1) for k, cost in enumerate(coupling.walk.costs)])
 
     def change(self, knob: int, level: int) -> Hashable:

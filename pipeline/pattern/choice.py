@@ -95,12 +95,15 @@ def _structured(
         channels = Channels(canonical(module, image_shape), image_shape, limits, *how)
     except InputError as untraced:
         try:
-            return Units(module, image_shape, limits, *how)
+            units = Units(module, image_shape, limits, *how)
         except InputError as error:
             if "cannot be traced" in untraced.what:
                 raise error from untraced
             raise untraced from error
-    if channels.prunable_macs_share >= ENOUGH:
+        if config.max_size is not None:
+            raise InputError("--max-size", found="a network captured by torch.export", do="leave it out") from untraced
+        return units
+    if config.max_size is not None or channels.prunable_macs_share >= ENOUGH:
         return channels
     try:
         units = Units(module, image_shape, limits, *how)

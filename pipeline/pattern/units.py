@@ -23,6 +23,8 @@ from ..evaluate.evaluation_context import Bench
 from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from ..finetune.dynamic_masks import Remask
 from ..graph.knobs import SHARES
+from ..options import Score
+from ..reconstruct.memory import SOLVING_BYTES
 from ..reconstruct.units import sequential
 from ..run_folder import Stage
 from ..score.layer_moments import LayerMoments
@@ -33,7 +35,7 @@ from ..types import Knob, Pattern, Plan, Precision, Sensitivity
 from .base import RankedEvaluator
 
 MOMENT_IMAGES = 500  # the second moments of layers' inputs are taken on
-WHOLE = ("head", "group", "stream_group")  # kinds of which any number may stay; of others a multiple that kernels like
+WHOLE = ("head", "group")  # kinds of which any number may stay; of others a multiple that kernels like
 DIMENSIONS = 4  # of queries, keys or values: kept counts are multiples of it
 
 
@@ -137,6 +139,10 @@ class Units:
                 f" {lock.reason}."
                 for lock in coupling.locked()[:3]
             ]
+        bound = self.compute.memory_bytes
+        wide = [n for n, p in self.net.named_parameters() if p.ndim > 1 and SOLVING_BYTES * p[0].numel() ** 2 > bound]
+        if wide:
+            told.append(f"{len(wide)} layers ({', '.join(wide[:3])}) are not re-fit: their Hessians do not fit in the memory.")
         told += [f"{name} stays: {why}." for name, why in coupling.locked_groups.items()]
         return tuple(told)
 
@@ -152,9 +158,11 @@ class _Evaluator(UnitEvaluator):
 
     def rank(self, lambda_: float | None) -> Sensitivity:
         way = self._way
+        if lambda_ not in (None, 1.0) and way.score == Score.HASA:
+            raise InputError("--lambda", found=str(lambda_), expected="auto or 1: OBS saliency has no exponent of the curvature")
         scores = unit_saliency(way.checked.coupling, self._moments, way.score, way.seed)
         order = {name: tuple(found.argsort(descending=True, stable=True).tolist()) for name, found in scores.items()}
-        return Sensitivity(way.score, 1.0 if lambda_ is None else lambda_, order)
+        return Sensitivity(way.score, 1.0 if way.score == Score.HASA else 0.0, order)
 
     def follow(self, ranking: Sensitivity) -> None:
         self._order = ranking.order

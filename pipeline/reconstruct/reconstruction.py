@@ -273,7 +273,7 @@ class _Lockstep:
         return weight, solved[:, -1].to(module.weight)
 
     def _support(self, name: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        """Returns what gives a layer's mask (outputs, k) from its centred moments; None where there is no mask."""
+        """Returns a function from a layer's centred moments to its mask (outputs, k); None for a layer without a mask."""
         mask = self.masks.get(name)
         if mask is None:
             return None
