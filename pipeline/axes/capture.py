@@ -164,6 +164,9 @@ def _with_plain_weights(part: nn.Module) -> Iterator[str]:
     """Replace weights that are computed at every call by their present values; says which."""
     if parametrize.is_parametrized(part):
         assert isinstance(part.parametrizations, nn.ModuleDict)
+        # a copy shares its generated class with the original, and removing deletes the weight's property from that class
+        shared = type(part)
+        part.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         for tensor in list(part.parametrizations):
             kind = type(part.parametrizations[tensor][0]).__name__  # type: ignore[index]
             parametrize.remove_parametrizations(part, tensor, leave_parametrized=True)

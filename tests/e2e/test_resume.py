@@ -99,7 +99,7 @@ def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops
         first.process.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the second one takes
         second = workshop.run(workshop.arguments(folder))
         first.process.send_signal(signal.SIGCONT)
-        first.wait_for("  timing sessions: 1/")  # a worker is at work, which Ctrl-C reaches too
+        first.wait_for("  timing sessions: 2/")  # a worker is at work, which Ctrl-C reaches too
         interrupted = first.send(signal.SIGINT)
     assert second.code == 2
     assert second.stages == []

@@ -49,7 +49,7 @@ def run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Run:
         folder,
         model=f"{USER_NET}:attending",
         weights=weights,
-        latency_budget=0.8,
+        latency_budget=0.9,
         precision="fp32",
         search="knapsack",
         max_accuracy_drop=20,

@@ -17,8 +17,8 @@ from typing import Any
 
 COMMAND = str(Path(sys.executable).with_name("edge-compress"))
 USER_NET = Path(__file__).with_name("user_net.py")
-BUDGET = 0.5
-EVALUATIONS = 12
+BUDGET = 0.6
+EVALUATIONS = 20
 EPOCHS = 2
 # what a shell starts in the background ignores Ctrl-C, and so does what that starts: the tests may have been started so
 _INTERRUPTIBLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -139,7 +139,7 @@ class Workshop:
             "evaluations": EVALUATIONS,
             "finetune_epochs": EPOCHS,
             "latency_budget": BUDGET,
-            "max_accuracy_drop": 10,
+            "max_accuracy_drop": 20,
             "out": out,
         } | changed
         return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
