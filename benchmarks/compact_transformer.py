@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 class CompactTransformer(nn.Module):
     """Images (n, 3, 32, 32) to logits (n, 10)."""
 
-    def __init__(self, dropout: float = 0.05) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
         self.conv2, self.bn2 = nn.Conv2d(32, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)

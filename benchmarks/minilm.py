@@ -10,12 +10,12 @@ cosine to the dense embedding, and the share of sentences whose nearest neighbou
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import random
 import re
 import site
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +36,7 @@ from torch import nn
 
 TOKENS = 48  # sentences are cut or padded to
 CALIBRATION, TEST = 260, 1000
+DOCUMENTED = ("PIL", "click", "numpy", "onnx", "sklearn")
 Inputs = dict[str, torch.Tensor]
 Plan = dict[str, list[int]]
 
@@ -75,18 +76,22 @@ def package_folder() -> Path:
 
 
 def sentences() -> list[str]:
-    """English sentences of 6 to 30 words from installed packages' documentation, in an order drawn once."""
-    found: dict[str, None] = {}
-    for root in (*site.getsitepackages(), *sys.path):
-        for path in sorted(Path(root).glob("*.dist-info/METADATA")) if root else ():
-            text = path.read_text(encoding="utf-8", errors="ignore").partition("\n\n")[2]
-            for part in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text)):
-                words = part.split()
-                if 6 <= len(words) <= 30 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,;:'()/.-]+[.!?]", part):
-                    found[part] = None
-    drawn = sorted(found)
-    random.Random(0).shuffle(drawn)
-    return drawn
+    """English sentences of 12 to 40 words from installed packages' descriptions and docstrings, in an order drawn once."""
+    root = Path(site.getsitepackages()[0])
+    texts = [path.read_text(encoding="utf-8", errors="ignore").partition("\n\n")[2] for path in root.glob("*.dist-info/METADATA")]
+    for package in DOCUMENTED:
+        for path in (root / package).rglob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            found = (ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
+            texts += [text.partition("\n\n")[0] for text in found if text]
+    drawn: set[str] = set()
+    for text in texts:
+        for part in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text)):
+            if 12 <= len(part.split()) <= 40 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,;:'()/.-]+[.!?]", part):
+                drawn.add(part)
+    ordered = sorted(drawn)
+    random.Random(0).shuffle(ordered)
+    return ordered
 
 
 def tokens(folder: Path, texts: list[str]) -> Inputs:

@@ -1,6 +1,6 @@
 """Trains the compact transformer on CIFAR-10 with a ResNet as its teacher; a run that was stopped goes on where it was.
 
-python benchmarks/vit_cifar.py --data cifar.npz --teacher resnet_cifar.py:resnet56 --teacher-weights resnet56.pt --epochs 60 \
+python benchmarks/vit_cifar.py --data cifar.npz --teacher resnet_cifar.py:resnet56 --teacher-weights resnet56.pt --epochs 45 \
         --work build/vit --out benchmarks/models/compact-transformer-cifar10.safetensors
 """
 
@@ -56,7 +56,7 @@ def varied(pixels: torch.Tensor, mirrored: torch.Tensor, generator: torch.Genera
     top, left = (torch.randint(-4, 29, (len(x),), generator=generator) for _ in range(2))
     inside_rows, inside_columns = ((at >= o[:, None]) & (at < o[:, None] + 8) for o in (top, left))
     hole = inside_rows[:, :, None] & inside_columns[:, None]
-    return x.masked_fill(hole[:, None], 0.0)
+    return x.masked_fill(hole[:, None], 0.0).contiguous(memory_format=torch.channels_last)
 
 
 def top1(net: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
@@ -71,7 +71,7 @@ def top1(net: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--teacher", required=True)
 @click.option("--teacher-weights", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--epochs", default=60, show_default=True)
+@click.option("--epochs", default=45, show_default=True)
 @click.option("--held-out", default=5000, show_default=True, help="Training images kept aside to judge by, from the end.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Checkpoints and the teacher's logits.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)

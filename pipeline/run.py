@@ -44,7 +44,7 @@ from .pattern.choice import pattern_for, pruning_for
 from .progress import Progress
 from .report.collect import header_of, refusal_of, report_of
 from .report.pages import write_refusal, write_report
-from .run_context import Run, read_seconds
+from .run_context import RunContext, read_seconds
 from .run_folder import RunFolder, Stage
 from .search.problem import SearchSettings
 from .search.search import search
@@ -102,7 +102,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     with RunFolder(config, ui.say) as folder:
         loaded = load_subject(config)
         notes = list(loaded.notes)
-        run = Run(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
+        run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
         for note in notes:
             ui.say(note)
         try:
@@ -112,7 +112,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             raise
 
 
-def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime) -> int:
+def _compressed(run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime) -> int:
     """Runs the stages and writes the report. Returns the exit code.
 
     Raises:
@@ -163,7 +163,7 @@ def _compressed(run: Run, chosen: Sequence[Target], led: Target, places: Mapping
 
 
 def _judged(
-    run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
+    run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
 ) -> TargetResult:
     """The artifact on its device, or on this machine; an engine is built there first."""
     if not target.needs_device:
@@ -181,7 +181,7 @@ def _deterministic(config: Config, compute: Compute) -> None:
     torch.manual_seed(config.seed)
 
 
-def _prepare_subject(run: Run) -> str:
+def _prepare_subject(run: RunContext) -> str:
     """Key of the subject; the embedded network is trained first."""
     subject = run.loaded.subject
     stage = run.folder.stage(
@@ -206,7 +206,7 @@ def _prepare_subject(run: Run) -> str:
 
 
 def _search(
-    run: Run,
+    run: RunContext,
     subject_key: str,
     pruning: Pruning,
     target: Target,
@@ -264,7 +264,7 @@ def _search(
     return found, ranking, stage
 
 
-def _chosen(run: Run, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
+def _chosen(run: RunContext, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
     config, best = run.config, 0.0
     of = "of dense" if pruning.limits == "latency" else "of the connections"
 
@@ -297,7 +297,7 @@ def _budget(config: Config, bench: Bench) -> float:
 
 
 def _finetune(
-    run: Run, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
+    run: RunContext, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
 ) -> tuple[Checkpoint, nn.Module, Stage]:
     """The planned network, its layers solved, trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded

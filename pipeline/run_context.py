@@ -20,7 +20,7 @@ from .types import Pattern
 
 
 @dataclass
-class Run:
+class RunContext:
     """What the stages share."""
 
     config: Config

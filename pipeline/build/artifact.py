@@ -12,7 +12,7 @@ from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import BuildRequest, Target
 from ..reconstruct.gptq import round_weights
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..task.inference import top1_on
 from ..task.samples import calibration_batches, calibration_pixels
@@ -23,7 +23,7 @@ CALIBRATION_IMAGES = 500
 
 
 def build(
-    run: Run,
+    run: RunContext,
     before: Stage,
     target: Target,
     student: nn.Module,

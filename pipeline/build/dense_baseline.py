@@ -15,7 +15,7 @@ from ...devices.measure.timing import TimingSettings
 from ...targets.base import Interface, Target
 from ..files import atomic_write, file_ref
 from ..graph.trace import LAYERS
-from ..run_context import Run
+from ..run_context import RunContext
 from ..types import Baseline, DenseForm
 
 AS_GIVEN = "the network as given"
@@ -23,7 +23,7 @@ CONVOLUTIONS = "zero-padded shortcuts as 1x1 convolutions"
 SESSIONS = 3  # enough to tell which of two forms is faster
 
 
-def dense_baseline(run: Run, subject_key: str, target: Target, net: nn.Module, device: Device | None) -> Baseline:
+def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Module, device: Device | None) -> Baseline:
     """The target's dense float baseline, kept in a stage of its own.
 
     Args:
@@ -60,7 +60,7 @@ def _forms(dense: nn.Module, net: nn.Module) -> dict[str, nn.Module]:
     return {AS_GIVEN: dense} | ({CONVOLUTIONS: net} if canonical > given else {})
 
 
-def _faster(run: Run, target: Target, files: dict[str, Path], device: Device | None) -> DenseForm:
+def _faster(run: RunContext, target: Target, files: dict[str, Path], device: Device | None) -> DenseForm:
     if device is None:
         return DenseForm(CONVOLUTIONS, AS_GIVEN)
     settings = TimingSettings(

@@ -10,14 +10,14 @@ from ...devices.measure.timing import TimingSettings
 from ...targets.base import Structure, Target
 from ..files import atomic_write
 from ..pattern.base import Pruning
-from ..run_context import Run
+from ..run_context import RunContext
 from ..types import Baseline, Precision, Speedup
 
 SESSIONS = 3  # enough to tell which of two files is faster
 
 
 def precision_for(
-    run: Run, subject_key: str, target: Target, pruning: Pruning, baseline: Baseline, device: Device | None
+    run: RunContext, subject_key: str, target: Target, pruning: Pruning, baseline: Baseline, device: Device | None
 ) -> Precision:
     """The precision of a target's artifact, measured where the network's kind leaves it open; kept in a stage of its own.
 

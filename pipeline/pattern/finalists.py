@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..evaluate.evaluation_context import REWARD_IMAGES
 from ..network.weights import save_weights
 from ..reconstruct.memory import affordable, reduced
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..search.problem import SearchSettings
 from ..search.search_log import best_first
@@ -80,7 +80,7 @@ def judge_on(split: Split, prep: Preprocess, device: str = "cpu") -> Judge:
 
 
 def solve(
-    run: Run, before: Stage, pruning: Pruning, found: SearchResult, ranking: Sensitivity
+    run: RunContext, before: Stage, pruning: Pruning, found: SearchResult, ranking: Sensitivity
 ) -> tuple[SearchResult, Plan, Solved, Stage]:
     """The search's result with the finalist that was taken as its best, its plan, and its network ready for training."""
     candidates = found.finalists[: pruning.finalists]

@@ -10,7 +10,7 @@ from importlib import metadata
 
 from ...targets.base import Target
 from ..config import Config
-from ..run_context import Run
+from ..run_context import RunContext
 from ..types import Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Solved, TargetResult, Verdict
 from ..verify.references import References
 from .report import (
@@ -34,7 +34,7 @@ PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "sta
 _WITHIN = 0.98  # of the budget: what a long measurement may differ from the search's quick ones by
 
 
-def header_of(run: Run, chosen: Sequence[Target], started: datetime) -> Header:
+def header_of(run: RunContext, chosen: Sequence[Target], started: datetime) -> Header:
     """Identifies a run that has just ended: command, package versions and licences, inputs, times."""
     subject, packages = run.loaded.subject, _packages(chosen)
     return Header(
@@ -49,7 +49,7 @@ def header_of(run: Run, chosen: Sequence[Target], started: datetime) -> Header:
     )
 
 
-def refusal_of(run: Run, chosen: Sequence[Target], reason: str, started: datetime) -> Refusal:
+def refusal_of(run: RunContext, chosen: Sequence[Target], reason: str, started: datetime) -> Refusal:
     """The report of a run whose network was refused before the search."""
     return Refusal(
         **vars(header_of(run, chosen, started)),
@@ -60,7 +60,7 @@ def refusal_of(run: Run, chosen: Sequence[Target], reason: str, started: datetim
 
 
 def report_of(
-    run: Run,
+    run: RunContext,
     header: Header,
     references: References,
     targets: dict[str, TargetResult],

@@ -8,7 +8,7 @@ from functools import partial
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Target
 from ..files import atomic_write, file_ref
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..task.splits import artifact_images
 from ..types import Accuracy, Artifact, FileRef, Kind, Pattern, TargetResult, Timing
@@ -20,7 +20,7 @@ from .references import References, accuracy_here, accuracy_stage
 from .statistics import evenly_spaced
 
 
-def verified(run: Run, before: Stage, target: Target, artifact: Artifact, references: References) -> TargetResult:
+def verified(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References) -> TargetResult:
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
     inputs = (before.key, artifact.file.sha256)
     tested = accuracy_stage(run, before, artifact, references)
@@ -37,7 +37,7 @@ def verified(run: Run, before: Stage, target: Target, artifact: Artifact, refere
     return TargetResult("ok", verdict, artifact, accuracy, timing, samples, seen)
 
 
-def _timing(run: Run, target: Target, artifact: Artifact) -> Timing:
+def _timing(run: RunContext, target: Target, artifact: Artifact) -> Timing:
     assert artifact.baseline is not None  # every target builds one
     baseline, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
     settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed)
@@ -47,7 +47,7 @@ def _timing(run: Run, target: Target, artifact: Artifact) -> Timing:
         return device.measure(baseline, path, settings, lambda done, total: bar.advance())
 
 
-def _golden(run: Run, target: Target, artifact: Artifact) -> FileRef:
+def _golden(run: RunContext, target: Target, artifact: Artifact) -> FileRef:
     """Some test images with the artifact's answers, beside it."""
     test, prep = run.loaded.data.test, run.loaded.subject.preprocess
     picked = evenly_spaced(len(test), golden.IMAGES)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ...devices.local import LocalDevice
 from ...devices.tensorrt.device import boards_of
 from ...targets.base import Elsewhere, FloatArray, Target
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..task.inference import predictions, top1
 from ..task.splits import artifact_images
@@ -18,7 +18,7 @@ from .statistics import evenly_spaced
 IMAGES = 200  # spread evenly over the test split
 
 
-def on_device(run: Run, before: Stage, target: Target, artifact: Artifact) -> OnDevice | None:
+def on_device(run: RunContext, before: Stage, target: Target, artifact: Artifact) -> OnDevice | None:
     """The comparison on some test images; None where the device is this machine, or the target cannot feed another one.
 
     Raises:
@@ -52,7 +52,7 @@ def compared(
     )
 
 
-def _asked(run: Run, target: Target, artifact: Artifact) -> OnDevice:
+def _asked(run: RunContext, target: Target, artifact: Artifact) -> OnDevice:
     assert isinstance(target, Elsewhere)  # on_device
     test, path = run.loaded.data.test, run.folder.path / artifact.file.path
     picked = evenly_spaced(len(test), IMAGES)

@@ -10,7 +10,7 @@ from ...devices.tensorrt.device import boards_of
 from ...devices.transport.base import BoardError
 from ...targets.base import Target
 from ..errors import BuildError
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
 from .engine_steps import EngineWork, SimulatedError
@@ -34,7 +34,7 @@ def remarks(found: SearchResult) -> list[str]:
     ]
 
 
-def unbuilt(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, why: str) -> TargetResult:
+def unbuilt(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, why: str) -> TargetResult:
     """What is known without an engine: the accuracy of the file's arithmetic. No gate on latency can be passed."""
     accuracy = _simulated(run, before, target, artifact, references)
     complaint = drop_complaint(accuracy, run.config.max_accuracy_drop)
@@ -48,7 +48,7 @@ def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
     return not result.verdict.passed
 
 
-def finished(run: Run, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
+def finished(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
     """Result with the engine built, its accuracy and its latency measured, all on one board.
 
     In a class of boards any free one is used; after a failure another one starts over. A refusal by TensorRT is a failed target;
@@ -69,7 +69,7 @@ def finished(run: Run, before: Stage, target: Target, artifact: Artifact, refere
     return TargetResult("ok", verdict, engine, accuracy, timing, golden, seen)
 
 
-def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) -> EngineWork:
+def _on_one(run: RunContext, place: Device, on_each: Mapping[BoardDevice, EngineWork]) -> EngineWork:
     """Does all the work on one board, under its lease."""
     if not isinstance(place, Pool):
         (alone,) = on_each.values()
@@ -94,7 +94,7 @@ def _on_one(run: Run, place: Device, on_each: Mapping[BoardDevice, EngineWork]) 
     return place.on_any(work)
 
 
-def _simulated(run: Run, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
+def _simulated(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
     def simulate() -> Accuracy:
         with run.stage(f"simulate {target.name}"):
             return accuracy_here(run, target, artifact, references, target.simulation)

@@ -19,7 +19,7 @@ from ...devices.tensorrt.engines import Engine, Engines
 from ...targets.base import FloatArray, Target
 from ..errors import UnavailableError
 from ..files import atomic_write, file_ref
-from ..run_context import Run
+from ..run_context import RunContext
 from ..run_folder import Stage
 from ..task.splits import artifact_images, network_inputs
 from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
@@ -49,7 +49,7 @@ class Answers:
 class EngineWork:
     """The work on one board, step by step, kept in the run folder under this board's name."""
 
-    run: Run
+    run: RunContext
     before: Stage
     target: Target
     artifact: Artifact
@@ -114,7 +114,7 @@ class EngineWork:
         return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, inputs)
 
 
-def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
+def _built(run: RunContext, artifact: Artifact, device: TensorRtDevice) -> Artifact:
     """The engine beside the file it was built from, with its layers' times; with or without sparse kernels, the faster."""
     assert artifact.baseline is not None  # every target builds one
     model, baseline = (run.folder.path / ref.path for ref in (artifact.file, artifact.baseline))
@@ -150,7 +150,7 @@ def _built(run: Run, artifact: Artifact, device: TensorRtDevice) -> Artifact:
     )
 
 
-def _faster_kernels(run: Run, sparse: Path, device: TensorRtDevice) -> tuple[Path, str]:
+def _faster_kernels(run: RunContext, sparse: Path, device: TensorRtDevice) -> tuple[Path, str]:
     """Of one file with sparse kernels allowed and not, the one whose engine is faster on the device; and what was found."""
     import onnx
 
@@ -181,7 +181,7 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
     return [f"times by layer, with the profiler attached: {file.name}"]
 
 
-def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
+def _asked(run: RunContext, engine: Artifact, device: TensorRtDevice) -> Answers:
     """The engine's answers to the test split, or to a part of it where each image takes a process of its own."""
     test, prep = run.loaded.data.test, run.loaded.subject.preprocess
     with device.engines() as engines:
@@ -193,7 +193,7 @@ def _asked(run: Run, engine: Artifact, device: TensorRtDevice) -> Answers:
         return Answers(picked, found, engines.name, golden.where_on(engines))
 
 
-def _keep(run: Run, stage: Stage, answers: Answers) -> FileRef:
+def _keep(run: RunContext, stage: Stage, answers: Answers) -> FileRef:
     file = stage.folder / "answers.safetensors"
     tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "logits": np.ascontiguousarray(answers.logits)}
     atomic_write(file, save(tensors, metadata={"board": answers.board, **asdict(answers.at)}))
@@ -207,7 +207,7 @@ def _kept(path: Path) -> Answers:
         return Answers(file.get_tensor("picked"), file.get_tensor("logits"), board, golden.Where(**notes))
 
 
-def _beside_file(run: Run, target: Target, source: Path, answers: Answers) -> OnDevice:
+def _beside_file(run: RunContext, target: Target, source: Path, answers: Answers) -> OnDevice:
     chosen = evenly_spaced(len(answers.picked), IMAGES)
     test, picked = run.loaded.data.test, answers.picked[chosen]
     with target.runner(source) as predict:
@@ -216,7 +216,7 @@ def _beside_file(run: Run, target: Target, source: Path, answers: Answers) -> On
     return compared(answers.board, Kind.MEASURED, version, there=there, here=here, labels=test.labels[picked])
 
 
-def _golden_images(run: Run, answers: Answers, folder: Path) -> FileRef:
+def _golden_images(run: RunContext, answers: Answers, folder: Path) -> FileRef:
     """Some of the images with the engine's answers, in a file of the artifact's folder."""
     test, prep = run.loaded.data.test, run.loaded.subject.preprocess
     chosen = evenly_spaced(len(answers.picked), golden.IMAGES)
@@ -227,7 +227,7 @@ def _golden_images(run: Run, answers: Answers, folder: Path) -> FileRef:
     return file_ref(file, run.folder.path)
 
 
-def _timing(run: Run, engine: Artifact, device: TensorRtDevice) -> Timing:
+def _timing(run: RunContext, engine: Artifact, device: TensorRtDevice) -> Timing:
     """Latency of the engine against the dense float one, with the board's power draw where that can be read."""
     assert engine.baseline is not None  # _built
     model, baseline = (run.folder.path / ref.path for ref in (engine.file, engine.baseline))  # the files that are shipped

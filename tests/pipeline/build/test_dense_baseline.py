@@ -18,7 +18,7 @@ from edge_compress.pipeline.config import load as load_config
 from edge_compress.pipeline.evaluate import evaluation_context
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.run_context import Run
+from edge_compress.pipeline.run_context import RunContext
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.types import Pattern, Preprocess, Speedup
 from torch import nn
@@ -68,12 +68,12 @@ def target(request: pytest.FixtureRequest) -> Any:
     return found
 
 
-def run_of(folder: RunFolder, config: Any, module: nn.Module) -> Run:
+def run_of(folder: RunFolder, config: Any, module: nn.Module) -> RunContext:
     info = SimpleNamespace(image_shape=SHAPE, classes=tuple("abcde"))
     subject = SimpleNamespace(data=info, preprocess=Preprocess((0.5,) * 3, (0.5,) * 3, "none"))
     loaded: Any = SimpleNamespace(module=module, subject=subject)
     device: Any = None
-    return Run(config, Progress(), folder, loaded, CPU, Pattern.CHANNEL, device, {})
+    return RunContext(config, Progress(), folder, loaded, CPU, Pattern.CHANNEL, device, {})
 
 
 @pytest.fixture
