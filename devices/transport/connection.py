@@ -274,8 +274,10 @@ def _random_input(model: str, entry: dict[str, Any], seed: int) -> Array:
         return rng.integers(0, 256, sizes, dtype=np.uint8)
     if kind == "tensor(int8)":
         return rng.integers(-128, 128, sizes, dtype=np.int8)
+    if kind in ("tensor(int32)", "tensor(int64)"):  # token numbers or a mask: 0 and 1 are valid as either
+        return rng.integers(0, 2, sizes, dtype=np.int32 if kind == "tensor(int32)" else np.int64)
     found = f"input {entry['name']} of type {kind}"
-    raise BuildError(what, found=found, expected="float, float16, double, uint8 or int8")
+    raise BuildError(what, found=found, expected="float, float16, double, uint8, int8, int32 or int64")
 
 
 @functools.lru_cache(maxsize=1)

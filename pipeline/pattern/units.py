@@ -66,7 +66,7 @@ class Units:
         )
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
-        self.knobs = tuple(k for g in coupling.open_groups() if (k := _knob(g.name, g.kind, len(g.units), limits)) is not None)
+        self.knobs = tuple(k for g in coupling.open_groups() if (k := knob_of(g.name, g.kind, len(g.units), limits)) is not None)
         if not self.knobs:
             locked = coupling.locked()
             raise InputError(
@@ -169,7 +169,7 @@ class _Evaluator(UnitEvaluator):
         self.fill_table()
 
 
-def _knob(name: str, kind: str, size: int, limits: Limits) -> Knob | None:
+def knob_of(name: str, kind: str, size: int, limits: Limits) -> Knob | None:
     """The decision on a group; None where the target's limits leave one choice."""
     step = 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.channel_multiple
     counts = {max(step, round(size * share / step) * step) for share in SHARES[1:]}

@@ -48,7 +48,9 @@ def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
     return not result.verdict.passed
 
 
-def finished(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device) -> TargetResult:
+def finished(
+    run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device
+) -> TargetResult:
     """Result with the engine built, its accuracy and its latency measured, all on one board.
 
     In a class of boards any free one is used; after a failure another one starts over. A refusal by TensorRT is a failed target;

@@ -37,20 +37,37 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
     Raises:
         BuildError: the exporter refused an operator.
     """
-    folded = fold_batchnorm(module)
-    example = torch.zeros(1, *image_shape)
+    return export_graph(fold_batchnorm(module), {INPUT_NAME: torch.zeros(1, *image_shape)}, (OUTPUT_NAME,), by_name=False)
+
+
+def export_graph(
+    module: nn.Module, example: Mapping[str, torch.Tensor], outputs: tuple[str, ...], *, by_name: bool = True
+) -> onnx.ModelProto:
+    """A module in eval mode as an ONNX graph with inputs of these names, shapes and types; the rest as in `export_float`.
+
+    Args:
+        module: float32, on the CPU.
+        example: its inputs.
+        outputs: names of its outputs, in order.
+        by_name: whether the inputs are keyword arguments of those names; else they are positional.
+
+    Raises:
+        BuildError: the exporter refused an operator.
+    """
+    inputs = dict(example)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                folded,
-                (example,),
+                module,
+                () if by_name else tuple(inputs.values()),
+                kwargs=inputs if by_name else None,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
                 optimize=True,
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                input_names=list(inputs),
+                output_names=list(outputs),
             )
             model = program.model_proto if program is not None else None
     except Exception as error:  # the exporter raises many types, all of them about the user's module
