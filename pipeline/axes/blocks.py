@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from .capture import Captured, operator_name, owner
+from .capture import Captured, operator_name, owner, stack
 from .types import Block
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ _LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "convolution", "matmul", "sca
 
 def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]:
     """Branches that end in an addition to their own input's shape and whose operators no one else reads."""
-    costs = {cost.node: cost for cost in coupling.walk.costs}
+    costs = {cost.node: k for k, cost in enumerate(coupling.walk.costs)}
+    scopes = _scopes(captured)
     touched: dict[str, set[str]] = {}
     for group in coupling.groups:
         touched[group.name] = {s.parameter for s in group.units[0].slices}
@@ -38,6 +39,9 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
             continue
         if not _shortcut_is_source(cones[branch], shortcut):
             continue
+        modules = _only_in(cones[branch], scopes, order)
+        if not modules:
+            continue
         taken |= cones[branch]
         inside = {
             captured.names[p.name]
@@ -47,8 +51,26 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         }
         groups = tuple(g for g, where in touched.items() if where and where <= inside)
         last = max(layers[branch], key=lambda n: order[n])
-        found.append(Block(f"block:{owner(last)[0]}", tuple(sorted(inside)), groups, owner(branch)[0]))
+        operators = tuple(sorted(costs[n] for n in layers[branch]))
+        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators))
     return tuple(found)
+
+
+def _scopes(captured: Captured) -> dict[str, set[fx.Node]]:
+    """Module -> all operators that it or a module in it calls."""
+    found: dict[str, set[fx.Node]] = {}
+    for node in captured.graph.nodes:
+        if node.op == "call_function":
+            for name in stack(node):
+                found.setdefault(name, set()).add(node)
+    return found
+
+
+def _only_in(cone: set[fx.Node], scopes: dict[str, set[fx.Node]], order: dict[fx.Node, int]) -> tuple[str, ...]:
+    """The outermost modules all of whose operators lie in a branch, in the order they end."""
+    own = {name: max(order[n] for n in nodes) for name, nodes in scopes.items() if nodes <= cone}
+    outer = [name for name in own if not any(name.startswith(f"{other}.") for other in own)]
+    return tuple(sorted(outer, key=own.__getitem__))
 
 
 def _shortcut_is_source(cone: set[fx.Node], shortcut: fx.Node) -> bool:

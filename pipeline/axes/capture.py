@@ -211,6 +211,12 @@ def owner(node: fx.Node) -> tuple[str, str]:
     return str(name).split("@")[0], kind if isinstance(kind, str) else kind.__name__
 
 
+def stack(node: fx.Node) -> list[str]:
+    """Names of the user's modules that an operator was called in, the outermost first, without the network itself."""
+    names = (str(name).split("@")[0] for name, _ in node.meta.get("nn_module_stack", {}).values())
+    return [name for name in names if name]
+
+
 def run(module: nn.Module, example: Example) -> list[torch.Tensor]:
     """The floating-point tensors a module answers an example with, in order, wherever they lie in its result."""
     with torch.no_grad():

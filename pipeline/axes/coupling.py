@@ -22,7 +22,7 @@ from .walk import Cost, Walk
 
 assert rules.__all__  # importing the rules registers them
 
-Plan = Mapping[str, Iterable[int]]  # group -> units that go
+Plan = Mapping[str, Iterable[int]]  # group -> units that go; a residual block that goes has one unit, 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Coupling:
     blocks: tuple[Block, ...]
     primes: Mapping[str, tuple[int, ...]]  # group -> the prime component of each of its units
     locked_groups: Mapping[str, str] = field(default_factory=dict)  # group -> why it stays, found by the gate
+    locked_blocks: Mapping[str, str] = field(default_factory=dict)  # residual block -> why it stays
 
     @property
     def macs(self) -> int:
@@ -45,8 +46,8 @@ class Coupling:
         """Which components go under a plan."""
         size = int(self.resolved.component.max(initial=-1)) + 1
         gone = np.zeros(size, dtype=bool)
-        for name, units in plan.items():
-            gone[[self.primes[name][u] for u in units]] = True
+        for name in plan.keys() - {b.name for b in self.blocks}:
+            gone[[self.primes[name][u] for u in plan[name]]] = True
         for c, parts in self.resolved.primes.items():
             gone[c] = gone[list(parts)].any()
         return gone
@@ -88,6 +89,10 @@ class Coupling:
     def open_groups(self) -> tuple[Group, ...]:
         """The groups that are not locked."""
         return tuple(g for g in self.groups if g.name not in self.locked_groups)
+
+    def left_out(self, plan: Plan) -> tuple[Block, ...]:
+        """The residual blocks that go under a plan."""
+        return tuple(b for b in self.blocks if list(plan.get(b.name, ())))
 
     def lock(self, reasons: Mapping[str, str]) -> Coupling:
         """The same coupling with more groups locked."""

@@ -71,6 +71,11 @@ class Program:
                 self.env[wanted] = self.evaluate(wanted)
         return self.env[node]
 
+    def outputs(self) -> list[Any]:
+        """What the network answers, flat."""
+        (end,) = (node for node in self.nodes if node.op == "output")
+        return [self.value(node) for node in end.all_input_nodes]
+
     def evaluate(self, node: fx.Node) -> Any:
         """The value of a node whose operands are known."""
         if node.op == "placeholder":

@@ -37,12 +37,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual branch that can be left out whole: what it adds to, its parameters, and the groups that lie inside it."""
+    """A residual branch that can be left out whole."""
 
     name: str
-    parameters: tuple[str, ...]
-    groups: tuple[str, ...]
-    output: str  # the submodule whose result is added to the shortcut; empty where no submodule's is
+    modules: tuple[str, ...]  # that only the branch calls, in the order they end; the last one ends the branch
+    groups: tuple[str, ...]  # that lie inside
+    branch: str  # the operator whose value is added to the shortcut
+    operators: tuple[int, ...]  # inside, as positions in the costs of the walk
 
 
 @dataclass(frozen=True)

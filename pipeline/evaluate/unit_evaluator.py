@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...targets.base import Structure, Target
+from ...targets.base import Estimator, Prober, Structure, Target
 from ..axes.coupling import Coupling
 from ..axes.coupling import Plan as Gone
 from ..axes.cutting.gate import Checked
 from ..axes.cutting.surgery import cut, parameter_masks
+from ..errors import UnavailableError
 from ..network.batchnorm import Moments
 from ..network.modes import borrowed
 from ..reconstruct.units import Fitter, stitched
@@ -47,8 +48,30 @@ class UnitProber:
         Raises:
             BuildError: the target's converter refused the cut module.
         """
+        return self._prober(structure).candidate(Structure({}))
+
+    def estimate(self, structure: Structure) -> float:
+        """See `targets.base.Estimator`.
+
+        Raises:
+            UnavailableError: the target cannot estimate.
+        """
+        return self._seconds(structure) / self.dense_s
+
+    @cached_property
+    def dense_s(self) -> float:
+        """See `targets.base.Estimator`."""
+        return self._seconds(Structure({}))
+
+    def _seconds(self, structure: Structure) -> float:
+        prober = self._prober(structure)
+        if not isinstance(prober, Estimator):
+            raise UnavailableError(f"latencies of target {self._target.name}", found="no device to measure them on")
+        return prober.dense_s
+
+    def _prober(self, structure: Structure) -> Prober:
         module = cut(self._checked.coupling, _first_units(structure), self._checked.sized)
-        return self._target.prober(module, self._shape, self._precision).candidate(Structure({}))
+        return self._target.prober(module, self._shape, self._precision)
 
     def macs(self, structure: Structure) -> int:
         """Multiply-accumulates of this structure, batch 1."""
@@ -82,8 +105,8 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
         return self._planned(levels)
 
     def structure(self, plan: Plan) -> Structure:
-        """How many units are left of each group that loses any."""
-        return Structure({name: (len(kept), self.sizes[name]) for name, kept in plan.kept.items()})
+        """How many units are left of each group that loses any, and the branches left out."""
+        return Structure({name: (len(kept), self.sizes[name]) for name, kept in plan.kept.items()}, plan.removed_blocks)
 
     @cached_property
     def _dense_moments(self) -> Moments:
@@ -131,19 +154,26 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
 
 
 def removed(plan: Plan, sizes: Mapping[str, int]) -> Gone:
-    """Group -> units that go, of a plan that says which stay."""
-    return {name: sorted(set(range(sizes[name])) - set(kept)) for name, kept in plan.kept.items()}
+    """Group -> units that go, of a plan that says which stay; of a block that goes its one."""
+    units = {name: sorted(set(range(sizes[name])) - set(kept)) for name, kept in plan.kept.items()}
+    return units | {name: [0] for name in plan.removed_blocks}
 
 
 def macs_left(coupling: Coupling, plan: Gone) -> dict[int, int]:
     """Multiply-accumulates of each costly operator, by its number, without a plan's units."""
     gone = coupling.gone(plan)
+    absent = {k for block in coupling.left_out(plan) for k in block.operators}
     found = {}
     for number, cost in enumerate(coupling.walk.costs):
-        kept = math.prod(float(mask.mean()) for mask in (coupling.kept(axis, gone) for axis in cost.axes))
+        kept = (
+            0.0
+            if number in absent
+            else math.prod(float(mask.mean()) for mask in (coupling.kept(axis, gone) for axis in cost.axes))
+        )
         found[number] = round(cost.macs * kept)
     return found
 
 
 def _first_units(structure: Structure) -> Gone:
-    return {group: range(left, size) for group, (left, size) in structure.widths.items() if left < size}
+    units = {group: range(left, size) for group, (left, size) in structure.widths.items() if left < size}
+    return units | dict.fromkeys(structure.removed, range(1))

@@ -1,4 +1,4 @@
-"""Pattern `channel` for networks captured by torch.export: channels, MLP units, heads and their dimensions are removed.
+"""Pattern `channel` for networks captured by torch.export: channels, MLP units, heads, their dimensions and branches go.
 
 The user's own module is cut, trained and built. Candidates are timed as files that the target's converter makes of it.
 """
@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from ..finetune.dynamic_masks import Remask
-from ..graph.knobs import SHARES
+from ..graph.knobs import SHARES, plan_for
 from ..options import Score
 from ..reconstruct.memory import SOLVING_BYTES
 from ..reconstruct.units import sequential
@@ -31,7 +31,7 @@ from ..score.layer_moments import LayerMoments
 from ..score.unit_saliency import unit_saliency
 from ..search.problem import Levels
 from ..search.search import FINALISTS
-from ..types import Knob, Pattern, Plan, Precision, Sensitivity
+from ..types import Knob, Plan, Precision, Sensitivity
 from .base import RankedEvaluator
 
 MOMENT_IMAGES = 500  # the second moments of layers' inputs are taken on
@@ -66,7 +66,9 @@ class Units:
         )
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
-        self.knobs = tuple(k for g in coupling.open_groups() if (k := knob_of(g.name, g.kind, len(g.units), limits)) is not None)
+        block_of = {group: block.name for block in coupling.blocks for group in block.groups}
+        groups = (knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name)) for g in coupling.open_groups())
+        self.knobs = (*(k for k in groups if k is not None), *(Knob(b.name, "block", 1, (1, 0)) for b in coupling.blocks))
         if not self.knobs:
             locked = coupling.locked()
             raise InputError(
@@ -97,13 +99,7 @@ class Units:
 
     def plan_for(self, levels: Levels, order: Mapping[str, tuple[int, ...]]) -> Plan:
         """The plan of a setting under an order of each group's units, highest score first."""
-        kept, share = {}, {}
-        for knob, level in zip(self.knobs, levels, strict=True):
-            count = knob.kept[level]
-            share[knob.name] = 1.0 - count / knob.size
-            if count < knob.size:
-                kept[knob.name] = tuple(sorted(order[knob.name][:count]))
-        return Plan(Pattern.CHANNEL, self.score, kept, (), share)
+        return plan_for(self.knobs, levels, order, self.score)
 
     def solved(self, plan: Plan, images: Tensor) -> nn.Module:
         """See `reconstruct.units.sequential`."""
@@ -143,7 +139,7 @@ class Units:
         wide = [n for n, p in self.net.named_parameters() if p.ndim > 1 and SOLVING_BYTES * p[0].numel() ** 2 > bound]
         if wide:
             told.append(f"{len(wide)} layers ({', '.join(wide[:3])}) are not re-fit: their Hessians do not fit in the memory.")
-        told += [f"{name} stays: {why}." for name, why in coupling.locked_groups.items()]
+        told += [f"{name} stays: {why}." for name, why in {**coupling.locked_groups, **coupling.locked_blocks}.items()]
         return tuple(told)
 
     def _gone(self, plan: Plan) -> Gone:
@@ -169,9 +165,9 @@ class _Evaluator(UnitEvaluator):
         self.fill_table()
 
 
-def knob_of(name: str, kind: str, size: int, limits: Limits) -> Knob | None:
+def knob_of(name: str, kind: str, size: int, limits: Limits, block: str | None = None) -> Knob | None:
     """The decision on a group; None where the target's limits leave one choice."""
     step = 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.channel_multiple
     counts = {max(step, round(size * share / step) * step) for share in SHARES[1:]}
     kept = (size, *sorted((c for c in counts if c < size), reverse=True))
-    return Knob(name, kind, size, kept) if len(kept) > 1 else None
+    return Knob(name, kind, size, kept, block) if len(kept) > 1 else None

@@ -67,7 +67,7 @@ def stitched(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], fi
     with torch.no_grad():
         for name, axes in masks.items():
             fitted = fitter.fitted(name, axes[1]) if 1 in axes else None
-            if fitted is None:
+            if fitted is None or name not in tensors:  # inside a branch that goes
                 continue
             weight, shift = fitted
             rows = _rows(axes, len(weight))
@@ -113,7 +113,9 @@ def sequential(
     programs = [Program.of(net, inputs) for net in (dense, small)]
     with borrowed(dense, device), borrowed(small, device), exact_arithmetic(device), torch.no_grad():
         one, other = (program.fed(inputs, device) for program in programs)
-        _Lockstep(one, other, masks, damping, compute, valid).run(progress)
+        lockstep = _Lockstep(one, other, masks, damping, compute, valid)
+        lockstep.changed = bool(coupling.left_out(plan))
+        lockstep.run(progress)
     return small
 
 

@@ -35,7 +35,7 @@ class JetsonProber(OnnxProber):
         self._precision, self._shape = precision, image_shape
         shapes, layers = self.network.shapes, self.network.layers()
         self._input_positions = {name: int(np.prod(shapes[node.input[0]][2:])) for name, node in layers.items()}
-        self._dense_s = self._seconds(Structure({}))
+        self.dense_s = self._seconds(Structure({}))
 
     def candidate(self, structure: Structure) -> bytes:
         """A file of this structure in the artifact's precision."""
@@ -53,7 +53,7 @@ class JetsonProber(OnnxProber):
 
         What the precision itself saves is left out: it is unknown without a board.
         """
-        return self._seconds(structure) / self._dense_s
+        return self._seconds(structure) / self.dense_s
 
     def _seconds(self, structure: Structure) -> float:
         works = []

@@ -131,6 +131,7 @@ def test_busy_boards_are_waited_for_and_not_for_ever(made):
 def test_a_board_that_is_not_like_the_first_is_not_used(made):
     found, devices = made()
     devices["b"].about = devices["b"].about | {"runtime_version": "0.9"}
+    devices["a"].took_s = devices["c"].took_s = 0.05  # so that they leave b a turn
     assert found.facts("onnxruntime", 1) == {"cpu": "Cortex-A76", "runtime_version": "1.0"}
     with contextlib.closing(found.meter(b"dense", "onnxruntime", 1, 0)) as meter:
         ratios = meter.ratios([b"x" * n for n in range(1, 7)])

@@ -43,7 +43,7 @@ def test_the_same_command_again_runs_no_stage(workshop: Workshop, uninterrupted:
 KILLS: dict[str, tuple[str, ...]] = {
     "curvature ...": (),
     "sensitivity ...": (),
-    "  ppo: 5/": (),
+    "  ppo: 6/": (),
     "  epoch 1:": ("sensitivity",),
     "build x86 ...": ("curvature", "sensitivity", "search"),
     "  timing sessions: 2/": ("curvature", "sensitivity", "search", "compensate", "fine-tune", "test split"),

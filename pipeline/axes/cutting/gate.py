@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 from ...errors import InputError
 from ..capture import Example, run, tensors_in
 from ..coupling import Coupling
-from ..types import Group
+from ..program import Program
+from ..types import Block, Group
 from .sizes import SizedCalls, record
 from .surgery import cut, zeroed
 
@@ -37,12 +38,49 @@ class Checked:
 
 
 def check(coupling: Coupling) -> Checked:
-    """Cut half of the units of every group; lock the groups that fail."""
-    names = [g.name for g in coupling.open_groups()]
-    if not names:
-        return Checked(coupling, {}, None, True)
+    """Cut half of the units of every group, and leave every block out; lock those that fail."""
     with enlivened(coupling.walk.captured.module):
-        return _check(coupling, names)
+        coupling = _with_sound_blocks(coupling)
+        names = [g.name for g in coupling.open_groups()]
+        return _check(coupling, names) if names else Checked(coupling, {}, None, True)
+
+
+def _with_sound_blocks(coupling: Coupling) -> Coupling:
+    """Without the blocks that cannot be left out; those whose other modules `forward` looks at keep them, unused."""
+    failed = _unlike_zero(coupling, coupling.blocks)
+    if failed:
+        blocks = tuple(replace(b, modules=b.modules[-1:]) if b.name in failed else b for b in coupling.blocks)
+        coupling = replace(coupling, blocks=blocks)
+        failed = _unlike_zero(coupling, tuple(b for b in blocks if b.name in failed))
+    stay = tuple(b for b in coupling.blocks if b.name not in failed)
+    return replace(coupling, blocks=stay, locked_blocks=failed)
+
+
+def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str]:
+    """The blocks without which the network does not answer as with zeros in their places -> why, found by halving."""
+    if not blocks:
+        return {}
+    captured = coupling.walk.captured
+    program = Program(captured.module, captured)
+    places = {b.branch for b in blocks}
+    with torch.no_grad():
+        for node in program.nodes[:-1]:
+            program.value(node)
+            if node.name in places:
+                program.env[node] = torch.zeros_like(program.env[node])
+        expected = [t for t in tensors_in(program.outputs()) if t.is_floating_point()]
+    try:
+        found = run(cut(coupling, {b.name: [0] for b in blocks}), captured.example)
+        why = f"{relative_difference(found, expected):.2g}"
+        same = [t.shape for t in found] == [t.shape for t in expected] and relative_difference(found, expected) <= TOLERANCE
+    except Exception as error:  # the user's forward, given what it does not expect
+        same, why = False, _line(error)
+    if same:
+        return {}
+    if len(blocks) == 1:
+        return {blocks[0].name: f"without it the network is not that with zeros in its place: {why}"}
+    middle = len(blocks) // 2
+    return {**_unlike_zero(coupling, blocks[:middle]), **_unlike_zero(coupling, blocks[middle:])}
 
 
 def _check(coupling: Coupling, names: list[str]) -> Checked:

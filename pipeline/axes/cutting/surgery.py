@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..coupling import Coupling, Plan
+from .branches import leave_out
 from .heads import shrink
 from .scaling import needs_rescale, rescale
 from .sizes import SizedCalls, correct
@@ -27,7 +28,7 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
 
     Args:
         coupling: what `couple` found.
-        plan: group -> units that go.
+        plan: group -> units that go, block -> 0 if it goes.
         sized: corrections of calls, by the name of the module whose `forward` they are in.
     """
     gone = coupling.gone(plan)
@@ -50,6 +51,7 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
             correct(part, calls)
         else:
             _correct_attributes(part, name, counts)
+    leave_out(module, coupling.left_out(plan))
     return module
 
 

@@ -1,0 +1,124 @@
+"""A residual branch that is left out leaves the network that has zeros in its place, in the user's own class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import user_net
+from edge_compress.pipeline.axes.capture import capture, tensors_in
+from edge_compress.pipeline.axes.coupling import couple
+from edge_compress.pipeline.axes.cutting.gate import Checked, check
+from edge_compress.pipeline.axes.cutting.surgery import cut
+from edge_compress.pipeline.evaluate.unit_evaluator import macs_left
+from edge_compress.pipeline.reconstruct.units import sequential
+from small_transformers import TRANSFORMERS
+from torch import nn
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "attending": user_net.attending,
+    "projected": user_net.projected,
+    **{name: TRANSFORMERS[name] for name in ("packed", "torch_attention", "gated_mlp")},
+}
+
+
+def checked(name: str) -> Checked:
+    torch.manual_seed(0)
+    net = NETS[name]().eval()
+    with torch.no_grad():
+        for tensor in net.parameters():
+            if 0 < float(tensor.max()) < 0.1 and tensor.min() == tensor.max():
+                tensor.fill_(0.5)  # layer scale, at first so small that branches do nothing
+    return check(couple(capture(net, torch.randn(1, 1, 8, 8))))
+
+
+def answer(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return list(tensors_in(net(inputs)))[-1]
+
+
+class Halves(nn.Module):
+    """A residual branch that ends in a sum of two halves of a layer's outputs: a zero in its place cannot be cut in two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.head = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0]).mean(1)
+        left, right = self.up(x).chunk(2, 1)
+        return self.head(x + left * right)
+
+
+class Looking(nn.Module):
+    """A forward that reads a size from a layer of its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0]).mean(1)
+        return self.head(x + self.down(self.up(x).relu() / self.up.out_features))
+
+
+def test_layers_that_forward_looks_at_stay_unused() -> None:
+    found = check(couple(capture(Looking().eval(), torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    assert block.modules == ("down",)
+    small = cut(found.coupling, {block.name: [0]}, found.sized)
+    assert isinstance(small.up, nn.Linear)
+    assert not isinstance(small.down, nn.Linear)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_network_without_a_branch_is_the_one_in_which_the_branch_gives_zero(name: str) -> None:
+    found = checked(name)
+    dense, x = found.coupling.walk.captured.module, torch.randn(3, 1, 8, 8)
+    assert found.coupling.blocks
+    for block in found.coupling.blocks:
+        small = cut(found.coupling, {block.name: [0]}, found.sized)
+        handle = dense.get_submodule(block.modules[-1]).register_forward_hook(lambda _module, _inputs, given: zeros(given))
+        expected = answer(dense, x)
+        handle.remove()
+        assert not torch.allclose(expected, answer(dense, x), rtol=1e-3)
+        torch.testing.assert_close(answer(small, x), expected)
+        assert type(small) is type(dense)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+def zeros(given: object) -> object:
+    if isinstance(given, torch.Tensor):
+        return torch.zeros_like(given)
+    assert isinstance(given, tuple)  # torch's attention gives its weights too
+    return tuple(torch.zeros_like(part) if isinstance(part, torch.Tensor) else part for part in given)
+
+
+def test_a_branch_that_cannot_give_zero_stays_and_the_reason_is_said() -> None:
+    coupling = check(couple(capture(Halves().eval(), torch.randn(1, 1, 8, 8)))).coupling
+    assert not coupling.blocks
+    assert list(coupling.locked_blocks) == ["block:up"]
+
+
+def test_a_branch_that_goes_takes_its_arithmetic_with_it() -> None:
+    coupling = checked("packed").coupling
+    first, second = coupling.blocks[:2]
+    left = macs_left(coupling, {first.name: [0]})
+    assert all(left[k] == 0 for k in first.operators)
+    assert all(left[k] == coupling.walk.costs[k].macs > 0 for k in second.operators)
+    assert macs_left(coupling, {}) == {k: cost.macs for k, cost in enumerate(coupling.walk.costs)}
+
+
+def test_layers_after_a_branch_that_went_are_re_fit() -> None:
+    found = checked("packed")
+    dense, generator = found.coupling.walk.captured.module, torch.Generator().manual_seed(1)
+    calibration, held_out = (torch.randn(n, 1, 8, 8, generator=generator).cumsum(2).cumsum(3) * 0.2 for n in (300, 200))
+    plan = {found.coupling.blocks[0].name: [0]}
+    expected = answer(dense, held_out)
+
+    def lost(net: nn.Module) -> float:
+        return float((answer(net, held_out) - expected).norm())
+
+    solved = sequential(found.coupling, plan, found.sized, calibration)
+    assert lost(solved) < 0.8 * lost(cut(found.coupling, plan, found.sized))
