@@ -126,6 +126,8 @@ class Estimates:
 
     asked: int = 0
 
+    dense_s = 1.0
+
     def estimate(self, structure):
         self.asked += 1
         return 0.5 if structure.removed else 1.0
