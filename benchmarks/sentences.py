@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 TOKENS = 48  # sentences are cut or padded to
-DOCUMENTED = ("PIL", "click", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "timm", "torch", "torchvision", "transformers")
+DOCUMENTED = ("PIL", "click", "numpy", "onnx", "scipy", "sklearn", "timm", "torch/distributed", "torch/nn", "torchvision")
 Inputs = dict[str, torch.Tensor]
 
 
@@ -64,7 +64,10 @@ def sentences() -> list[str]:
     texts = [path.read_text(encoding="utf-8", errors="ignore").partition("\n\n")[2] for path in root.glob("*.dist-info/METADATA")]
     for package in DOCUMENTED:
         for path in (root / package).rglob("*.py"):
-            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="ignore")))
+            try:
+                nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="ignore")))
+            except SyntaxError:  # a later Python's
+                continue
             found = (ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
             texts += [text.partition("\n\n")[0] for text in found if text]
     drawn: set[str] = set()
@@ -99,7 +102,9 @@ def embeddings(net: nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 def kept(dense: torch.Tensor, pruned: torch.Tensor) -> dict[str, float]:
-    """Mean cosine, and share of nearest neighbours that stay."""
-    nearest = [(e @ e.T).fill_diagonal_(-2.0).argmax(1) for e in (dense, pruned)]
-    cosine = float((dense * pruned).sum(1).mean())
-    return {"cosine": round(cosine, 4), "neighbours": round(float((nearest[0] == nearest[1]).float().mean()), 4)}
+    """Mean cosine, and the share of nearest neighbours that stay: among all, and among the first 300."""
+    found = {"cosine": float((dense * pruned).sum(1).mean())}
+    for name, count in (("neighbours", len(dense)), ("neighbours_of_300", 300)):
+        nearest = [(e[:count] @ e[:count].T).fill_diagonal_(-2.0).argmax(1) for e in (dense, pruned)]
+        found[name] = float((nearest[0] == nearest[1]).float().mean())
+    return {name: round(value, 4) for name, value in found.items()}

@@ -22,6 +22,14 @@ DAMPING = 0.01
 _log = logging.getLogger(__name__)
 
 
+def damping_of(inputs: int, positions: float, damping: float = DAMPING) -> float:
+    """Share of the mean diagonal to add for so many inputs fitted on so many positions.
+
+    With few positions an input, as for short texts, the fit would follow their noise; it is drawn to the weights as they were.
+    """
+    return damping + inputs / max(positions, 1.0)
+
+
 def solve(
     weight: torch.Tensor, gram: torch.Tensor, keep: torch.Tensor, *, cross: torch.Tensor | None = None, damping: float = DAMPING
 ) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ..compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..score.layer_moments import CHUNK, LayerMoments, counted
-from .least_squares import DAMPING, solve_intercept
+from .least_squares import DAMPING, damping_of, solve_intercept
 from .memory import SOLVING_BYTES
 
 MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all samples
@@ -222,7 +222,7 @@ class _Lockstep:
         k = weight[0].numel()
         gram = torch.zeros(k + 1, k + 1, dtype=torch.float64, device=inputs.device)
         cross = torch.zeros(len(weight), k + 1, dtype=torch.float64, device=inputs.device)
-        constant = 1.0 if normed or layer.bias is not None else 0.0
+        constant, seen = 1.0 if normed or layer.bias is not None else 0.0, 0
         for start in range(0, len(inputs), CHUNK):
             part = slice(start, start + CHUNK)
             # another even set of positions for every chunk, so that all of them are seen
@@ -232,9 +232,11 @@ class _Lockstep:
             x = counted(layer.columns(inputs[part])[:, :, picks], own)
             x = torch.cat([x, x.new_full((1, x.shape[1]), constant)])
             t = counted(flat[part][:, :, picks], own)
+            seen += x.shape[1]
             gram += (x @ x.T).double()
             cross += (t @ x.T).double()
-        solved = solve_intercept(gram, cross, weight.flatten(1).double(), self.damping, None)
+        damping = damping_of(k, seen, self.damping)
+        solved = solve_intercept(gram, cross, weight.flatten(1).double(), damping, None)
         return solved[:, :-1].to(weight).view_as(weight), solved[:, -1].to(weight)
 
 
