@@ -40,6 +40,7 @@ from edge_compress.pipeline.score.layer_moments import LayerMoments
 from edge_compress.pipeline.score.unit_saliency import unit_saliency
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.types import Candidate, Knob, Pattern, Plan, Precision
 from edge_compress.targets.base import Structure, Target
 from edge_compress.targets.onnx.export import export_graph
@@ -178,17 +179,17 @@ class Sentences(UnitEvaluator):
 
 def searched(have: Material, budget: float | None, bench: Bench) -> tuple[Sentences, Candidate, Plan]:
     """The best plan within a latency budget (None: that of half of the MLP units) by the knapsack on measured latencies."""
-    knobs = tuple(
-        k
-        for g in have.checked.coupling.open_groups()
-        if g.kind in ("mlp", "head") and (k := knob_of(g.name, g.kind, len(g.units), TARGET.limits))
-    )
+    coupling = have.checked.coupling
+    paying = set().union(*(coupling.groups_of(cost.axes) for cost in coupling.walk.costs))
+    open_ = (g for g in coupling.open_groups() if g.name in paying and g.kind in ("mlp", "head"))
+    knobs = tuple(k for g in open_ if (k := knob_of(g.name, g.kind, len(g.units), TARGET.limits)))
     evaluator = Sentences(have, knobs, bench)
     evaluator.fill_table()
     half = tuple(k.kept.index(k.size // 2) if k.kind == "mlp" else 0 for k in knobs)
     budget = budget or bench.latency_ratio(evaluator.structure(evaluator.plan(half)))
     settings = SearchSettings("knapsack", EVALUATIONS, budget, seed=0)
-    found = search(evaluator, settings, lambda c, _: click.echo(f"{c.accuracy:.3f} at {c.latency_ratio:.3f}"))
+    hints = Hints(plans=(half,))  # the uniform plan is one to beat
+    found = search(evaluator, settings, lambda c, _: click.echo(f"{c.accuracy:.3f} at {c.latency_ratio:.3f}"), hints)
     return evaluator, found.best, evaluator.plan(found.best.levels)
 
 

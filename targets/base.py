@@ -142,7 +142,7 @@ class Prober(Protocol):
 class Estimator(Protocol):
     """A prober that can say how a structure's latency would change where no device is there to be asked."""
 
-    dense_s: float  # of the dense network; for ratios only
+    whole_s: float  # of the network as it was given, the products of attention too; for ratios only
 
     def estimate(self, structure: Structure) -> float:
         """Latency of this structure as a share of the dense one's in the same precision. An estimate, never a measurement."""

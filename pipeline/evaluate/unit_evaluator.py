@@ -56,10 +56,10 @@ class UnitProber:
         Raises:
             UnavailableError: the target cannot estimate.
         """
-        return self._seconds(structure) / self.dense_s
+        return self._seconds(structure) / self.whole_s
 
     @cached_property
-    def dense_s(self) -> float:
+    def whole_s(self) -> float:
         """See `targets.base.Estimator`."""
         return self._seconds(Structure({}))
 
@@ -67,7 +67,7 @@ class UnitProber:
         prober = self._prober(structure)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {self._target.name}", found="no device to measure them on")
-        return prober.dense_s
+        return prober.whole_s
 
     def _prober(self, structure: Structure) -> Prober:
         module = cut(self._checked.coupling, _first_units(structure), self._checked.sized)

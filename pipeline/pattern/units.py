@@ -67,7 +67,13 @@ class Units:
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
         block_of = {group: block.name for block in coupling.blocks for group in block.groups}
-        groups = (knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name)) for g in coupling.open_groups())
+        # rows of a table that is only looked up can go too, but buy no time
+        paying = set().union(*(coupling.groups_of(cost.axes) for cost in coupling.walk.costs))
+        groups = (
+            knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name))
+            for g in coupling.open_groups()
+            if g.name in paying
+        )
         self.knobs = (*(k for k in groups if k is not None), *(Knob(b.name, "block", 1, (1, 0)) for b in coupling.blocks))
         if not self.knobs:
             locked = coupling.locked()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from torch import nn
@@ -12,6 +13,7 @@ from ...calibration.ranges import collect, ranges
 from ...pipeline.types import Precision
 from ..base import Structure
 from ..onnx.edit import cut
+from ..onnx.graph import LAYER_OPS
 from ..onnx.int8 import Recipe, halve
 from ..onnx.prober import OnnxProber
 from .qdq import quantize
@@ -35,7 +37,7 @@ class JetsonProber(OnnxProber):
         self._precision, self._shape = precision, image_shape
         shapes, layers = self.network.shapes, self.network.layers()
         self._input_positions = {name: int(np.prod(shapes[node.input[0]][2:])) for name, node in layers.items()}
-        self.dense_s = self._seconds(Structure({}))
+        self._dense_s = self._seconds(Structure({}))
 
     def candidate(self, structure: Structure) -> bytes:
         """A file of this structure in the artifact's precision."""
@@ -53,7 +55,19 @@ class JetsonProber(OnnxProber):
 
         What the precision itself saves is left out: it is unknown without a board.
         """
-        return self._seconds(structure) / self.dense_s
+        return self._seconds(structure) / self._dense_s
+
+    @property
+    def whole_s(self) -> float:
+        """See `targets.base.Estimator`."""
+        shapes = self.network.shapes | {name: tuple(c.dims) for name, c in self.network.constants.items()}
+        works = []
+        for node in self.network.nodes:
+            if node.op_type in LAYER_OPS:
+                first, second, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
+                inner = prod(second[1:]) if node.op_type == "Conv" else first[-1]
+                works.append(Work(macs=prod(out) * inner, values=prod(first) + prod(second) + prod(out)))
+        return seconds(works, self._precision)
 
     def _seconds(self, structure: Structure) -> float:
         works = []

@@ -126,7 +126,7 @@ class Estimates:
 
     asked: int = 0
 
-    dense_s = 1.0
+    whole_s = 1.0
 
     def estimate(self, structure):
         self.asked += 1
