@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,17 +31,28 @@ class TfliteProber(LayerSizes):
         half = (0.5,) * channels  # latency does not depend on the normalisation, nor on the ranges below
         self.network, weights = convert(distinct(module), image_shape, half, half)
         self._model = read(self.network)
-        self._names = layer_names(self._model, weights)
-        sizes = layers(self._model, self._names)
-        super().__init__(lambda: sizes, lambda removed: TfliteEditor(self._model, self._names).remaining(removed))
+        self._float, self._weights = self._model, weights
+        super().__init__(
+            lambda: layers(self._float, self._names), lambda removed: TfliteEditor(self._float, self._names).remaining(removed)
+        )
         if precision is Precision.INT8:
             images = np.random.default_rng(0).integers(0, 256, (4, height, width, channels)).astype(np.float32)
             self._model = read(quantize(self.network, ranges(collect(self.network, [images]), "min-max")))
         elif precision is Precision.DYNAMIC:
             self._model = read(with_int8_weights(self.network))
 
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return layer_names(self._float, self._weights)
+
     def candidate(self, structure: Structure) -> bytes:
-        """A model of this structure in the artifact's precision."""
+        """A model of this structure in the artifact's precision.
+
+        Raises:
+            BuildError: a layer that the structure names is not found in the converted network.
+        """
+        if not structure.widths and not structure.removed:  # a network that was cut before it came here
+            return write(self._model)
         return write(cut(self._model, self._names, structure))
 
 
