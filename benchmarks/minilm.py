@@ -179,10 +179,8 @@ class Sentences(UnitEvaluator):
 
 def searched(have: Material, budget: float | None, bench: Bench) -> tuple[Sentences, Candidate, Plan]:
     """The best plan within a latency budget (None: that of half of the MLP units) by the knapsack on measured latencies."""
-    coupling = have.checked.coupling
-    paying = set().union(*(coupling.groups_of(cost.axes) for cost in coupling.walk.costs))
-    open_ = (g for g in coupling.open_groups() if g.name in paying and g.kind in ("mlp", "head"))
-    knobs = tuple(k for g in open_ if (k := knob_of(g.name, g.kind, len(g.units), TARGET.limits)))
+    groups = (g for g in have.checked.coupling.paying_groups() if g.kind in ("mlp", "head"))
+    knobs = tuple(k for g in groups if (k := knob_of(g.name, g.kind, len(g.units), TARGET.limits)))
     evaluator = Sentences(have, knobs, bench)
     evaluator.fill_table()
     half = tuple(k.kept.index(k.size // 2) if k.kind == "mlp" else 0 for k in knobs)

@@ -12,8 +12,6 @@ from .types import Block
 if TYPE_CHECKING:
     from .coupling import Coupling
 
-_LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "convolution", "matmul", "scaled_dot_product_attention"}
-
 
 def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]:
     """Branches that end in an addition to their own input's shape and whose operators no one else reads."""
@@ -40,8 +38,6 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         if not _shortcut_is_source(cones[branch], shortcut):
             continue
         modules = _only_in(cones[branch], scopes, order)
-        if not modules:
-            continue
         taken |= cones[branch]
         inside = {
             captured.names[p.name]

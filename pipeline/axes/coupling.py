@@ -90,6 +90,11 @@ class Coupling:
         """The groups that are not locked."""
         return tuple(g for g in self.groups if g.name not in self.locked_groups)
 
+    def paying_groups(self) -> tuple[Group, ...]:
+        """The groups, not locked, whose units make some operator cheaper when they go; rows of a table do not."""
+        paying = self.groups_of(axis for cost in self.walk.costs for axis in cost.axes)
+        return tuple(g for g in self.groups if g.name in paying)
+
     def left_out(self, plan: Plan) -> tuple[Block, ...]:
         """The residual blocks that go under a plan."""
         return tuple(b for b in self.blocks if list(plan.get(b.name, ())))

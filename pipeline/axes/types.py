@@ -44,6 +44,7 @@ class Block:
     groups: tuple[str, ...]  # that lie inside
     branch: str  # the operator whose value is added to the shortcut
     operators: tuple[int, ...]  # inside, as positions in the costs of the walk
+    unused: tuple[str, ...] = ()  # of its modules, those that stay without it, because `forward` looks at them
 
 
 @dataclass(frozen=True)

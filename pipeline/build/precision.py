@@ -36,7 +36,10 @@ def precision_for(
     first, config = target.limits.precisions[0], run.config
     if config.precision is not None:
         return config.precision
-    if not pruning.measures_precision or device is None or Precision.FP32 not in target.limits.precisions:
+    if not pruning.measures_precision or Precision.FP32 not in target.limits.precisions:
+        return first
+    if device is None:
+        run.notes.append(f"{target.name}: {first} is taken without a measurement: no device tells whether it is the faster one.")
         return first
     settings = {"threads": config.threads, "device": config.device, "precision": str(first)}
     stage = run.folder.stage(f"precision-{target.name}", "1", settings, (subject_key, baseline.file.sha256))

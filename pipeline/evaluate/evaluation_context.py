@@ -101,7 +101,7 @@ class EstimatingBench(Bench):
         return self.prober.estimate(structure)
 
     def measure_ahead(self, structures: Sequence[Structure]) -> None:
-        """Nothing: an estimate costs nothing."""
+        """Nothing: there are no boards to share estimates among."""
 
 
 class _NoMeter:

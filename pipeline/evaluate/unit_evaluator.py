@@ -41,6 +41,7 @@ class UnitProber:
 
     def __init__(self, checked: Checked, target: Target, image_shape: tuple[int, int, int], precision: Precision) -> None:
         self._checked, self._target, self._shape, self._precision = checked, target, image_shape, precision
+        self._estimates: dict[str, float] = {}  # by structure: each takes an export
 
     def candidate(self, structure: Structure) -> bytes:
         """A file of this structure in the artifact's precision.
@@ -56,7 +57,10 @@ class UnitProber:
         Raises:
             UnavailableError: the target cannot estimate.
         """
-        return self._seconds(structure) / self.whole_s
+        key = structure.key()
+        if key not in self._estimates:
+            self._estimates[key] = self._seconds(structure) / self.whole_s
+        return self._estimates[key]
 
     @cached_property
     def whole_s(self) -> float:

@@ -67,13 +67,7 @@ class Units:
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
         block_of = {group: block.name for block in coupling.blocks for group in block.groups}
-        # rows of a table that is only looked up can go too, but buy no time
-        paying = set().union(*(coupling.groups_of(cost.axes) for cost in coupling.walk.costs))
-        groups = (
-            knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name))
-            for g in coupling.open_groups()
-            if g.name in paying
-        )
+        groups = (knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name)) for g in coupling.paying_groups())
         self.knobs = (*(k for k in groups if k is not None), *(Knob(b.name, "block", 1, (1, 0)) for b in coupling.blocks))
         if not self.knobs:
             locked = coupling.locked()
@@ -146,6 +140,11 @@ class Units:
         if wide:
             told.append(f"{len(wide)} layers ({', '.join(wide[:3])}) are not re-fit: their Hessians do not fit in the memory.")
         told += [f"{name} stays: {why}." for name, why in {**coupling.locked_groups, **coupling.locked_blocks}.items()]
+        told += [
+            f"{b.name}: if it goes, {', '.join(b.unused)} stay in the module unused, because its forward looks at them."
+            for b in coupling.blocks
+            if b.unused
+        ]
         return tuple(told)
 
     def _gone(self, plan: Plan) -> Gone:

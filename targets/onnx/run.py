@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from ...pipeline.errors import BuildError, UnavailableError
 from ..base import FloatArray, Images, Runner
+
+if TYPE_CHECKING:
+    import onnx
 
 _BLOCK = 64  # images a call, where the file allows more than one
 
@@ -59,22 +62,26 @@ def simulate(data: bytes, threads: int = 1) -> Runner:
     Raises:
         BuildError: the bytes are not an ONNX model, or the runtime refused it.
     """
+    import onnx
+
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own error type is not exported
         raise BuildError("the file is no ONNX model", found=str(error)[:300]) from error
-    if any(node.op_type == "Reshape" and _names_the_batch(model, node) for node in model.graph.node):
+    if _names_the_batch(model):
         return predictor(data, threads, pairwise=True)  # one by one
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return predictor(model.SerializeToString(), threads, pairwise=True)
 
 
-def _names_the_batch(model: onnx.ModelProto, reshape: onnx.NodeProto) -> bool:
-    """Whether the first size a Reshape asks for is a number of samples, as attention's are; or is not known."""
+def _names_the_batch(model: onnx.ModelProto) -> bool:
+    """Whether the first size that some Reshape asks for is a number of samples, as attention's are; or is not known."""
+    from onnx import numpy_helper
+
     constants = {i.name: i for i in model.graph.initializer}
-    target = constants.get(reshape.input[1])
-    return target is None or onnx.numpy_helper.to_array(target).tolist()[:1] != [0]
+    targets = [constants.get(node.input[1]) for node in model.graph.node if node.op_type == "Reshape"]
+    return any(target is None or numpy_helper.to_array(target).tolist()[:1] != [0] for target in targets)
 
 
 def require_runtime() -> None:

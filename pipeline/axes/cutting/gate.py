@@ -47,13 +47,17 @@ def check(coupling: Coupling) -> Checked:
 
 def _with_sound_blocks(coupling: Coupling) -> Coupling:
     """Without the blocks that cannot be left out; those whose other modules `forward` looks at keep them, unused."""
+    whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
+    coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
     failed = _unlike_zero(coupling, coupling.blocks)
     if failed:
-        blocks = tuple(replace(b, modules=b.modules[-1:]) if b.name in failed else b for b in coupling.blocks)
+        blocks = tuple(
+            replace(b, modules=b.modules[-1:], unused=b.modules[:-1]) if b.name in failed else b for b in coupling.blocks
+        )
         coupling = replace(coupling, blocks=blocks)
         failed = _unlike_zero(coupling, tuple(b for b in blocks if b.name in failed))
     stay = tuple(b for b in coupling.blocks if b.name not in failed)
-    return replace(coupling, blocks=stay, locked_blocks=failed)
+    return replace(coupling, blocks=stay, locked_blocks=whole | failed)
 
 
 def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str]:

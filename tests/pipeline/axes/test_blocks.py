@@ -66,7 +66,7 @@ class Looking(nn.Module):
 def test_layers_that_forward_looks_at_stay_unused() -> None:
     found = check(couple(capture(Looking().eval(), torch.randn(1, 1, 8, 8))))
     (block,) = found.coupling.blocks
-    assert block.modules == ("down",)
+    assert (block.modules, block.unused) == (("down",), ("up",))
     small = cut(found.coupling, {block.name: [0]}, found.sized)
     assert isinstance(small.up, nn.Linear)
     assert not isinstance(small.down, nn.Linear)
