@@ -28,11 +28,11 @@ from pathlib import Path
 import click
 import torch
 from batchnorm_statistics import reestimate_on
+from classifier import answers
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.compute import fast_bfloat16
 from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
 from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
@@ -40,7 +40,9 @@ from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSetti
 from edge_compress.pipeline.graph.knobs import plan_for
 from edge_compress.pipeline.graph.surgery import structure_of
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
 from edge_compress.pipeline.progress import Progress
@@ -50,10 +52,11 @@ from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import best_first
-from edge_compress.pipeline.task.inference import answers, logits, top1
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
-from edge_compress.pipeline.task.samples import calibration_batches, scoring_inputs
-from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Precision
+from edge_compress.pipeline.task.samples import calibration_set, scoring_inputs
+from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob
 from edge_compress.targets.base import BuildRequest, Interface, Target
 from torch import fx, nn
 
@@ -118,7 +121,7 @@ def torch_pruning(net: fx.GraphModule, shape: tuple[int, int, int], macs: int, l
             iterative_steps=STEPS,
             ignored_layers=[small.get_submodule(last)],
         )
-        while cost_of(small, shape).macs > macs:
+        while cost_of(small, torch.zeros(1, *shape)).macs > macs:
             pruner.step()
     return small.eval()
 
@@ -130,9 +133,9 @@ def ours(
 
     The accuracy that decides is the solved network's own, on the images of the search split that the fine-tuning is judged by.
     """
-    dense = cost_of(way.net, way.image_shape).macs
+    dense = cost_of(way.net, torch.zeros(1, *way.image_shape)).macs
     memo = work / "evaluations.jsonl"
-    baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
+    baseline = target.baseline(way.net, Interface(image_signature(way.image_shape), loaded.images.info.classes))
     latencies = work / "latency"
     with open_bench(
         config,
@@ -169,13 +172,13 @@ def ours(
             def say(done: Finalist) -> None:
                 bar.advance(1, f"{100 * done.candidate.accuracy:.1f} %, reconstructed {100 * done.accuracy:.2f} %")
 
-            finalists, taken, net = play_off(allowed, how, solved, judge_on(loaded.data.search, loaded.subject.preprocess), say)
+            finalists, taken, net = play_off(allowed, how, solved, judge_on(loaded, len(loaded.data.search)), say)
     return net, {
         "lambda": ranking.lambda_,
         "kept": {k.name: k.kept[level] for k, level in zip(way.knobs, finalists[taken].candidate.levels, strict=True)},
         # in the search, and after sequential reconstruction; percent of the search split
         "finalists": [[100.0 * f.candidate.accuracy, 100.0 * f.accuracy] for f in finalists],
-        "search_top1": 100.0 * finalists[taken].accuracy,
+        "search_value": 100.0 * finalists[taken].accuracy,
     }
 
 
@@ -184,26 +187,26 @@ def trained(
 ) -> tuple[fx.GraphModule, float]:
     """The network after the product's fine-tuning, and its accuracy on the search split."""
     folder.mkdir(parents=True, exist_ok=True)
-    student, data = copy.deepcopy(net), loaded.data
-    with ui.bar(f"training {folder.name}", how.epochs * -(-len(data.train) // how.batch)) as bar:
+    student = copy.deepcopy(net)
+    with ui.bar(f"training {folder.name}", how.epochs * -(-len(loaded.data.train) // how.batch)) as bar:
 
         def tell(event: Step | Epoch) -> None:
             if isinstance(event, Step):
                 bar.advance(1, f"loss {event.loss:.3f}")
 
-        history = finetune(student, loaded.module, data, loaded.subject.preprocess, how, folder=folder, progress=tell)
-    return student, max(epoch.search_top1 for epoch in history)
+        history = finetune(student, loaded.module, loaded.data, loaded.task, how, folder=folder, progress=tell)
+    return student, max(epoch.search_value for epoch in history)
 
 
 def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed: int) -> tuple[Path, Path]:
     """The int8 artifact and the dense float baseline."""
-    data, prep = loaded.data, loaded.subject.preprocess
+    data, prep = loaded.images, loaded.subject.preprocess
     folder.mkdir(parents=True, exist_ok=True)
-    calibration = calibration_batches(data, prep, 500, seed + 2)
+    calibration = calibration_set(loaded.data.train, target, 500, seed + 2)
     request = BuildRequest(
         module=module,
-        baseline=target.baseline(loaded.module, Interface(data.info.image_shape, data.info.classes)),
-        image_shape=data.info.image_shape,
+        baseline=target.baseline(loaded.module, Interface(image_signature(data.info.image_shape), data.info.classes)),
+        signature=image_signature(data.info.image_shape),
         classes=data.info.classes,
         precision=Precision.INT8,
         calibration=calibration,
@@ -245,13 +248,13 @@ def main(
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
     ui, loaded, target = Progress(), load_subject(config), targets.load("x86")
-    shape, prep, test = loaded.data.info.image_shape, loaded.subject.preprocess, loaded.data.test
+    shape, prep, test = loaded.images.info.image_shape, loaded.subject.preprocess, loaded.images.test
     way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, seed)
-    macs = int(cost_of(way.net, shape).macs / fewer)
+    macs = int(cost_of(way.net, torch.zeros(1, *shape)).macs / fewer)
     last = [name for name, module in way.net.named_modules() if isinstance(module, nn.Linear)][-1]
     ui.say("torch-pruning ...")
     theirs = torch_pruning(way.net, shape, macs, last)
-    reestimate_on(theirs, torch.split(scoring_inputs(loaded, seed), 250))
+    reestimate_on(theirs, torch.split(scoring_inputs(loaded.data.train, seed), 250))
     mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
     rows, files, dense = [], {}, work
     ways = [FinetuneSettings(epochs, seed, rate, autocast=fast_bfloat16("cpu")) for rate in (GENTLE, BOLD)]
@@ -263,12 +266,15 @@ def main(
         files[tool], dense = built(loaded, target, student, work / tool / "artifact", seed)
         with target.runner(files[tool]) as predict:
             artifact = top1(answers(target, predict, test, prep), test.labels)
-        cost = cost_of(student, shape)
+        cost = cost_of(student, torch.zeros(1, *shape))
         rows.append(Row(tool, cost.macs, cost.params, before, after, rate, artifact))
         ui.say(f"{tool}: {cost.macs / 1e6:.1f} M MACs, {before:.2f} % one-shot, {after:.2f} % trained, {artifact:.2f} % int8")
     report = {
         "command": shlex.join(["python", "benchmarks/channels.py", *sys.argv[1:]]),
-        "dense": {"top1": top1(logits(loaded.module, test, prep), test.labels), "macs": cost_of(loaded.module, shape).macs},
+        "dense": {
+            "top1": top1(logits(loaded.module, test, prep), test.labels),
+            "macs": cost_of(loaded.module, torch.zeros(1, *shape)).macs,
+        },
         "epochs": epochs,
         "samples": len(test),
         "rows": [asdict(row) for row in rows],

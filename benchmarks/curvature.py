@@ -32,6 +32,9 @@ import torch.nn.functional as F
 from curvature_channels import agreement, channels_part
 from curvature_cost import Work, gradients, memory, of_connections, of_differences, of_units, ratio, times, training_step
 from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.digits import MEAN, STD, DigitsResNet
+from edge_compress.pipeline.data.splits import DataSet
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.digits import EPOCHS, train_digits
 from edge_compress.pipeline.graph.coupling import couple
@@ -40,11 +43,8 @@ from edge_compress.pipeline.network.exact_mode import Batch, weight_layers
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.score import curvature
 from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
-from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.task.samples import training_inputs
-from edge_compress.pipeline.task.splits import DataSet
+from edge_compress.pipeline.task.samples import image_data, training_inputs
 from edge_compress.pipeline.types import Preprocess
 from oracles import exact_gauss_newton, second_differences
 from torch import Tensor, fx, nn
@@ -111,7 +111,10 @@ def tiny_network(data: DataSet, steps: int) -> nn.Module:
             *(nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ELU()),
             *(nn.Flatten(), nn.Linear(32, 10)),
         ).train()
-    inputs, labels = training_inputs(data, DIGITS, len(data.train), 0), torch.from_numpy(data.train.labels.copy())
+    inputs, labels = (
+        training_inputs(image_data(data, DIGITS).train, len(data.train), 0),
+        torch.from_numpy(data.train.labels.copy()),
+    )
     optimizer, generator = torch.optim.Adam(net.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     for _ in range(steps):
         chosen = torch.randint(0, len(labels), (128,), generator=generator)
@@ -126,7 +129,9 @@ def hessian_part(quick: bool, ui: Progress) -> dict[str, object]:
     data = load_data("digits", seed=0)
     count = 100 if quick else 1000
     net = tiny_network(data, 100 if quick else 1000)
-    images = [(training_inputs(data, DIGITS, count, 1).double(), torch.from_numpy(data.train.labels[:count].copy()))]
+    images = [
+        (training_inputs(image_data(data, DIGITS).train, count, 1).double(), torch.from_numpy(data.train.labels[:count].copy()))
+    ]
     ui.say("second differences ...")
     exact = second_differences(net, images[0])
     weights = sum(h.numel() for h in exact.values())
@@ -139,7 +144,7 @@ def fisher_part(quick: bool, ui: Progress) -> dict[str, object]:
     count, net = (4 if quick else 100), DigitsResNet()
     with ui.bar("training the digits network", EPOCHS) as bar:
         train_digits(net, data, DIGITS, 0, epochs=1 if quick else EPOCHS, progress=lambda epoch: bar.advance())
-    images = [(training_inputs(data, DIGITS, count, 1), torch.from_numpy(data.train.labels[:count].copy()))]
+    images = [(training_inputs(image_data(data, DIGITS).train, count, 1), torch.from_numpy(data.train.labels[:count].copy()))]
     with ui.bar("exact Gauss-Newton", count) as bar:
         exact = exact_gauss_newton(net, images[0][0], bar.advance)
     weights = sum(h.numel() for h in exact.values())
@@ -214,11 +219,11 @@ def main(model: str, weights: str | None, data: str, parts: str, images: int, qu
         loaded = load_subject(settings.load(None, {"targets": ("x86",), "model": model, "weights": weights, "data": data}))
         if loaded.untrained:
             ui.say("training the digits network ...")
-            train_digits(loaded.module, loaded.data, loaded.subject.preprocess, 0, epochs=1 if quick else EPOCHS)
-        net = canonical(loaded.module, loaded.data.info.image_shape)
+            train_digits(loaded.module, loaded.images, loaded.subject.preprocess, 0, epochs=1 if quick else EPOCHS)
+        net = canonical(loaded.module, loaded.images.info.image_shape)
         count = 20 if quick else max(images, CURVATURE_IMAGES)
-        inputs = training_inputs(loaded.data, loaded.subject.preprocess, count, 0)
-        labels = torch.from_numpy(loaded.data.train.labels[: len(inputs)].copy())
+        inputs = training_inputs(image_data(loaded.images, loaded.subject.preprocess).train, count, 0)
+        labels = torch.from_numpy(loaded.images.train.labels[: len(inputs)].copy())
         work["channels"] = lambda: channels_part(net, inputs[:images], labels[:images], out.with_suffix(".work"), ui)
         work["cost"] = lambda: cost_part(net, inputs[: 10 if quick else 300], quick, ui)
     for part in chosen:

@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+from classifier import answers
 from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.build.artifact import CALIBRATION_IMAGES
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import atomic_write, sha256_file
-from edge_compress.pipeline.task.inference import answers, top1
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.task.inference import top1
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.task.samples import calibration_batches
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.task.samples import calibration_set
 from edge_compress.pipeline.verify.gates import compare
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Interface
@@ -58,16 +60,16 @@ def verdicts(path: Path) -> dict[str, Any]:
 def request(module: Any, shape: tuple[int, int, int], images: list[Any], score: Any, folder: Path) -> BuildRequest:
     """What the target is asked to build."""
     classes = tuple(map(str, range(10)))
-    baseline = jetson.TARGET.baseline(module, Interface(shape, classes))
-    return BuildRequest(module, baseline, shape, classes, Precision.INT8, images, score, folder)
+    baseline = jetson.TARGET.baseline(module, Interface(image_signature(shape), classes))
+    return BuildRequest(module, baseline, image_signature(shape), classes, Precision.INT8, images, score, folder)
 
 
 def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Accuracy of the user's model in float and in int8, and the verdicts."""
     flags = {"targets": "jetson", "model": given.model, "weights": str(given.weights), "data": given.data}
     loaded = load_subject(settings.load(None, flags))
-    data, prep = loaded.data, loaded.subject.preprocess
-    images = calibration_batches(data, prep, CALIBRATION_IMAGES, 2)
+    data, prep = loaded.images, loaded.subject.preprocess
+    images = calibration_set(loaded.data.train, jetson.TARGET, CALIBRATION_IMAGES, 2)
 
     def score(predict: Any) -> float:
         return top1(answers(jetson.TARGET, predict, data.search, prep), data.search.labels)
@@ -87,8 +89,8 @@ def subject(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         accuracy = compare(logits[name], logits["float"], logits["float"], data.test.labels)
         found[name] = {
             "top1": accuracy.top1,
-            "drop_pp": accuracy.drop_pp,
-            "drop_ci95_pp": accuracy.drop_ci95_pp,
+            "drop": accuracy.drop,
+            "drop_ci95": accuracy.drop_ci95,
             "agreement": accuracy.agreement,
         }
     return found | {"options": artifact.options} | verdicts(model)

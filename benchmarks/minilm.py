@@ -34,6 +34,7 @@ from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from edge_compress.pipeline.files import atomic_write
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.pattern.units import knob_of
 from edge_compress.pipeline.reconstruct.units import Fitter, sequential, stitched
 from edge_compress.pipeline.score.layer_moments import LayerMoments
@@ -41,7 +42,7 @@ from edge_compress.pipeline.score.unit_saliency import unit_saliency
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints
-from edge_compress.pipeline.types import Candidate, Knob, Pattern, Plan, Precision
+from edge_compress.pipeline.types import Candidate, Knob, Plan
 from edge_compress.targets.base import Structure, Target
 from edge_compress.targets.onnx.export import export_graph
 from edge_compress.targets.onnx.int8 import has_vnni

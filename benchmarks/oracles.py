@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from edge_compress.pipeline.graph.coupling import Coupling
 from edge_compress.pipeline.graph.surgery import masked
 from edge_compress.pipeline.network.exact_mode import Batch, steady, weight_layers
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import highest
 from edge_compress.pipeline.score.curvature import second_difference
 from edge_compress.pipeline.score.removal import places_of, read_apart
-from edge_compress.pipeline.types import Pattern, Plan
+from edge_compress.pipeline.types import Plan
 from torch import Tensor, fx, nn
 
 CHUNK = 500  # images whose activations of all layers are held at a time

@@ -20,7 +20,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ import paper_allocation
 import paper_recipe
 import torch
 from edge_compress.pipeline.codec import to_json
-from edge_compress.pipeline.compute import fast_bfloat16
 from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
@@ -38,12 +38,13 @@ from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, fin
 from edge_compress.pipeline.finetune.world import World
 from edge_compress.pipeline.graph.mask_knobs import selections
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
+from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
-from edge_compress.pipeline.task.samples import training_inputs
-from edge_compress.pipeline.task.splits import Split
+from edge_compress.pipeline.task.samples import image_data, training_inputs
 from edge_compress.pipeline.types import Epoch, Preprocess
 from paper_allocation import Masks
 from paper_recipe import Recipe
@@ -62,7 +63,7 @@ def run(recipe: Recipe, config: Config, out: Path, world: World, ui: Progress) -
     loaded = load_subject(config)
     if loaded.untrained:
         raise InputError("--weights", found="none", expected="the state dict of a trained network", do="train it first")
-    data, prep, shape = loaded.data, loaded.subject.preprocess, loaded.data.info.image_shape
+    data, prep, shape = loaded.images, loaded.subject.preprocess, loaded.images.info.image_shape
     claim(out, settings_of(recipe, config, loaded, world), world)
     net = canonical(loaded.module, shape).to(world.device).eval()
     dense = accuracy(net, data.test, prep, world)
@@ -97,7 +98,7 @@ def settings_of(recipe: Recipe, config: Config, loaded: Loaded, world: World) ->
     """All that the result depends on; without paths."""
     shared = {name: getattr(config, name) for name in paper_recipe.SHARED if name not in ("weights", "accelerator")}
     shared |= {"model": relative(config.model), "data": relative(config.data)}
-    shared |= {"model_sha256": loaded.subject.model_sha256, "data_sha256": loaded.data.info.sha256, "processes": world.size}
+    shared |= {"model_sha256": loaded.subject.model_sha256, "data_sha256": loaded.images.info.sha256, "processes": world.size}
     return json.loads(json.dumps(asdict(recipe) | shared))  # type: ignore[no-any-return] # as it is read back
 
 
@@ -128,8 +129,8 @@ def masks_of(
     world.agree("kept masks", {} if kept is None else kept[0])
     if kept is not None:
         return kept
-    data, prep = loaded.data, loaded.subject.preprocess
-    inputs = training_inputs(data, prep, recipe.images, config.seed)
+    data, prep = loaded.images, loaded.subject.preprocess
+    inputs = training_inputs(image_data(data, prep).train, recipe.images, config.seed)
     scores = SharedScores(net, inputs, config.score, config.seed, world)
     how = (config.search, config.evaluations, config.seed)
     split = data.search.head(recipe.reward_images)
@@ -164,40 +165,49 @@ def train(
     ui: Progress,
 ) -> tuple[Epoch, ...]:
     """The masked network trained in place, its masks fixed or exchanged after each epoch."""
-    data, prep = loaded.data, loaded.subject.preprocess
+    data, prep = loaded.images, loaded.subject.preprocess
     how = FinetuneSettings(
         epochs=config.finetune_epochs,
         seed=config.seed,
         learning_rate=recipe.learning_rate,
         batch=recipe.batch,
         weight_decay=recipe.weight_decay,
-        distill_weight=recipe.distill_weight,
-        search_images=recipe.reward_images,
+        search_samples=recipe.reward_images,
         autocast=fast_bfloat16(world.device),
         device=world.device,
     )
     own, fixed = ({f"{name}.weight": m.to(world.device) for name, m in d.items()} for d in (masks, selections(net)))
     remask = None
     if config.mask == "dynamic":
-        images = training_inputs(data, prep, REMASK_IMAGES, config.seed + 4)
+        images = training_inputs(image_data(data, prep).train, REMASK_IMAGES, config.seed + 4)
         remask = dynamic(own, fixed, net, images, how.epochs)  # by each process, on the same images
     teacher = net if recipe.distill_weight > 0 else None
     with ui.bar("training", how.epochs * -(-len(data.train) // how.batch)) as bar:
 
         def tell(event: Step | Epoch) -> None:
             if isinstance(event, Epoch):
-                ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, top-1 on the search split {event.search_top1:.2f}")
+                ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, top-1 on the search split {event.search_value:.2f}")
             else:
                 bar.advance(1, f"loss {event.loss:.3f}")
 
         return finetune(
-            student, teacher, data, prep, how, folder=out, masks=own | fixed, remask=remask, progress=tell, world=world
+            student,
+            teacher,
+            image_data(data, prep),
+            Classification(recipe.distill_weight),
+            how,
+            folder=out,
+            masks=own | fixed,
+            remask=remask,
+            progress=tell,
+            world=world,
         )
 
 
 def accuracy(net: nn.Module, split: Split, prep: Preprocess, world: World) -> float:
     """Top-1 in percent over all images of a split, shared out."""
-    own = split.part(world.share(len(split)))
+    share = world.share(len(split))
+    own = replace(split, indices=split.indices[share.start : share.stop])
     return world.mean_of(top1(logits(net, own, prep, device=world.device), own.labels), len(own))
 
 

@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from batchnorm_statistics import reestimate_on
+from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.finetune.world import World
 from edge_compress.pipeline.graph.mask_knobs import density, mask_knobs, masks_for
 from edge_compress.pipeline.graph.masks import weight_masks
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.search.problem import Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.task.inference import logits, top1
-from edge_compress.pipeline.task.splits import Split
-from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Pattern, Preprocess
+from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Preprocess
 from table1_bench import SHARES
 from table1_methods import exactly, within
 from torch import Tensor, fx

@@ -22,10 +22,10 @@ import numpy as np
 import onnxruntime
 from edge_compress.devices.measure.stats import two_level_bootstrap
 from edge_compress.pipeline.config import load
+from edge_compress.pipeline.data.preprocess import to_input
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.task.load import Loaded, load_subject
-from edge_compress.pipeline.task.preprocess import to_input
-from edge_compress.pipeline.task.samples import calibration_batches
+from edge_compress.pipeline.task.samples import calibration_set
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -72,7 +72,7 @@ def prepare(run: Path, loaded: Loaded, folder: Path) -> dict[str, tuple[str, Pat
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     artifact = run / report["targets"]["x86"]["artifact"]["path"]
     dense = artifact.parent / "baseline.onnx"
-    images = np.concatenate(calibration_batches(loaded.data, loaded.subject.preprocess, 500, 2))
+    images = np.concatenate(calibration_set(loaded.data.train, None, 500, 2))
     rows = {"onnxruntime float": ("onnxruntime", dense), "edge-compress": ("onnxruntime", artifact)}
     prepared, quantised = folder / "dense.prepared.onnx", folder / "dense.int8.onnx"
     quant_pre_process(str(dense), str(prepared))
@@ -133,7 +133,7 @@ def main() -> None:
     folder = given.run / "peers"
     folder.mkdir(exist_ok=True)
     rows = prepare(given.run, loaded, folder)
-    test = loaded.data.test
+    test = loaded.images.test
     inputs = to_input(test.read(np.arange(len(test))), loaded.subject.preprocess).numpy()
     context = multiprocessing.get_context("spawn")
     collected = []

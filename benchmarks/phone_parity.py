@@ -30,17 +30,21 @@ import numpy as np
 import torch
 import torchvision
 from edge_compress.devices.local import describe
+from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.files import atomic_write, sha256_file
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.reconstruct.reconstruction import sequential
 from edge_compress.pipeline.score.ranking import UnitScores
-from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
-from edge_compress.pipeline.types import DataInfo, Epoch, Precision, Preprocess, Splits
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.task.classification import Classification
+from edge_compress.pipeline.task.samples import image_data
+from edge_compress.pipeline.types import DataInfo, Epoch, Preprocess, Splits
 from edge_compress.targets.base import BuildRequest, FloatArray, Interface
 from edge_compress.targets.onnx.export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
@@ -108,15 +112,16 @@ def trained(student: nn.Module, whole: nn.Module, images: Images, epochs: int) -
         source = ArraySource(pixels, classes(in_torch(whole), part))
         splits.append(Split(source, np.arange(len(pixels))))
     info = DataInfo("photographs", "", (), SHAPE, Splits(len(splits[0]), len(splits[1]), 0))
-    how = FinetuneSettings(epochs, 0, RATE, batch=16, distill_weight=1.0, temperature=2.0)
+    how = FinetuneSettings(epochs, 0, RATE, batch=16)
 
     def tell(event: Step | Epoch) -> None:
         if isinstance(event, Epoch):
-            print(f"epoch {event.epoch}: loss {event.loss:.3f}, {event.search_top1:.1f} % as the whole network", flush=True)
+            print(f"epoch {event.epoch}: loss {event.loss:.3f}, {event.search_value:.1f} % as the whole network", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
         data = DataSet(info, splits[0], splits[1], splits[1])
-        finetune(student, whole, data, Preprocess(HALF, HALF, "crop-flip"), how, folder=Path(folder), progress=tell)
+        samples = image_data(data, Preprocess(HALF, HALF, "crop-flip"))
+        finetune(student, whole, samples, Classification(1.0, 2.0), how, folder=Path(folder), progress=tell)
 
 
 def stored(inputs: FloatArray) -> np.ndarray[Any, Any]:
@@ -150,8 +155,8 @@ def parity(net: nn.Module, dense: nn.Module, images: Images, precision: Precisio
         labels = tuple(f"class {i:04d}" for i in range(1000))
         request = BuildRequest(
             module=net,
-            baseline=TARGET.baseline(dense, Interface(SHAPE, labels, HALF, HALF)),
-            image_shape=SHAPE,
+            baseline=TARGET.baseline(dense, Interface(image_signature(SHAPE), labels, HALF, HALF)),
+            signature=image_signature(SHAPE),
             classes=labels,
             precision=precision,
             calibration=[stored(images.calibration)],
@@ -209,7 +214,9 @@ def main() -> None:
         kept = float((classes(in_torch(net), images.held_out) == classes(in_torch(whole), images.held_out)).mean())
         for precision in (Precision.FP32, Precision.INT8):
             row = parity(net, whole, images, precision, given.threads)
-            rows.append({"network": name, **asdict(cost_of(net, SHAPE)), "agreement_with_dense_in_torch": kept, **row})
+            rows.append(
+                {"network": name, **asdict(cost_of(net, torch.zeros(1, *SHAPE))), "agreement_with_dense_in_torch": kept, **row}
+            )
             took = f"{row['build_seconds']:.0f} s to build, {row['verify_seconds']:.0f} s to verify"
             print(f"{name:7s} {precision:5s} {100 * row['agreement']:6.2f} %  {took}", flush=True)
     about = {

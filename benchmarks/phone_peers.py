@@ -20,9 +20,9 @@ import numpy as np
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.stats import percentiles, two_level_bootstrap
 from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.files import atomic_write, sha256_file
-from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.splits import Split
 
 
 def top1(path: Path, test: Split) -> float:

@@ -26,12 +26,14 @@ from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.types import Candidate, Precision, SearchResult
+from edge_compress.pipeline.types import Candidate, SearchResult
 from edge_compress.targets.base import Interface
 
 METHODS = ("ppo", "ppo-cold", "knapsack", "random", "uniform")
@@ -97,11 +99,11 @@ def main(
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     ui.say("ranking units ...")
     loaded, target = load_subject(config), targets.load("x86")
-    shape = loaded.data.info.image_shape
+    shape = loaded.images.info.image_shape
     way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
     memo = work / "evaluations.jsonl"
     rows: list[dict[str, object]] = []
-    baseline = target.baseline(way.net, Interface(way.image_shape, loaded.data.info.classes))
+    baseline = target.baseline(way.net, Interface(image_signature(way.image_shape), loaded.images.info.classes))
     latencies = work / "latency"
     with open_bench(
         config,

@@ -27,11 +27,11 @@ from typing import Any
 import click
 import table1_report
 import torch
-from edge_compress.pipeline.compute import accelerator
 from edge_compress.pipeline.config import load
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.digits import train_digits
+from edge_compress.pipeline.network.compute import accelerator
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.progress import Bar, Progress
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
@@ -150,7 +150,7 @@ def loaded_for(flags: dict[str, Any], seed: int, folder: Path) -> Loaded:
         path = folder / "digits.safetensors"
         if not path.is_file():
             first = load_subject(load(None, {"targets": ("x86",), "seed": 0, **flags}))
-            train_digits(first.module, first.data, first.subject.preprocess, 0, epochs=DIGITS_EPOCHS)
+            train_digits(first.module, first.images, first.subject.preprocess, 0, epochs=DIGITS_EPOCHS)
             atomic_write(path, save({k: v.contiguous() for k, v in first.module.state_dict().items()}))
         loaded.module.load_state_dict(load_file(path))
         loaded.module.eval()
@@ -159,7 +159,7 @@ def loaded_for(flags: dict[str, Any], seed: int, folder: Path) -> Loaded:
 
 def measured(bench: Bench, net: nn.Module, masks: Masks) -> Row:
     """What every row has: accuracy on the test split, the cost, and how sparse the network really is."""
-    macs = cost_of(net, bench.shape).macs
+    macs = cost_of(net, torch.zeros(1, *bench.shape)).macs
     sizes = {name: w.numel() for name, w in bench.weights.items()}
     left = {name: int((net.get_parameter(f"{name}.weight") != 0).sum()) for name in sizes}
     test = bench.data.test

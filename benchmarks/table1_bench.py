@@ -16,29 +16,30 @@ from batchnorm_statistics import reestimate_on
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.latency_cache import LatencyCache
-from edge_compress.pipeline.compute import Compute
+from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
 from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
-from edge_compress.pipeline.evaluate.reward_images import reward_images
+from edge_compress.pipeline.evaluate.reward_samples import reward_samples
 from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.network.memory_layout import layout_for
 from edge_compress.pipeline.network.modes import borrowed
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.inference import logits
 from edge_compress.pipeline.task.load import Loaded
-from edge_compress.pipeline.task.samples import training_inputs
-from edge_compress.pipeline.task.splits import Split
-from edge_compress.pipeline.types import Pattern, Precision
+from edge_compress.pipeline.task.samples import image_data, training_inputs
 from edge_compress.targets.base import FloatArray, Interface, Structure
 from torch import Tensor, fx, nn
 
 IMAGES = 2000  # training images every method gets
-REWARD_IMAGES = 1000  # of the search split, for lambda and for the allocation
+REWARD_SAMPLES = 1000  # of the search split, for lambda and for the allocation
 TUNING_IMAGES = 500  # BatchNorm statistics are taken on, while lambda is tuned
 SHARES = tuple(0.85**i for i in range(25))  # of a layer's connections that may stay: 1 down to 0.02, evenly in the logarithm
 
@@ -116,22 +117,22 @@ class Bench:
     ) -> None:
         self.loaded, self.seed, self.folder, self.evaluations, self.tell = loaded, seed, folder, evaluations, tell
         self.round_share, self.device = round_share, device
-        self.data, self.prep = loaded.data, loaded.subject.preprocess
+        self.data, self.prep = loaded.images, loaded.subject.preprocess
         self.shape = self.data.info.image_shape
         self.net = canonical(loaded.module, self.shape)
-        self.inputs = training_inputs(self.data, self.prep, IMAGES, seed)
+        self.inputs = training_inputs(image_data(self.data, self.prep).train, IMAGES, seed)
         self.knobs = mask_knobs(self.net, Pattern.WEIGHT, SHARES)
         self.weights = {k.name: self.net.get_parameter(f"{k.name}.weight").detach() for k in self.knobs}
-        self.layout = layout_for((self.net,), self.shape)
+        self.layout = layout_for((self.net,), torch.zeros(2, *self.shape))
         self._laid_out = self.inputs.to(device, memory_format=self.layout)
-        self._search = self.data.search.head(REWARD_IMAGES)
+        self._search = self.data.search.head(REWARD_SAMPLES)
         self._scores: dict[str, ConnectionScores] = {}
 
     @cached_property
     def latency_ratio(self) -> float:
         """Latency of the dense structure with zeros in it, over that of the dense network: one measurement on this machine."""
         target = targets.load("x86")
-        prober = target.prober(self.net, self.shape, Precision.FP32)
+        prober = target.prober(self.net, image_signature(self.shape), Precision.FP32)
         key = Structure({}).key()
         known = self.cache.get(key)
         if known is None:
@@ -142,7 +143,7 @@ class Bench:
     @cached_property
     def dense_file(self) -> bytes:
         """The dense network's float file."""
-        return targets.load("x86").baseline(self.net, Interface(self.shape, self.data.info.classes))
+        return targets.load("x86").baseline(self.net, Interface(image_signature(self.shape), self.data.info.classes))
 
     @cached_property
     def cache(self) -> LatencyCache:
@@ -154,8 +155,8 @@ class Bench:
     def evaluator(self) -> MaskEvaluator:
         """What settings of all layers are worth on the search split; its answers are kept in the folder."""
         target = targets.load("x86")
-        prober = target.prober(self.net, self.shape, Precision.FP32)
-        images = reward_images(self.data, self.prep, REWARD_IMAGES, self.seed)
+        prober = target.prober(self.net, image_signature(self.shape), Precision.FP32)
+        images = reward_samples(self.loaded, REWARD_SAMPLES, self.seed)
         self.latency_ratio  # noqa: B018 - the evaluator reads it back: its meter has nothing to measure
         memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
         scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})

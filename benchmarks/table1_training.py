@@ -17,10 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.compute import fast_bfloat16
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Remask, Step, batches, finetune
 from edge_compress.pipeline.graph.mask_knobs import selections
 from edge_compress.pipeline.graph.masks import removed_count, weight_masks
+from edge_compress.pipeline.network.compute import fast_bfloat16
+from edge_compress.pipeline.task.classification import Classification
+from edge_compress.pipeline.task.samples import image_data
 from edge_compress.pipeline.types import Epoch
 from table1_bench import Bench, Masks, Pruned
 from table1_methods import ONE_SHOT, one_shot
@@ -57,7 +59,10 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
             training.tell(event.step / event.steps, f"loss {event.loss:.3f}")
 
     settings = FinetuneSettings(training.epochs, bench.seed, autocast=fast_bfloat16(bench.device), device=bench.device)
-    finetune(student, bench.teacher, bench.data, bench.prep, settings, folder=folder, masks=masks, remask=remask, progress=tell)
+    samples = image_data(bench.data, bench.prep)
+    finetune(
+        student, bench.teacher, samples, Classification(), settings, folder=folder, masks=masks, remask=remask, progress=tell
+    )
     bench.restore(student)
     return student
 
@@ -93,10 +98,11 @@ def momentum(bench: Bench, student: nn.Module, layers: list[str], epoch: int) ->
     """The gradient's running mean by layer, missing weights included; nothing of the student changes."""
     settings, device = FinetuneSettings(1, bench.seed), next(student.parameters()).device
     found = {name: torch.zeros_like(student.get_parameter(f"{name}.weight")) for name in layers}
-    for turn, (images, labels) in enumerate(batches(bench.data.train, bench.prep, settings, 10_000 + epoch)):
+    train = image_data(bench.data, bench.prep).train
+    for turn, batch in enumerate(batches(train, settings, 10_000 + epoch)):
         if turn == MOMENTUM_BATCHES:
             break
-        loss = F.cross_entropy(student(images.to(device)), labels.to(device))
+        loss = F.cross_entropy(student(batch.inputs.to(device)), batch.targets.to(device))
         wanted = [student.get_parameter(f"{name}.weight") for name in layers]
         for name, gradient in zip(layers, torch.autograd.grad(loss, wanted), strict=True):
             found[name].mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)

@@ -32,6 +32,7 @@ from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
@@ -67,7 +68,7 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     pruned = prune(net, coupling, plan_for(knobs, levels, {k.name: tuple(range(k.size)) for k in knobs}, "none"))
     made = folder / "dense.onnx", folder / "pruned.onnx"
     for path, module in zip(made, (net, pruned), strict=True):
-        path.write_bytes(export_float(module, SHAPE).SerializeToString())
+        path.write_bytes(export_float(module, image_signature(SHAPE)).SerializeToString())
     return made
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from ..pipeline.errors import BuildError
 
 FloatArray = NDArray[np.float32]
+Arrays = NDArray[Any] | tuple[NDArray[Any], ...]  # network inputs: one tensor, or several in order
 Range = tuple[float, float]
-Run = Callable[[Sequence[FloatArray]], Iterator[list[FloatArray]]]  # all activations, one input after another
+Run = Callable[[Sequence[Arrays]], Iterator[list[FloatArray]]]  # all activations, one input after another
 
 BINS = 2048
 
@@ -37,12 +39,12 @@ class Histogram:
         return np.linspace(self.lowest, self.highest, len(self.counts) + 1)
 
 
-def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int = BINS, threads: int = 1) -> dict[str, Histogram]:
+def collect(model: onnx.ModelProto, inputs: Sequence[Arrays], *, bins: int = BINS, threads: int = 1) -> dict[str, Histogram]:
     """Counts of every float activation of the network, its input included.
 
     The inputs are run twice, once for the extremes and once for the counts, so memory does not grow with their number.
 
-    The network has one input and static shapes, batch 1; inputs are arrays (n, C, H, W).
+    The network has static shapes, batch 1; inputs are arrays, or tuples of arrays, with the samples along axis 0.
 
     Raises:
         BuildError: an activation is NaN or infinite, or there are no inputs.
@@ -52,7 +54,7 @@ def collect(model: onnx.ModelProto, inputs: Sequence[FloatArray], *, bins: int =
     return seen | {before: seen[after] for before, after in clipped.items()}
 
 
-def count(names: Sequence[str], run: Run, inputs: Sequence[FloatArray], *, bins: int = BINS) -> dict[str, Histogram]:
+def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int = BINS) -> dict[str, Histogram]:
     """Counts of activations, whatever runtime they come from; it is run twice over the inputs.
 
     `run` yields the activations, in the order of `names`, for one input after another.
@@ -68,7 +70,9 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[FloatArray], *, bins:
             highest[i] = np.maximum(highest[i], value.max())
     if not np.isfinite(lowest).all() or not np.isfinite(highest).all():
         bad = names[int(np.argmin(np.isfinite(lowest) & np.isfinite(highest)))]
-        found = f"NaN, infinity or nothing in {sum(map(len, inputs))} inputs"
+        found = (
+            f"NaN, infinity or nothing in {sum(len(block[0] if isinstance(block, tuple) else block) for block in inputs)} inputs"
+        )
         what = f"the calibration inputs give no finite range for {bad}"
         raise BuildError(what, found=found, do="check the weights and the images")
     span = np.where(highest > lowest, highest - lowest, 1.0)
@@ -174,7 +178,7 @@ def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[s
     # what goes into a Relu alone is never stored in int8: the quantizer folds the Relu into the layer
     clipped = {n: users[n][0].output[0] for n in made if [u.op_type for u in users.get(n, [])] in (["Relu"], ["Clip"])}
     clipped = {before: after for before, after in clipped.items() if after in floats and after not in clipped}
-    image = graph.input[0].name
+    entries = [(v.name, onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in graph.input]
     names = [name for name in made if name not in clipped]
     present = {o.name for o in graph.output}
     graph.output.extend(floats[name] for name in names if name not in present)
@@ -183,10 +187,13 @@ def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[s
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
+    def run(inputs: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
         for block in inputs:
-            for at in range(len(block)):
-                single = np.ascontiguousarray(block[at : at + 1], dtype=np.float32)
-                yield [single, *session.run(names, {image: single})]
+            each = block if isinstance(block, tuple) else (block,)
+            for at in range(len(each[0])):
+                pairs = zip(entries, each, strict=True)
+                given = {name: np.ascontiguousarray(a[at : at + 1], dtype=dtype) for (name, dtype), a in pairs}
+                yield [*(given[name] for name in float_inputs), *session.run(names, given)]
 
-    return [image, *names], clipped, run
+    float_inputs = [name for name, dtype in entries if dtype == np.float32]
+    return [*float_inputs, *names], clipped, run

@@ -19,9 +19,9 @@ from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
 from .errors import InputError
-from .options import Accelerator, Augment, MaskMode, Reward, Score, SearchMethod
-from .types import Pattern, Precision
+from .options import Accelerator, Augment, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
+_INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size")
 _NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between two calls of the same run
 
 
@@ -50,6 +50,33 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse the metric may get: in its own unit, or in per cent of the dense network's value."""
+
+    amount: float
+    relative: bool = False
+
+    @classmethod
+    def parse(cls, text: str | float) -> Drop:
+        """Parses `"0.5"` and `"1%"`; a ValueError states what was expected."""
+        number = text.strip() if isinstance(text, str) else str(text)
+        try:
+            amount = float(number.removesuffix("%"))
+        except ValueError:
+            amount = math.nan
+        if not (math.isfinite(amount) and amount >= 0):
+            raise ValueError("a number of at least 0 in the metric's unit such as 0.5, or per cent of it such as 1%")
+        return cls(amount, number.endswith("%"))
+
+    def of(self, dense: float) -> float:
+        """The drop in the metric's unit."""
+        return self.amount / 100.0 * abs(dense) if self.relative else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount!r}%" if self.relative else repr(self.amount)
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -152,6 +179,10 @@ def _budget(value: Any, _: Path) -> Budget:
     return Budget.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
 
 
+def _drop(value: Any, _: Path) -> Drop:
+    return Drop.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+
+
 def _size(value: Any, _: Path) -> int:
     """Parses bytes, kB or MB (powers of ten)."""
     text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
@@ -186,6 +217,7 @@ class Config:
     """Every option of the command line, with its parser. None means: derived later from the model, the data or the target."""
 
     targets: Annotated[tuple[str, ...], _targets]
+    recipe: Annotated[Path | None, _path] = None  # instead of model, weights and data
     model: Annotated[str, _spec] = "digits-resnet"
     weights: Annotated[Path | None, _path] = None
     data: Annotated[str, _spec] = "digits"
@@ -199,6 +231,7 @@ class Config:
     float_io: Annotated[bool, _bool] = False  # an int8 .tflite with float input and output
     latency_budget: Annotated[Budget, _budget] = Budget(ratio=0.5)
     max_accuracy_drop: Annotated[float, _number(0.0, 100.0)] = 1.0  # percentage points of top-1 on the test split
+    max_drop: Annotated[Drop | None, _drop] = None  # of the metric; None: max_accuracy_drop for top-1, else 1%
     min_speedup: Annotated[float, _number(0.0)] = 1.0  # for the lower end of the 95 % interval
     max_size: Annotated[int | None, _size] = None  # bytes of the artifact's file; None: any
     reward: Annotated[Reward, _choice(Reward)] = Reward.HARD
@@ -247,11 +280,14 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
     config = Config(**values)
     if config.mean and config.std and len(config.mean) != len(config.std):
         raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
-    if config.data == "digits":  # small enough that less is enough
+    if config.recipe is not None and (other := [key(n) for n in _INSTEAD_OF_RECIPE if n in values]):
+        raise InputError(f"--recipe with --{other[0]}", expected="one of them: a recipe brings its own model and data")
+    if config.data == "digits" and config.recipe is None:  # small enough that less is enough
         evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
         config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
     if "out" not in values:
-        config = replace(config, out=Path.cwd() / "runs" / "-".join((_short(config.model), *config.targets)))
+        name = _short(config.model if config.recipe is None else config.recipe.stem)
+        config = replace(config, out=Path.cwd() / "runs" / "-".join((name, *config.targets)))
     return config
 
 
@@ -260,7 +296,7 @@ def to_toml(config: Config) -> str:
     lines = ["# Resolved by edge-compress."]
     for name in (f.name for f in fields(config)):
         value = getattr(config, name)
-        if value is not None:
+        if value is not None and not (config.recipe is not None and name in _INSTEAD_OF_RECIPE):
             lines.append(f"{key(name)} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,23 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class Pattern(StrEnum):
+    """What is pruned."""
+
+    CHANNEL = "channel"  # whole channels and residual blocks: the network gets smaller
+    WEIGHT = "weight"  # single connections, set to zero
+    TWO_FOUR = "2:4"  # two of four consecutive inputs, set to zero
+
+
+class Precision(StrEnum):
+    """Numerical precision of an artifact."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    DYNAMIC = "dynamic"  # int8 weights, activations quantised dynamically
+
+
 class Score(StrEnum):
     """Importance criterion, see `score/criteria.py`."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,59 +23,56 @@ from .. import targets as target_modules
 from ..devices.access import open_named
 from ..devices.device import Device
 from ..devices.tensorrt.device import boards_of
-from ..targets.base import Limits, Target, joint
+from ..targets.base import Target, joint
 from .build import artifact as artifacts
 from .build.dense_baseline import dense_baseline
 from .build.precision import precision_for
 from .codec import to_json
-from .compute import Compute, compute_for
 from .config import Config
 from .errors import BuildError, UnavailableError
-from .evaluate.evaluation_context import Bench, open_bench
-from .evaluate.table_evaluator import table_error
 from .files import atomic_write
 from .finetune.digits import EPOCHS, train_digits
 from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
+from .network.compute import Compute, compute_for
 from .network.cost import cost_of
 from .network.weights import load_weights, save_weights, state_sha256
 from .pattern import finalists
-from .pattern.base import Pruning, RankedEvaluator
+from .pattern.base import Pruning
 from .pattern.choice import pattern_for, pruning_for
+from .pattern.searching import searched
 from .progress import Progress
 from .report.collect import header_of, refusal_of, report_of
 from .report.pages import write_refusal, write_report
 from .run_context import RunContext, read_seconds
 from .run_folder import RunFolder, Stage
-from .search.problem import SearchSettings
-from .search.search import search
 from .task.load import load_subject
+from .task.recipe import Recipe
 from .task.samples import scoring_inputs, training_inputs
 from .types import (
     Artifact,
-    Baseline,
-    Candidate,
     Checkpoint,
     Epoch,
     FileRef,
-    Pattern,
     Plan,
-    Precision,
-    SearchResult,
-    Sensitivity,
     TargetResult,
     Verdict,
 )
 from .verify import engine_result
 from .verify.artifact import verified
+from .verify.gates import Allowed, allowed
 from .verify.places import places_of
-from .verify.references import References, references_of
+from .verify.references import Networks, references_of
 
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
-SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
 
 
-def run_pipeline(config: Config, ui: Progress) -> int:
+def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
     """Runs, or resumes, the run that `config` describes. Writes the report into `config.out`.
+
+    Args:
+        config: all options.
+        ui: told of what happens.
+        recipe: what is compressed, where it is no file that `config` names.
 
     Returns:
         The exit code: 0 if every gate of every target was passed, else 1.
@@ -85,10 +82,10 @@ def run_pipeline(config: Config, ui: Progress) -> int:
     """
     started = datetime.now(UTC)
     with closing(open_named(config.device)) as board:
-        return _run(config, ui, board, started)
+        return _run(config, ui, board, started, recipe)
 
 
-def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
+def _run(config: Config, ui: Progress, board: Device, started: datetime, recipe: Recipe | None) -> int:
     chosen = [target_modules.load(name) for name in config.targets]
     for target in chosen:
         reason = target.missing()
@@ -100,7 +97,7 @@ def _run(config: Config, ui: Progress, board: Device, started: datetime) -> int:
     compute = compute_for(config)
     _deterministic(config, compute)
     with RunFolder(config, ui.say) as folder:
-        loaded = load_subject(config)
+        loaded = load_subject(config, recipe)
         notes = list(loaded.notes)
         run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
         for note in notes:
@@ -123,18 +120,17 @@ def _compressed(
     config, folder, pattern = run.config, run.folder, run.pattern
     subject_key = _prepare_subject(run)
     loaded = run.loaded
-    shape = loaded.subject.data.image_shape
     limits = joint([led, *chosen])
     pruning = pruning_for(
-        pattern, loaded.module, shape, limits, config, partial(scoring_inputs, loaded, config.seed), folder.path, run.compute
+        pattern, loaded, limits, config, partial(scoring_inputs, loaded.data.train, config.seed), folder.path, run.compute
     )
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
-    found, ranking, searched = _search(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
-    found, plan, solved, before = finalists.solve(run, searched, pruning, found, ranking)
+    found, ranking, stage = searched(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
+    found, plan, solved, before = finalists.solve(run, stage, pruning, found, ranking)
     checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
-    references = references_of(run, tuned, checkpoint, student)
-    results = {}
+    networks = references_of(run, tuned, checkpoint, student)
+    results, gates = {}, allowed(config, loaded.subject.metric, networks.values.dense)
     for target in chosen:
         try:
             place = places[target.name]
@@ -144,13 +140,14 @@ def _compressed(
         except BuildError as error:  # the other targets still get theirs
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
         else:
-            results[target.name] = _judged(run, built, target, artifact, references, places[target.name])
+            results[target.name] = _judged(run, built, target, artifact, networks, gates, places[target.name])
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
     report = report_of(
         run,
         header_of(run, chosen, started),
-        references,
+        networks.values,
+        gates,
         results,
         plan=plan,
         knobs=pruning.knobs,
@@ -161,18 +158,24 @@ def _compressed(
     )
     atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
     write_report(folder.path, report)
-    return 1 if any(engine_result.breaks_a_gate(r, config.max_accuracy_drop) for r in results.values()) else 0
+    return 1 if any(engine_result.breaks_a_gate(r, gates) for r in results.values()) else 0
 
 
 def _judged(
-    run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device | None
+    run: RunContext,
+    before: Stage,
+    target: Target,
+    artifact: Artifact,
+    networks: Networks,
+    gates: Allowed,
+    place: Device | None,
 ) -> TargetResult:
     """The artifact on its device, or on this machine; an engine is built there first."""
     if not target.needs_device:
-        return verified(run, before, target, artifact, references)
+        return verified(run, before, target, artifact, networks, gates)
     if place is not None and boards_of(place):
-        return engine_result.finished(run, before, target, artifact, references, place)
-    return engine_result.unbuilt(run, before, target, artifact, references, engine_result.ABSENT.format(name=target.name))
+        return engine_result.finished(run, before, target, artifact, networks, gates, place)
+    return engine_result.unbuilt(run, before, target, artifact, networks, gates, engine_result.ABSENT.format(name=target.name))
 
 
 def _deterministic(config: Config, compute: Compute) -> None:
@@ -193,12 +196,13 @@ def _prepare_subject(run: RunContext) -> str:
         return stage.key
     ref = stage.result(FileRef)
     if ref is None:
+        assert run.loaded.images is not None  # digits are
         with run.stage("train"), run.ui.bar("training the embedded network", EPOCHS) as bar:
 
             def tell(epoch: Epoch) -> None:
-                bar.advance(1, f"loss {epoch.loss:.3f}, top-1 on the search split {epoch.search_top1:.2f}")
+                bar.advance(1, f"loss {epoch.loss:.3f}, top-1 on the search split {epoch.search_value:.2f}")
 
-            train_digits(run.loaded.module, run.loaded.data, subject.preprocess, run.config.seed, progress=tell)
+            train_digits(run.loaded.module, run.loaded.images, subject.preprocess, run.config.seed, progress=tell)
         ref = save_weights(stage, run.loaded.module)
         stage.finish(ref)
     load_weights(run.folder.path, ref, run.loaded.module)
@@ -207,103 +211,11 @@ def _prepare_subject(run: RunContext) -> str:
     return stage.key
 
 
-def _search(
-    run: RunContext,
-    subject_key: str,
-    pruning: Pruning,
-    target: Target,
-    precision: Precision,
-    place: Device | None,
-    limits: Limits,
-    baseline: Baseline,
-) -> tuple[SearchResult, Sensitivity, Stage]:
-    """Rank what can go, then set every knob: the plans with the best one-shot accuracy within the budget."""
-    config = run.config
-    settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
-    settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "5", settings, (subject_key,))
-    ranking = ranking_stage.result(Sensitivity)
-    settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
-    settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
-    settings |= {} if config.max_size is None else {"max_size": config.max_size}
-    settings |= {"estimated": True} if place is None else {}
-    settings |= {"baseline": baseline.form.form}
-    settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "8", settings, (ranking_stage.key,))
-    found = stage.result(SearchResult)
-    if ranking is None or found is None:
-        memo = stage.folder / "evaluations.jsonl"
-        estimated = place is None
-        opening = open_bench(
-            config,
-            run.loaded,
-            pruning.net,
-            target,
-            precision,
-            memo,
-            probed=pruning.prober,
-            baseline=(run.folder.path / baseline.file.path).read_bytes(),
-            form=baseline.form.form,
-            device=place,
-            estimated=estimated,
-            compute=run.compute,
-            note=stage.note,
-        )
-        with ExitStack() as stack:
-            with run.stage("curvature"):
-                bench = stack.enter_context(opening)
-            evaluator = pruning.evaluator(bench)
-            if ranking is None:
-                with run.stage("sensitivity"):
-                    ranking = evaluator.rank(config.lambda_)
-                ranking_stage.finish(ranking)
-            with run.stage("latency table"):
-                evaluator.follow(ranking)
-            found = _chosen(run, pruning, evaluator, _budget(config, bench))
-            error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
-            found = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
-        stage.finish(found)
-    return found, ranking, stage
-
-
-def _chosen(run: RunContext, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
-    config, best = run.config, 0.0
-    of = "of dense" if pruning.limits == "latency" else "of the connections"
-
-    def tell(candidate: Candidate, reward: float) -> None:
-        nonlocal best
-        best = max(best, reward)
-        bar.advance(1, f"accuracy {candidate.accuracy:.3f} at {candidate.spent:.2f} {of}, best {best:.3f}")
-
-    how = SearchSettings(
-        config.search,
-        config.evaluations,
-        budget,
-        mode=config.reward,
-        alpha=config.alpha,
-        beta=config.beta,
-        seed=config.seed,
-        limits=pruning.limits,
-        max_size_bytes=config.max_size,
-    )
-    with run.stage("search"), run.ui.bar(config.search, config.evaluations) as bar:
-        return search(evaluator, how, tell)
-
-
-def _budget(config: Config, bench: Bench) -> float:
-    """The budget as a share of the dense network's latency, or of its connections."""
-    if config.latency_budget.ratio is not None:
-        return config.latency_budget.ratio
-    assert config.latency_budget.ms is not None  # Budget holds one of the two
-    return config.latency_budget.ms / bench.meter.dense_ms
-
-
 def _finetune(
     run: RunContext, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
 ) -> tuple[Checkpoint, nn.Module, Stage]:
     """The planned network, its layers solved, trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
-    prep, shape = loaded.subject.preprocess, loaded.subject.data.image_shape
     how = FinetuneSettings(
         config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.compute.device, autocast=run.compute.autocast
     )
@@ -318,19 +230,21 @@ def _finetune(
 
             def tell(event: Step | Epoch) -> None:
                 if isinstance(event, Epoch):
-                    run.ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, top-1 on the search split {event.search_top1:.2f}")
+                    shown = loaded.subject.metric.shown(event.search_value)
+                    name = loaded.subject.metric.name
+                    run.ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, {name} on the search split {shown}")
                 else:
                     bar.advance(1, f"loss {event.loss:.3f}")
 
             masks, remask = pruning.masks(plan), None
             if config.mask == "dynamic":
-                images = training_inputs(loaded.data, prep, REMASK_IMAGES, config.seed + 4)
-                remask = pruning.remask(plan, loaded.module, images, config.finetune_epochs)
+                inputs = training_inputs(loaded.data.train, REMASK_IMAGES, config.seed + 4)
+                remask = pruning.remask(plan, loaded.module, inputs, config.finetune_epochs)
             history = finetune(
                 student,
                 loaded.module,
                 loaded.data,
-                prep,
+                loaded.task,
                 how,
                 folder=stage.folder,
                 masks=masks,
@@ -339,7 +253,7 @@ def _finetune(
                 note=stage.note,
             )
         sparsity = pruning.sparsity(loaded.module, student)
-        checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, shape), sparsity)
+        checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, loaded.example), sparsity)
         stage.finish(checkpoint)
     load_weights(run.folder.path, checkpoint.state, student)
     return checkpoint, student, stage

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..devices.device import Device
-from .compute import Compute
 from .config import Config
 from .files import atomic_write
+from .network.compute import Compute
+from .options import Pattern
 from .progress import Progress
 from .run_folder import RunFolder
 from .task.load import Loaded
-from .types import Pattern
 
 
 @dataclass

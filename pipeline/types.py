@@ -4,7 +4,7 @@
 
 All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by
 path and digest. Units are in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
-`top1` is in percent (0..100) wherever it is reported; `accuracy` inside the search is a share (0..1).
+A `value` is in the unit of the run's `Metric`, top-1 in percent (0..100); `accuracy` inside the search is a share (0..1).
 """
 
 from __future__ import annotations
@@ -12,33 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .options import Pattern, Precision
+from .signature import TOP1, Metric, Signature
+
 SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
-
-
-class Kind(StrEnum):
-    """How a number was obtained. It never appears under a kind it does not have."""
-
-    MEASURED = "measured"  # this artifact, on this device
-    EMULATED = "emulated"  # the real runtime under an emulator: outputs are valid, latencies are not
-    ESTIMATED = "estimated"  # from a table or a model of the device
-    NONE = "none"  # no number
-
-
-class Pattern(StrEnum):
-    """What is pruned."""
-
-    CHANNEL = "channel"  # whole channels and residual blocks: the network gets smaller
-    WEIGHT = "weight"  # single connections, set to zero
-    TWO_FOUR = "2:4"  # two of four consecutive inputs, set to zero
-
-
-class Precision(StrEnum):
-    """Numerical precision of an artifact."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-    DYNAMIC = "dynamic"  # int8 weights, activations quantised dynamically
 
 
 @dataclass(frozen=True)
@@ -50,12 +27,21 @@ class FileRef:
     size_bytes: int
 
 
+class Kind(StrEnum):
+    """How a number was obtained. It never appears under a kind it does not have."""
+
+    MEASURED = "measured"  # this artifact, on this device
+    EMULATED = "emulated"  # the real runtime under an emulator: outputs are valid, latencies are not
+    ESTIMATED = "estimated"  # from a table or a model of the device
+    NONE = "none"  # no number
+
+
 @dataclass(frozen=True)
 class Splits:
-    """Image counts of the three disjoint splits: calibration, search (validation) and test."""
+    """Sample counts of the three disjoint splits: calibration, search (validation) and test."""
 
     train: int
-    search: int  # cut from the training images: rewards, lambda, early stopping, ranges
+    search: int  # cut from the training samples: rewards, lambda, early stopping, ranges
     test: int  # read once, for the report
 
 
@@ -75,7 +61,7 @@ class DataInfo:
     name: str
     sha256: str  # of pixels and labels
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (C, H, W)
+    image_shape: tuple[int, ...]  # (C, H, W) of images; () where a recipe gives network inputs
     splits: Splits
     crop: Crop | None = None  # image folders
     test_given: bool = True  # False: cut from images that the network may have been trained on
@@ -85,7 +71,7 @@ class DataInfo:
 class Preprocess:
     """Normalisation of uint8 pixels to network inputs, and training-time augmentation."""
 
-    mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
+    mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]; () where a recipe gives network inputs
     std: tuple[float, ...]
     augment: str  # a value of options.Augment; for fine-tuning, BatchNorm re-estimation and calibration alike
 
@@ -107,6 +93,8 @@ class Subject:
     data: DataInfo
     preprocess: Preprocess
     cost: ModelCost
+    signature: Signature
+    metric: Metric = TOP1
 
 
 @dataclass(frozen=True)
@@ -120,10 +108,7 @@ class Knob:
     block: str | None = None  # the block that the group lies inside of: once it is removed, this knob decides nothing
 
     def level(self, removed: float) -> int:
-        """The level that removes nearest to this share of the units, the lowest scored ones.
-
-        0 keeps everything, 1 is the most pruned level; in between, the nearest allowed count.
-        """
+        """The level that removes nearest to this share of the units: 0 keeps all, 1 is the most pruned level."""
         wanted = self.size * (1.0 - min(max(removed, 0.0), 1.0))
         return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - wanted), i))
 
@@ -212,7 +197,7 @@ class Epoch:
 
     epoch: int
     loss: float
-    search_top1: float  # percent, on the search split
+    search_value: float  # of the metric, on the search split
     seconds: float
 
 
@@ -235,8 +220,7 @@ class Speedup:
 
     def inverted(self) -> Speedup:
         """The same comparison the other way round."""
-        low, high = self.ci95
-        return Speedup(1.0 / self.median, (1.0 / high, 1.0 / low))
+        return Speedup(1.0 / self.median, (1.0 / self.ci95[1], 1.0 / self.ci95[0]))
 
 
 @dataclass(frozen=True)
@@ -264,8 +248,8 @@ class Artifact:
     file: FileRef
     format: str  # "onnx", "tflite", "engine"
     precision: Precision
-    input_name: str
-    input_shape: tuple[int, ...]  # (N, C, H, W), N = 1 or -1
+    input_name: str  # of the first input
+    input_shape: tuple[int, ...]  # its shape, the batch first: 1 or -1
     notes: tuple[str, ...] = ()  # choices and their reasons: ranges, weight bits
     options: dict[str, str] = field(default_factory=dict)  # the same, machine-readable
     baseline: FileRef | None = None  # the dense float model in the same format: what latency is compared with
@@ -275,16 +259,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of an artifact in its own runtime, on the test split."""
+    """Quality of an artifact in its own runtime, on the test split, in the unit of the run's metric."""
 
-    top1: float  # percent
-    drop_pp: float  # dense PyTorch model minus artifact
-    agreement: float  # share of images on which artifact and pruned PyTorch model predict the same class
+    value: float
+    drop: float  # how much worse than the dense PyTorch network; negative: better
+    agreement: float  # with the pruned PyTorch network: share of equal classes, or mean cosine of the outputs
     samples: int
     kind: Kind
-    dense_top1: float = 0.0
-    drop_ci95_pp: tuple[float, float] = (0.0, 0.0)  # paired, over the test images
-    correct: str = ""  # base64 of one bit per image, in their order: 1 where the artifact is right; "" where not kept
+    dense_value: float = 0.0
+    drop_ci95: tuple[float, float] | None = (0.0, 0.0)  # None: not known
+    interval: str = "paired, over the test images"  # what `drop_ci95` is
+    correct: str = ""  # base64 of one bit per image, in their order: 1 where a classifier is right; "" where not kept
 
 
 @dataclass(frozen=True)
@@ -324,9 +309,9 @@ class OnDevice:
     runtime: str  # version on the device
     samples: int  # test images
     agreement: float  # share of them on which both predict the same class
-    top1: float  # percent, on the device
-    here_top1: float  # percent, the same images on this machine
-    largest_difference: float  # of a logit, relative to the range of this machine's logits
+    value: float  # of the metric, on the device
+    here_value: float  # the same images on this machine
+    largest_difference: float  # of an output's element, relative to the range of this machine's output
 
 
 @dataclass(frozen=True)

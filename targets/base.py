@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.files import atomic_write, file_ref
-from ..pipeline.types import Artifact, Kind, Pattern, Precision, Speedup
+from ..pipeline.options import Pattern, Precision
+from ..pipeline.signature import Signature
+from ..pipeline.types import Artifact, Kind, Speedup
 
 if TYPE_CHECKING:
     from torch import nn
 
 FloatArray = NDArray[np.float32]
-Images = NDArray[Any]  # float32 network inputs, or uint8 pixels
+Arrays = NDArray[Any] | tuple[NDArray[Any], ...]  # one tensor, or several in the order of the signature; samples along axis 0
 Network = TypeVar("Network")
 
 
@@ -61,14 +63,15 @@ class BuildRequest:
 
     module: nn.Module  # the pruned network, eval mode, BatchNorm in place
     baseline: bytes  # the dense float network's file, see `Target.baseline`
-    image_shape: tuple[int, int, int]  # (C, H, W)
-    classes: tuple[str, ...]
+    signature: Signature
+    classes: tuple[str, ...]  # () where the network is no classifier
     precision: Precision
-    calibration: Sequence[Images]  # what artifacts take, see `Runner`: training split, augmented as the model was trained
-    score: Callable[[Runner], float]  # top-1 percent on the search split
+    calibration: Sequence[Arrays]  # what artifacts take, see `Runner`: training split, augmented as the model was trained
+    score: Callable[[Runner], float]  # on the search split, in the metric's unit; negated where less is better
     folder: Path  # files go here
     threads: int = 1
-    max_drop_pp: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
+    unit: str = "%"  # of the score
+    max_drop: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
     mean: tuple[float, ...] = ()  # per channel, of pixels on [0, 1]: network input = (pixel / 255 - mean) / std
     std: tuple[float, ...] = ()  # a target may put this into the artifact; both empty: inputs stay as they are
     float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default
@@ -84,14 +87,14 @@ class Converted(Generic[Network]):
     network: Network
     notes: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)  # the same, machine-readable
-    choices: tuple[str, ...] = ()  # every int8 recipe that was tried, with its top-1
+    choices: tuple[str, ...] = ()  # every int8 recipe that was tried, with its score
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Input and output of a classifier's artifact."""
+    """Inputs and outputs of an artifact."""
 
-    image_shape: tuple[int, int, int]  # (C, H, W)
+    signature: Signature
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()  # see `BuildRequest`
     std: tuple[float, ...] = ()
@@ -100,8 +103,8 @@ class Interface:
 class Runner(Protocol):
     """An artifact loaded in its own runtime."""
 
-    def __call__(self, images: Images) -> FloatArray:
-        """Logits (n, classes) of network inputs (n, C, H, W), or of pixels (n, H, W, C) where the target `takes_pixels`."""
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """The outputs for network inputs; for pixels (n, H, W, C) where the target `takes_pixels` and was given mean and std."""
 
 
 def artifact_bytes(path: Path) -> bytes:
@@ -125,7 +128,7 @@ class Elsewhere(Protocol):
     """A target whose artifacts another machine can run for this one: here images become tensors, and tensors logits."""
 
     def runner_through(self, path: Path, infer: Infer) -> AbstractContextManager[Runner]:
-        """As `Target.runner`, with every inference made by `infer`, one image each."""
+        """As `Target.runner`, with every inference made by `infer`, one sample each."""
 
 
 class Prober(Protocol):
@@ -156,7 +159,7 @@ class Target(Protocol):
     runtime: str  # the agent's name for it, see devices/agent/runtimes/: "onnxruntime", ...
     packages: tuple[str, ...] = ()  # whose versions the report names, beside those of every run
     needs_device: bool = False  # whether the artifact is finished on the device it is for
-    takes_pixels: bool = False  # artifacts take stored pixels (n, H, W, C), not network inputs (n, C, H, W)
+    takes_pixels: bool = False  # artifacts that are given mean and std take stored pixels (n, H, W, C), not network inputs
     simulation: Kind = Kind.ESTIMATED  # of what `runner` answers without that device, where one is needed
 
     def missing(self) -> str | None:
@@ -187,7 +190,7 @@ class Target(Protocol):
             BuildError: the file cannot be read or loaded.
         """
 
-    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> Prober:
+    def prober(self, module: nn.Module, signature: Signature, precision: Precision) -> Prober:
         """Latency models for the search. `module` is the canonical dense network in eval mode.
 
         Convolution and linear weights keep their module names (`layer1.0.conv1.weight`), BatchNorm is in place.
@@ -233,7 +236,7 @@ class Target(Protocol):
             format=file_format,
             precision=request.precision,
             input_name=input_name,
-            input_shape=(1, *request.image_shape),
+            input_shape=(1, *request.signature.inputs[0].shape),
             notes=(*converted.notes, *notes),
             options=converted.options | options,
             baseline=files["baseline"],

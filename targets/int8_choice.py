@@ -34,7 +34,11 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     The weight bit-width is settled with min-max ranges, then the other range methods are tried with it. If int8 still costs more
     than allowed, see `Trials.escalate`.
     """
-    float_top1 = request.score(how.load(network))
+    float_score = request.score(how.load(network))
+
+    def shown(value: float) -> str:
+        return f"{abs(value):.2f} {request.unit}".rstrip()  # of metrics of which less is better, scores are negated
+
     trials = Trials(network, request, how)
     first, *others = METHODS
     for bits in how.weight_bits:
@@ -42,13 +46,13 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     bits = trials.best().weight_bits
     for method in others:
         trials.score(Recipe(method, bits))
-    trials.escalate(float_top1 - request.max_drop_pp)
+    trials.escalate(float_score - request.max_drop)
     best = trials.best()
-    top1 = trials.top1[best]
-    notes = [f"int8: {best}, chosen on the search split ({top1:.2f} % against {float_top1:.2f} % in float)"]
-    if float_top1 - top1 > request.max_drop_pp:
-        cost = f"int8 costs {float_top1 - top1:.2f} points on the search split"
-        notes.append(f"{cost}, more than the {request.max_drop_pp:.2f} aimed at")
+    score = trials.scores[best]
+    notes = [f"int8: {best}, chosen on the search split ({shown(score)} against {shown(float_score)} in float)"]
+    if float_score - score > request.max_drop:
+        cost = f"int8 costs {float_score - score:.2f} points on the search split"
+        notes.append(f"{cost}, more than the {request.max_drop:.2f} aimed at")
     options = {
         "ranges": best.ranges,
         "weight_bits": str(best.weight_bits),
@@ -56,7 +60,7 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
         "activation_type": how.activation_type,
         "excluded": ",".join(best.float_layers),
     }
-    choices = (f"float: {float_top1:.2f} %", *(f"{recipe}: {top1:.2f} %" for recipe, top1 in trials.top1.items()))
+    choices = (f"float: {shown(float_score)}", *(f"{recipe}: {shown(value)}" for recipe, value in trials.scores.items()))
     return Converted(trials.model(best), tuple(notes), options, choices)
 
 
@@ -64,7 +68,7 @@ class Trials(Generic[Network]):
     """Recipes in the order they were tried: simpler before more involved."""
 
     def __init__(self, network: Network, request: BuildRequest, how: Int8Format[Network]) -> None:
-        self.top1: dict[Recipe, float] = {}
+        self.scores: dict[Recipe, float] = {}
         self._request, self._how = request, how
         self._networks = {0: network}  # weight bits -> the float network with weights rounded for them; 0: as they were
         self._seen: dict[int, Mapping[str, Histogram]] = {}  # by the same key
@@ -80,22 +84,22 @@ class Trials(Generic[Network]):
         return self._how.quantize(self._networks[bits], ranges(self._seen[bits], recipe.ranges), recipe)
 
     def score(self, recipe: Recipe) -> None:
-        """Note a recipe's top-1, percent, on the search split."""
-        self.top1[recipe] = self._request.score(self._how.load(self.model(recipe)))
+        """Note a recipe's score on the search split."""
+        self.scores[recipe] = self._request.score(self._how.load(self.model(recipe)))
 
     def best(self) -> Recipe:
         """The first of those that are as good as the best."""
-        return next(recipe for recipe, top1 in self.top1.items() if top1 >= max(self.top1.values()) - SAME_PP)
+        return next(recipe for recipe, value in self.scores.items() if value >= max(self.scores.values()) - SAME_PP)
 
     def escalate(self, allowed: float) -> None:
-        """Try GPTQ rounding, then the last and the first layer in float, until the top-1 (percent) is at least `allowed`."""
-        if self.top1[self.best()] >= allowed:
+        """Try GPTQ rounding, then the last and the first layer in float, until the score is at least `allowed`."""
+        if self.scores[self.best()] >= allowed:
             return
         if self._request.rounded is not None:
             self.score(replace(self.best(), compensated=True))
         chosen = self.best()
         first, last = self._how.ends or ("", "")
         for extra in ((last,), (first,), (first, last)) if first != last else ():
-            if self.top1[self.best()] >= allowed:
+            if self.scores[self.best()] >= allowed:
                 return
             self.score(replace(chosen, float_layers=extra))

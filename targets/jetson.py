@@ -7,24 +7,23 @@ every Q/DQ pair where it stands: the arithmetic TensorRT is asked for, not Tenso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..pipeline.errors import BuildError, UnavailableError
-from ..pipeline.types import SPARSITY_KEY, Artifact, Pattern, Precision
+from ..pipeline.options import Pattern, Precision
+from ..pipeline.signature import Signature
+from ..pipeline.types import SPARSITY_KEY, Artifact
 from .base import BuildRequest, Converted, Limits, Runner, artifact_bytes
-from .onnx.target import OnnxTarget, best_int8
+from .onnx.target import OnnxTarget, best_int8, facts_of, taken
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
     from .tensorrt.prober import JetsonProber
-
-_INPUT = "float32 NCHW, already scaled and normalised"
 
 
 class Jetson(OnnxTarget):
@@ -49,7 +48,7 @@ class Jetson(OnnxTarget):
         from .tensorrt.lint import two_four_layers
         from .tensorrt.qdq import quantize
 
-        network = export_float(request.module, request.image_shape)
+        network = export_float(request.module, request.signature)
         sparse = two_four_layers(network) if request.pattern is Pattern.TWO_FOUR else frozenset()
         if request.precision is Precision.INT8:
             converted = best_int8(network, request, quantize, simulate, activation_type="int8")
@@ -60,7 +59,7 @@ class Jetson(OnnxTarget):
         options = {"opset": str(model.opset_import[0].version), "linter": "nothing found"}
         if sparse:
             options["two_four_layers"] = str(len(sparse))
-        notes = (_parsed(data, two_four=bool(sparse)), f"input: {_INPUT}; output: logits")
+        notes = (_parsed(data, two_four=bool(sparse)), taken(request.signature, request.classes))
         return self.artifact(request, converted, data, "onnx", model.graph.input[0].name, *notes, **options)
 
     def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...], two_four: frozenset[str] = frozenset()) -> bytes:
@@ -73,7 +72,7 @@ class Jetson(OnnxTarget):
         from .tensorrt.lint import lint
 
         sparsity = {SPARSITY_KEY: "enable" if two_four else "disable"}
-        data = described(model, {"classes": json.dumps(classes), "input": _INPUT, "output": "logits", **sparsity})
+        data = described(model, {**facts_of(model, classes), **sparsity})
         findings = lint(model, two_four=two_four)
         if findings:
             more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
@@ -90,12 +89,12 @@ class Jetson(OnnxTarget):
             raise BuildError(f"{Path(path).name} cannot be run here", found="an engine", expected="the board it was built on")
         yield simulate(artifact_bytes(path), threads)
 
-    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> JetsonProber:
+    def prober(self, module: nn.Module, signature: Signature, precision: Precision) -> JetsonProber:
         """Files of candidates for a board, and estimates for when there is none; see `Target.prober` and `base.Estimator`."""
         self.require()
         from .tensorrt.prober import JetsonProber
 
-        return JetsonProber(module, image_shape, precision)
+        return JetsonProber(module, signature, precision)
 
 
 def _parsed(data: bytes, *, two_four: bool) -> str:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..pipeline.errors import UnavailableError
-from ..pipeline.types import Artifact, Pattern, Precision
+from ..pipeline.options import Pattern, Precision
+from ..pipeline.signature import Signature
+from ..pipeline.types import Artifact
 from .base import BuildRequest, Converted, Infer, Interface, Limits, Runner, Target, artifact_bytes
+from .onnx.target import taken
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,8 +61,8 @@ class Phone(Target):
         from .tflite.convert import convert
         from .tflite.metadata import Record, described
 
-        network, _ = convert(module, interface.image_shape, interface.mean, interface.std)
-        return described(network, interface.image_shape, Record(interface.mean, interface.std, interface.classes))
+        network, _ = convert(module, interface.signature, interface.mean, interface.std)
+        return described(network, interface.signature, Record(interface.mean, interface.std, interface.classes))
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.tflite` and `baseline.tflite` into the request's folder; see `Target.build`."""
@@ -70,7 +73,7 @@ class Phone(Target):
         from .tflite.run import facts_of
         from .tflite.sparse import half_zero
 
-        network, _ = convert(request.module, request.image_shape, request.mean, request.std)
+        network, _ = convert(request.module, request.signature, request.mean, request.std)
         converted = Converted(network)
         if request.precision is Precision.INT8:
             converted = _int8(network, request)
@@ -83,11 +86,12 @@ class Phone(Target):
         elif half_zero(network):
             converted = _sparse_if_faster(network, request)
         record = Record(request.mean, request.std, request.classes)
-        data = described(converted.network, request.image_shape, record)
+        data = described(converted.network, request.signature, record)
         facts = facts_of(data, request.threads)
         own = "its latency is that of the machine it was measured on, not a phone's"
         notes = (_takes(request), facts.pop("note"), own)
-        return self.artifact(request, converted, data, "tflite", INPUT_NAME, *notes, **facts)
+        entry = INPUT_NAME if request.mean else request.signature.inputs[0].name
+        return self.artifact(request, converted, data, "tflite", entry, *notes, **facts)
 
     @contextmanager
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
@@ -105,12 +109,12 @@ class Phone(Target):
 
         yield predictor(Path(path).read_bytes(), name=Path(path).name, infer=infer)
 
-    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> TfliteProber:
+    def prober(self, module: nn.Module, signature: Signature, precision: Precision) -> TfliteProber:
         """Latency models of candidates; see `Target.prober`."""
         self.require()
         from .tflite.prober import TfliteProber
 
-        return TfliteProber(module, image_shape, precision)
+        return TfliteProber(module, signature, precision, pixels=signature.is_image_classifier)
 
 
 def _sparse_if_faster(network: bytes, request: BuildRequest) -> Converted[bytes]:
@@ -152,7 +156,7 @@ def _int8(network: bytes, request: BuildRequest) -> Converted[bytes]:
 
     how = Int8Format(
         activation_type="int8",
-        export=lambda module: convert(module, request.image_shape, request.mean, request.std)[0],
+        export=lambda module: convert(module, request.signature, request.mean, request.std)[0],
         collect=lambda data: collect(data, request.calibration, threads=request.threads),
         quantize=quantized,
         load=lambda data: predictor(data, request.threads),
@@ -162,9 +166,12 @@ def _int8(network: bytes, request: BuildRequest) -> Converted[bytes]:
 
 
 def _takes(request: BuildRequest) -> str:
-    pixels = "pixels 0..255, normalised by the first operator (a 1x1 depthwise convolution)" if request.mean else "network inputs"
+    if not request.mean:
+        whole = request.precision is Precision.INT8 and not request.float_io
+        return f"{taken(request.signature, ())}{'; float ones as int8 steps, see their scale and zero point' if whole else ''}"
+    pixels = "pixels 0..255, normalised by the first operator (a 1x1 depthwise convolution)"
     if request.precision is Precision.INT8 and not request.float_io:
-        return f"input: int8 NHWC, {pixels}{'; int8 is the pixel minus 128' if request.mean else ''}; output: int8 logits"
+        return f"input: int8 NHWC, {pixels}; int8 is the pixel minus 128; output: int8 logits"
     return f"input: float32 NHWC, {pixels}; output: float32 logits"
 
 

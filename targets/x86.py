@@ -7,18 +7,17 @@ weights saturate there, 7-bit weights do not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..pipeline.types import Artifact, Pattern, Precision
-from .base import BuildRequest, Converted, FloatArray, Images, Infer, Limits, Runner
-from .onnx.target import OnnxTarget, best_int8
+from ..pipeline.options import Pattern, Precision
+from ..pipeline.signature import Signature
+from ..pipeline.types import Artifact
+from .base import BuildRequest, Converted, Infer, Limits, Runner
+from .onnx.target import OnnxTarget, best_int8, facts_of, taken
 
 if TYPE_CHECKING:
     import onnx
@@ -43,20 +42,19 @@ class X86(OnnxTarget):
         self.require(request.precision)
         from .onnx.export import export_float
 
-        converted = Converted(export_float(request.module, request.image_shape))
+        converted = Converted(export_float(request.module, request.signature))
         if request.precision is Precision.INT8:
             converted = _int8(converted.network, request)
         data = self.file_of(converted.network, request.classes)
         entry = converted.network.graph.input[0].name
-        note = "input: float32 pixels, already scaled and normalised; output: logits"
+        note = taken(request.signature, request.classes)
         return self.artifact(request, converted, data, "onnx", entry, note)
 
     def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
         """The model's file with the metadata its reader needs."""
         from .onnx.export import described
 
-        about = {"input": "float32 pixels, already scaled and normalised", "output": "logits"}
-        return described(model, {"classes": json.dumps(classes), **about})
+        return described(model, facts_of(model, classes))
 
     @contextmanager
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
@@ -71,21 +69,18 @@ class X86(OnnxTarget):
         """The artifact on another machine, see `targets.base.Elsewhere`."""
         import onnx
 
+        from .onnx.run import one_by_one
+
         graph = onnx.load(path).graph
-        entry, logits = graph.input[0].name, graph.output[0].name
+        outputs = [value.name for value in graph.output]
+        yield one_by_one(graph.input, lambda given: [infer(given)[name] for name in outputs])
 
-        def predict(images: Images) -> FloatArray:
-            single = (np.ascontiguousarray(images[at : at + 1], dtype=np.float32) for at in range(len(images)))
-            return np.concatenate([infer({entry: image})[logits] for image in single])
-
-        yield predict
-
-    def prober(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> OnnxProber:
+    def prober(self, module: nn.Module, signature: Signature, precision: Precision) -> OnnxProber:
         """Latency models of candidates; see `Target.prober`."""
         self.require()
         from .onnx.prober import OnnxProber
 
-        return OnnxProber(module, image_shape, precision)
+        return OnnxProber(module, signature, precision)
 
 
 def _int8(network: onnx.ModelProto, request: BuildRequest) -> Converted[onnx.ModelProto]:

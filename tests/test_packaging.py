@@ -18,14 +18,17 @@ FOLDERS = ("pipeline", "targets", "calibration", "devices")
 DATA = (".toml", ".jinja")
 
 
+ROOT_FILES = ("__init__.py", "__main__.py", "py.typed")
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a wheel is built from: a build in the checkout would find what an earlier one left there."""
     copy = tmp_path_factory.mktemp("tree")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", *ROOT_FILES):
         shutil.copy(ROOT / name, copy)
     for name in (*FOLDERS, "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
@@ -47,6 +50,7 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_four_folders_and_noth
         for path in (tree / folder).rglob("*")
         if path.suffix in (".py", *DATA) or path.name == "py.typed"
     }
+    expected |= {f"edge_compress/{name}" for name in ROOT_FILES}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
     assert {f"edge_compress/{folder}/py.typed" for folder in FOLDERS} < packed
@@ -115,9 +119,9 @@ def test_inside_the_package_imports_are_relative() -> None:
 
 
 MAY_IMPORT = {
-    "targets": ("calibration", "pipeline.types", "pipeline.errors", "pipeline.files"),
+    "targets": ("calibration", "pipeline.types", "pipeline.signature", "pipeline.options", "pipeline.errors", "pipeline.files"),
     "calibration": ("pipeline.types", "pipeline.errors"),
-    "devices": ("pipeline.types", "pipeline.errors"),
+    "devices": ("pipeline.types", "pipeline.options", "pipeline.errors"),
 }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...pipeline.errors import BuildError, DeviceError
-from ...pipeline.types import Precision
+from ...pipeline.options import Precision
 
 PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack keeps it off the PATH
 Program = Sequence[str]  # trtexec, or loop.py where only TensorRT's Python package is installed

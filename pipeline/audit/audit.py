@@ -49,7 +49,7 @@ def signature(path: Path, public_key: str | None) -> Iterator[Check]:
 
 
 def contents(record: Record) -> Iterator[Check]:
-    """Digests, then each artifact's answers to its golden images in its own runtime.
+    """Digests, then each artifact's answers to its golden samples in its own runtime.
 
     Raises:
         UnavailableError: a runtime is not here.
@@ -104,13 +104,13 @@ def _golden(record: Record, name: str) -> Iterator[Check]:
     ref, artifact = record.report.targets[name].golden, record.artifacts[name]
     if ref is None:
         if record.manifest is not None:
-            raise VerifyError(f"{record.name} has no golden images")
-        yield Check("no golden images: a run of an earlier version", target=name)
+            raise VerifyError(f"{record.name} has no golden samples")
+        yield Check("no golden samples: a run of an earlier version", target=name)
         return
     kept = golden.read(record.path(ref))
     if artifact.format == "engine":  # which runs on the board it was built for and nowhere else
         by = f"{kept.where.cpu} with {kept.where.version}"
-        text = f"{len(kept.logits)} golden images, recorded on {by}: an engine runs on such a board only, --device asks it"
+        text = f"{len(kept.outputs[0])} golden samples, recorded on {by}: an engine runs on such a board only, --device asks it"
         yield Check(text, target=name)
         return
     found = golden.replay(kept, targets.load(name), record.path(artifact))

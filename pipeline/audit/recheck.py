@@ -17,8 +17,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
 from ..report.format import fixed, interval
-from ..task.inference import artifact_logits, predictions
-from ..task.splits import network_inputs
+from ..signature import TOP1
 from ..types import Accuracy, Kind, Timing
 from ..verify import golden
 from ..verify.gates import packed, unpacked
@@ -43,9 +42,14 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, boo
         InputError: the data cannot be read, or the run was made with other data.
         UnavailableError, BuildError: see `Target.runner`.
     """
-    from ..task.datasets import load_data
+    from ..data.datasets import load_data
+    from ..task.classification import Classification
+    from ..task.samples import ImageSamples
+    from ..task.task import artifact_predictor, judged
 
     report = record.report
+    if report.metric != TOP1 or not report.data.image_shape:
+        raise InputError("--data", found=f"a run of a recipe, {report.model.name}", expected="a run of --model and --data")
     data = load_data(spec, seed=report.seed, crop=report.data.crop)
     if data.info.sha256 != report.data.sha256:
         raise InputError(
@@ -53,17 +57,21 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, boo
             found=f"SHA-256 {data.info.sha256[:16]}...",
             expected=f"{report.data.name}, {report.data.sha256[:16]}...",
         )
-    logits = artifact_logits(targets.load(target), record.path(record.artifacts[target]), data.test, report.preprocess)
-    right = predictions(logits) == data.test.labels
+    runtime = targets.load(target)
+    with runtime.runner(record.path(record.artifacts[target])) as run:
+        samples = ImageSamples(data.test, report.preprocess)
+        each = judged(Classification(), samples, artifact_predictor(runtime, run)).per_sample()
+    assert each is not None  # a classifier's
+    right = each > 50.0
     count, top1, before = len(right), 100.0 * float(right.mean()), report.targets[target].accuracy
     text = f"top-1 {fixed(top1)} % of {count:,} test images (95 % interval {interval(share_ci95(top1, count))})"
     if before is None:
-        drop, unknown = report.dense.top1 - top1, math.nan
-        fresh = Accuracy(top1, drop, unknown, count, Kind.MEASURED, report.dense.top1, (unknown, unknown), packed(right))
+        whole, bits = report.dense.value, packed(right)
+        fresh = Accuracy(top1, whole - top1, math.nan, count, Kind.MEASURED, whole, None, "not known", bits)
         return fresh, f"{text}; none was recorded", True
     agrees, why = _agrees(record, target, before, right)
-    now = replace(before, top1=top1, drop_pp=before.dense_top1 - top1, samples=count, correct=packed(right))
-    said = f"{'agrees' if agrees else 'does not agree'} with the recorded {fixed(before.top1)} %"
+    now = replace(before, value=top1, drop=before.dense_value - top1, samples=count, correct=packed(right))
+    said = f"{'agrees' if agrees else 'does not agree'} with the recorded {fixed(before.value)} %"
     return now, f"{text}: {said} ({why})", agrees
 
 
@@ -74,7 +82,7 @@ def _agrees(record: Record, target: str, before: Accuracy, right: NDArray[np.boo
     except ValueError as error:
         return False, f"the record contradicts itself: {error}"
     if known is None or len(known) != len(right):
-        agrees = not unpaired_differ(before.top1, before.samples, 100.0 * float(right.mean()), len(right))
+        agrees = not unpaired_differ(before.value, before.samples, 100.0 * float(right.mean()), len(right))
         return agrees, "unpaired: the record does not say which images were classified correctly"
     lost, won = int((known & ~right).sum()), int((right & ~known).sum())
     changed = f"of {len(right):,} images {lost} are lost and {won} won"
@@ -120,7 +128,7 @@ def latency(record: Record, target: str, device: str, ui: Progress) -> tuple[Tim
 
 
 def engine_answers(record: Record, target: str, device: str) -> Replay:
-    """An engine's answers to its golden images on a board, compared with the recorded ones.
+    """An engine's answers to its golden samples on a board, compared with the recorded ones.
 
     Raises:
         InputError: the device is not a board with TensorRT.
@@ -128,7 +136,7 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
     """
     ref = record.report.targets[target].golden
     if ref is None:
-        raise InputError(f"{record.name} has no golden images for {target}", do="make the run again: it adds them")
+        raise InputError(f"{record.name} has no golden samples for {target}", do="make the run again: it adds them")
     kept = golden.read(record.path(ref))
     with closing(open_named(device)) as place:
         boards = boards_of(place)
@@ -136,8 +144,8 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
             raise InputError(f"--device {device}", found="no board with TensorRT", expected="one: the artifact is an engine")
         with boards[0].engines() as engines:
             engine = engines.engine(record.path(record.artifacts[target]))
-            logits = engines.outputs(engine, network_inputs(kept.pixels, kept.preprocess))
-            return golden.compare(kept, logits, golden.where_on(engines))
+            found = engines.outputs(engine, golden.single(kept.artifact_inputs(targets.load(target))))
+            return golden.compare(kept, golden.as_tuple(found), golden.where_on(engines))
 
 
 def differing(one: Timing, other: Timing) -> list[str]:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..report.format import DASH, fixed, interval, md, size, tag
+from ..report.format import DASH, fixed, interval, md, points, size, tag
 from ..report.report import Report, ReportedArtifact, TargetReport
+from ..signature import TOP1, Metric
 from ..types import Accuracy, Kind, Timing
 from ..verify.gates import unpacked
 from ..verify.statistics import paired_ci95, sign_test
@@ -59,7 +60,7 @@ def compare(old: Report, new: Report, targets: Sequence[str]) -> tuple[Row, ...]
             rows.append(Row(name, "target", DASH, now.status, remark="not in the stored report"))
             continue
         before = old.targets[name]
-        rows += [_gates(name, before, now), _accuracy(name, before.accuracy, now.accuracy)]
+        rows += [_gates(name, before, now), _accuracy(new.metric, name, before.accuracy, now.accuracy)]
         rows += [_speedup(name, before.latency, now.latency), _size(name, before.artifact, now.artifact)]
     return tuple(rows)
 
@@ -85,21 +86,21 @@ def _gates(name: str, before: TargetReport, now: TargetReport) -> Row:
     return Row(name, "gates", said[before.verdict.passed], said[now.verdict.passed], why)
 
 
-def _accuracy(name: str, before: Accuracy | None, now: Accuracy | None) -> Row:
-    shown, shown_now = (DASH if a is None else tag(f"{fixed(a.top1)} %", a.kind) for a in (before, now))
+def _accuracy(metric: Metric, name: str, before: Accuracy | None, now: Accuracy | None) -> Row:
+    shown, shown_now = (DASH if a is None else tag(metric.shown(a.value), a.kind) for a in (before, now))
     worse = remark = ""
     if before is None:
         remark = "none was stored"
     elif now is None:
         worse = "accuracy: it is no longer known"
     else:
-        worse = _fell(before, now)
-    return Row(name, "top-1", shown, shown_now, worse, remark)
+        worse = _fell(metric, before, now)
+    return Row(name, metric.name, shown, shown_now, worse, remark)
 
 
-def _fell(before: Accuracy, now: Accuracy) -> str:
+def _fell(metric: Metric, before: Accuracy, now: Accuracy) -> str:
     """Why accuracy got worse, in a sentence; empty where it did not."""
-    fell = before.top1 - now.top1
+    fell = metric.drop(before.value, now.value)
     if fell <= 0:
         return ""
     then, today = (_images(accuracy) for accuracy in (before, now))
@@ -107,12 +108,12 @@ def _fell(before: Accuracy, now: Accuracy) -> str:
         lost, won = int((then & ~today).sum()), int((today & ~then).sum())
         chance = sign_test(lost, won) / 2
         told = f"{lost} images are lost and {won} won, by chance with p = {chance:.2g}"
-        return f"accuracy: top-1 fell by {fixed(fell)} points: {told}" if chance < _LEVEL else ""
-    low, high = before.drop_ci95_pp
-    least = paired_ci95(0, 0, before.samples)[1]
+        return f"accuracy: {metric.name} fell by {points(metric, fell)}: {told}" if chance < _LEVEL else ""
+    low, high = before.drop_ci95 or (0.0, 0.0)
+    least = paired_ci95(0, 0, before.samples)[1] if metric == TOP1 else 0.0
     allowed = max((high - low) / 2, least)
     within = f"{fixed(allowed)} are within the stored interval"
-    return f"accuracy: top-1 fell by {fixed(fell)} points, {within}" if fell > allowed + 1e-9 else ""
+    return f"accuracy: {metric.name} fell by {points(metric, fell)}, {within}" if fell > allowed + 1e-9 else ""
 
 
 def _images(accuracy: Accuracy) -> NDArray[np.bool_] | None:

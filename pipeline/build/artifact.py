@@ -11,15 +11,16 @@ from torch import nn
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import BuildRequest, Target
+from ..options import Precision
 from ..reconstruct.gptq import round_weights
 from ..run_context import RunContext
 from ..run_folder import Stage
-from ..task.inference import top1_on
-from ..task.samples import calibration_batches, calibration_pixels
-from ..types import Artifact, Baseline, Precision, Speedup
+from ..task.samples import calibration_set
+from ..task.task import score_on
+from ..types import Artifact, Baseline, Speedup
 from . import engine_script as engine_files
 
-CALIBRATION_IMAGES = 500
+CALIBRATION_SAMPLES = 500
 
 
 def build(
@@ -45,7 +46,7 @@ def build(
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
-    prep = loaded.subject.preprocess
+    prep, data = loaded.subject.preprocess, loaded.data
 
     def speedup(slow: Path, fast: Path) -> Speedup:
         assert device is not None  # below
@@ -55,16 +56,17 @@ def build(
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
     with run.stage(f"build {target.name}"):
-        drawn = loaded.data, prep, CALIBRATION_IMAGES, config.seed + 2
-        inputs = calibration_batches(*drawn)
+        draw = partial(calibration_set, data.train, count=CALIBRATION_SAMPLES, seed=config.seed + 2)
+        inputs = draw(None)
         request = BuildRequest(
             module=student,
             baseline=(run.folder.path / baseline.file.path).read_bytes(),
-            image_shape=loaded.subject.data.image_shape,
+            signature=loaded.subject.signature,
             classes=loaded.subject.data.classes,
             precision=precision,
-            calibration=calibration_pixels(*drawn) if target.takes_pixels else inputs,
-            score=top1_on(target, loaded.data.search, prep),
+            calibration=draw(target),
+            score=score_on(loaded.task, target, data.search, loaded.module),
+            unit=loaded.subject.metric.unit,
             folder=folder,
             threads=config.threads,
             mean=prep.mean,

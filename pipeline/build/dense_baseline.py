@@ -42,12 +42,13 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
     found = stage.result(Baseline)
     if found is not None:
         return found
-    info, prep = run.loaded.subject.data, run.loaded.subject.preprocess
+    subject = run.loaded.subject
+    info, prep = subject.data, subject.preprocess
     with run.stage(f"dense baseline {target.name}"):
         files: dict[str, Path] = {}
         for name, module in _forms(run.loaded.module, net).items():
             files[name] = stage.folder / f"{'given' if name == AS_GIVEN else 'convolutions'}.model"
-            atomic_write(files[name], target.baseline(module, Interface(info.image_shape, info.classes, prep.mean, prep.std)))
+            atomic_write(files[name], target.baseline(module, Interface(subject.signature, info.classes, prep.mean, prep.std)))
         form = DenseForm(AS_GIVEN) if len(files) == 1 else _faster(run, target, files, device)
     found = Baseline(file_ref(files[form.form], run.folder.path), form)
     stage.finish(found)

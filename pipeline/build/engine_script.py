@@ -10,7 +10,8 @@ from ...devices.tensorrt import trtexec
 from ...devices.tensorrt.trtexec import Version
 from ...targets.base import BuildRequest
 from ..files import atomic_write, sha256_file
-from ..types import Artifact, Precision
+from ..options import Precision
+from ..types import Artifact
 
 SCRIPT, MANIFEST = "build.sh", "manifest.json"
 _MAJORS = {"10": Version(10, 3, 0), "11": Version(11, 0, 0)}

@@ -9,9 +9,10 @@ from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Structure, Target
 from ..files import atomic_write
+from ..options import Precision
 from ..pattern.base import Pruning
 from ..run_context import RunContext
-from ..types import Baseline, Precision, Speedup
+from ..types import Baseline, Speedup
 
 SESSIONS = 3  # enough to tell which of two files is faster
 

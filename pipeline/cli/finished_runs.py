@@ -34,7 +34,7 @@ _PATH = click.Path(path_type=Path)
 def verify(path: Path, data: str | None, device: str | None, against: Path | None, public_key: str | None) -> int:
     """Check a bundle, a run folder or an artifact against its record.
 
-    Compares the digests of all files and the artifact's outputs on its golden images in its own runtime. --data and --device
+    Compares the digests of all files and the artifact's outputs on its golden samples in its own runtime. --data and --device
     measure accuracy and speedup again and compare them with the record. With --against the summary is Markdown.
     Exit code 1 if a check fails or the bundle is damaged.
 
@@ -91,7 +91,7 @@ def verify(path: Path, data: str | None, device: str | None, against: Path | Non
 def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tuple[Path, ...], key: Path | None) -> int:
     """Bundle finished runs for shipping: one reproducible archive for each target that passed its gates.
 
-    A bundle holds the artifact and its baseline, labels, golden images, report, plan, settings, a manifest of digests and
+    A bundle holds the artifact and its baseline, labels, golden samples, report, plan, settings, a manifest of digests and
     figures, a model card, licences and a bill of materials.
 
     \b

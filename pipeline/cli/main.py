@@ -21,7 +21,7 @@ from ... import targets
 from .. import config as settings
 from .. import options
 from ..errors import BuildError, EdgeCompressError
-from ..types import Pattern, Precision
+from ..options import Pattern, Precision
 from .finished_runs import release, report, verify
 from .inspection import inspect
 from .on_devices import devices, profile
@@ -56,6 +56,12 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     metavar="NAME",
     multiple=True,
     unset=(),
+)
+@_option(
+    "--recipe",
+    "A Python file with model(), datasets() and perhaps loss() and metric(), instead of --model and --data: any task.",
+    "none",
+    metavar="FILE.py",
 )
 @_option("--model", "digits-resnet, torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.", metavar="SPEC")
 @_option(
@@ -111,6 +117,12 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option(
     "--max-accuracy-drop", "Gate: largest drop of top-1 on the test split, in percentage points.", type=float, metavar="POINTS"
+)
+@_option(
+    "--max-drop",
+    "Gate: how much worse the metric may get on the test split, in its own unit (0.5) or in per cent of it (1%).",
+    "--max-accuracy-drop for top-1, else 1%",
+    metavar="DROP",
 )
 @_option(
     "--min-speedup",
@@ -180,7 +192,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 @click.version_option(version("edge-compress"), prog_name="edge-compress")
 @click.pass_context
 def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
-    """Compress a trained image classifier into a smaller, measurably faster, verified artifact for a device.
+    """Compress a trained network into a smaller, measurably faster, verified artifact for a device.
 
     Prunes by magnitude and curvature to per-layer ratios searched under latency measured on the device, fine-tunes with
     distillation, quantises, and verifies accuracy and speed in the artifact's own runtime. The run folder then holds
@@ -192,7 +204,9 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
           run the whole pipeline on the embedded digits network, in minutes
       edge-compress --target x86 --model net.py:resnet20 --weights net.safetensors \\
           --data npz:cifar10.npz --max-accuracy-drop 1.0 --out runs/resnet20
-          compress your own model on your own data
+          compress your own image classifier on your own data
+      edge-compress --target x86 --recipe recipe.py --max-drop 1% --out runs/detector
+          compress any network, with the data, loss and metric of a Python file
       edge-compress --config edge-compress.toml --seed 1
           read options from a file, override one
       edge-compress verify runs/resnet20

@@ -22,12 +22,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ...calibration.ranges import collect, ranges
 from ...targets.base import Structure
 from ...targets.onnx.edit import OnnxEditor
-from ...targets.onnx.export import INPUT_NAME, export_float
+from ...targets.onnx.export import export_float
 from ...targets.onnx.fill import fill
 from ...targets.onnx.graph import Graph
 from ...targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
 from ..errors import BuildError, deepest_cause
 from ..graph.trace import layer_nodes, shape_of
+from ..signature import INPUT_NAME, image_signature
 
 BATCH = 250
 SAME = 1e-3  # largest difference from the network's answers, as a share of their largest value, that float32 may make
@@ -59,7 +60,7 @@ class CandidateGraph:
     def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...], calibration: NDArray[np.float32] | None = None) -> None:
         channels, height, width = image_shape
         self._after = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
-        model = export_float(_drawn(net, self._after), (channels, height, width))
+        model = export_float(_drawn(net, self._after), image_signature((channels, height, width)))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         self._dense = Graph(model)

@@ -20,6 +20,7 @@ from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
 from ..graph.surgery import cuts, prune, structure_of
 from ..network.batchnorm import Moments
+from ..network.calling import tensors_of
 from ..reconstruct.least_squares import stitched_weight
 from ..types import Knob, Plan
 from .candidate_graph import CandidateGraph
@@ -43,8 +44,8 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
         self.net, self.coupling, self.order = net, coupling, order
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self._sizes: dict[tuple[int, ...], float] = {}
-        images = bench.images
-        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
+        reward = bench.reward
+        self._graph = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:]), reward.calibration(bench.precision))
 
     def plan(self, levels: tuple[int, ...]) -> Plan:
         """See `TableEvaluator.plan`."""
@@ -56,12 +57,12 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
 
     @cached_property
     def _dense_moments(self) -> Moments:
-        return self.bench.images.dense_moments(self.net)
+        return self.bench.reward.dense_moments(self.net)
 
     def score(self, net: fx.GraphModule, structure: Structure) -> tuple[float, float]:
         """See `TableEvaluator.score`: answered in the artifact's precision by the dense graph cut to shape."""
-        images = self.bench.images
-        return images.judge(self._graph.answers(net, structure, images.inputs.numpy()))
+        reward = self.bench.reward
+        return reward.judge(tensors_of(self._graph.answers(net, structure, reward.batch.inputs.numpy())))
 
     def network(self, plan: Plan) -> fx.GraphModule:
         """The planned network with stitched weights and BatchNorm statistics of its own, eval mode."""
@@ -76,7 +77,7 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
             name: torch.tensor([i for i in range(len(mean)) if i not in gone.get((f"{name}.running_mean", 0), ())])
             for name, (mean, _) in self._dense_moments.items()
         }
-        self.bench.images.restore(small, self._dense_moments, kept)
+        self.bench.reward.restore(small, self._dense_moments, kept)
         return small
 
     def _stitched(self, name: str, module: nn.Conv2d | nn.Linear, missing: set[int]) -> torch.Tensor:

@@ -15,16 +15,18 @@ from ...devices.measure.latency_cache import LatencyCache
 from ...devices.measure.meter import Meter
 from ...devices.measure.timing import Ratio
 from ...targets.base import Estimator, Prober, Structure, Target
-from ..compute import CPU, Compute
 from ..config import Config
 from ..errors import UnavailableError
+from ..network.calling import Inputs
+from ..network.compute import CPU, Compute
+from ..options import Precision
 from ..task.load import Loaded
 from ..task.samples import scoring_inputs
-from ..types import Kind, Precision
+from ..types import Kind
 from .layer_hessians import LayerHessians
-from .reward_images import RewardImages, reward_images
+from .reward_samples import RewardSamples, reward_samples
 
-REWARD_IMAGES = 1000
+REWARD_SAMPLES = 1000
 AHEAD = 16  # candidates measured at once
 
 
@@ -32,9 +34,9 @@ AHEAD = 16  # candidates measured at once
 class Bench:
     """What an evaluator judges candidates with."""
 
-    inputs: Tensor  # training images (n, C, H, W), augmented
+    inputs: Inputs  # training samples, augmented
     hessians: Mapping[str, Tensor]  # layer -> X X^T of its inputs, on these images
-    images: RewardImages
+    reward: RewardSamples
     prober: Prober
     meter: Meter
     cache: LatencyCache | None  # None where nothing is measured
@@ -163,7 +165,6 @@ def open_bench(
         UnavailableError: `estimated`, and the target cannot estimate.
     """
     device = LocalDevice() if device is None else device
-    data, prep = loaded.data, loaded.subject.preprocess
     if estimated:
         prober = probed(target, precision)
         if not isinstance(prober, Estimator):
@@ -172,19 +173,19 @@ def open_bench(
         # first of all: a device that does not answer is an error at once
         context = _context(config, loaded, target, precision, device) | {"baseline": form}
         prober = probed(target, precision)
-    inputs = scoring_inputs(loaded, config.seed)
+    inputs = scoring_inputs(loaded.data.train, config.seed)
     hessians = LayerHessians(net, inputs, compute, memo.parent / "hessians")
     for remark in hessians.remarks():
         note(remark)
-    images = reward_images(data, prep, REWARD_IMAGES, config.seed, compute)
+    reward = reward_samples(loaded, REWARD_SAMPLES, config.seed, compute)
     sized = config.max_size is not None
     try:
         if estimated:
-            yield EstimatingBench(inputs, hessians, images, prober, _NoMeter(), None, memo, precision, sized)
+            yield EstimatingBench(inputs, hessians, reward, prober, _NoMeter(), None, memo, precision, sized)
             return
         cache = LatencyCache(context, latencies)
         with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
-            yield Bench(inputs, hessians, images, prober, meter, cache, memo, precision, sized)
+            yield Bench(inputs, hessians, reward, prober, meter, cache, memo, precision, sized)
     finally:
         hessians.close()
 

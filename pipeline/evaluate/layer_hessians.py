@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..compute import Compute
+from ..network.calling import Inputs
+from ..network.compute import Compute
 from ..network.modes import borrowed
 from ..reconstruct.memory import SOLVING_BYTES
 from ..score.curvature import local_hessian
@@ -34,8 +35,8 @@ class LayerHessians(Mapping[str, Tensor]):
         folder: for the files; made when it is needed, and may be deleted afterwards.
     """
 
-    def __init__(self, net: nn.Module, inputs: Tensor, compute: Compute, folder: Path) -> None:
-        self._net, self._inputs, self._compute, self._folder = net, inputs[:HESSIAN_IMAGES], compute, folder
+    def __init__(self, net: nn.Module, inputs: Inputs, compute: Compute, folder: Path) -> None:
+        self._net, self._inputs, self._compute, self._folder = net, inputs, compute, folder
         layers = {
             name: layer.weight[0].numel()
             for name, layer in net.named_modules()
@@ -80,7 +81,7 @@ class LayerHessians(Mapping[str, Tensor]):
         if name not in self._written:
             self._held = {}
             with borrowed(self._net, self._compute.device):
-                found = local_hessian(self._net, batches(self._inputs), part)
+                found = local_hessian(self._net, batches(self._inputs[:HESSIAN_IMAGES]), part)
             found = {layer: hessian.cpu() for layer, hessian in found.items()}
             if len(self._parts) == 1:
                 self._held = found

@@ -20,10 +20,12 @@ from torch import Tensor, fx
 
 from ...targets.base import Structure
 from ..graph.mask_knobs import Levels, density, layer_mask
+from ..network.calling import tensors_of
+from ..options import Pattern
 from ..reconstruct.least_squares import solve_masked
 from ..score import criteria as hasa
 from ..score.connections import Scores
-from ..types import Candidate, Knob, ModelCost, Pattern, Sensitivity
+from ..types import Candidate, Knob, ModelCost, Sensitivity
 from .candidate_graph import CandidateGraph
 from .evaluation_context import Bench
 from .evaluation_log import Memo
@@ -48,11 +50,11 @@ class MaskEvaluator:
         # Zeros are computed like any other number.
         self._cost = ModelCost(sum(p.numel() for p in net.parameters()), bench.prober.macs(self._structure))
         self._latency = math.nan
-        images = bench.images
-        self._graph = CandidateGraph(net, tuple(images.inputs.shape[1:]), images.calibration(bench.precision))
+        reward = bench.reward
+        self._graph = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:]), reward.calibration(bench.precision))
         self._candidate = copy.deepcopy(net).eval()
         self._statistics = {name: value.clone() for name, value in net.named_buffers()}
-        self._dense_moments = images.dense_moments(net)
+        self._dense_moments = reward.dense_moments(net)
         self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
         self._memo = Memo(bench.memo)
@@ -107,10 +109,10 @@ class MaskEvaluator:
         with torch.no_grad():
             for i, (knob, level) in enumerate(zip(self.knobs, levels, strict=True)):
                 self._candidate.get_submodule(knob.name).weight.copy_(self._weight(i, level))  # type: ignore[operator]
-        images = self.bench.images
+        reward = self.bench.reward
         self._candidate.load_state_dict(self._statistics, strict=False)  # matched to the dense network's, not to the last one's
-        images.restore(self._candidate, self._dense_moments, {})
-        return images.judge(self._graph.answers(self._candidate, self._structure, images.inputs.numpy()))
+        reward.restore(self._candidate, self._dense_moments, {})
+        return reward.judge(tensors_of(self._graph.answers(self._candidate, self._structure, reward.batch.inputs.numpy())))
 
     def _weight(self, index: int, level: int) -> Tensor:
         """A layer's weight at a level: masked, and what stays re-solved against the dense network's inputs."""

@@ -17,14 +17,13 @@ from ..axes.cutting.gate import Checked
 from ..axes.cutting.surgery import cut, parameter_masks
 from ..errors import UnavailableError
 from ..network.batchnorm import Moments
-from ..network.modes import borrowed
+from ..options import Precision
 from ..reconstruct.units import Fitter, stitched
 from ..score.layer_moments import LayerMoments
-from ..types import Knob, Plan, Precision
+from ..signature import Signature
+from ..types import Knob, Plan
 from .evaluation_context import Bench
 from .table_evaluator import FloatArray, TableEvaluator
-
-BATCH = 100  # candidates answer so many images at once
 
 
 class UnitProber:
@@ -35,12 +34,12 @@ class UnitProber:
     Args:
         checked: groups that passed the gate.
         target: that exports the candidates.
-        image_shape: (C, H, W) of one input.
+        signature: of the network.
         precision: of the artifact.
     """
 
-    def __init__(self, checked: Checked, target: Target, image_shape: tuple[int, int, int], precision: Precision) -> None:
-        self._checked, self._target, self._shape, self._precision = checked, target, image_shape, precision
+    def __init__(self, checked: Checked, target: Target, signature: Signature, precision: Precision) -> None:
+        self._checked, self._target, self._signature, self._precision = checked, target, signature, precision
         self._estimates: dict[str, float] = {}  # by structure: each takes an export
 
     def candidate(self, structure: Structure) -> bytes:
@@ -75,7 +74,7 @@ class UnitProber:
 
     def _prober(self, structure: Structure) -> Prober:
         module = cut(self._checked.coupling, _first_units(structure), self._checked.sized)
-        return self._target.prober(module, self._shape, self._precision)
+        return self._target.prober(module, self._signature, self._precision)
 
     def macs(self, structure: Structure) -> int:
         """Multiply-accumulates of this structure, batch 1."""
@@ -114,7 +113,7 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
 
     @cached_property
     def _dense_moments(self) -> Moments:
-        return self.bench.images.dense_moments(self.checked.coupling.walk.captured.module)
+        return self.bench.reward.dense_moments(self.checked.coupling.walk.captured.module)
 
     def network(self, plan: Plan) -> nn.Module:
         """See `TableEvaluator.network`; BatchNorm statistics are re-estimated where there are any."""
@@ -124,7 +123,7 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
         if self._dense_moments:
             masks = parameter_masks(coupling, coupling.gone(gone))
             kept = {n.removesuffix(".running_mean"): m[0] for n, m in masks.items() if n.endswith(".running_mean") and 0 in m}
-            self.bench.images.restore(
+            self.bench.reward.restore(
                 small, self._dense_moments, {n: torch.from_numpy(mask.nonzero()[0]) for n, mask in kept.items()}
             )
         return small
@@ -136,10 +135,8 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
 
     def score(self, net: nn.Module, structure: Structure) -> tuple[float, float]:
         """See `TableEvaluator.score`."""
-        images, device = self.bench.images, self.bench.images.compute.device
-        with borrowed(net, device), torch.inference_mode():
-            parts = [net(part.to(device)).float().cpu() for part in torch.split(images.inputs, BATCH)]
-        return images.judge(torch.cat(parts).numpy())
+        reward = self.bench.reward
+        return reward.judge(reward.answers(net))
 
     def work(self, structure: Structure) -> FloatArray:
         """The multiply-accumulates of each costly operator."""

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..data.preprocess import augmented
+from ..data.splits import DataSet
+from ..data.user_code import own_randomness
 from ..task.inference import logits, top1
-from ..task.preprocess import augmented
-from ..task.splits import DataSet
-from ..task.user_code import own_randomness
 from ..types import Epoch, Preprocess
 
 EPOCHS = 8
@@ -57,8 +57,8 @@ def train_digits(
             losses.append(loss.item())
         module.eval()
         if progress is not None:
-            search_top1 = top1(logits(module, data.search, prep), data.search.labels)
-            progress(Epoch(epoch + 1, float(np.mean(losses)), search_top1, time.perf_counter() - start))
+            value = top1(logits(module, data.search, prep), data.search.labels)
+            progress(Epoch(epoch + 1, float(np.mean(losses)), value, time.perf_counter() - start))
     module.eval()
 
 

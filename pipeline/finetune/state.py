@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class TrainingState:
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.removed: dict[str, Tensor] = {}  # parameter -> bool, True where the mask is 0
         self.history: tuple[Epoch, ...] = ()
-        self.best_top1 = -1.0
+        self.best_value = -math.inf
         self.best: dict[str, Tensor] = {}  # state dict of the best epoch so far
         self.set_masks(masks)
 
@@ -75,8 +76,8 @@ class TrainingState:
 
     def keep_if_best(self, accuracy: float) -> None:
         """Keep a copy of the student unless an earlier epoch was better."""
-        if accuracy >= self.best_top1:
-            self.best_top1 = accuracy
+        if accuracy >= self.best_value:
+            self.best_value = accuracy
             self.best = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
 
     def finish(self) -> None:
@@ -95,7 +96,7 @@ class TrainingState:
         return found
 
     @torch.no_grad()
-    def go_on_from(self, tensors: Mapping[str, Tensor], history: tuple[Epoch, ...], best_top1: float) -> None:
+    def go_on_from(self, tensors: Mapping[str, Tensor], history: tuple[Epoch, ...], best_value: float) -> None:
         """The inverse of `tensors`."""
         parts: dict[str, dict[str, Tensor]] = {"student": {}, "best": {}, "removed": {}, "adam": {}}
         for key, tensor in tensors.items():
@@ -104,7 +105,7 @@ class TrainingState:
         self.student.load_state_dict(parts["student"])
         self.best = parts["best"]
         self.removed = {k: v.to(self.parameters[k].device) for k, v in parts["removed"].items()}
-        self.history, self.best_top1 = history, best_top1
+        self.history, self.best_value = history, best_value
         for key, tensor in parts["adam"].items():
             name, _, field = key.rpartition("/")
             parameter = self.parameters[name]
@@ -137,7 +138,7 @@ class CheckpointFile:
             "digest": self.digest,
             "tensors": digest_of(tensors),
             "history": to_json(state.history),
-            "best_top1": state.best_top1,
+            "best_value": state.best_value,
         }
         atomic_write(self.path, save(tensors, {"training": json.dumps(record)}))
 
@@ -152,7 +153,7 @@ class CheckpointFile:
             with safe_open(self.path, "pt") as file:
                 record = json.loads(file.metadata()["training"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
-            history, best_top1 = from_json(tuple[Epoch, ...], record["history"]), float(record["best_top1"])
+            history, best_value = from_json(tuple[Epoch, ...], record["history"]), float(record["best_value"])
             if record["tensors"] != digest_of(tensors):
                 raise ValueError("its digest does not match")
             own = record["digest"] == self.digest
@@ -160,5 +161,5 @@ class CheckpointFile:
             return f"the checkpoint {self.path.name} is damaged ({error}); training started again from its first epoch"
         if not own:
             return f"the checkpoint {self.path.name} is of another training; this one started from its first epoch"
-        state.go_on_from(tensors, history, best_top1)
+        state.go_on_from(tensors, history, best_value)
         return ""

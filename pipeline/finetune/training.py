@@ -14,34 +14,34 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from ..codec import to_json
 from ..errors import BuildError
+from ..network.calling import Inputs, call, count_of, moved
 from ..network.memory_layout import fastest_layout
 from ..network.modes import borrowed
 from ..network.weights import digest_of
-from ..task.inference import logits, top1
-from ..task.preprocess import augmented
-from ..task.splits import DataSet, Split
-from ..types import Epoch, Preprocess
+from ..task.recipe_data import Targets
+from ..task.samples import Batch, Data, Samples, head
+from ..task.task import Task, judged, torch_predictor
+from ..types import Epoch
 from .state import CheckpointFile, Masks, TrainingState
 from .world import ALONE, World
 
 _log = logging.getLogger(__name__)
 Remask = Callable[[int, nn.Module], Masks]
-Batch = tuple[Tensor, Tensor]  # inputs (n, C, H, W), labels (n,)
 
 CHECKPOINT = "finetune.safetensors"
 GENTLE, BOLD = 1e-3, 3e-3  # learning rates, see `learning_rate_for`; the paper's is the gentle one
-VERSION = 2  # of what a checkpoint holds and of the arithmetic that made it
+VERSION = 3  # of what a checkpoint holds and of the arithmetic that made it
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class FinetuneSettings:
     warmup: float = 0.05  # share of all steps in which the learning rate rises from 0
     batch: int = 128
     weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
-    distill_weight: float = 0.9  # share of the teacher in the loss; without a teacher the labels have all of it
-    temperature: float = 4.0  # both sets of logits are divided by it for the teacher's part
-    search_images: int = 5000  # of the search split, at most, to tell epochs apart
+    search_samples: int = 5000  # of the search split, at most, to tell epochs apart
     autocast: bool = False  # bfloat16 in the student's and the teacher's forward pass
     device: str = "cpu"
 
@@ -80,8 +78,8 @@ Progress = Callable[[Step | Epoch], None]
 def finetune(
     student: nn.Module,
     teacher: nn.Module | None,
-    data: DataSet,
-    prep: Preprocess,
+    data: Data,
+    task: Task,
     settings: FinetuneSettings,
     *,
     folder: Path,
@@ -93,10 +91,9 @@ def finetune(
 ) -> tuple[Epoch, ...]:
     """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
 
-    The loss is `(1 - d) * CE(labels) + d * T^2 * KL(teacher || student)` at temperature T (Hinton et al. 2015, equation 1 and
-    section 2); teacher and student see the same augmented images. Equal epochs: the later one wins. The student is in eval
-    mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments and
-    initial student resumes from it. A checkpoint of anything else is not used.
+    The loss is the task's, see `Task.training_loss`; teacher and student see the same augmented samples. Equal epochs: the later
+    one wins. The student is in eval mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call
+    with the same arguments and initial student resumes from it. A checkpoint of anything else is not used.
 
     Several processes that call it alike end with the same weights: each works on its part of every batch and of the search split,
     gradients and accuracy are means over all images, rank 0 writes the checkpoint.
@@ -105,7 +102,7 @@ def finetune(
         student: the pruned network.
         teacher: the dense network; None trains on the labels alone.
         data: train is trained on, search decides which epoch is kept.
-        prep: mean, std and augmentation.
+        task: its loss is lowered, its metric tells epochs apart.
         settings: of the optimizer, the loss and the batches.
         folder: of the checkpoint.
         masks: parameters and Adam's moments stay exactly 0 where theirs is 0.
@@ -123,32 +120,34 @@ def finetune(
         BuildError: the loss is not finite any more, or the processes differ in what they train, start from or have made.
         InputError: batches too small to be shared out.
     """
-    digest = _digest(student, teacher, data, prep, settings, masks, remask is not None, world)
+    digest = _digest(student, teacher, data, task, settings, masks, remask is not None, world)
     world.agree("training", digest)
-    search = data.search.head(settings.search_images)
-    search = search.part(world.share(len(search)))
+    search = head(data.search, settings.search_samples)
+    search = search.picked(np.array(world.share(len(search)), dtype=np.int64))
+    guide = teacher if task.compares else None
+    sign = 1.0 if task.metric.higher_is_better else -1.0
     networks = [student] if teacher is None else [student, teacher]
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(borrowed(network, settings.device))
-        layout = stack.enter_context(fastest_layout(networks, data.info.image_shape, settings.device))
+        layout = stack.enter_context(fastest_layout(networks, data.train.batch(np.arange(2)).inputs, settings.device))
         state = TrainingState(student, masks or {}, settings.weight_decay)
         file = CheckpointFile(folder / CHECKPOINT, digest)
         if unused := file.load(state):
             note(unused)
-        world.agree("checkpoint", json.dumps([to_json(state.history), state.best_top1]))
+        world.agree("checkpoint", json.dumps([to_json(state.history), state.best_value]))
         forward = world.parallel(student)
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
             start = time.perf_counter()
-            loss = _run_epoch(state, forward, teacher, data.train, prep, settings, epoch, layout, progress, world)
+            loss = _run_epoch(state, forward, teacher, data.train, task, settings, epoch, layout, progress, world)
             world.average_buffers(student)
-            own = top1(logits(student, search, prep, device=settings.device, layout=layout), search.labels)
-            accuracy = world.mean_of(own, len(search))
-            state.keep_if_best(accuracy)
+            own = judged(task, search, torch_predictor(student, settings.device, layout), guide, settings.device).value()
+            value = world.mean_of(own, len(search))
+            state.keep_if_best(sign * value)
             if remask is not None and epoch < settings.epochs:
                 student.eval()
                 state.set_masks(remask(epoch, student))
-            done = Epoch(epoch, loss, accuracy, time.perf_counter() - start)
+            done = Epoch(epoch, loss, value, time.perf_counter() - start)
             state.history = (*state.history, done)
             world.agree("weights or masks", state.tensors())
             if world.rank == 0:
@@ -177,38 +176,18 @@ def learning_rate(step: int, steps: int, settings: FinetuneSettings) -> float:
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1)))
 
 
-def distillation_loss(student: Tensor, teacher: Tensor | None, labels: Tensor, settings: FinetuneSettings) -> Tensor:
-    """Mean loss of logits (n, classes) against labels (n,) and the teacher's logits (n, classes), if any.
+def batches(samples: Samples, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[Batch]:
+    """Every sample once, shuffled and augmented by (seed, epoch), in batches of nearly one size.
 
-    `T^2` keeps the gradient of the teacher's part at one size whatever the temperature (Hinton et al. 2015, section 2.1).
-    """
-    hard = F.cross_entropy(student, labels)
-    if teacher is None:
-        return hard
-    weight, temperature = settings.distill_weight, settings.temperature
-    soft = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        log_target=True,
-        reduction="batchmean",
-    )
-    return (1.0 - weight) * hard + weight * temperature**2 * soft
-
-
-def batches(split: Split, prep: Preprocess, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[Batch]:
-    """Every image of `split` once, shuffled and augmented by (seed, epoch), in batches of nearly one size.
-
-    Nearly one, so that no BatchNorm layer sees a left-over batch of a few images. Of each batch this rank's part of the world:
+    Nearly one, so that no BatchNorm layer sees a left-over batch of a few samples. Of each batch this rank's part of the world:
     the parts of all ranks are the batch that one process would see.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(settings, epoch))
-    order = torch.randperm(len(split), generator=generator).numpy()
-    labels = split.labels
+    order = torch.randperm(len(samples), generator=generator).numpy()
     for positions in np.array_split(order, -(-len(order) // settings.batch)):
         part = world.share(len(positions), least=2)  # BatchNorm takes a variance over them
         own = positions[part.start : part.stop]
-        images = augmented(split.read(own), prep, generator, whole=len(positions), first=part.start)
-        yield images, torch.from_numpy(labels[own])
+        yield samples.training_batch(own, generator, whole=len(positions), first=part.start)
 
 
 def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
@@ -224,27 +203,29 @@ def _run_epoch(
     state: TrainingState,
     forward: nn.Module,
     teacher: nn.Module | None,
-    train: Split,
-    prep: Preprocess,
+    train: Samples,
+    task: Task,
     settings: FinetuneSettings,
     epoch: int,
     layout: torch.memory_format,
     progress: Progress | None,
     world: World,
 ) -> float:
-    """One pass over the training images; its mean loss."""
+    """One pass over the training samples; its mean loss."""
     device, count = torch.device(settings.device), -(-len(train) // settings.batch)
-    made = batches(train, prep, settings, epoch, world)
+    made = batches(train, settings, epoch, world)
     steps, losses = count * settings.epochs, []
     state.student.train()
     with _own_randomness(device, _epoch_seed(settings, epoch, world.rank)):
         # on the CPU a second thread would only take turns with the first
-        for step, (images, labels) in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
-            loss = _loss(forward, teacher, images.to(device, memory_format=layout), labels.to(device), settings)
-            value = world.mean_of(loss.item(), len(labels))
-            if world.size > 1:  # gradients are averaged over ranks, wanted over images
+        for step, batch in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
+            own = count_of(batch.inputs)
+            inputs = moved(batch.inputs, str(device), layout)
+            loss = _loss(forward, teacher, inputs, _on(batch.targets, device), task, settings)
+            value = world.mean_of(loss.item(), own)
+            if world.size > 1:  # gradients are averaged over ranks, wanted over samples
                 whole = len(train) // count + ((step % count) < len(train) % count)
-                loss = loss * (len(labels) * world.size / whole)
+                loss = loss * (own * world.size / whole)
             if not math.isfinite(value):
                 where = f"a loss of {value} in step {step + 1} of {steps}"
                 raise BuildError("fine-tuning diverged", found=where, do="lower the learning rate")
@@ -255,14 +236,23 @@ def _run_epoch(
     return math.fsum(losses) / len(losses)
 
 
-def _loss(student: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, settings: FinetuneSettings) -> Tensor:
-    kind, guide = images.device.type, None
+def _on(targets: Any, device: torch.device) -> Any:
+    """Targets with their tensors on a device."""
+    if isinstance(targets, Targets):
+        return replace(targets, collated=pytree.tree_map_only(Tensor, lambda t: t.to(device), targets.collated))
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), targets)
+
+
+def _loss(
+    student: nn.Module, teacher: nn.Module | None, inputs: Inputs, targets: Any, task: Task, settings: FinetuneSettings
+) -> Tensor:
+    kind, guide = pytree.tree_leaves(inputs)[0].device.type, None
     if teacher is not None:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
-            guide = teacher(images.clone()).float()  # a clone: networks may normalise their input in place
+            guide = tuple(output.float() for output in call(teacher, inputs))
     with torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
-        outputs = student(images)
-    return distillation_loss(outputs.float(), guide, labels, settings)
+        outputs = call(student, inputs)
+    return task.training_loss(tuple(output.float() for output in outputs), targets, guide)
 
 
 @contextmanager
@@ -289,8 +279,8 @@ def _epoch_seed(settings: FinetuneSettings, epoch: int, rank: int = 0) -> int:
 def _digest(
     student: nn.Module,
     teacher: nn.Module | None,
-    data: DataSet,
-    prep: Preprocess,
+    data: Data,
+    task: Task,
     settings: FinetuneSettings,
     masks: Masks | None,
     dynamic: bool,
@@ -302,9 +292,8 @@ def _digest(
         "settings": settings.recipe(),
         "student": digest_of(student.state_dict()),
         "teacher": None if teacher is None else digest_of(teacher.state_dict()),
-        "data": [data.info.sha256, len(data.train), len(data.search)],
-        "order": [hashlib.sha256(split.indices.tobytes()).hexdigest() for split in (data.train, data.search)],
-        "preprocess": to_json(prep),
+        "data": [data.train.digest, data.search.digest],
+        "task": [task.key, to_json(task.metric)],
         "masks": digest_of(masks or {}),
         "dynamic": dynamic,
         **({"processes": world.size} if world.size > 1 else {}),  # BatchNorm's statistics depend on it

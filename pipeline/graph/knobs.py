@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...targets.base import Limits
-from ..types import Knob, Pattern, Plan
+from ..options import Pattern
+from ..types import Knob, Plan
 from .coupling import Coupling
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before rounding to what the target's kernels like

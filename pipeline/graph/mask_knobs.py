@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-from ..types import Knob, Pattern
+from ..options import Pattern
+from ..types import Knob
 from .masks import two_four_fits, two_four_mask, weight_masks
 from .trace import layer_nodes, shape_of
 

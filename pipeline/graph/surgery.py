@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...targets.base import Structure
 from ..errors import BuildError
-from ..types import Pattern, Plan
+from ..options import Pattern
+from ..types import Plan
 from .coupling import Coupling
 from .trace import is_relu
 

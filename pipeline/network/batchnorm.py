@@ -10,18 +10,20 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .calling import Inputs, call
+
 Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
 
 
-def input_moments(module: nn.Module, inputs: torch.Tensor) -> Moments:
+def input_moments(module: nn.Module, inputs: Inputs) -> Moments:
     """The moments of what every BatchNorm layer of a network (eval mode) is given on these inputs."""
     found: Moments = {}
     with _before_norms(module, lambda name, norm, x: found.update({name: _moments(x)})), torch.no_grad():
-        module(inputs.clone())  # a clone: networks may normalise their input in place
+        call(module, inputs)
     return found
 
 
-def match_moments(module: nn.Module, dense: Moments, inputs: torch.Tensor, kept: Mapping[str, torch.Tensor]) -> None:
+def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mapping[str, torch.Tensor]) -> None:
     """Set running statistics in place, layer by layer, so that each BatchNorm's output has the dense network's moments.
 
     With m, v the dense network's input moments and m', v' the module's own, the running mean M and variance V become
@@ -34,7 +36,7 @@ def match_moments(module: nn.Module, dense: Moments, inputs: torch.Tensor, kept:
     Args:
         module: the changed network, eval mode, with the dense network's running statistics.
         dense: `input_moments` of the dense network on the same inputs.
-        inputs: (n, C, H, W) on the module's device, augmented as in training.
+        inputs: network inputs on the module's device, augmented as in training.
         kept: BatchNorm layer -> the dense network's channels it still has; a layer that is not named has all.
     """
 
@@ -49,7 +51,7 @@ def match_moments(module: nn.Module, dense: Moments, inputs: torch.Tensor, kept:
         norm.running_var.copy_(after - norm.eps)
 
     with _before_norms(module, match), torch.no_grad():
-        module(inputs.clone())
+        call(module, inputs)
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import nn
 
 from ..types import ModelCost
+from .calling import Inputs, call, moved
 from .modes import borrowed
 
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
-def cost_of(module: nn.Module, image_shape: tuple[int, int, int]) -> ModelCost:
-    """Parameters (all of them, each once) and multiply-accumulates of Conv2d and Linear layers for one image (C, H, W).
+
+def cost_of(module: nn.Module, example: Inputs) -> ModelCost:
+    """Parameters (all of them, each once) and multiply-accumulates of convolutions and linear layers for one sample.
 
     Layers are counted as often as the forward pass calls them as modules.
     """
@@ -21,17 +25,17 @@ def cost_of(module: nn.Module, image_shape: tuple[int, int, int]) -> ModelCost:
 
     def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
         nonlocal macs
-        if isinstance(layer, nn.Conv2d):
-            macs += output.numel() * (layer.in_channels // layer.groups) * layer.kernel_size[0] * layer.kernel_size[1]
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            macs += output.numel() * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
         elif isinstance(layer, nn.Linear):
             macs += output.numel() * layer.in_features
 
     first = next(chain(module.parameters(), module.buffers()), None)
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, LAYERS)]
     try:
         with borrowed(module), torch.inference_mode():
             module.eval()
-            module(torch.zeros(1, *image_shape, device=None if first is None else first.device))
+            call(module, example if first is None else moved(example, str(first.device)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .calling import count_of
 from .modes import borrowed
 
 Batch = tuple[Tensor, Tensor]  # inputs (N, C, H, W), labels (N,)
@@ -104,7 +105,7 @@ def checked_logits(output: Any) -> Tensor:
 
 def counted(batches: Iterable[Batch]) -> int:
     """Images in all batches. Raises InputError if there are none."""
-    count = sum(len(inputs) for inputs, _ in batches)
+    count = sum(count_of(inputs) for inputs, _ in batches)
     if count == 0:
         raise InputError("curvature needs calibration images", found="none", expected="at least one")
     return count

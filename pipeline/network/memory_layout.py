@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+
+from .calling import Inputs, call, moved
 
 
 @contextmanager
-def fastest_layout(
-    networks: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str
-) -> Iterator[torch.memory_format]:
+def fastest_layout(networks: Sequence[nn.Module], example: Inputs, device: str) -> Iterator[torch.memory_format]:
     """Yields channels-last where the networks support it, their convolution weights converted; contiguous again afterwards.
 
     Networks are left in eval mode. Training a ResNet-20 with a teacher was 1.25 times as fast (images/s, x86 CPU, fp32).
@@ -20,7 +21,7 @@ def fastest_layout(
     narrow = any(_strided_and_narrow(part) for network in networks for part in network.modules())
     layout = torch.contiguous_format
     if not narrow or torch.device(device).type != "cpu":
-        layout = layout_for(networks, image_shape, device)
+        layout = layout_for(networks, example, device)
     try:
         for network in networks:
             _lay_out(network.eval(), layout)
@@ -30,13 +31,15 @@ def fastest_layout(
             _lay_out(network, torch.contiguous_format)
 
 
-def layout_for(networks: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str = "cpu") -> torch.memory_format:
-    """Channels-last where all networks (left in eval mode) accept it: a network's own `view` may need contiguous tensors."""
-    example = torch.zeros(2, *image_shape, device=device).to(memory_format=torch.channels_last)
+def layout_for(networks: Sequence[nn.Module], example: Inputs, device: str = "cpu") -> torch.memory_format:
+    """Channels-last for images where all networks (left in eval mode) accept it: their own `view` may need contiguous tensors."""
+    if all(leaf.ndim != 4 for leaf in pytree.tree_leaves(example)):
+        return torch.contiguous_format
+    inputs = moved(pytree.tree_map_only(torch.Tensor, torch.zeros_like, example), device, torch.channels_last)
     try:
         with torch.inference_mode():
             for network in networks:
-                network.eval()(example.clone())  # networks may normalise their input in place
+                call(network.eval(), inputs)
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from ...targets.base import Prober, Target
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
+from ..network.calling import Inputs
+from ..options import Precision
 from ..run_folder import Stage
 from ..search.problem import Evaluator, Levels
-from ..types import Knob, Plan, Precision, Sensitivity
+from ..types import Knob, Plan, Sensitivity
 
 
 class RankedEvaluator(Evaluator, Protocol):
@@ -36,7 +38,7 @@ class Pruning(Protocol):
 
     @property
     def widest(self) -> int:
-        """Elements of the largest activation of one image."""
+        """Elements of the largest activation of one sample."""
         ...
 
     @property
@@ -76,8 +78,8 @@ class Pruning(Protocol):
         """The plan of a setting that the stage `before` chose; files that belong to it lie in a stage of their own."""
         ...
 
-    def solved(self, plan: Plan, images: Tensor) -> nn.Module:
-        """The planned network, after sequential reconstruction on training images (n, C, H, W), augmented."""
+    def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
+        """The planned network, after sequential reconstruction on training samples, augmented."""
         ...
 
     def blank(self, plan: Plan) -> nn.Module:
@@ -88,7 +90,7 @@ class Pruning(Protocol):
         """Parameter -> 0 where fine-tuning has to leave a zero."""
         ...
 
-    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+    def remask(self, plan: Plan, teacher: nn.Module, inputs: Inputs, epochs: int) -> Remask | None:
         """For `--mask dynamic`: re-chooses the masks after each epoch, see `dynamic_masks.dynamic`."""
         ...
 

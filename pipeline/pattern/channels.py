@@ -5,20 +5,23 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from ...targets.base import Limits, Prober, Target
-from ..compute import CPU, Compute
 from ..evaluate.channel_evaluator import StitchedEvaluator
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
 from ..graph.coupling import couple
 from ..graph.knobs import knobs_for, plan_for
 from ..graph.surgery import check_equivalence, prune
+from ..network.calling import Inputs
+from ..network.compute import CPU, Compute
+from ..options import Precision
 from ..reconstruct.memory import widest_activation
 from ..reconstruct.reconstruction import sequential
 from ..run_folder import Stage
 from ..score.ranking import rank_units
 from ..search.problem import Levels
 from ..search.search import FINALISTS
-from ..types import Plan, Precision, Sensitivity
+from ..signature import image_signature
+from ..types import Plan, Sensitivity
 from .base import RankedEvaluator
 
 
@@ -51,7 +54,7 @@ class Channels:
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense graph, cut to each structure."""
-        return target.prober(self.net, self.image_shape, precision)
+        return target.prober(self.net, image_signature(self.image_shape), precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.channel_evaluator`."""
@@ -61,14 +64,14 @@ class Channels:
         """Of each group the highest-scored units stay. There are no files."""
         return plan_for(self.knobs, levels, ranking.order, self.score)
 
-    def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
+    def solved(self, plan: Plan, inputs: Inputs) -> fx.GraphModule:
         """See `reconstruction.sequential`.
 
         Raises:
             BuildError: the pruned network is not the masked one.
         """
         check_equivalence(self.net, self.coupling, plan, self.image_shape)
-        return sequential(self.net, self.coupling, plan, images, compute=self.compute)
+        return sequential(self.net, self.coupling, plan, inputs, compute=self.compute)
 
     def blank(self, plan: Plan) -> fx.GraphModule:
         """The network without the plan's channels and blocks."""
@@ -78,7 +81,7 @@ class Channels:
         """None: what is removed is gone."""
         return {}
 
-    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+    def remask(self, plan: Plan, teacher: nn.Module, inputs: Inputs, epochs: int) -> Remask | None:
         """None: there are no masks."""
         return None
 

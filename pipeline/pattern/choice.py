@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...targets.base import Limits, Target
-from ..compute import Compute
 from ..config import Config
 from ..errors import InputError
 from ..graph.trace import canonical
+from ..network.compute import Compute
+from ..options import Pattern
 from ..score.connections import ConnectionScores
-from ..types import Pattern
+from ..task.load import Loaded
 from .base import Pruning
 from .channels import Channels
 from .masks import Masks
@@ -56,8 +57,7 @@ def pattern_for(config: Config, targets: list[Target]) -> Pattern:
 
 def pruning_for(
     pattern: Pattern,
-    module: nn.Module,
-    image_shape: tuple[int, int, int],
+    loaded: Loaded,
     limits: Limits,
     config: Config,
     inputs: Callable[[], Tensor],
@@ -68,8 +68,7 @@ def pruning_for(
 
     Args:
         pattern: what is removed.
-        module: the dense network, eval mode.
-        image_shape: (C, H, W).
+        loaded: the dense network, an example of its inputs, and its signature.
         limits: of the target that is searched for.
         config: its score and seed are used.
         inputs: gives training images (n, C, H, W), augmented; asked for when connections have to be scored.
@@ -80,22 +79,30 @@ def pruning_for(
         InputError: nothing in the network can be pruned so.
     """
     if pattern is Pattern.CHANNEL:
-        return _structured(module, image_shape, limits, config, compute)
-    net = canonical(module, image_shape)
+        return _structured(loaded, limits, config, compute)
+    if not loaded.subject.signature.is_image_classifier:
+        raise InputError(f"--pattern {pattern}", found="a recipe", expected="--pattern channel", do="leave it out")
+    image_shape = loaded.subject.signature.image_shape
+    net = canonical(loaded.module, image_shape)
     scores = ConnectionScores(net, inputs, config.score, config.seed, compute)
     return Masks(net, image_shape, pattern, scores, root, inputs, compute)
 
 
-def _structured(
-    module: nn.Module, image_shape: tuple[int, int, int], limits: Limits, config: Config, compute: Compute
-) -> Pruning:
-    """By channels of the traced network; where it cannot be traced, or most of it is kept, by units of the exported one."""
+def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute) -> Pruning:
+    """By channels of the traced image classifier; else, or where most of that is kept, by units of the exported network."""
     how = config.score, config.seed, compute
+    module, signature = loaded.module, loaded.subject.signature
+    captured = module, loaded.example, signature, limits, *how
+    if not signature.is_image_classifier:
+        if config.max_size is not None:
+            raise InputError("--max-size", found="a recipe", do="leave it out")
+        return Units(*captured)
+    image_shape = signature.image_shape
     try:
         channels = Channels(canonical(module, image_shape), image_shape, limits, *how)
     except InputError as untraced:
         try:
-            units = Units(module, image_shape, limits, *how)
+            units = Units(*captured)
         except InputError as error:
             if "cannot be traced" in untraced.what:
                 raise error from untraced
@@ -106,7 +113,7 @@ def _structured(
     if config.max_size is not None or channels.prunable_macs_share >= ENOUGH:
         return channels
     try:
-        units = Units(module, image_shape, limits, *how)
+        units = Units(*captured)
     except InputError:
         return channels
     return units if units.prunable_macs_share > channels.prunable_macs_share else channels

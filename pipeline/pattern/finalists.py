@@ -10,24 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ..evaluate.evaluation_context import REWARD_IMAGES
+from ..evaluate.evaluation_context import REWARD_SAMPLES
+from ..evaluate.reward_samples import reward_samples
+from ..network.compute import Compute
 from ..network.weights import save_weights
 from ..reconstruct.memory import affordable, reduced
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..search.problem import SearchSettings
 from ..search.search_log import best_first
-from ..task.inference import logits, top1
+from ..task.load import Loaded
 from ..task.samples import training_inputs
-from ..task.splits import Split
-from ..types import Candidate, Finalist, Plan, Preprocess, SearchResult, Sensitivity, Solved
+from ..types import Candidate, Finalist, Plan, SearchResult, Sensitivity, Solved
 from .base import Pruning
 
-SEQUENTIAL_IMAGES = 1000  # images a plan is solved on, layer after layer
+SEQUENTIAL_SAMPLES = 1000  # samples a plan is solved on, layer after layer
 
 Solve = Callable[[Candidate], nn.Module]
 Judge = Callable[[nn.Module], tuple[float, float]]  # accuracy (share) and loss
@@ -68,15 +67,10 @@ def play_off(
     return tuple(found), taken, kept
 
 
-def judge_on(split: Split, prep: Preprocess, device: str = "cpu") -> Judge:
-    """Returns a judge by accuracy and loss in float on every image of a split, computed on `device`."""
-
-    def judge(net: nn.Module) -> tuple[float, float]:
-        outputs = logits(net, split, prep, device=device)
-        loss = F.cross_entropy(torch.from_numpy(outputs), torch.from_numpy(split.labels))
-        return top1(outputs, split.labels) / 100.0, float(loss)
-
-    return judge
+def judge_on(loaded: Loaded, count: int, device: str = "cpu") -> Judge:
+    """Returns a judge by reward and loss, in float on the first samples of the search split, computed on `device`."""
+    reward = reward_samples(loaded, count, 0, Compute(device=device))
+    return lambda net: reward.judge(reward.answers(net))
 
 
 def solve(
@@ -86,22 +80,22 @@ def solve(
     candidates = found.finalists[: pruning.finalists]
     # what was found, not only how it was searched for: re-measured latencies may have led to other plans
     plans = [[list(c.levels), c.spent] for c in candidates]
-    settings = {"images": SEQUENTIAL_IMAGES, "judged": REWARD_IMAGES, "finalists": plans, "seed": run.config.seed}
+    settings = {"samples": SEQUENTIAL_SAMPLES, "judged": REWARD_SAMPLES, "finalists": plans, "seed": run.config.seed}
     stage = run.folder.stage("compensate", "3", settings, (before.key,))
     solved = stage.result(Solved)
     if solved is None:
-        data, prep = run.loaded.data, run.loaded.subject.preprocess
-        wanted, memory = min(SEQUENTIAL_IMAGES, len(data.train)), run.compute.memory_bytes
+        data = run.loaded.data
+        wanted, memory = min(SEQUENTIAL_SAMPLES, len(data.train)), run.compute.memory_bytes
         count = affordable(pruning.widest, wanted, memory)
         if note := reduced("Layer-wise reconstruction", count, wanted, memory):
             stage.note(note)
-        images = training_inputs(data, prep, count, run.config.seed + 1)
+        inputs = training_inputs(data.train, count, run.config.seed + 1)
 
         def network(candidate: Candidate) -> nn.Module:
-            return pruning.solved(pruning.plan(candidate.levels, ranking, before), images)
+            return pruning.solved(pruning.plan(candidate.levels, ranking, before), inputs)
 
         how = SearchSettings(found.method, 1, found.budget, run.config.reward, run.config.alpha, run.config.beta)
-        judge = judge_on(data.search.head(REWARD_IMAGES), prep, run.compute.device)
+        judge = judge_on(run.loaded, REWARD_SAMPLES, run.compute.device)
         with run.stage("compensate"), run.ui.bar("finalists", len(candidates)) as bar:
 
             def tell(done: Finalist) -> None:

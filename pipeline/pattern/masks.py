@@ -11,20 +11,23 @@ from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from ...targets.base import Prober, Target
-from ..compute import Compute
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.mask_evaluator import MaskEvaluator
 from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
 from ..graph.blocks import residual_branches
 from ..graph.mask_knobs import mask_knobs, masks_for, selections
+from ..network.calling import Inputs
+from ..network.compute import Compute
+from ..options import Pattern, Precision
 from ..reconstruct.memory import affordable, reduced, widest_activation
 from ..reconstruct.optimal_brain_surgeon import chosen_masks
 from ..reconstruct.reconstruction import sequential_masked
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..search.problem import Levels
-from ..types import Pattern, Plan, Precision, Sensitivity
+from ..signature import image_signature
+from ..types import Plan, Sensitivity
 from .base import RankedEvaluator
 
 
@@ -53,7 +56,7 @@ class Masks:
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense network's file: masks change no shape."""
-        return target.prober(self.net, self._image_shape, precision)
+        return target.prober(self.net, image_signature(self._image_shape), precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.mask_evaluator`."""
@@ -82,10 +85,10 @@ class Masks:
             stage.finish(plan)
         return plan
 
-    def solved(self, plan: Plan, images: Tensor) -> fx.GraphModule:
+    def solved(self, plan: Plan, inputs: Inputs) -> fx.GraphModule:
         """See `reconstruction.sequential_masked`."""
         masks, fixed = self._read(plan), selections(self.net)
-        return sequential_masked(self.net, residual_branches(self.net), masks, images, fixed=fixed, compute=self._compute)
+        return sequential_masked(self.net, residual_branches(self.net), masks, inputs, fixed=fixed, compute=self._compute)
 
     def blank(self, plan: Plan) -> fx.GraphModule:
         """The dense network: masks change no shape."""
@@ -95,10 +98,10 @@ class Masks:
         """The plan's masks; layers that stand for zero padding keep their zeros too."""
         return {f"{name}.weight": mask for name, mask in (selections(self.net) | self._read(plan)).items()}
 
-    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+    def remask(self, plan: Plan, teacher: nn.Module, inputs: Inputs, epochs: int) -> Remask | None:
         """Smallest out, most wanted in; the layers that stand for zero padding keep theirs."""
         own, fixed = ({f"{name}.weight": mask for name, mask in m.items()} for m in (self._read(plan), selections(self.net)))
-        return dynamic(own, fixed, teacher, images, epochs)
+        return dynamic(own, fixed, teacher, inputs, epochs)
 
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
         """Share of the dense network's parameters that are zero in the student."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ...targets.base import Limits, Prober, Target
@@ -17,13 +16,15 @@ from ..axes.coupling import Plan as Gone
 from ..axes.coupling import couple
 from ..axes.cutting.gate import Checked, check
 from ..axes.cutting.surgery import cut
-from ..compute import CPU, Compute
+from ..axes.program import part_of
 from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from ..finetune.dynamic_masks import Remask
 from ..graph.knobs import SHARES, plan_for
-from ..options import Score
+from ..network.calling import Inputs
+from ..network.compute import CPU, Compute
+from ..options import Precision, Score
 from ..reconstruct.memory import SOLVING_BYTES
 from ..reconstruct.units import sequential
 from ..run_folder import Stage
@@ -31,10 +32,11 @@ from ..score.layer_moments import LayerMoments
 from ..score.unit_saliency import unit_saliency
 from ..search.problem import Levels
 from ..search.search import FINALISTS
-from ..types import Knob, Plan, Precision, Sensitivity
+from ..signature import Signature
+from ..types import Knob, Plan, Sensitivity
 from .base import RankedEvaluator
 
-MOMENT_IMAGES = 500  # the second moments of layers' inputs are taken on
+MOMENT_SAMPLES = 500  # the second moments of layers' inputs are taken on
 WHOLE = ("head", "group")  # kinds of which any number may stay; of others a multiple that kernels like
 DIMENSIONS = 4  # of queries, keys or values: kept counts are multiples of it
 
@@ -49,15 +51,15 @@ class Units:
     def __init__(
         self,
         module: nn.Module,
-        image_shape: tuple[int, int, int],
+        example: Inputs,
+        signature: Signature,
         limits: Limits,
         score: str,
         seed: int,
         compute: Compute = CPU,
     ) -> None:
-        self.compute, self.image_shape, self.score, self.seed = compute, image_shape, score, seed
-        generator = torch.Generator().manual_seed(0)
-        captured = capture(module, torch.rand(1, *image_shape, generator=generator))
+        self.compute, self.signature, self.score, self.seed = compute, signature, score, seed
+        captured = capture(module, example)
         self.checked: Checked = check(couple(captured))
         self.net: nn.Module = captured.module
         self.notes = captured.notes
@@ -87,11 +89,11 @@ class Units:
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """See `evaluate.unit_evaluator`."""
-        return UnitProber(self.checked, target, self.image_shape, precision)
+        return UnitProber(self.checked, target, self.signature, precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.unit_evaluator`."""
-        return _Evaluator(self, LayerMoments(self.checked.coupling, bench.inputs[:MOMENT_IMAGES], self.compute), bench)
+        return _Evaluator(self, _moments(self, bench), bench)
 
     def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
         """Of each group the highest-scored units stay. There are no files."""
@@ -101,9 +103,11 @@ class Units:
         """The plan of a setting under an order of each group's units, highest score first."""
         return plan_for(self.knobs, levels, order, self.score)
 
-    def solved(self, plan: Plan, images: Tensor) -> nn.Module:
+    def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
         """See `reconstruct.units.sequential`."""
-        return sequential(self.checked.coupling, self._gone(plan), self.checked.sized, images, compute=self.compute)
+        return sequential(
+            self.checked.coupling, self._gone(plan), self.checked.sized, inputs, compute=self.compute, valid=tokens(inputs)
+        )
 
     def blank(self, plan: Plan) -> nn.Module:
         """The user's module without the plan's units."""
@@ -113,7 +117,7 @@ class Units:
         """None: what is removed is gone."""
         return {}
 
-    def remask(self, plan: Plan, teacher: nn.Module, images: Tensor, epochs: int) -> Remask | None:
+    def remask(self, plan: Plan, teacher: nn.Module, inputs: Inputs, epochs: int) -> Remask | None:
         """None: there are no masks."""
         return None
 
@@ -149,6 +153,17 @@ class Units:
 
     def _gone(self, plan: Plan) -> Gone:
         return removed(plan, self.sizes)
+
+
+def tokens(inputs: Inputs) -> Tensor | None:
+    """Which tokens count (n, tokens), where an input is called `attention_mask`; None: all positions do."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return None if mask is None or mask.ndim != 2 else mask.bool()
+
+
+def _moments(way: Units, bench: Bench) -> LayerMoments:
+    inputs = part_of(bench.inputs, 0, MOMENT_SAMPLES)
+    return LayerMoments(way.checked.coupling, inputs, way.compute, tokens(inputs))
 
 
 class _Evaluator(UnitEvaluator):

@@ -11,17 +11,16 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from ..compute import CPU, Compute
+from ..network.calling import Inputs, count_of
+from ..network.compute import CPU, Compute
 from ..score.curvature import local_hessian
 
 _log = logging.getLogger(__name__)
-FloatArray = NDArray[np.float32]
-IMAGES = 100  # for the layer Hessians
+SAMPLES = 100  # for the layer Hessians
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
 LARGEST = 5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit
 STEPS = 127  # of an 8-bit weight to either side of zero
@@ -29,7 +28,7 @@ STEPS = 127  # of an 8-bit weight to either side of zero
 
 def round_weights(
     module: nn.Module,
-    inputs: Sequence[FloatArray],
+    inputs: Sequence[Inputs],
     steps: int = STEPS,
     *,
     compute: Compute = CPU,
@@ -43,7 +42,7 @@ def round_weights(
 
     Args:
         module: eval mode, any forward pass that takes the inputs.
-        inputs: arrays (n, C, H, W) to calibrate with; the first `IMAGES` are used.
+        inputs: batches of network inputs, tensors or arrays, to calibrate with; the first `SAMPLES` are used.
         steps: to either side of zero.
         compute: its device is used.
         note: told which layers are left to be rounded to the nearest value.
@@ -60,11 +59,11 @@ def round_weights(
     small = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= LARGEST}
     if wide := layers.keys() - small.keys():
         note(f"Not rounded by GPTQ but to the nearest value: {', '.join(sorted(wide))} (more than {LARGEST} inputs each).")
-    images, left = [], IMAGES
+    images, left = [], SAMPLES
     for block in inputs:
-        part = torch.from_numpy(np.ascontiguousarray(block[:left]))
-        images.append((part, torch.zeros(len(part), dtype=torch.long)))
-        left -= len(part)
+        part = pytree.tree_map(lambda t, most=left: torch.as_tensor(t[:most]), block)
+        images.append((part, torch.zeros(count_of(part), dtype=torch.long)))
+        left -= count_of(part)
         if left <= 0:
             break
     with torch.no_grad():

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from ..compute import CPU, Compute
 from ..graph.blocks import residual_branches
+from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..score.layer_inputs import positions_last

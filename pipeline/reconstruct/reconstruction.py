@@ -13,14 +13,15 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from ..compute import CPU, Compute
 from ..graph.coupling import Coupling
 from ..graph.surgery import cuts, prune
 from ..graph.units import Block
+from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
+from ..options import Pattern
 from ..score.layer_inputs import positions_last, unfold
-from ..types import Pattern, Plan
+from ..types import Plan
 from .least_squares import DAMPING, solve_intercept
 from .memory import SOLVING_BYTES
 

@@ -19,7 +19,7 @@ from ..axes.coupling import Coupling, Plan
 from ..axes.cutting.sizes import SizedCalls
 from ..axes.cutting.surgery import cut, parameter_masks
 from ..axes.program import Layer, Program
-from ..compute import CPU, Compute
+from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..score.layer_moments import CHUNK, LayerMoments, counted

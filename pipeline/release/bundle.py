@@ -2,7 +2,7 @@
 
     NAME/manifest.json            files, versions, digests, and every number with its device and protocol
     NAME/MODEL_CARD.md            what it is, for people
-    NAME/artifacts/TARGET/        the artifact, its dense float baseline, golden images with the artifact's answers
+    NAME/artifacts/TARGET/        the artifact, its dense float baseline, golden samples with the artifact's answers
     NAME/labels.txt               class names, one a line, in the order of the logits
     NAME/report.{json,html,md}    NAME/plan.json    NAME/config.toml, without the paths of the machine it was made on
     NAME/sbom.cdx.json            CycloneDX
@@ -22,6 +22,7 @@ from pathlib import Path
 from ..codec import from_json, to_json
 from ..errors import VerifyError
 from ..report.report import Named, Report
+from ..signature import TOP1
 from ..types import FileRef, Kind
 from ..verify.statistics import Interval, latency_ci95, share_ci95
 from .archive import Archive, DamagedArchive, unpack
@@ -105,10 +106,14 @@ def numbers(report: Report, target: str) -> tuple[Number, ...]:
     found = []
     if accuracy is not None:
         count, kind, where = accuracy.samples, accuracy.kind, _machine(report, target)
-        share, points = share_ci95(accuracy.top1, count), accuracy.drop_ci95_pp
+        metric = report.metric
+        share, points = share_ci95(accuracy.value, count) if metric == TOP1 else None, accuracy.drop_ci95
+        unit = metric.unit if metric.unit != "%" else "percent"
+        lost = "points" if metric.unit == "%" else unit
+        name, how = ("top1", _RIGHT) if metric == TOP1 else ("value", metric.name)
         found += [
-            Number("top1", accuracy.top1, "percent", share, kind, count, where, _RIGHT),
-            Number("drop", accuracy.drop_pp, "points", points, kind, count, where, _PAIRED),
+            Number(name, accuracy.value, unit, share, kind, count, where, how),
+            Number("drop", accuracy.drop, lost, points, kind, count, where, accuracy.interval),
             Number("agreement", accuracy.agreement, "share", None, kind, count, where, _PAIRED),
         ]
     if latency is not None:

@@ -81,7 +81,7 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
 
     Raises:
         VerifyError: a gate failed, there is nothing to ship, or a file does not match the report.
-        InputError: the run has no golden images.
+        InputError: the run has no golden samples.
     """
     if wrong := digest_findings(record)[0]:
         raise VerifyError(f"{record.name} does not match its record", found="; ".join(wrong), do="run again")
@@ -101,7 +101,7 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
     for name in names:
         if results[name].golden is None:
             raise InputError(
-                f"{record.name} has no golden images for {name}",
+                f"{record.name} has no golden samples for {name}",
                 found="a run of an earlier version, or one whose artifact ran nowhere",
                 do="re-run the run's own command: it adds them, finished stages are kept",
             )

@@ -12,6 +12,7 @@ from ...targets.base import Target
 from ..config import Config
 from ..run_context import RunContext
 from ..types import Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Solved, TargetResult, Verdict
+from ..verify.gates import Allowed
 from ..verify.references import References
 from .report import (
     Dense,
@@ -42,6 +43,8 @@ def header_of(run: RunContext, chosen: Sequence[Target], started: datetime) -> H
         model=Named(subject.model, subject.model_sha256),
         data=subject.data,
         preprocess=subject.preprocess,
+        signature=subject.signature,
+        metric=subject.metric,
         seed=run.config.seed,
         command=shlex.join(["edge-compress", *sys.argv[1:]]),
         started=started.isoformat(timespec="seconds"),
@@ -63,6 +66,7 @@ def report_of(
     run: RunContext,
     header: Header,
     references: References,
+    gates: Allowed,
     targets: dict[str, TargetResult],
     *,
     plan: Plan,
@@ -80,22 +84,22 @@ def report_of(
         **vars(header),
         stage_seconds=run.seconds,
         gates=Gates(
-            config.max_accuracy_drop,
-            config.min_speedup,
-            config.max_size,
+            gates.max_drop,
+            gates.min_speedup,
+            gates.max_size,
             latency_budget=None if masked else search.budget,
             density_budget=search.budget if masked else None,
         ),
         passed=bool(targets) and all(t.verdict.passed for t in targets.values()),
         dense=Dense(
             **vars(run.loaded.subject.cost),
-            top1=references.dense_top1,
+            value=references.dense,
             size_bytes=baselines[0].size_bytes if baselines else 0,
-            search_top1=references.dense_search_top1,
+            search_value=references.dense_search,
         ),
         pruned=Pruned(
             **vars(checkpoint.cost),
-            top1=references.pruned_top1,
+            value=references.pruned,
             sparsity=checkpoint.sparsity,
             pattern=str(plan.pattern),
             score=plan.score,

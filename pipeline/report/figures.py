@@ -9,6 +9,7 @@ from functools import partial
 
 from markupsafe import Markup
 
+from ..signature import TOP1
 from ..types import Kind
 from . import svg as plots
 from .format import DASH, Table, count, fixed, millis, percent, tag
@@ -48,13 +49,18 @@ def _tradeoff_plot(report: Report) -> Plot | None:
     chosen = _point(search.best)
     if not points and chosen is None:
         return None
-    top1 = report.dense.search_top1
-    dense = plots.Point(1.0, top1, Kind.MEASURED) if top1 is not None else None
+    top1 = report.metric == TOP1
+    whole = report.dense.search_value if top1 else 100.0
+    dense = plots.Point(1.0, whole, Kind.MEASURED) if whole is not None else None
+    quality = "top-1, %" if top1 else f"{report.metric.name}, % of the dense network's"
     caption = "No candidate was chosen."
     if chosen is not None:
+        of = "" if top1 else f" of the dense network's {report.metric.name}"
         latency = tag(f"{fixed(search.best.latency_ratio)} of the dense latency", chosen.kind)
         what = latency if spending == "latency" else f"{percent(chosen.spent)} % of the connections"
-        caption = f"Chosen: {what} at {fixed(chosen.accuracy)} % before fine-tuning; {len(search.tried):,} evaluations in all."
+        caption = (
+            f"Chosen: {what} at {fixed(chosen.accuracy)} %{of} before fine-tuning; {len(search.tried):,} evaluations in all."
+        )
         if spending == "density":
             caption += f" Zeros give no speedup: every candidate has {latency}."
     kinds = [k for k in Kind if k is not Kind.NONE and any(c.latency_kind == k for c in search.tried)]
@@ -66,12 +72,12 @@ def _tradeoff_plot(report: Report) -> Plot | None:
         mark = " (chosen)" if i == search.best_index else ""
         rows.append((f"{i + 1}{mark}", *columns, percent(c.accuracy), fixed(c.loss, 3), count(c.macs)))
     stay = ("connections, %",) if spending == "density" else ()
-    head = ("Evaluation", *stay, *(f"latency ratio ({k})" for k in kinds), "top-1, %", "loss", "MACs")
+    head = ("Evaluation", *stay, *(f"latency ratio ({k})" for k in kinds), quality, "loss", "MACs")
     title = "Accuracy against latency" if spending == "latency" else "Accuracy against connections kept"
     label = plots.Label("tradeoff", title, f"Every candidate the search tried. {caption}")
     table = Table(_thinned("Candidates tried", shown, search), head, tuple(rows))
     budget = report.gates.density_budget if spending == "density" else report.gates.latency_budget
-    svg = Markup(plots.tradeoff(points, chosen, dense, budget or 0.0, label, spending))  # noqa: S704
+    svg = Markup(plots.tradeoff(points, chosen, dense, budget or 0.0, label, spending, quality))  # noqa: S704
     return Plot("tradeoff", title, caption, svg, table)
 
 
@@ -127,9 +133,9 @@ def _finetune_plot(report: Report) -> Plot | None:
     history = report.pruned.finetune
     if not history:
         return None
-    first, last = fixed(history[0].search_top1), fixed(history[-1].search_top1)
-    caption = f"From {first} % after the first epoch to {last} % after the last of {len(history)}."
-    draw = partial(plots.finetuning, history, report.dense.search_top1)
+    first, last = (report.metric.shown(history[k].search_value) for k in (0, -1))
+    caption = f"From {first} after the first epoch to {last} after the last of {len(history)}."
+    draw = partial(plots.finetuning, history, report.dense.search_value, report.metric)
     return _plot("finetune", "Fine-tuning", caption, finetune_table(report), draw)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..signature import Metric
 from ..types import Kind
 
 DASH = "–"
@@ -37,6 +38,21 @@ def aside(text: str, kind: str) -> str:
 def fixed(value: float | None, digits: int = 2) -> str:
     """A number with a fixed count of decimals; a dash where there is none."""
     return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def bare(metric: Metric, value: float | None) -> str:
+    """A value of a metric without its unit."""
+    return fixed(value) if metric.unit or value is None else f"{value:.4g}".replace("-", "−")
+
+
+def points(metric: Metric, value: float) -> str:
+    """A difference of two values: points where the metric is in per cent, else with its unit."""
+    return f"{bare(metric, value)} {'points' if metric.unit == '%' else metric.unit}".rstrip()
+
+
+def labelled(metric: Metric, where: str = "") -> str:
+    """A metric's name and unit, for the head of a row or column."""
+    return f"{metric.name}{where}{f', {metric.unit}' if metric.unit else ''}"
 
 
 def interval(ends: tuple[float, float], digits: int = 2) -> str:

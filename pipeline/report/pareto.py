@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..signature import TOP1, Metric
 from ..verify.statistics import Interval
 from . import svg as plots
-from .format import size
+from .format import labelled, size
 from .svg import Label
 
 _COLOURS = (plots.BLUE, plots.RED, plots.GREEN)
@@ -24,25 +25,26 @@ class Point:
     name: str
     latency_ms: float  # median
     latency_ci95: Interval | None
-    top1: float  # percent
-    top1_ci95: Interval
+    value: float  # of the metric
+    value_ci95: Interval | None
     size_bytes: int
     dense: bool = False
 
 
-def front(points: Sequence[Point]) -> list[int]:
+def front(points: Sequence[Point], higher_is_better: bool = True) -> list[int]:
     """Positions of the points that no other beats or equals in both and beats in one, by latency."""
-    order = sorted(range(len(points)), key=lambda i: (points[i].latency_ms, -points[i].top1))
+    worth = [point.value if higher_is_better else -point.value for point in points]
+    order = sorted(range(len(points)), key=lambda i: (points[i].latency_ms, -worth[i]))
     kept: list[int] = []
     for i in order:
-        best = points[kept[-1]] if kept else None
-        tied = best is not None and (points[i].latency_ms, points[i].top1) == (best.latency_ms, best.top1)
-        if best is None or points[i].top1 > best.top1 or tied:
+        best = kept[-1] if kept else None
+        tied = best is not None and (points[i].latency_ms, worth[i]) == (points[best].latency_ms, worth[best])
+        if best is None or worth[i] > worth[best] or tied:
             kept.append(i)
     return kept
 
 
-def plot(points: Sequence[Point], label: Label) -> str:
+def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1) -> str:
     """The plot. Artifacts differ by colour and by shape; dense models are grey.
 
     Raises:
@@ -52,8 +54,8 @@ def plot(points: Sequence[Point], label: Label) -> str:
         raise ValueError("no points to draw")
     largest = max(point.size_bytes for point in points)
     with plots.new_axes(300 + 15 * len(points)) as (figure, axes):
-        on_front = [points[i] for i in front(points)]
-        xs, ys = [p.latency_ms for p in on_front], [p.top1 for p in on_front]
+        on_front = [points[i] for i in front(points, metric.higher_is_better)]
+        xs, ys = [p.latency_ms for p in on_front], [p.value for p in on_front]
         axes.step(xs, ys, where="post", color=plots.MUTED, lw=1.2, ls=(0, (4, 3)))
         number = 0
         for point in points:
@@ -63,9 +65,9 @@ def plot(points: Sequence[Point], label: Label) -> str:
             across = max(_SMALLEST, _LARGEST * math.sqrt(point.size_bytes / largest))
             axes.errorbar(
                 [point.latency_ms],
-                [point.top1],
+                [point.value],
                 xerr=_around(point.latency_ms, point.latency_ci95),
-                yerr=_around(point.top1, point.top1_ci95),
+                yerr=_around(point.value, point.value_ci95),
                 fmt=marker,
                 color=colour,
                 ms=across,
@@ -78,7 +80,7 @@ def plot(points: Sequence[Point], label: Label) -> str:
             name = f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
             axes.plot([], [], marker, color=colour, ms=6, mew=0, label=name)
         axes.set_xlabel("median latency, ms (measured)")
-        axes.set_ylabel("top-1 on the test split, %")
+        axes.set_ylabel(labelled(metric, " on the test split"))
         axes.set_xlim(left=0)
         axes.grid(True)
         axes.margins(0.08)

@@ -7,14 +7,18 @@ None here; in the file all its keys are null, but for `kind`, which is "none".
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ..codec import from_json, to_json
 from ..errors import InputError
+from ..options import Precision
+from ..signature import TOP1, Metric, Signature, image_signature
 from ..types import (
     Accuracy,
     Artifact,
@@ -25,13 +29,20 @@ from ..types import (
     Kind,
     ModelCost,
     OnDevice,
-    Precision,
     Preprocess,
     Timing,
     Verdict,
 )
 
 SCHEMA = 1
+_TOP1_NAMES = {
+    "top1": "value",
+    "search_top1": "search_value",
+    "dense_top1": "dense_value",
+    "here_top1": "here_value",
+    "drop_pp": "drop",
+    "drop_ci95_pp": "drop_ci95",
+}
 _NUMBERS: dict[str, type[Accuracy] | type[Timing]] = {"accuracy": Accuracy, "latency": Timing}
 T = TypeVar("T")
 
@@ -57,7 +68,7 @@ class Named:
 class Gates:
     """What the run was asked to keep to."""
 
-    max_accuracy_drop: float  # percentage points
+    max_accuracy_drop: float  # of the metric, in its unit; top-1: percentage points
     min_speedup: float  # lower end of the 95 % interval
     max_size_bytes: int | None = None
     latency_budget: float | None = None  # share of the dense latency, or
@@ -68,9 +79,9 @@ class Gates:
 class Dense(ModelCost):
     """The dense network in PyTorch; its file is the target's dense baseline."""
 
-    top1: float  # percent, test split
+    value: float  # of the metric, test split
     size_bytes: int
-    search_top1: float | None = None  # percent, search split
+    search_value: float | None = None  # search split
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Kept:
 class Pruned(ModelCost):
     """The pruned network in PyTorch, and how it came to be."""
 
-    top1: float  # percent, test split
+    value: float  # of the metric, test split
     sparsity: float  # share of the dense network's weights that are removed or zero
     pattern: str
     score: str
@@ -193,6 +204,8 @@ class Header:
     model: Named
     data: DataInfo
     preprocess: Preprocess
+    signature: Signature
+    metric: Metric
     seed: int
     command: str
     started: str  # ISO 8601
@@ -243,6 +256,9 @@ def encode(report: Report | Refusal) -> dict[str, Any]:
         for key, cls in _NUMBERS.items():
             target[key] = target[key] or {**dict.fromkeys(cls.__dataclass_fields__), "kind": str(Kind.NONE)}
         target["latency"]["baseline"] = target.pop("dense_form")
+    if report.metric == TOP1:  # the names that classifiers' figures had before there were other metrics
+        for part in _judged_parts(data):
+            part.update({old: part[new] for old, new in _TOP1_NAMES.items() if new in part})
     return data
 
 
@@ -253,6 +269,14 @@ def decode(data: Any) -> Report:
         TypeError, KeyError, ValueError, AttributeError: it does not have a report's shape, or a path in it leads out of the
             run folder.
     """
+    data = {"metric": to_json(TOP1), **copy.deepcopy(data)}
+    if "signature" not in data:  # of an earlier version, which knew image classifiers only
+        info = data["data"]
+        data["signature"] = to_json(image_signature(tuple(info["image_shape"]), len(info["classes"])))
+    for part in _judged_parts(data):
+        for old, new in _TOP1_NAMES.items():
+            if old in part:
+                part[new] = part.pop(old)
     report = from_json(Report, {**data, "targets": {name: _flat(target) for name, target in data["targets"].items()}})
     if report.schema != SCHEMA:
         raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")
@@ -260,6 +284,13 @@ def decode(data: Any) -> Report:
     for ref in (*files, report.pruned.state, *([report.pruned.masks] if report.pruned.masks else [])):
         _require_inside(ref)
     return report
+
+
+def _judged_parts(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a report's JSON that hold values of the metric."""
+    pruned, targets = data.get("pruned") or {}, data["targets"].values()
+    found = [data["dense"], pruned, *pruned.get("finetune", ()), *(t.get(k) for t in targets for k in ("accuracy", "on_device"))]
+    yield from (part for part in found if part)
 
 
 def to_text(report: Report | Refusal) -> str:

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from ..signature import TOP1, Metric
 from ..types import Kind, Timing
 from ..verify.statistics import Interval, latency_ci95, share_ci95
 from . import pareto
-from .format import DASH, count, fixed, interval, millis, size, tag
+from .format import DASH, bare, count, fixed, interval, labelled, millis, size, tag
 from .pages import render
 from .report import Kept, Report, TargetReport
 from .svg import Label
 
-HEAD = ("top-1, %", "points lost", "median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
+HEAD = ("median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,20 @@ def _ground(entry: Entry) -> tuple[str, ...]:
     """What figures must have in common to be compared: test images; device, its processor, threads."""
     data, latency = entry.report.data, entry.result.latency
     where = (latency.device, latency.environment.get("cpu", ""), str(latency.threads)) if latency else ("no device", "", "")
-    return data.sha256, data.name, *where
+    metric = entry.report.metric
+    return data.sha256, data.name, *where, metric.name
 
 
 def _group(uid: str, ground: tuple[str, ...], members: Sequence[Entry]) -> Group:
-    _, data, device, cpu, threads = ground
+    _, data, device, cpu, threads, _ = ground
+    metric = members[0].report.metric
+    lost = "points lost" if metric.unit == "%" else "lost"
     where = ", ".join(
         part for part in (device, cpu, f"{threads} thread{'s' if threads != '1' else ''}" if threads else "") if part
     )
     title = f"{data} on {where}"
     plot, caption = _plot(uid, title, members)
-    return Group(uid, title, f"{data} on {device}", HEAD, _rows(members), plot, caption)
+    return Group(uid, title, f"{data} on {device}", (labelled(metric), lost, *HEAD), _rows(members), plot, caption)
 
 
 def _rows(members: Sequence[Entry]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
@@ -157,6 +161,11 @@ def _rows(members: Sequence[Entry]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
     )
 
 
+def value_ci95(metric: Metric, value: float, samples: int) -> Interval | None:
+    """95 % interval of a value; None where the metric is no count of samples."""
+    return share_ci95(value, samples) if metric == TOP1 else None
+
+
 def _best(column: Sequence[Cell]) -> set[int]:
     known = {i: figure.rank for i, figure in enumerate(column) if figure.rank is not None}
     if len(known) < 2 or len(set(known.values())) == 1:
@@ -165,13 +174,16 @@ def _best(column: Sequence[Cell]) -> set[int]:
 
 
 def _cells(entry: Entry) -> list[Cell]:
-    """The figures of an artifact, in the order of `HEAD`; only measured latencies are compared."""
+    """The figures of an artifact, the metric and its drop, then in the order of `HEAD`; only measured latencies are compared."""
     accuracy, latency, artifact, pruned = entry.result.accuracy, entry.result.latency, entry.result.artifact, entry.report.pruned
-    top1, drop, median, speedup, file = [Cell(DASH)] * 5
+    value, drop, median, speedup, file = [Cell(DASH)] * 5
+    metric = entry.report.metric
     if accuracy is not None:
-        ends = share_ci95(accuracy.top1, accuracy.samples)
-        top1 = Cell(tag(fixed(accuracy.top1), accuracy.kind), -accuracy.top1, interval(ends))
-        drop = Cell(tag(fixed(accuracy.drop_pp), accuracy.kind), accuracy.drop_pp, interval(accuracy.drop_ci95_pp))
+        ends = value_ci95(metric, accuracy.value, accuracy.samples)
+        rank = -accuracy.value if metric.higher_is_better else accuracy.value
+        value = Cell(tag(bare(metric, accuracy.value), accuracy.kind), rank, interval(ends) if ends else "")
+        span = interval(accuracy.drop_ci95) if accuracy.drop_ci95 else ""
+        drop = Cell(tag(bare(metric, accuracy.drop), accuracy.kind), accuracy.drop, span)
     if latency is not None:
         measured, p50, ratio = latency.kind == Kind.MEASURED, latency.artifact.p50_ms, latency.speedup.median
         ends_ms = _latency_interval(latency, "artifact")
@@ -182,7 +194,7 @@ def _cells(entry: Entry) -> list[Cell]:
         file = Cell(size(artifact.size_bytes), artifact.size_bytes)
     gates = Cell("passed" if entry.result.verdict.passed else "failed")
     sizes = [Cell(count(pruned.macs), pruned.macs), Cell(count(pruned.params), pruned.params)]
-    return [top1, drop, median, speedup, file, *sizes, gates]
+    return [value, drop, median, speedup, file, *sizes, gates]
 
 
 def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None, str]:
@@ -194,17 +206,18 @@ def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None
         if accuracy is None or latency is None or artifact is None or latency.kind != Kind.MEASURED:
             left.append(f"{entry.name} (latency {latency.kind if latency else Kind.NONE})")
             continue
-        shown, images = share_ci95(accuracy.top1, accuracy.samples), accuracy.samples
+        metric, count_of = entry.report.metric, accuracy.samples
+        shown = value_ci95(metric, accuracy.value, count_of)
         ends = _latency_interval(latency, "artifact")
-        artifacts.append(pareto.Point(entry.name, latency.artifact.p50_ms, ends, accuracy.top1, shown, artifact.size_bytes))
+        artifacts.append(pareto.Point(entry.name, latency.artifact.p50_ms, ends, accuracy.value, shown, artifact.size_bytes))
         if artifact.baseline is not None:  # in the artifact's runtime; its accuracy is PyTorch's on the same images
-            top1, named = accuracy.dense_top1, entry.report.model.name.rpartition(":")[2]
+            whole, named = accuracy.dense_value, entry.report.model.name.rpartition(":")[2]
             point = pareto.Point(
                 f"dense {named}, float {artifact.format}",
                 latency.dense.p50_ms,
                 _latency_interval(latency, "dense"),
-                top1,
-                share_ci95(top1, images),
+                whole,
+                value_ci95(metric, whole, count_of),
                 artifact.baseline.size_bytes,
                 dense=True,
             )
@@ -213,13 +226,13 @@ def _plot(uid: str, title: str, members: Sequence[Entry]) -> tuple[Markup | None
     missing = f" Not drawn, for lack of a measured latency: {', '.join(left)}." if left else ""
     if not points:
         return None, f"Nothing was measured here.{missing}"
-    front = [points[i].name for i in pareto.front(points)]
+    front = [points[i].name for i in pareto.front(points, members[0].report.metric.higher_is_better)]
     caption = (
         "Up and to the left is better; the area is the file's size, the bars are 95 % intervals. On the line, no other point is "
         f"both faster and more accurate: {', '.join(front)}.{missing}"
     )
     label = Label(f"{uid}-plot", f"Accuracy against latency: {title}", caption)
-    return Markup(pareto.plot(points, label)), caption  # noqa: S704 - our own SVG
+    return Markup(pareto.plot(points, label, members[0].report.metric)), caption  # noqa: S704 - our own SVG
 
 
 def _latency_interval(latency: Timing, side: str) -> Interval | None:

@@ -21,7 +21,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..signature import Metric
 from ..types import Epoch, Kind, Timing
+from .format import labelled
 from .report import Kept
 
 # Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
@@ -93,7 +95,13 @@ class Point:
 
 
 def tradeoff(
-    points: Sequence[Point], chosen: Point | None, dense: Point | None, budget: float, label: Label, spending: str = "latency"
+    points: Sequence[Point],
+    chosen: Point | None,
+    dense: Point | None,
+    budget: float,
+    label: Label,
+    spending: str = "latency",
+    quality: str = "top-1, %",
 ) -> str:
     """Accuracy against latency (or, `spending` "density", connections kept): every candidate, the budget, the chosen one.
 
@@ -117,7 +125,7 @@ def tradeoff(
             name = named("chosen", chosen.kind)
             axes.plot([chosen.spent], [chosen.accuracy], "D", color=RED, ms=7, mec=INK, mew=0.8, label=name)
         axes.set_xlabel(_SPENDING[spending])
-        axes.set_ylabel("top-1 before fine-tuning, %")
+        axes.set_ylabel(f"before fine-tuning: {quality}")
         axes.grid(True)
         axes.margins(0.06)
         return to_svg(figure, label)
@@ -196,15 +204,15 @@ def latency_histogram(latency: Timing, label: Label) -> str:
         return to_svg(figure, label, columns=1)
 
 
-def finetuning(history: Sequence[Epoch], dense_top1: float | None, label: Label) -> str:
-    """Top-1 on the search split after each epoch of fine-tuning, percent, with the dense model's as a line."""
-    epochs, top1 = [e.epoch for e in history], [e.search_top1 for e in history]
+def finetuning(history: Sequence[Epoch], dense: float | None, metric: Metric, label: Label) -> str:
+    """The metric on the search split after each epoch of fine-tuning, with the dense model's as a line."""
+    epochs, values = [e.epoch for e in history], [e.search_value for e in history]
     with new_axes(265) as (figure, axes):
-        axes.plot(epochs, top1, "-o", color=BLUE, lw=1.8, ms=4, mew=0, label="pruned")
-        if dense_top1 is not None:
-            axes.axhline(dense_top1, color=MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {dense_top1:.2f} %")
+        axes.plot(epochs, values, "-o", color=BLUE, lw=1.8, ms=4, mew=0, label="pruned")
+        if dense is not None:
+            axes.axhline(dense, color=MUTED, lw=1.2, ls=(0, (4, 3)), label=f"dense {metric.shown(dense)}")
         axes.set_xlabel("epoch")
-        axes.set_ylabel("top-1 on the search split, %")
+        axes.set_ylabel(labelled(metric, " on the search split"))
         axes.locator_params(axis="x", integer=True)
         axes.grid(True)
         axes.margins(0.04, 0.1)

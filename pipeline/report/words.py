@@ -6,10 +6,11 @@ import math
 import re
 from dataclasses import dataclass
 
+from ..signature import TOP1
 from ..types import DenseForm, Kind
-from ..verify.gates import drop_complaint, speedup_complaint
-from .format import DASH, Table, aside, count, fixed, interval, millis, moment, seconds, size, tag
-from .report import Gates, Report, Search, TargetReport
+from ..verify.gates import Allowed, drop_complaint, speedup_complaint
+from .format import DASH, Table, aside, bare, count, fixed, interval, labelled, millis, moment, points, seconds, size, tag
+from .report import Report, Search, TargetReport
 
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 _QUALITY = {
@@ -53,11 +54,13 @@ def headline(report: Report, name: str) -> Headline:
         parts.append(f"runs {speedup} as fast as the dense float model ({span})")
         figures.append(("Speedup", speedup, span))
     if accuracy is not None:
-        change = tag(f"{fixed(abs(accuracy.drop_pp))} points", accuracy.kind)
-        on = "" if accuracy.samples == report.data.splits.test else f" on {accuracy.samples:,} test images"
-        span = aside(f"{fixed(accuracy.dense_top1)} → {fixed(accuracy.top1)} %{on}", accuracy.kind)
-        lost = accuracy.drop_pp >= 0
-        parts.append(f"{'loses' if lost else 'gains'} {change} of top-1 accuracy ({span})")
+        metric = report.metric
+        change = tag(points(metric, abs(accuracy.drop)), accuracy.kind)
+        on = "" if accuracy.samples == report.data.splits.test else f" on {accuracy.samples:,} test {things(report)}"
+        span = aside(f"{bare(metric, accuracy.dense_value)} → {metric.shown(accuracy.value)}{on}", accuracy.kind)
+        lost = accuracy.drop >= 0
+        of = "top-1 accuracy" if metric == TOP1 else metric.name
+        parts.append(f"{'loses' if lost else 'gains'} {change} of {of} ({span})")
         figures.append(("Accuracy lost" if lost else "Accuracy gained", change, span))
     if artifact is not None:
         before = artifact.baseline.size_bytes if artifact.baseline else report.dense.size_bytes
@@ -84,7 +87,11 @@ def dense_and_artifact(report: Report, name: str) -> Table:
     accuracy, latency, artifact = target.accuracy, target.latency, target.artifact
     same = "as pruned" if artifact else DASH
     rows = [
-        ("Top-1 on the test split, %", fixed(dense.top1), fixed(pruned.top1), _top1(report, target)),
+        (
+            _capital(labelled(report.metric, " on the test split")),
+            *(bare(report.metric, value) for value in (dense.value, pruned.value)),
+            _value(report, target),
+        ),
         ("Parameters", count(dense.params), count(pruned.params), same),
         ("MACs", count(dense.macs), count(pruned.macs), same),
     ]
@@ -99,10 +106,14 @@ def dense_and_artifact(report: Report, name: str) -> Table:
         speedup = tag(f"{fixed(latency.speedup.median)} ({interval(latency.speedup.ci95)})", latency.kind)
         rows.append((tag("Speedup (95 % interval)", latency.kind), DASH, DASH, speedup))
     if accuracy is not None:
-        drop = tag(f"{fixed(accuracy.drop_pp)} ({interval(accuracy.drop_ci95_pp)})", accuracy.kind)
+        ends = DASH if accuracy.drop_ci95 is None else interval(accuracy.drop_ci95)
+        drop = tag(f"{bare(report.metric, accuracy.drop)} ({ends})", accuracy.kind)
         agreement = tag(fixed(100 * accuracy.agreement), accuracy.kind)
-        rows.append(("Accuracy lost, points (95 % interval)", DASH, fixed(dense.top1 - pruned.top1), drop))
-        rows.append(("Same class as the pruned network, %", DASH, DASH, agreement))
+        lost = report.metric.drop(dense.value, pruned.value)
+        unit = "points" if report.metric.unit == "%" else report.metric.unit or report.metric.name
+        rows.append((f"Accuracy lost, {unit} (95 % interval)", DASH, bare(report.metric, lost), drop))
+        agreed = "Same class as" if report.metric == TOP1 else "Agreement with"
+        rows.append((f"{agreed} the pruned network, %", DASH, DASH, agreement))
     return Table(f"{name}: dense, pruned and artifact", ("", "dense float", "pruned, PyTorch", "artifact"), tuple(rows))
 
 
@@ -126,12 +137,17 @@ def how_measured(report: Report, name: str) -> Table | None:
             rows += [(f"Quality: {flag}", _QUALITY.get(flag, flag)) for flag in latency.quality] or [("Quality", "quiet")]
         rows += [(k, tag(v, kind) if _NUMBER.fullmatch(v) else v) for k, v in sorted(latency.environment.items())]
     if seen is not None:
-        same, there, here = (fixed(v) for v in (100 * seen.agreement, seen.top1, seen.here_top1))
-        text = f"the same class as on this machine for {same} % of {seen.samples} test images; top-1 {there} %, here {here} %"
+        metric, same = report.metric, fixed(100 * seen.agreement)
+        if metric == TOP1:
+            text = f"the same class as on this machine for {same} % of {seen.samples} test images; "
+        else:
+            text = f"the outputs for {seen.samples} test samples agree with this machine's by {same} %; "
+        text += f"{metric.name} {metric.shown(seen.value)}, here {metric.shown(seen.here_value)}"
         rows.append((f"Answers on {seen.device}", tag(text, seen.kind)))
     if accuracy is not None:
         where = "the file's arithmetic in another runtime" if accuracy.kind == Kind.ESTIMATED else "the artifact's own runtime"
-        rows.append(("Accuracy", f"{accuracy.samples:,} test images in {where} ({accuracy.kind})"))
+        rows.append(("Accuracy", f"{accuracy.samples:,} test {things(report)} in {where} ({accuracy.kind})"))
+        rows.append(("Interval of the accuracy lost", accuracy.interval))
     return Table(f"{name}: how it was measured", ("", "value"), tuple(rows), numeric=False) if rows else None
 
 
@@ -174,8 +190,8 @@ def environment(report: Report) -> tuple[Table, ...]:
         ("Model SHA-256", report.model.sha256),
         ("Data", data.name),
         ("Data SHA-256", data.sha256),
-        ("Images", f"{splits}; {len(data.classes)} classes; {'×'.join(str(n) for n in data.image_shape)}"),
-        ("Gates", _gates(gates)),
+        _samples(report, splits),
+        ("Gates", _gates(report)),
         budget,
         ("Pruned", f"{pruned.pattern}, score {pruned.score}, {removed}"),
         *_prunable(pruned.prunable_macs_share),
@@ -209,8 +225,10 @@ def kept_table(report: Report) -> Table:
 
 def finetune_table(report: Report) -> Table:
     """The fine-tuning history."""
-    rows = tuple((str(e.epoch), fixed(e.loss, 4), fixed(e.search_top1), seconds(e.seconds)) for e in report.pruned.finetune)
-    return Table("Fine-tuning by epoch", ("Epoch", "loss", "top-1 on the search split, %", "time"), rows)
+    rows = tuple(
+        (str(e.epoch), fixed(e.loss, 4), bare(report.metric, e.search_value), seconds(e.seconds)) for e in report.pruned.finetune
+    )
+    return Table("Fine-tuning by epoch", ("Epoch", "loss", labelled(report.metric, " on the search split"), "time"), rows)
 
 
 def _state(target: TargetReport) -> str:
@@ -222,15 +240,32 @@ def _flags(target: TargetReport) -> tuple[str, ...]:
     return target.latency.quality if target.latency else ()
 
 
-def _top1(report: Report, target: TargetReport) -> str:
-    """The artifact's top-1; where it was asked for fewer images than the networks, with the dense network's on the same."""
+def things(report: Report) -> str:
+    """What the samples of a data set are called."""
+    return "images" if report.data.image_shape else "samples"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _samples(report: Report, splits: str) -> tuple[str, str]:
+    data = report.data
+    if not data.image_shape:
+        return "Samples", splits
+    return "Images", f"{splits}; {len(data.classes)} classes; {'×'.join(str(n) for n in data.image_shape)}"
+
+
+def _value(report: Report, target: TargetReport) -> str:
+    """The artifact's value; where it was asked for fewer samples than the networks, with the dense network's on the same."""
     accuracy = target.accuracy
     if accuracy is None:
         return DASH
-    text = tag(fixed(accuracy.top1), accuracy.kind)
+    text = tag(bare(report.metric, accuracy.value), accuracy.kind)
     if accuracy.samples == report.data.splits.test:
         return text
-    return f"{text} on {accuracy.samples:,} images, of which the dense network has {fixed(accuracy.dense_top1)}"
+    dense = bare(report.metric, accuracy.dense_value)
+    return f"{text} on {accuracy.samples:,} {things(report)}, of which the dense network has {dense}"
 
 
 def _advice(report: Report, target: TargetReport) -> tuple[str, ...]:
@@ -241,14 +276,16 @@ def _advice(report: Report, target: TargetReport) -> tuple[str, ...]:
     if state == "not built":
         return ("`edge-compress devices` lists the devices; `edge-compress devices check NAME` shows what one lacks.",)
     advice = []
-    if accuracy is not None and drop_complaint(accuracy, gates.max_accuracy_drop):
-        if report.dense.top1 - report.pruned.top1 <= gates.max_accuracy_drop:
+    limits = Allowed(report.metric, gates.max_accuracy_drop, gates.min_speedup)
+    if accuracy is not None and drop_complaint(accuracy, limits):
+        if report.metric.drop(report.dense.value, report.pruned.value) <= gates.max_accuracy_drop:
             advice.append(
                 "The pruned network itself is within the limit, the conversion is not: try `--precision fp32` or `fp16`."
             )
         else:
             advice.append("Fine-tune longer (`--finetune-epochs`) or prune less (a higher `--latency-budget`).")
-        advice.append(f"Or accept the loss: `--max-accuracy-drop {math.ceil(accuracy.drop_pp * 10) / 10:g}`.")
+        option = "--max-accuracy-drop" if report.metric == TOP1 else "--max-drop"
+        advice.append(f"Or accept the loss: `{option} {math.ceil(accuracy.drop * 10) / 10:g}`.")
     if latency is not None and latency.kind == Kind.MEASURED and speedup_complaint(latency, gates.min_speedup):
         if latency.quality:
             advice.append("The device was not quiet: measure again with nothing else running on it.")
@@ -261,8 +298,10 @@ def _advice(report: Report, target: TargetReport) -> tuple[str, ...]:
     return tuple(advice) or ("Fix the cause and re-run the same command: finished stages are kept.",)
 
 
-def _gates(gates: Gates) -> str:
-    text = f"accuracy lost at most {gates.max_accuracy_drop:g} points, speedup at least {gates.min_speedup:g}×"
+def _gates(report: Report) -> str:
+    gates, metric = report.gates, report.metric
+    most = f"{gates.max_accuracy_drop:.3g} points" if metric.unit == "%" else metric.shown(gates.max_accuracy_drop)
+    text = f"accuracy lost at most {most}, speedup at least {gates.min_speedup:g}×"
     return text if gates.max_size_bytes is None else f"{text}, at most {gates.max_size_bytes:,} bytes"
 
 

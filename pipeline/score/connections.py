@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, fx
 
-from ..compute import Compute
 from ..graph.trace import layer_nodes
+from ..network.compute import Compute
 from ..network.modes import borrowed
 from ..task.samples import batches
 from . import criteria as hasa

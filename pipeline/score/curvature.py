@@ -12,12 +12,15 @@ Results lie on the module's device. Considered are the weights of Conv2d and Lin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import InputError
+from ..network.calling import call
 from ..network.exact_mode import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
 from .layer_inputs import parts, positions_of, squared, unfolded
 
@@ -190,12 +193,17 @@ def local_hessian(
     with steady(module) as place, torch.no_grad(), watched(chosen, record):
         counted(batches)
         for inputs, _ in batches:
-            module(inputs.to(place.device, place.dtype, copy=True))
+            call(module, like(inputs, place))
     for name in layers or ():
         if name not in sums:
             raise InputError(f"layer {name!r} is never called in the forward pass", do="leave it out")
     done = {name: (sums.pop(name) / columns[name]).to(place.dtype) for name in chosen if name in sums}
     return finite({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
+
+
+def like(inputs: Any, place: Tensor) -> Any:
+    """Network inputs on a weight's device; those that are no whole numbers in its type."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(place.device, place.dtype if t.is_floating_point() else t.dtype), inputs)
 
 
 def local_diagonal(hessian: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from ..axes.coupling import Coupling
 from ..axes.program import Layer, Program, part_of, samples
-from ..compute import CPU, Compute
+from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 
 CHUNK = 50  # samples whose columns are formed at a time

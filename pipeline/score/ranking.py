@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from ..compute import CPU, Compute
 from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
+from ..network.compute import CPU, Compute
 from ..network.modes import borrowed
 from ..options import Score
 from ..task.samples import batches

@@ -1,24 +1,18 @@
-"""Inference on a split, with a PyTorch network or an artifact, and top-1. Imports torch for PyTorch networks only."""
+"""Logits of a classifier in PyTorch on a split of images, and top-1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...targets.base import FloatArray, Runner, Target
+from ..data.splits import Split, network_inputs
 from ..types import Preprocess
-from .splits import Split, artifact_images, network_inputs
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-HELD_BYTES = 1 << 30  # of a split's pixels that are kept in memory between artifacts
 
 
 def logits(
@@ -70,24 +64,3 @@ def predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     """The class (N,) of every row (N, classes); -1, which is none, for a row with a NaN in it."""
     # argmax takes a NaN for the largest, and so a broken network's answer for a class
     return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
-
-
-def answers(target: Target, predict: Runner, split: Split, prep: Preprocess, batch: int = 250) -> FloatArray:
-    """Logits (N, classes) of every image of a split, by an artifact of a target."""
-    parts = []
-    for first in range(0, len(split), batch):
-        positions = np.arange(first, min(first + batch, len(split)))
-        parts.append(predict(artifact_images(target, split.read(positions), prep)))
-    return np.concatenate(parts)
-
-
-def artifact_logits(target: Target, path: Path, split: Split, prep: Preprocess) -> FloatArray:
-    """What the artifact answers, (N, classes), to every image of a split in its own runtime."""
-    with target.runner(path) as run:
-        return answers(target, run, split, prep)
-
-
-def top1_on(target: Target, split: Split, prep: Preprocess) -> Callable[[Runner], float]:
-    """Scores artifacts of a target on one split, top-1 in percent; images are read once where they fit into memory."""
-    held = cache(partial(split.held, HELD_BYTES))
-    return lambda predict: top1(answers(target, predict, held(), prep), split.labels)

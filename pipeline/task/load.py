@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..config import Config
+from ..data.datasets import load_data
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, check_augment
+from ..data.splits import DataSet
 from ..errors import InputError
+from ..network.calling import Inputs
 from ..network.cost import cost_of
-from ..types import Crop, Preprocess, Subject
-from .datasets import load_data
+from ..network.weights import state_sha256
+from ..signature import image_signature
+from ..types import Crop, DataInfo, Preprocess, Splits, Subject
+from .classification import Classification
 from .models import LoadedModel, evaluation_crop, load_model, resized
-from .preprocess import IMAGENET_MEAN, IMAGENET_STD, check_augment
-from .splits import DataSet
+from .recipe import Recipe, read_recipe
+from .recipe_data import data_of
+from .recipe_task import open_recipe
+from .samples import Data, image_data
+from .task import Task
 
 TEST_WAS_CUT = (
     "The data have no test split, so a fifth of the images was held out as one. If the network was trained on these images, its "
@@ -24,12 +36,15 @@ DIGITS_MODEL = "digits-resnet"  # the embedded network: trained on the spot when
 
 @dataclass(frozen=True)
 class Loaded:
-    """A subject with its network and images."""
+    """A subject with its network and samples."""
 
     subject: Subject
-    module: nn.Module  # the user's dense network, eval mode
-    data: DataSet
-    untrained: bool  # the embedded network without weights: it has to be trained first
+    module: nn.Module  # the user's dense network, eval mode; gives a tensor or a tuple of them
+    task: Task
+    data: Data
+    example: Inputs  # of one sample
+    untrained: bool = False  # the embedded network without weights: it has to be trained first
+    images: DataSet | None = None  # what `data` is made of, where it is images
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -37,20 +52,46 @@ class Loaded:
         return () if self.subject.data.test_given else (TEST_WAS_CUT,)
 
 
-def load_subject(config: Config) -> Loaded:
-    """Loads model and data, and decides the preprocessing.
+def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
+    """Loads network and data, and decides the preprocessing; by a recipe where one is given or named.
 
     Raises:
-        InputError: see `load_data` and `load_model`; or mean and std do not fit the images.
+        InputError: see `load_data`, `load_model` and `open_recipe`; or mean and std do not fit the images.
     """
+    if recipe is None and config.recipe is not None:
+        recipe = read_recipe(config.recipe)
+    if recipe is not None:
+        return _by_recipe(recipe, config.seed)
     crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
     crop = crop if config.image_size is None else resized(crop, config.image_size)
-    data = load_data(config.data, seed=config.seed, crop=crop)
-    shape = data.info.image_shape
-    model = load_model(config.model, config.weights, classes=len(data.info.classes), image_shape=shape)
+    images = load_data(config.data, seed=config.seed, crop=crop)
+    info = images.info
+    shape = image_shape_of(info)
+    model = load_model(config.model, config.weights, classes=len(info.classes), image_shape=shape)
     preprocess = _preprocess(config, model, shape)
-    subject = Subject(model.name, model.sha256, data.info, preprocess, cost_of(model.module, shape))
-    return Loaded(subject, model.module, data, untrained=config.model == DIGITS_MODEL and config.weights is None)
+    signature = image_signature(shape, len(info.classes))
+    data = image_data(images, preprocess)
+    example = data.train.batch(np.arange(1)).inputs
+    subject = Subject(model.name, model.sha256, info, preprocess, cost_of(model.module, example), signature)
+    untrained = config.model == DIGITS_MODEL and config.weights is None
+    return Loaded(subject, model.module, Classification(), data, example, untrained, images)
+
+
+def image_shape_of(info: DataInfo) -> tuple[int, int, int]:
+    """(C, H, W) of a data set of images."""
+    channels, height, width = info.image_shape
+    return channels, height, width
+
+
+def _by_recipe(recipe: Recipe, seed: int) -> Loaded:
+    data = data_of(recipe, seed)
+    module, task, signature, probe = open_recipe(recipe, data)
+    digest = hashlib.sha256(" ".join(split.digest for split in (data.train, data.search, data.test)).encode()).hexdigest()
+    info = DataInfo(recipe.name, digest, (), (), Splits(len(data.train), len(data.search), len(data.test)))
+    example = pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], probe)
+    cost = cost_of(module, example)
+    subject = Subject(recipe.name, state_sha256(module), info, Preprocess((), (), "none"), cost, signature, task.metric)
+    return Loaded(subject, module, task, data, example)
 
 
 def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int]) -> Preprocess:

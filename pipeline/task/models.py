@@ -20,14 +20,14 @@ import torch
 import torchvision
 from torch import nn
 
+from ..data.digits import MEAN as DIGITS_MEAN
+from ..data.digits import STD as DIGITS_STD
+from ..data.digits import DigitsResNet
+from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from ..data.user_code import importable, own_randomness, user_factory
 from ..errors import InputError, UnavailableError
 from ..network.weights import state_sha256
 from ..types import Crop
-from .digits import MEAN as DIGITS_MEAN
-from .digits import STD as DIGITS_STD
-from .digits import DigitsResNet
-from .preprocess import IMAGENET_MEAN, IMAGENET_STD
-from .user_code import importable, own_randomness, user_factory
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at

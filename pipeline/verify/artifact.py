@@ -8,32 +8,34 @@ from functools import partial
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Target
 from ..files import atomic_write, file_ref
+from ..options import Pattern
 from ..run_context import RunContext
 from ..run_folder import Stage
-from ..task.splits import artifact_images
-from ..types import Accuracy, Artifact, FileRef, Kind, Pattern, TargetResult, Timing
+from ..types import Accuracy, Artifact, FileRef, Kind, TargetResult, Timing
 from . import golden
 from .device_answers import on_device
-from .gates import judge
+from .gates import Allowed, judge
 from .places import device_for
-from .references import References, accuracy_here, accuracy_stage
+from .references import Networks, accuracy_here, accuracy_stage
 from .statistics import evenly_spaced
 
 
-def verified(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References) -> TargetResult:
+def verified(
+    run: RunContext, before: Stage, target: Target, artifact: Artifact, networks: Networks, limits: Allowed
+) -> TargetResult:
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
     inputs = (before.key, artifact.file.sha256)
-    tested = accuracy_stage(run, before, artifact, references)
+    tested = accuracy_stage(run, before, artifact)
     timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": run.config.threads}, inputs)
-    kept = run.folder.stage(f"golden-{target.name}", "1", {"images": golden.IMAGES}, inputs)
+    kept = run.folder.stage(f"golden-{target.name}", "1", {"images": golden.SAMPLES}, inputs)
     done = all(stage.result(kind) is not None for stage, kind in ((tested, Accuracy), (timed, Timing), (kept, FileRef)))
     with nullcontext() if done else run.stage(f"verify {target.name}"):
-        accuracy = tested.once(Accuracy, partial(accuracy_here, run, target, artifact, references, Kind.MEASURED))
+        accuracy = tested.once(Accuracy, partial(accuracy_here, run, target, artifact, networks, Kind.MEASURED))
         timing = timed.once(Timing, partial(_timing, run, target, artifact))
         samples = kept.once(FileRef, partial(_golden, run, target, artifact))
     seen = on_device(run, before, target, artifact)
     masked = run.pattern is not Pattern.CHANNEL
-    verdict = judge(run.config, accuracy, timing, size_bytes=artifact.file.size_bytes, masked=masked, seen=seen)
+    verdict = judge(limits, accuracy, timing, size_bytes=artifact.file.size_bytes, masked=masked, seen=seen)
     return TargetResult("ok", verdict, artifact, accuracy, timing, samples, seen)
 
 
@@ -49,12 +51,12 @@ def _timing(run: RunContext, target: Target, artifact: Artifact) -> Timing:
 
 def _golden(run: RunContext, target: Target, artifact: Artifact) -> FileRef:
     """Some test images with the artifact's answers, beside it."""
-    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
-    picked = evenly_spaced(len(test), golden.IMAGES)
+    picked = evenly_spaced(len(run.loaded.data.test), golden.SAMPLES)
+    batch, prep = run.loaded.data.test.batch(picked), run.loaded.subject.preprocess
     path = run.folder.path / artifact.file.path
     with target.runner(path) as predict:
-        logits = predict(artifact_images(target, test.read(picked), prep))
-    answered = golden.Golden(test.read(picked), test.labels[picked], logits, prep.mean, prep.std, golden.where(target))
+        outputs = golden.as_tuple(predict(batch.artifact_inputs(target)))
+    answered = golden.of_batch(batch, outputs, prep, golden.where(target))
     file = path.with_name("golden.safetensors")
     atomic_write(file, golden.to_bytes(answered))
     return file_ref(file, run.folder.path)

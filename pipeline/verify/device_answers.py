@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 from ...devices.local import LocalDevice
 from ...devices.tensorrt.device import boards_of
-from ...targets.base import Elsewhere, FloatArray, Target
+from ...targets.base import Elsewhere, Target
+from ..network.calling import Outputs, tensors_of
 from ..run_context import RunContext
 from ..run_folder import Stage
-from ..task.inference import predictions, top1
-from ..task.splits import artifact_images
+from ..task.task import agreement, judged
 from ..types import Artifact, Kind, OnDevice
+from .references import recorded
 from .statistics import evenly_spaced
 
 IMAGES = 200  # spread evenly over the test split
@@ -37,18 +38,23 @@ def on_device(run: RunContext, before: Stage, target: Target, artifact: Artifact
 
 
 def compared(
-    device: str, kind: Kind, runtime: str, *, there: FloatArray, here: FloatArray, labels: NDArray[np.int64]
+    run: RunContext, picked: NDArray[np.int64], device: str, kind: Kind, runtime: str, *, there: Outputs, here: Outputs
 ) -> OnDevice:
-    """Compares a device's logits (n, classes) for some images, `there`, with this machine's for the same images, `here`."""
+    """Compares a device's outputs for the test samples at positions `picked`, `there`, with this machine's, `here`."""
+    samples, task, dense = run.loaded.data.test.picked(picked), run.loaded.task, run.loaded.module
+    spans = [float(output.max() - output.min()) for output in here]
+    gaps = [
+        float((a.double() - b.double()).abs().max()) / max(span, 1e-12) for a, b, span in zip(there, here, spans, strict=True)
+    ]
     return OnDevice(
         device=device,
         kind=kind,
         runtime=runtime,
-        samples=len(labels),
-        agreement=float((predictions(there) == predictions(here)).mean()),
-        top1=top1(there, labels),
-        here_top1=top1(here, labels),
-        largest_difference=float(np.abs(there - here).max() / max(float(np.ptp(here)), 1e-12)),
+        samples=len(picked),
+        agreement=float(agreement(there, here).mean()),
+        value=judged(task, samples, recorded(there), dense).value(),
+        here_value=judged(task, samples, recorded(here), dense).value(),
+        largest_difference=max(gaps),
     )
 
 
@@ -56,13 +62,13 @@ def _asked(run: RunContext, target: Target, artifact: Artifact) -> OnDevice:
     assert isinstance(target, Elsewhere)  # on_device
     test, path = run.loaded.data.test, run.folder.path / artifact.file.path
     picked = evenly_spaced(len(test), IMAGES)
-    images = artifact_images(target, test.read(picked), run.loaded.subject.preprocess)
+    inputs = test.batch(picked).artifact_inputs(target)
     with target.runner(path, run.config.threads) as predict:
-        here = predict(images)
+        here = tensors_of(predict(inputs))
     with run.board.connect() as agent:
         kind = agent.kind()
         model = agent.load(path, target.runtime, run.config.threads)
         with target.runner_through(path, model.run) as predict:
-            there = predict(images)
+            there = tensors_of(predict(inputs))
     version = f"{model.package} {model.version}"
-    return compared(agent.name, kind, version, there=there, here=here, labels=test.labels[picked])
+    return compared(run, picked, agent.name, kind, version, there=there, here=here)

@@ -10,12 +10,13 @@ from ...devices.tensorrt.device import boards_of
 from ...devices.transport.base import BoardError
 from ...targets.base import Target
 from ..errors import BuildError
+from ..network.calling import tensors_of
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
 from .engine_steps import EngineWork, SimulatedError
-from .gates import drop_complaint, judge
-from .references import References, accuracy_here, accuracy_of, accuracy_stage
+from .gates import Allowed, drop_complaint, judge
+from .references import Networks, accuracy_here, accuracy_of, accuracy_stage
 
 ABSENT = (
     "no engine was built: there is no board with TensorRT (--device NAME) and no TensorRT with a CUDA GPU on this machine;"
@@ -34,22 +35,24 @@ def remarks(found: SearchResult) -> list[str]:
     ]
 
 
-def unbuilt(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, why: str) -> TargetResult:
+def unbuilt(
+    run: RunContext, before: Stage, target: Target, artifact: Artifact, networks: Networks, limits: Allowed, why: str
+) -> TargetResult:
     """What is known without an engine: the accuracy of the file's arithmetic. No gate on latency can be passed."""
-    accuracy = _simulated(run, before, target, artifact, references)
-    complaint = drop_complaint(accuracy, run.config.max_accuracy_drop)
+    accuracy = _simulated(run, before, target, artifact, networks)
+    complaint = drop_complaint(accuracy, limits)
     return TargetResult("not_built", Verdict(False, (why, complaint) if complaint else (why,)), artifact, accuracy)
 
 
-def breaks_a_gate(result: TargetResult, max_drop_pp: float) -> bool:
+def breaks_a_gate(result: TargetResult, limits: Allowed) -> bool:
     """Whether a result makes a run fail; an engine that was not built does so only by the accuracy of its file's arithmetic."""
     if result.status == "not_built":
-        return result.accuracy is None or bool(drop_complaint(result.accuracy, max_drop_pp))
+        return result.accuracy is None or bool(drop_complaint(result.accuracy, limits))
     return not result.verdict.passed
 
 
 def finished(
-    run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References, place: Device
+    run: RunContext, before: Stage, target: Target, artifact: Artifact, networks: Networks, limits: Allowed, place: Device
 ) -> TargetResult:
     """Result with the engine built, its accuracy and its latency measured, all on one board.
 
@@ -63,11 +66,11 @@ def finished(
             done = _on_one(run, place, on_each)
         engine, answers, seen, timing, golden = done.engine(), done.answers(), done.beside_file(), done.timing(), done.golden()
     except SimulatedError as error:
-        return unbuilt(run, before, target, artifact, references, f"no engine was built: {error}")
+        return unbuilt(run, before, target, artifact, networks, limits, f"no engine was built: {error}")
     except BuildError as error:
         return TargetResult("failed", Verdict(False, (str(error),)), artifact)
-    accuracy = accuracy_of(run, answers.logits, answers.picked, references, Kind.MEASURED)
-    verdict = judge(run.config, accuracy, timing, size_bytes=engine.file.size_bytes, seen=seen)
+    accuracy = accuracy_of(run, tensors_of(answers.outputs), answers.picked, networks, Kind.MEASURED)
+    verdict = judge(limits, accuracy, timing, size_bytes=engine.file.size_bytes, seen=seen)
     return TargetResult("ok", verdict, engine, accuracy, timing, golden, seen)
 
 
@@ -96,9 +99,9 @@ def _on_one(run: RunContext, place: Device, on_each: Mapping[BoardDevice, Engine
     return place.on_any(work)
 
 
-def _simulated(run: RunContext, before: Stage, target: Target, artifact: Artifact, references: References) -> Accuracy:
+def _simulated(run: RunContext, before: Stage, target: Target, artifact: Artifact, networks: Networks) -> Accuracy:
     def simulate() -> Accuracy:
         with run.stage(f"simulate {target.name}"):
-            return accuracy_here(run, target, artifact, references, target.simulation)
+            return accuracy_here(run, target, artifact, networks, target.simulation)
 
-    return accuracy_stage(run, before, artifact, references).once(Accuracy, simulate)
+    return accuracy_stage(run, before, artifact).once(Accuracy, simulate)

@@ -17,11 +17,11 @@ from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.tensorrt.engines import Engine, Engines
 from ...targets.base import FloatArray, Target
-from ..errors import UnavailableError
+from ..errors import BuildError, UnavailableError
 from ..files import atomic_write, file_ref
+from ..network.calling import tensors_of
 from ..run_context import RunContext
 from ..run_folder import Stage
-from ..task.splits import artifact_images, network_inputs
 from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
 from . import golden
 from .device_answers import IMAGES, compared
@@ -40,7 +40,7 @@ class Answers:
     """Logits of some test images."""
 
     picked: NDArray[np.int64]  # positions in the test split, ascending
-    logits: FloatArray  # (n, classes)
+    outputs: FloatArray  # (n, ...)
     board: str  # that gave them
     at: golden.Where
 
@@ -98,7 +98,7 @@ class EngineWork:
         return self._stage("timing").once(Timing, lambda: _timing(self.run, self.engine(), self.device))
 
     def golden(self) -> FileRef:
-        """Its golden images."""
+        """Its golden samples."""
         folder = (self.run.folder.path / self.engine().file.path).parent
         return self._stage("golden").once(FileRef, lambda: _golden_images(self.run, self.answers(), folder))
 
@@ -183,19 +183,21 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
 
 def _asked(run: RunContext, engine: Artifact, device: TensorRtDevice) -> Answers:
     """The engine's answers to the test split, or to a part of it where each image takes a process of its own."""
-    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
+    test, signature = run.loaded.data.test, run.loaded.subject.signature
+    if len(signature.inputs) > 1 or len(signature.outputs) > 1:
+        raise BuildError("the engine's answers", found="several inputs or outputs", expected="one of each")
     with device.engines() as engines:
         made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built again
         _require_real(engines, [made])
         picked = np.arange(len(test)) if engines.in_bulk() else evenly_spaced(len(test), ONE_BY_ONE)
         blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
-        found = np.concatenate([engines.outputs(made, network_inputs(test.read(block), prep)) for block in blocks])
+        found = np.concatenate([engines.outputs(made, golden.single(test.batch(block).arrays)) for block in blocks])
         return Answers(picked, found, engines.name, golden.where_on(engines))
 
 
 def _keep(run: RunContext, stage: Stage, answers: Answers) -> FileRef:
     file = stage.folder / "answers.safetensors"
-    tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "logits": np.ascontiguousarray(answers.logits)}
+    tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "outputs": np.ascontiguousarray(answers.outputs)}
     atomic_write(file, save(tensors, metadata={"board": answers.board, **asdict(answers.at)}))
     return file_ref(file, run.folder.path)
 
@@ -204,24 +206,23 @@ def _kept(path: Path) -> Answers:
     with safe_open(path, framework="numpy") as file:
         notes = file.metadata()
         board = notes.pop("board")
-        return Answers(file.get_tensor("picked"), file.get_tensor("logits"), board, golden.Where(**notes))
+        return Answers(file.get_tensor("picked"), file.get_tensor("outputs"), board, golden.Where(**notes))
 
 
 def _beside_file(run: RunContext, target: Target, source: Path, answers: Answers) -> OnDevice:
     chosen = evenly_spaced(len(answers.picked), IMAGES)
     test, picked = run.loaded.data.test, answers.picked[chosen]
     with target.runner(source) as predict:
-        here = predict(artifact_images(target, test.read(picked), run.loaded.subject.preprocess))
-    there, version = answers.logits[chosen], answers.at.version
-    return compared(answers.board, Kind.MEASURED, version, there=there, here=here, labels=test.labels[picked])
+        here = tensors_of(predict(test.batch(picked).artifact_inputs(target)))
+    there, version = tensors_of(answers.outputs[chosen]), answers.at.version
+    return compared(run, picked, answers.board, Kind.MEASURED, version, there=there, here=here)
 
 
 def _golden_images(run: RunContext, answers: Answers, folder: Path) -> FileRef:
     """Some of the images with the engine's answers, in a file of the artifact's folder."""
-    test, prep = run.loaded.data.test, run.loaded.subject.preprocess
-    chosen = evenly_spaced(len(answers.picked), golden.IMAGES)
-    picked = answers.picked[chosen]
-    found = golden.Golden(test.read(picked), test.labels[picked], answers.logits[chosen], prep.mean, prep.std, answers.at)
+    chosen = evenly_spaced(len(answers.picked), golden.SAMPLES)
+    batch, prep = run.loaded.data.test.batch(answers.picked[chosen]), run.loaded.subject.preprocess
+    found = golden.of_batch(batch, (answers.outputs[chosen],), prep, answers.at)
     file = folder / "golden.safetensors"
     atomic_write(file, golden.to_bytes(found))
     return file_ref(file, run.folder.path)

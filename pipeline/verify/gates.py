@@ -1,46 +1,59 @@
 """The gates of a run, and the figures they look at.
 
-accuracy   the drop of top-1 on the test split is at most --max-accuracy-drop. The point estimate counts: the test split is the
+accuracy   the drop of the metric on the test split is at most --max-drop (for top-1: --max-accuracy-drop).
+           The point estimate counts: the test split is the
            users' own, and the limit is what they accept on it; the paired interval is reported beside it.
 speedup    the lower end of the 95 % interval is above 1 + the noise floor, and at least --min-speedup. The interval counts:
            a latency is a sample, and the difference of the baseline from itself is not a gain.
-device     on another machine the artifact predicts the same class as here for at least 98 % of the images.
+device     on another machine the artifact predicts the same class as here for at least 98 % of the images, or its outputs
+           agree by as much.
 size       the file takes at most --max-size bytes.
 """
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Config
-from ..task.inference import predictions, top1
+from ..config import Config, Drop
+from ..signature import TOP1, Metric
 from ..types import Accuracy, Kind, OnDevice, Timing, Verdict
-from .statistics import paired_ci95
+from .statistics import drop_ci95, is_share
 
-FloatArray = NDArray[np.float32]
+if TYPE_CHECKING:  # torch comes with it
+    from ..task.task import Judge
+
 SAME_CLASSES = 0.98  # share of the images that two machines' kernels, which round differently, must agree on
 
 
-def compare(
-    artifact: FloatArray, pruned: FloatArray, dense: FloatArray, labels: NDArray[np.int64], kind: Kind = Kind.MEASURED
-) -> Accuracy:
-    """Accuracy of an artifact's logits beside those of the pruned and the dense PyTorch network on the same images."""
-    answered = predictions(artifact)
-    right, before = answered == labels, predictions(dense) == labels
-    lost, won = int((before & ~right).sum()), int((right & ~before).sum())
-    return Accuracy(
-        top1=top1(artifact, labels),
-        drop_pp=top1(dense, labels) - top1(artifact, labels),
-        agreement=float(((answered == predictions(pruned)) & (answered >= 0)).mean()),
-        samples=len(labels),
-        kind=kind,
-        dense_top1=top1(dense, labels),
-        drop_ci95_pp=paired_ci95(lost, won, len(labels)),
-        correct=packed(right),
-    )
+@dataclass(frozen=True)
+class Allowed:
+    """What a run allows."""
+
+    metric: Metric
+    max_drop: float  # in the metric's unit
+    min_speedup: float
+    max_size: int | None = None
+
+
+def allowed(config: Config, metric: Metric, dense: float) -> Allowed:
+    """The limits of a run; `dense`: the dense network's value of the metric on the test split, which drops in per cent are of."""
+    most = config.max_drop
+    if most is None:
+        most = Drop(config.max_accuracy_drop) if metric == TOP1 else Drop(1.0, relative=True)
+    return Allowed(metric, most.of(dense), config.min_speedup, config.max_size)
+
+
+def compare(metric: Metric, artifact: Judge, dense: Judge, agreement: float, samples: int, kind: Kind) -> Accuracy:
+    """Accuracy of an artifact beside the dense PyTorch network on the same samples; `agreement`: with the pruned one."""
+    value, before, each = artifact.value(), dense.value(), artifact.per_sample()
+    interval, what = drop_ci95(metric, dense, artifact, samples)
+    correct = packed(each > 50.0) if each is not None and is_share(each) else ""
+    return Accuracy(value, metric.drop(before, value), agreement, samples, kind, before, interval, what, correct)
 
 
 def packed(right: NDArray[np.bool_]) -> str:
@@ -60,17 +73,22 @@ def unpacked(accuracy: Accuracy) -> NDArray[np.bool_] | None:
     if len(bits) != -(-accuracy.samples // 8):
         raise ValueError(f"{8 * len(bits)} bits for {accuracy.samples} images")
     right = np.unpackbits(bits)[: accuracy.samples].astype(bool)
-    if abs(100.0 * right.mean() - accuracy.top1) > 1e-6:
-        raise ValueError(f"{right.sum()} of {accuracy.samples} images are marked as correct, which is not {accuracy.top1:.2f} %")
+    if abs(100.0 * right.mean() - accuracy.value) > 1e-6:
+        raise ValueError(f"{right.sum()} of {accuracy.samples} images are marked as correct, which is not {accuracy.value:.2f} %")
     return right
 
 
-def drop_complaint(accuracy: Accuracy, max_drop_pp: float) -> str:
+def drop_complaint(accuracy: Accuracy, limits: Allowed) -> str:
     """Why the accuracy gate is not passed, in a sentence; empty where it is."""
-    if accuracy.drop_pp <= max_drop_pp:
+    if accuracy.drop <= limits.max_drop:
         return ""
-    kind = "" if accuracy.kind is Kind.MEASURED else f" ({accuracy.kind})"
-    return f"accuracy: top-1 fell by {accuracy.drop_pp:.2f} points{kind}, at most {max_drop_pp:g} allowed"
+    metric, kind = limits.metric, "" if accuracy.kind is Kind.MEASURED else f" ({accuracy.kind})"
+    if metric.unit == "%":
+        how, most = f"{accuracy.drop:.2f} points", f"{limits.max_drop:.3g}"
+    else:
+        how, most = metric.shown(accuracy.drop), metric.shown(limits.max_drop)
+    fell = "fell" if metric.higher_is_better else "rose"
+    return f"accuracy: {metric.name} {fell} by {how}{kind}, at most {most} allowed"
 
 
 def speedup_complaint(latency: Timing, min_speedup: float, *, masked: bool = False) -> str:
@@ -90,7 +108,7 @@ def speedup_complaint(latency: Timing, min_speedup: float, *, masked: bool = Fal
 
 
 def judge(
-    config: Config,
+    limits: Allowed,
     accuracy: Accuracy,
     latency: Timing,
     *,
@@ -98,15 +116,18 @@ def judge(
     masked: bool = False,
     seen: OnDevice | None = None,
 ) -> Verdict:
-    """The verdict of all gates that `config` sets on an artifact; `seen` where its device is another machine than this one."""
-    reasons = [drop_complaint(accuracy, config.max_accuracy_drop)]
+    """The verdict of all gates on an artifact; `seen` where its device is another machine than this one."""
+    reasons = [drop_complaint(accuracy, limits)]
     if seen is not None and seen.agreement < SAME_CLASSES:
         reasons.append(
             f"device: on {seen.device} the artifact gives {100 * (1 - seen.agreement):.1f} % of {seen.samples} test images"
             f" another class than on this machine, at most {100 * (1 - SAME_CLASSES):g} % allowed"
+            if limits.metric == TOP1
+            else f"device: on {seen.device} the outputs for {seen.samples} test samples agree with this machine's by"
+            f" {100 * seen.agreement:.1f} %, at least {100 * SAME_CLASSES:g} % is needed"
         )
-    if config.max_size is not None and size_bytes > config.max_size:
-        reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {config.max_size:,} allowed")
-    reasons.append(speedup_complaint(latency, config.min_speedup, masked=masked))
+    if limits.max_size is not None and size_bytes > limits.max_size:
+        reasons.append(f"size: the file takes {size_bytes:,} bytes, at most {limits.max_size:,} allowed")
+    reasons.append(speedup_complaint(latency, limits.min_speedup, masked=masked))
     failed = tuple(reason for reason in reasons if reason)
     return Verdict(not failed, failed)

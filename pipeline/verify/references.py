@@ -2,64 +2,98 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
 from torch import nn
 
-from ...targets.base import FloatArray, Target
-from ..files import atomic_write, file_ref
+from ...targets.base import Target
+from ..errors import InputError
+from ..network.calling import Outputs, count_of
 from ..run_context import RunContext
 from ..run_folder import Stage
-from ..task.inference import artifact_logits, logits, top1
-from ..types import Accuracy, Artifact, Checkpoint, FileRef, Kind
+from ..task.samples import Batch, Samples
+from ..task.task import Predict, agreement, artifact_predictor, batches_of, judged, torch_predictor
+from ..types import Accuracy, Artifact, Checkpoint, Kind
 from .gates import compare
+
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class References:
-    """Accuracies and logits of the PyTorch networks."""
+    """Values of the metric of the PyTorch networks."""
 
-    dense_top1: float  # percent, test split
-    pruned_top1: float
-    dense_search_top1: float
-    logits: FileRef  # safetensors: "dense" and "pruned", (N, classes) each, test split
+    dense: float  # test split
+    pruned: float
+    dense_search: float  # search split
 
 
-def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> References:
+@dataclass(frozen=True)
+class Networks:
+    """The PyTorch networks that an artifact is compared with, and what they are worth."""
+
+    values: References
+    pruned: nn.Module
+
+
+def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> Networks:
     """The networks on the test split, which nothing was chosen on."""
-    data, prep = run.loaded.data, run.loaded.subject.preprocess
-    stage = run.folder.stage("test-split", "2", {}, (before.key, checkpoint.state.sha256))
+    data, task, dense, device = run.loaded.data, run.loaded.task, run.loaded.module, run.compute.device
+    stage = run.folder.stage("test-split", "3", {}, (before.key, checkpoint.state.sha256))
 
     def ask() -> References:
+        def value(net: nn.Module, samples: Samples) -> float:
+            return judged(task, samples, torch_predictor(net, device), dense, device).value()
+
         with run.stage("test split"):
-            dense, pruned = (logits(m, data.test, prep, device=run.compute.device) for m in (run.loaded.module, student))
-            search = logits(run.loaded.module, data.search, prep, device=run.compute.device)
-            path = stage.folder / "logits.safetensors"
-            atomic_write(path, save({"dense": dense, "pruned": pruned}))
-        shares = (top1(dense, data.test.labels), top1(pruned, data.test.labels), top1(search, data.search.labels))
-        return References(*shares, file_ref(path, run.folder.path))
+            found = References(value(dense, data.test), value(student, data.test), value(dense, data.search))
+        if not math.isfinite(found.dense):
+            raise InputError(f"the metric {task.metric.name} of the dense network", found=str(found.dense), expected="a number")
+        return found
 
-    return stage.once(References, ask)
+    return Networks(stage.once(References, ask), student)
 
 
-def accuracy_stage(run: RunContext, before: Stage, artifact: Artifact, references: References) -> Stage:
+def accuracy_stage(run: RunContext, before: Stage, artifact: Artifact) -> Stage:
     """Where the accuracy of an artifact's file, computed on this machine, is kept."""
-    inputs = (before.key, artifact.file.sha256, references.logits.sha256)
-    return run.folder.stage(f"accuracy-{artifact.target}", "2", {}, inputs)
+    return run.folder.stage(f"accuracy-{artifact.target}", "3", {}, (before.key, artifact.file.sha256))
 
 
-def accuracy_here(run: RunContext, target: Target, artifact: Artifact, references: References, kind: Kind) -> Accuracy:
+def accuracy_here(run: RunContext, target: Target, artifact: Artifact, networks: Networks, kind: Kind) -> Accuracy:
     """Accuracy of the artifact on the whole test split, computed by its target's runner on this machine."""
-    test, path = run.loaded.data.test, run.folder.path / artifact.file.path
-    found = artifact_logits(target, path, test, run.loaded.subject.preprocess)
-    return accuracy_of(run, found, np.arange(len(test)), references, kind)
+    test = run.loaded.data.test
+    with target.runner(run.folder.path / artifact.file.path) as answer:
+        return _accuracy(run, test, artifact_predictor(target, answer), networks, kind)
 
 
-def accuracy_of(run: RunContext, found: FloatArray, picked: NDArray[np.int64], references: References, kind: Kind) -> Accuracy:
-    """Accuracy by logits (n, classes) for the test images at positions `picked`, beside the PyTorch networks' on the same."""
-    known = load_file(run.folder.path / references.logits.path)
-    pruned, dense = (known[name][picked] for name in ("pruned", "dense"))
-    return compare(found, pruned, dense, run.loaded.data.test.labels[picked], kind)
+def accuracy_of(run: RunContext, outputs: Outputs, picked: IntArray, networks: Networks, kind: Kind) -> Accuracy:
+    """Accuracy by outputs for the test samples at positions `picked`, beside the PyTorch networks' on the same."""
+    return _accuracy(run, run.loaded.data.test.picked(picked), recorded(outputs), networks, kind)
+
+
+def recorded(outputs: Outputs) -> Predict:
+    """Gives outputs that are known already, batch after batch."""
+    given = 0
+
+    def predict(batch: Batch) -> Outputs:
+        nonlocal given
+        first, given = given, given + count_of(batch.inputs)
+        return tuple(output[first:given] for output in outputs)
+
+    return predict
+
+
+def _accuracy(run: RunContext, samples: Samples, predict: Predict, networks: Networks, kind: Kind) -> Accuracy:
+    task, device = run.loaded.task, run.compute.device
+    dense, pruned = torch_predictor(run.loaded.module, device), torch_predictor(networks.pruned, device)
+    own, before, agreed = task.judge(), task.judge(), []
+    for batch in batches_of(samples):
+        answered, wanted = predict(batch), dense(batch)
+        own.update(answered, batch, wanted)
+        before.update(wanted, batch, wanted)
+        agreed.append(agreement(answered, pruned(batch)))
+    return compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)

@@ -6,17 +6,25 @@ Two networks on the same images are paired: an image that both classify correctl
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...devices.measure.stats import two_level_bootstrap
+from ..signature import Metric
 from ..types import Timing
+
+if TYPE_CHECKING:  # torch comes with it
+    from ..task.task import Judge
 
 Interval = tuple[float, float]
 _Z = 1.959964  # of the normal distribution, two-sided 95 %
 _BISECTIONS = 60
+RESAMPLES = 2000
+CORPUS_RESAMPLES, LEAST_RESAMPLES, RESAMPLING_S = 200, 20, 60.0  # where each computes the metric again
 
 
 def share_ci95(percent: float, samples: int) -> Interval:
@@ -50,6 +58,41 @@ def paired_ci95(lost: int, won: int, samples: int) -> Interval:
         raise ValueError(f"{lost} + {won} of {samples} samples differ")
     upper = _tango_bound(lost, won, samples)
     return -100.0 * _tango_bound(won, lost, samples), 100.0 * upper
+
+
+def is_share(values: NDArray[np.float64]) -> bool:
+    """Whether the values of single samples are 0 or 100: right or wrong."""
+    return bool(np.isin(values, (0.0, 100.0)).all())
+
+
+def drop_ci95(metric: Metric, dense: Judge, other: Judge, samples: int) -> tuple[Interval | None, str]:
+    """95 % interval of the drop from one network to another on the same samples, and what it is; None where it is not known.
+
+    Where the metric is a mean over samples: of their paired differences, by Tango's score where each is right or wrong, else by
+    bootstrap. Where it is a figure of the whole set, such as mAP: a bootstrap over the samples, the metric computed again.
+    """
+    before, after = dense.per_sample(), other.per_sample()
+    if before is not None and after is not None:
+        if is_share(before) and is_share(after):
+            lost, won = int((before > after).sum()), int((after > before).sum())
+            return paired_ci95(lost, won, samples), "paired, over the test samples"
+        drops, rng = metric.drop(1.0, 0.0) * (before - after), np.random.default_rng(0)
+        means = [drops[rng.integers(0, samples, samples)].mean() for _ in range(RESAMPLES)]
+        return _percentiles(means), "paired bootstrap over the test samples"
+    found: list[float] = []
+    rng, start = np.random.default_rng(0), time.monotonic()
+    while len(found) < CORPUS_RESAMPLES and (len(found) < LEAST_RESAMPLES or time.monotonic() - start < RESAMPLING_S):
+        picked = rng.integers(0, samples, samples)
+        one, two = dense.over(picked), other.over(picked)
+        if one is None or two is None:
+            return None, "not known: the outputs of all test samples do not fit in the memory"
+        found.append(metric.drop(one, two))
+    return _percentiles(found), f"bootstrap over the test samples, {len(found)} times, the metric computed again"
+
+
+def _percentiles(values: Sequence[float]) -> Interval:
+    low, high = np.nanpercentile(np.asarray(values, dtype=np.float64), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def unpaired_differ(percent: float, samples: int, other_percent: float, other_samples: int) -> bool:

@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -19,17 +19,17 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...pipeline.errors import BuildError, deepest_cause
+from ...pipeline.signature import Signature
 
-INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
+OUTPUT = "edge_compress_output_"  # names of outputs while they are exported: the exporter may use theirs for operators
 SCOPES = "pkg.torch.onnx.name_scopes"  # what the exporter notes at a node: where in the module tree it comes from
 OPSET = 18  # the exporter's own; a later one would go through its version converter for nothing
 
 
-def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+def export_float(module: nn.Module, signature: Signature) -> onnx.ModelProto:
     """The module in eval mode as an ONNX graph of float32 operators, batch 1.
 
-    Input `input` (1, C, H, W), output `logits` (1, classes). Initializers carry their module names
+    Inputs and outputs have the names of the signature. Initializers carry their module names
     (`layer1.0.conv1.weight`, `.bias`), BatchNorm is folded into the convolution before it, constant reshapes name no
     channel count (so that `edit.cut` can change it), and no trace of the machine or the time is left: equal
     modules give equal bytes. The module is not changed.
@@ -37,7 +37,13 @@ def export_float(module: nn.Module, image_shape: tuple[int, int, int]) -> onnx.M
     Raises:
         BuildError: the exporter refused an operator.
     """
-    return export_graph(fold_batchnorm(module), {INPUT_NAME: torch.zeros(1, *image_shape)}, (OUTPUT_NAME,), by_name=False)
+    outputs = tuple(spec.name for spec in signature.outputs)
+    return export_graph(fold_batchnorm(module), zeros(signature), outputs, by_name=signature.by_name)
+
+
+def zeros(signature: Signature) -> dict[str, torch.Tensor]:
+    """One sample of zeros for each input of a signature, by name."""
+    return {spec.name: torch.zeros(1, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs}
 
 
 def export_graph(
@@ -67,7 +73,7 @@ def export_graph(
                 optimize=True,
                 opset_version=OPSET,
                 input_names=list(inputs),
-                output_names=list(outputs),
+                output_names=[f"{OUTPUT}{k}" for k in range(len(outputs))],
             )
             model = program.model_proto if program is not None else None
     except Exception as error:  # the exporter raises many types, all of them about the user's module
@@ -76,11 +82,25 @@ def export_graph(
         ) from error
     if model is None:
         raise BuildError("the ONNX exporter gave no graph", do="export the module with torch.onnx.export to see why")
+    _name_outputs(model, outputs)
     _separate_layers(model)
     _strip(model)
     _free_reshapes(model)
     _pool_means(model)
     return model
+
+
+def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give the outputs their names, where no other tensor has them."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
+    new = {f"{OUTPUT}{k}": name if name not in taken else f"{name}_output" for k, name in enumerate(names)}
+    for node in graph.node:
+        for places in (node.input, node.output):
+            for at, name in enumerate(places):
+                places[at] = new.get(name, name)
+    for value in graph.output:
+        value.name = new.get(value.name, value.name)
 
 
 def described(model: onnx.ModelProto, notes: Mapping[str, str]) -> bytes:

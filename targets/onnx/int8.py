@@ -134,9 +134,10 @@ def histograms(network: onnx.ModelProto, request: BuildRequest) -> Mapping[str, 
     The last ones are kept: targets that are built from one network in one run share them.
     """
     digest = hashlib.sha256()
-    for array in request.calibration:
-        digest.update(repr(array.shape).encode())
-        digest.update(array.tobytes())
+    for block in request.calibration:
+        for array in block if isinstance(block, tuple) else (block,):
+            digest.update(repr(array.shape).encode())
+            digest.update(array.tobytes())
     key = (network.SerializeToString(deterministic=True), digest.digest(), request.threads)
     if key not in _collected:
         _collected.clear()

@@ -6,8 +6,9 @@ import numpy as np
 from torch import nn
 
 from ...calibration.ranges import collect, ranges
-from ...pipeline.types import Precision
-from ..base import Structure
+from ...pipeline.options import Precision
+from ...pipeline.signature import Signature
+from ..base import Arrays, Structure
 from ..layer_sizes import Layer, LayerSizes
 from .edit import OnnxEditor, cut
 from .export import export_float
@@ -18,19 +19,29 @@ from .int8 import Recipe, quantize
 class OnnxProber(LayerSizes):
     """The dense network, exported once; candidates are cut from it without torch."""
 
-    def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> None:
-        network = Graph(export_float(module, image_shape))
+    def __init__(self, module: nn.Module, signature: Signature, precision: Precision) -> None:
+        network = Graph(export_float(module, signature))
         super().__init__(lambda: _sizes(network), lambda removed: OnnxEditor(network).remaining(removed))
         self.network = self._dense = network
         if precision is Precision.INT8:
-            rng = np.random.default_rng(0)
-            images = rng.standard_normal((4, *image_shape), dtype=np.float32)  # latency does not depend on the ranges
-            seen = ranges(collect(network.model, [images]), "min-max")
+            seen = ranges(collect(network.model, [stand_ins(signature)]), "min-max")
             self._dense = Graph(quantize(network.model, seen, Recipe("min-max", 8)))
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision."""
         return bytes(cut(self._dense, structure).SerializeToString())
+
+
+def stand_ins(signature: Signature, count: int = 4) -> Arrays:
+    """Inputs to take ranges on where latency alone matters, which does not depend on them: normal numbers; whole ones are 1."""
+    rng = np.random.default_rng(0)
+    found = tuple(
+        rng.standard_normal((count, *spec.shape), dtype=np.float32)
+        if spec.dtype == "float32"
+        else np.ones((count, *spec.shape), spec.dtype)
+        for spec in signature.inputs
+    )
+    return found if len(found) > 1 else found[0]
 
 
 def _sizes(graph: Graph) -> dict[str, Layer]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...pipeline.errors import BuildError, UnavailableError
-from ..base import FloatArray, Images, Runner
+from ..base import Arrays, Runner
 
 if TYPE_CHECKING:
     import onnx
 
-_BLOCK = 64  # images a call, where the file allows more than one
+_BLOCK = 64  # samples a call, where the file allows more than one
+_TYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names of types that numpy calls otherwise
+Answer = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]  # tensors by name to outputs in order
 
 
 def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -> Runner:
-    """Inputs (n, C, H, W) to logits (n, classes) through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
+    """Inputs to outputs through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
 
     With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own int8 kernels.
 
@@ -40,21 +44,54 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
         raise BuildError(f"ONNX Runtime cannot load {name}", found=str(error)[:500]) from error
     if session.get_providers()[0] != "CPUExecutionProvider":
         raise BuildError(f"ONNX Runtime does not run {name} on the CPU", found=str(session.get_providers()))
-    entry = session.get_inputs()[0]
-    block = entry.shape[0] if isinstance(entry.shape[0], int) else _BLOCK
+    entries = session.get_inputs()
+    first = entries[0].shape[0] if entries[0].shape else 1
+    return in_blocks(
+        [(entry.name, _numpy(entry.type)) for entry in entries],
+        lambda given: session.run(None, given),
+        first if isinstance(first, int) else _BLOCK,
+    )
 
-    def predict(images: Images) -> FloatArray:
+
+def _numpy(kind: str) -> str:
+    """Numpy's name of a type such as `tensor(float)`."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return _TYPES.get(name, name)
+
+
+def one_by_one(inputs: Sequence[onnx.ValueInfoProto], infer: Answer) -> Runner:
+    """A runner that asks for one sample after another, with inputs of a graph."""
+    from onnx import helper
+
+    types = [helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name for value in inputs]
+    return in_blocks([(value.name, dtype) for value, dtype in zip(inputs, types, strict=True)], infer, 1)
+
+
+def in_blocks(entries: Sequence[tuple[str, str]], answer: Answer, block: int) -> Runner:
+    """A runner that asks for so many samples at once; `entries`: names and types of the inputs, in order."""
+
+    def predict(inputs: Arrays) -> Arrays:
+        each = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not len(each[0]):  # the outputs of no sample have shapes too
+            one = predict(tuple(np.zeros((1, *array.shape[1:]), array.dtype) for array in each))
+            return tuple(array[:0] for array in one) if isinstance(one, tuple) else one[:0]
         parts = [
-            session.run(None, {entry.name: np.ascontiguousarray(images[at : at + block], dtype=np.float32)})[0]
-            for at in range(0, len(images), block)
+            answer(
+                {
+                    name: np.ascontiguousarray(array[at : at + block], dtype=dtype)
+                    for (name, dtype), array in zip(entries, each, strict=True)
+                }
+            )
+            for at in range(0, len(each[0]), block)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, session.get_outputs()[0].shape[1]), np.float32)
+        joined = tuple(np.concatenate(same) for same in zip(*parts, strict=True))
+        return joined if len(joined) > 1 else joined[0]
 
     return predict
 
 
 def simulate(data: bytes, threads: int = 1) -> Runner:
-    """The arithmetic that a QDQ file asks for: inputs (n, C, H, W) to logits (n, classes), each Q/DQ pair by itself.
+    """The arithmetic that a QDQ file asks for: inputs to outputs, each Q/DQ pair by itself.
 
     By default ONNX Runtime replaces the pairs by its own int8 kernels, whose arithmetic differs from TensorRT's and which on
     processors without VNNI saturate.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ...pipeline.signature import Signature
 from ..base import BuildRequest, Converted, Interface, Runner, Target
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from ...calibration.ranges import Range
     from .int8 import Recipe
 
+PIXELS = "float32 NCHW, already scaled and normalised"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
 
 
@@ -32,11 +35,27 @@ class OnnxTarget(Target):
         self.require()
         from .export import export_float
 
-        return self.file_of(export_float(module, interface.image_shape), interface.classes)
+        return self.file_of(export_float(module, interface.signature), interface.classes)
 
     @abstractmethod
     def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
         """The model's file with the metadata its reader needs."""
+
+
+def taken(signature: Signature, classes: tuple[str, ...]) -> str:
+    """What a file takes and gives, as a note."""
+    if classes:
+        return f"input: {PIXELS}; output: logits"
+    sides = signature.inputs, signature.outputs
+    inputs, outputs = (", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs) for specs in sides)
+    return f"inputs as the PyTorch network takes them, one sample: {inputs}; outputs: {outputs}"
+
+
+def facts_of(model: onnx.ModelProto, classes: tuple[str, ...]) -> dict[str, str]:
+    """What a file's metadata say of its inputs and outputs."""
+    names = [value.name for value in model.graph.output]
+    given = PIXELS if classes else "as the PyTorch network takes them"
+    return {"classes": json.dumps(classes), "input": given, "output": ", ".join(names)}
 
 
 def best_int8(
@@ -54,7 +73,7 @@ def best_int8(
 
     how = Int8Format(
         activation_type=activation_type,
-        export=lambda module: export_float(module, request.image_shape),
+        export=lambda module: export_float(module, request.signature),
         collect=lambda model: histograms(model, request),
         quantize=quantize,
         load=lambda model: load(model.SerializeToString(), request.threads),

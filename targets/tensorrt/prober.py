@@ -10,12 +10,13 @@ import numpy as np
 from torch import nn
 
 from ...calibration.ranges import collect, ranges
-from ...pipeline.types import Precision
+from ...pipeline.options import Precision
+from ...pipeline.signature import Signature
 from ..base import Structure
 from ..onnx.edit import cut
 from ..onnx.graph import LAYER_OPS
 from ..onnx.int8 import Recipe, halve
-from ..onnx.prober import OnnxProber
+from ..onnx.prober import OnnxProber, stand_ins
 from .qdq import quantize
 
 # Rates: NVIDIA's data sheet of the Orin Nano Super (67 TOPS are int8 with 2:4 sparsity: half of that without, half again for
@@ -32,9 +33,9 @@ _BYTES = {Precision.INT8: 1, Precision.FP16: 2, Precision.FP32: 4}
 class JetsonProber(OnnxProber):
     """The dense network, exported once; candidates are cut from it in float and then quantized."""
 
-    def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> None:
-        super().__init__(module, image_shape, Precision.FP32)
-        self._precision, self._shape = precision, image_shape
+    def __init__(self, module: nn.Module, signature: Signature, precision: Precision) -> None:
+        super().__init__(module, signature, Precision.FP32)
+        self._precision, self._signature = precision, signature
         shapes, layers = self.network.shapes, self.network.layers()
         self._input_positions = {name: int(np.prod(shapes[node.input[0]][2:])) for name, node in layers.items()}
         self._dense_s = self._seconds(Structure({}))
@@ -43,9 +44,8 @@ class JetsonProber(OnnxProber):
         """A file of this structure in the artifact's precision."""
         model = cut(self.network, structure)
         if self._precision is Precision.INT8:
-            rng = np.random.default_rng(0)
-            images = rng.standard_normal((2, *self._shape), dtype=np.float32)  # latency does not depend on the ranges
-            model = quantize(model, ranges(collect(model, [images], bins=16), "min-max"), Recipe("min-max", 8))
+            inputs = stand_ins(self._signature, 2)
+            model = quantize(model, ranges(collect(model, [inputs], bins=16), "min-max"), Recipe("min-max", 8))
         elif self._precision is Precision.FP16:
             model = halve(model)
         return bytes(model.SerializeToString())

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ...pipeline.errors import BuildError, deepest_cause
-from ..onnx.export import fold_batchnorm
+from ...pipeline.signature import Signature
+from ..onnx.export import fold_batchnorm, zeros
 from .edit import RELUS
 from .file import add_buffer, compact, constant, graph_of, op_name, quiet, read, write
 
@@ -48,13 +49,13 @@ class Normalised(nn.Module):
 
 
 def convert(
-    module: nn.Module, image_shape: tuple[int, int, int], mean: Sequence[float] = (), std: Sequence[float] = ()
+    module: nn.Module, signature: Signature, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
     """The module in eval mode as a float .tflite file, batch 1, and the weights its layers have there.
 
-    Input `image` (1, H, W, C), output `logits` (1, classes). The module is not changed. With mean and std, per channel of pixels
-    on [0, 1], the input is pixels 0..255; without, network inputs. Weights are by module name, as torch keeps them, BatchNorm
-    folded in.
+    With mean and std, per channel of pixels on [0, 1], the input `image` (1, H, W, C) is pixels 0..255, the output `logits`
+    (1, classes); without, inputs and outputs are as the module's. The module is not changed. Weights are by module name, as torch
+    keeps them, BatchNorm folded in.
 
     Raises:
         BuildError: the converter refused an operator; the message names it with its module where that can be found.
@@ -62,24 +63,28 @@ def convert(
     folded = fold_batchnorm(module)
     weights = {n: m.weight.detach().numpy() for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     network = Normalised(folded, mean, std) if mean else folded
-    channels, height, width = image_shape
-    example = torch.zeros(1, height, width, channels)
+    example = zeros(signature)
+    names = (tuple(example), tuple(spec.name for spec in signature.outputs))
+    if mean:
+        channels, height, width = signature.image_shape
+        example, names = {INPUT_NAME: torch.zeros(1, height, width, channels)}, ((INPUT_NAME,), (OUTPUT_NAME,))
     try:
         with quiet(), torch.no_grad():
             import litert_torch
 
-            nhwc = litert_torch.to_channel_last_io(network.eval(), args=[0]).eval()
+            network = litert_torch.to_channel_last_io(network.eval(), args=[0]).eval() if mean else network.eval()
+            positional, named = ((), example) if signature.by_name else (tuple(example.values()), {})
             with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
                 path = Path(folder) / "float.tflite"
-                litert_torch.convert(nhwc, (example,)).export(str(path))
+                litert_torch.convert(network, positional, named).export(str(path))
                 data = path.read_bytes()
     except Exception as error:  # the converter raises many types, all of them about the user's module
-        found = culprit(module, image_shape, str(error)) or deepest_cause(error)
+        found = culprit(module, signature, str(error)) or deepest_cause(error)
         raise BuildError("the model cannot be converted to .tflite", found=found, do="replace this operation") from error
-    return tidy(data), weights
+    return tidy(data, *names), weights
 
 
-def tidy(data: bytes) -> bytes:
+def tidy(data: bytes, inputs: Sequence[str] = (INPUT_NAME,), outputs: Sequence[str] = (OUTPUT_NAME,)) -> bytes:
     """The same network with short names, without the converter's notes and without transposes that a mean can do without."""
     model = read(data)
     graph = graph_of(model)
@@ -92,13 +97,20 @@ def tidy(data: bytes) -> bytes:
     for number, tensor in enumerate(graph.tensors):
         tensor.name = f"t{number}".encode()
     for signature in model.signatureDefs or []:
-        for name, tensor_maps in ((INPUT_NAME, signature.inputs), (OUTPUT_NAME, signature.outputs)):
-            for tensor_map in tensor_maps:
+        _in_order(graph, signature)
+        for names, tensor_maps in ((inputs, signature.inputs), (outputs, signature.outputs)):
+            for name, tensor_map in zip(names, tensor_maps, strict=True):
                 tensor_map.name = name.encode()
-    for name, tensors in ((INPUT_NAME, graph.inputs), (OUTPUT_NAME, graph.outputs)):
-        for tensor in tensors:
-            graph.tensors[tensor].name = name.encode()
+                graph.tensors[tensor_map.tensorIndex].name = name.encode()
     return write(model)
+
+
+def _in_order(graph: Any, signature: Any) -> None:
+    """Sort inputs and outputs, of the signature and of the graph, as the module has them: the converter numbers them in names."""
+    for part in ("inputs", "outputs"):
+        maps = sorted(getattr(signature, part), key=lambda m: [int(n) for n in re.findall(rb"\d+", m.name)] or m.name)
+        setattr(signature, part, maps)
+        setattr(graph, part, [m.tensorIndex for m in maps])
 
 
 def _mean_without_transpose(model: Any) -> None:
@@ -137,13 +149,17 @@ def _relu_once(model: Any) -> None:
             graph.operators.remove(op)
 
 
-def culprit(module: nn.Module, image_shape: tuple[int, int, int], message: str) -> str:
+def culprit(module: nn.Module, signature: Signature, message: str) -> str:
     """The operator that a converter's message names, with its module; "" if the message names none."""
     match = re.search(r"Lowering not found: (\S+)", message)
     if match is None:
         return ""
     with quiet(), torch.no_grad():
-        program = torch.export.export(copy.deepcopy(module).eval(), (torch.zeros(1, *image_shape),))
+        program = torch.export.export(
+            copy.deepcopy(module).eval(),
+            () if signature.by_name else tuple(zeros(signature).values()),
+            zeros(signature) if signature.by_name else None,
+        )
         for stage in (lambda: program, program.run_decompositions):
             for node in stage().graph.nodes:
                 if str(node.target) == match[1]:

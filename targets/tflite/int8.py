@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...calibration.ranges import Histogram, Range, count
 from ...pipeline.errors import BuildError
-from ..base import FloatArray, Images
-from .convert import INPUT_NAME
+from ..base import Arrays, FloatArray
 from .file import constant, graph_of, quiet, read, write
 
+_NUMPY = {2: np.int32, 4: np.int64, 6: np.bool_}  # of tensor types in the schema that are not float
 
-def collect(data: bytes, inputs: Sequence[Images], *, threads: int = 1) -> dict[str, Histogram]:
-    """Counts of every activation of a float network on inputs (n, H, W, C), in LiteRT without its delegate, which hides them.
+
+def collect(data: bytes, inputs: Sequence[Arrays], *, threads: int = 1) -> dict[str, Histogram]:
+    """Counts of every activation of a float network on its inputs, in LiteRT without its delegate, which hides them.
 
     Raises:
         BuildError: an activation is NaN or infinite, or there are no inputs.
@@ -32,12 +34,14 @@ def collect(data: bytes, inputs: Sequence[Images], *, threads: int = 1) -> dict[
         )
         interpreter.allocate_tensors()
     places = _activations(data)
-    image = interpreter.get_input_details()[0]["index"]
+    entries = interpreter.get_input_details()
 
-    def run(blocks: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
+    def run(blocks: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
         for block in blocks:
-            for at in range(len(block)):
-                interpreter.set_tensor(image, np.ascontiguousarray(block[at : at + 1], dtype=np.float32))
+            each = block if isinstance(block, tuple) else (block,)
+            for at in range(len(each[0])):
+                for detail, array in zip(entries, each, strict=True):
+                    interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[at : at + 1], dtype=detail["dtype"]))
                 interpreter.invoke()
                 yield [interpreter.get_tensor(index) for index in places.values()]
 
@@ -56,7 +60,10 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
     model = read(data)
     graph = graph_of(model)
     (signature,) = (signature.signatureKey.decode() for signature in model.signatureDefs)
-    image = np.zeros([int(n) for n in graph.tensors[graph.inputs[0]].shape], np.float32)
+    entries = [graph.tensors[int(at)] for at in graph.inputs]
+    sample: dict[str, NDArray[Any]] = {
+        t.name.decode(): np.zeros([int(n) for n in t.shape], _NUMPY.get(t.type, np.float32)) for t in entries
+    }
     with _quantizing():
         from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
         from ai_edge_quantizer.utils import qsv_utils
@@ -67,9 +74,9 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
                 work.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
         manager = recipe_manager.RecipeManager()
         manager.load_quantization_recipe(work.get_quantization_recipe())
-        # one image, for the statistics of the weights; those of the activations are replaced
+        # one sample, for the statistics of the weights; those of the activations are replaced
         measured = calibrator.Calibrator(bytearray(data), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-        measured.calibrate({signature: [{INPUT_NAME: image}]}, manager)
+        measured.calibrate({signature: [sample]}, manager)
         values = measured.get_model_qsvs()
         ranks = {tensor.name.decode(): len(tensor.shape) for tensor in graph.tensors}
         for name, (low, high) in ranges.items():

@@ -18,6 +18,7 @@ import flatbuffers
 import numpy as np
 
 from ...pipeline.errors import BuildError
+from ...pipeline.signature import Signature
 
 STANDARD = "TFLITE_METADATA"  # the name under which readers look for it
 OWN = "EDGE_COMPRESS"
@@ -55,9 +56,9 @@ class Record:
             raise BuildError("the record inside the .tflite file cannot be read", found=str(error)) from error
 
 
-def standard(image_shape: tuple[int, int, int], record: Record) -> bytes:
+def standard(signature: Signature, record: Record) -> bytes:
     """The ModelMetadata flatbuffer: an image input that needs no normalisation (or says which was done), labelled logits."""
-    channels, height, width = image_shape
+    channels, height, width = signature.image_shape
     b = flatbuffers.Builder(1024)
     size = _table(b, np.uint32(width), np.uint32(height))
     properties = _table(b, {3: _RGB, 1: _GRAYSCALE}.get(channels, _UNKNOWN), size)
@@ -78,9 +79,11 @@ def standard(image_shape: tuple[int, int, int], record: Record) -> bytes:
     return bytes(b.Output())
 
 
-def described(data: bytes, image_shape: tuple[int, int, int], record: Record) -> bytes:
-    """The file with the standard metadata, our own record and the labels in it."""
-    return with_labels(put(data, {STANDARD: standard(image_shape, record), OWN: record.to_bytes()}), record.classes)
+def described(data: bytes, signature: Signature, record: Record) -> bytes:
+    """The file with our own record in it; a classifier's also with the standard metadata and the labels."""
+    if not record.classes:
+        return put(data, {OWN: record.to_bytes()})
+    return with_labels(put(data, {STANDARD: standard(signature, record), OWN: record.to_bytes()}), record.classes)
 
 
 def put(data: bytes, entries: Mapping[str, bytes]) -> bytes:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from ...calibration.ranges import ranges
-from ...pipeline.types import Precision
-from ..base import Structure
+from ...pipeline.options import Precision
+from ...pipeline.signature import Signature
+from ..base import FloatArray, Structure
 from ..layer_sizes import LayerSizes
+from ..onnx.prober import stand_ins
 from .convert import convert
 from .edit import TfliteEditor, cut
 from .file import read, write
@@ -26,18 +28,18 @@ class TfliteProber(LayerSizes):
     In half precision candidates are float: the runtime unpacks the weights when it loads them and runs the same kernels.
     """
 
-    def __init__(self, module: nn.Module, image_shape: tuple[int, int, int], precision: Precision) -> None:
-        channels, height, width = image_shape
-        half = (0.5,) * channels  # latency does not depend on the normalisation, nor on the ranges below
-        self.network, weights = convert(distinct(module), image_shape, half, half)
+    def __init__(self, module: nn.Module, signature: Signature, precision: Precision, pixels: bool) -> None:
+        # latency does not depend on the normalisation, nor on the ranges below
+        half = (0.5,) * signature.inputs[0].shape[0] if pixels else ()
+        self.network, weights = convert(distinct(module), signature, half, half)
         self._model = read(self.network)
         self._float, self._weights = self._model, weights
         super().__init__(
             lambda: layers(self._float, self._names), lambda removed: TfliteEditor(self._float, self._names).remaining(removed)
         )
         if precision is Precision.INT8:
-            images = np.random.default_rng(0).integers(0, 256, (4, height, width, channels)).astype(np.float32)
-            self._model = read(quantize(self.network, ranges(collect(self.network, [images]), "min-max")))
+            inputs = _pixels(signature) if pixels else stand_ins(signature)
+            self._model = read(quantize(self.network, ranges(collect(self.network, [inputs]), "min-max")))
         elif precision is Precision.DYNAMIC:
             self._model = read(with_int8_weights(self.network))
 
@@ -54,6 +56,11 @@ class TfliteProber(LayerSizes):
         if not structure.widths and not structure.removed:  # a network that was cut before it came here
             return write(self._model)
         return write(cut(self._model, self._names, structure))
+
+
+def _pixels(signature: Signature) -> FloatArray:
+    channels, height, width = signature.image_shape
+    return np.random.default_rng(0).integers(0, 256, (4, height, width, channels)).astype(np.float32)
 
 
 def distinct(module: nn.Module) -> nn.Module:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.errors import BuildError
-from ..base import FloatArray, Images, Infer, Runner
+from ..base import Arrays, FloatArray, Infer, Runner
 from .file import op_counts, quiet
 
 DELEGATE = "DELEGATE"  # the operator that represents everything XNNPACK took over
 
 
 def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: Infer | None = None) -> Runner:
-    """The file's inputs (n, H, W, C) to logits (n, classes) through a fresh LiteRT interpreter.
+    """The file's inputs to its outputs through a fresh LiteRT interpreter, sample by sample.
 
     A file that was given mean and deviations takes pixels 0..255; another one takes network inputs. `infer` makes the inferences
     instead of the interpreter, by the names of the file's tensors.
@@ -32,29 +32,37 @@ def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: 
             raise BuildError(f"LiteRT cannot load {name}", found=str(error)[:500]) from error
     if not any(op["op_name"] == DELEGATE for op in interpreter._get_ops_details()):
         raise BuildError(f"LiteRT runs {name} without XNNPACK", expected="a DELEGATE operator", do="report the model")
-    image, logits = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    entries, outputs = interpreter.get_input_details(), interpreter.get_output_details()
 
-    def answer(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def answer(given: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         if infer is not None:
-            return infer({image["name"]: values})[logits["name"]]
-        interpreter.set_tensor(image["index"], values)
+            found = infer({detail["name"]: values for detail, values in zip(entries, given, strict=True)})
+            return [np.asarray(found[detail["name"]]) for detail in outputs]
+        for detail, values in zip(entries, given, strict=True):
+            interpreter.set_tensor(detail["index"], values)
         interpreter.invoke()
-        return np.asarray(interpreter.get_tensor(logits["index"]))
+        return [np.asarray(interpreter.get_tensor(detail["index"])) for detail in outputs]
 
-    def predict(images: Images) -> FloatArray:
-        values = _to_type(np.ascontiguousarray(images, dtype=np.float32), image)
-        answers = np.zeros((len(values), logits["shape"][-1]), np.float32)
-        for at in range(len(values)):
-            answers[at] = _from_type(answer(values[at : at + 1]), logits)
-        return answers
+    def predict(inputs: Arrays) -> Arrays:
+        each = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not len(each[0]):  # the outputs of no sample have shapes too
+            one = predict(tuple(np.zeros((1, *array.shape[1:]), array.dtype) for array in each))
+            return tuple(array[:0] for array in one) if isinstance(one, tuple) else one[:0]
+        values = [_to_type(array, detail) for array, detail in zip(each, entries, strict=True)]
+        parts = [answer([array[at : at + 1] for array in values]) for at in range(len(values[0]))]
+        joined = tuple(
+            _from_type(np.concatenate(same), detail) for same, detail in zip(zip(*parts, strict=True), outputs, strict=True)
+        )
+        return joined if len(joined) > 1 else joined[0]
 
     return predict
 
 
-def _to_type(values: FloatArray, detail: dict[str, Any]) -> np.ndarray[Any, Any]:
+def _to_type(values: np.ndarray[Any, Any], detail: dict[str, Any]) -> np.ndarray[Any, Any]:
     scale, zero = detail["quantization"]
-    if detail["dtype"] is np.float32:
-        return values
+    if detail["dtype"] is np.float32 or not scale:
+        return np.ascontiguousarray(values, dtype=detail["dtype"])
+    values = np.ascontiguousarray(values, dtype=np.float32)
     limits = np.iinfo(detail["dtype"])
     steps: np.ndarray[Any, Any] = np.clip(np.rint(values / np.float32(scale)) + zero, limits.min, limits.max).astype(
         detail["dtype"]
@@ -64,7 +72,7 @@ def _to_type(values: FloatArray, detail: dict[str, Any]) -> np.ndarray[Any, Any]
 
 def _from_type(values: np.ndarray[Any, Any], detail: dict[str, Any]) -> FloatArray:
     scale, zero = detail["quantization"]
-    if detail["dtype"] is np.float32:
+    if detail["dtype"] is np.float32 or not scale:
         return values
     answers: FloatArray = (values.astype(np.float32) - zero) * np.float32(scale)
     return answers

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.splits import DataSet
 from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, batches, finetune
@@ -25,10 +26,9 @@ from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.score.curvature import gauss_newton
-from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import batches as unlabelled
-from edge_compress.pipeline.task.samples import training_inputs
-from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
+from edge_compress.pipeline.task.samples import image_data, training_inputs
 from edge_compress.pipeline.types import Epoch, Preprocess
 from process_group import Ranks, SharedScores, opened
 from safetensors.torch import load_file, save_file
@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 PREP = Preprocess((0.305,), (0.376,), "shift")
 # odd numbers: the ranks' parts differ in size; the teacher knows nothing, and has little to say
-HOW = FinetuneSettings(epochs=3, seed=4, learning_rate=5e-3, batch=63, distill_weight=0.1, search_images=101)
+HOW = FinetuneSettings(epochs=3, seed=4, learning_rate=5e-3, batch=63, search_samples=101)
+TASK = Classification(distilled=0.1)
 CONV = "3.weight"
 
 Result = tuple[dict[str, Tensor], dict[str, Any]]
@@ -61,7 +62,7 @@ def _data() -> DataSet:
 def _chosen(world: World, data: DataSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Scores, and masks of half of the connections."""
     net = canonical(_net(True), data.info.image_shape)
-    inputs = training_inputs(data, PREP, 151, 0)
+    inputs = training_inputs(image_data(data, PREP).train, 151, 0)
     scores = SharedScores(net, inputs, "hasa", 0, world).at(1.0)
     return scores, weight_masks(scores, 0.5)
 
@@ -73,14 +74,25 @@ def _trained(
     folder.mkdir(exist_ok=True)
     net = _net(normalised)
     student, own = copy.deepcopy(net), {f"{name}.weight": mask for name, mask in masks.items()}
-    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs) if normalised else None
+    remask = dynamic(own, {}, net, training_inputs(image_data(data, PREP).train, 99, 5), HOW.epochs) if normalised else None
 
     def progress(event: Step | Epoch) -> None:
         if stop and isinstance(event, Step) and event.step == stop:
             raise KeyboardInterrupt
 
     how = replace(HOW, **changed)
-    history = finetune(student, net, data, PREP, how, folder=folder, masks=own, remask=remask, progress=progress, world=world)
+    history = finetune(
+        student,
+        net,
+        image_data(data, PREP),
+        TASK,
+        how,
+        folder=folder,
+        masks=own,
+        remask=remask,
+        progress=progress,
+        world=world,
+    )
     return student, history
 
 
@@ -112,14 +124,14 @@ def _process(rank: int, folder: Path, port: int) -> None:
         for name, normalised in runs.items():
             student, history = _trained(world, data, masks, folder / name, normalised=normalised)
             tensors |= {f"{name}/{k}": v for k, v in student.state_dict().items()}
-            facts[name] = [[e.loss, e.search_top1] for e in history]
+            facts[name] = [[e.loss, e.search_value] for e in history]
         try:
             _trained(world, data, masks, folder / "cut", normalised=True, stop=9)  # in the second epoch
         except KeyboardInterrupt:
             facts["stopped"] = load_file(folder / "cut" / "finetune.safetensors")["student/1.num_batches_tracked"].item()
         steps = []
         student, history = _resumed(world, data, masks, folder / "cut", steps)
-        facts |= {"cut": [[e.loss, e.search_top1] for e in history], "steps": steps}
+        facts |= {"cut": [[e.loss, e.search_value] for e in history], "steps": steps}
         tensors |= {f"cut/{k}": v for k, v in student.state_dict().items()}
     save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(facts))
@@ -131,9 +143,20 @@ def _resumed(
     """Called again; `steps` gets those that were done."""
     net = _net(True)
     student, own = copy.deepcopy(net), {f"{name}.weight": mask for name, mask in masks.items()}
-    remask = dynamic(own, {}, net, training_inputs(data, PREP, 99, 5), HOW.epochs)
+    remask = dynamic(own, {}, net, training_inputs(image_data(data, PREP).train, 99, 5), HOW.epochs)
     note = lambda event: steps.append(event.step) if isinstance(event, Step) else None  # noqa: E731
-    done = finetune(student, net, data, PREP, HOW, folder=folder, masks=own, remask=remask, progress=note, world=world)
+    done = finetune(
+        student,
+        net,
+        image_data(data, PREP),
+        TASK,
+        HOW,
+        folder=folder,
+        masks=own,
+        remask=remask,
+        progress=note,
+        world=world,
+    )
     return student, done
 
 
@@ -152,7 +175,7 @@ def _drifted(world: World, data: DataSet, masks: dict[str, Tensor], folder: Path
         if isinstance(event, Step) and event.step == 2 and world.rank == 1:
             student[0].weight.data[0, 0, 0, 0] += 1e-6  # type: ignore[index, union-attr]
 
-    finetune(student, None, data, PREP, replace(HOW, epochs=1), folder=folder, progress=push, world=world)
+    finetune(student, None, image_data(data, PREP), TASK, replace(HOW, epochs=1), folder=folder, progress=push, world=world)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +217,7 @@ def test_two_processes_train_as_one_does(ranks: list[Result], tmp_path: Path) ->
     masks = {k.removeprefix("mask/"): v for k, v in tensors.items() if k.startswith("mask/")}
     student, history = _trained(ALONE, _data(), masks, tmp_path, normalised=False)
     assert [e.loss for e in history] == pytest.approx([loss for loss, _ in facts["plain"]], rel=1e-3)
-    assert [e.search_top1 for e in history] == pytest.approx([top1 for _, top1 in facts["plain"]], abs=1.1)
+    assert [e.search_value for e in history] == pytest.approx([top1 for _, top1 in facts["plain"]], abs=1.1)
     start = _net(False).state_dict()
     for name, value in student.state_dict().items():
         moved, off = (value - start[name]).abs().mean(), (value - tensors[f"plain/{name}"]).abs().mean()
@@ -233,8 +256,8 @@ def test_ranks_that_differ_are_named_on_all(ranks: list[Result]) -> None:
 
 def test_the_ranks_batches_are_one_processs_batch() -> None:
     data = _data()
-    whole = list(batches(data.train, PREP, HOW, 2))
-    parts = [list(batches(data.train, PREP, HOW, 2, Ranks(rank, 3))) for rank in range(3)]
+    whole = [(b.inputs, b.targets) for b in batches(image_data(data, PREP).train, HOW, 2)]
+    parts = [[(b.inputs, b.targets) for b in batches(image_data(data, PREP).train, HOW, 2, Ranks(rank, 3))] for rank in range(3)]
     for i, (images, labels) in enumerate(whole):
         assert torch.equal(images, torch.cat([part[i][0] for part in parts]))
         assert torch.equal(labels, torch.cat([part[i][1] for part in parts]))
@@ -285,8 +308,3 @@ def test_half_an_environment_is_refused(given: dict[str, str], monkeypatch: pyte
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="start with torchrun"), opened("cpu"):
         pass
-
-
-def test_a_part_of_a_split_reads_its_own_images() -> None:
-    split = Split(ArraySource(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10)), np.arange(9, -1, -1))
-    assert split.part(range(3, 5)).labels.tolist() == [6, 5]

@@ -21,9 +21,10 @@ from edge_compress.devices.tensorrt import trtexec
 from edge_compress.devices.tensorrt.device import TensorRtDevice
 from edge_compress.devices.transport.base import BusyError
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.profile import board_check, profiling
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.types import Kind, Precision
+from edge_compress.pipeline.types import Kind
 from jetsons import MODE, digest, onnx_file
 
 SETTINGS = TimingSettings(sessions=3, min_pairs=10, max_pairs=40, runtime="tensorrt")

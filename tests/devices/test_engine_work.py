@@ -12,8 +12,9 @@ from edge_compress.devices.board import Board
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.files import file_ref
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.run_folder import RunFolder
-from edge_compress.pipeline.types import Artifact, Precision
+from edge_compress.pipeline.types import Artifact
 from edge_compress.pipeline.verify import engine_steps as engine_work
 from edge_compress.pipeline.verify.engine_steps import EngineWork
 from jetsons import onnx_file

@@ -12,8 +12,8 @@ import torch
 import user_net
 from cli_runs import Finished, Workshop
 from edge_compress.pipeline.cli.main import main
+from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.finetune.digits import train_digits
-from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Preprocess
 from safetensors.torch import save_file

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import Finished, report_of
+from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.errors import VerifyError
 from edge_compress.pipeline.release import bundle
-from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.verify import golden
 
 pytest.importorskip("cyclonedx", reason="the bill of materials needs the extra [release]")
@@ -49,7 +49,7 @@ def test_a_run_keeps_test_images_with_the_artifacts_answers(uninterrupted: Path)
 def test_a_bundle_of_a_real_run_verifies_with_its_data(shipped: Path, here: Call) -> None:
     finished = here(["verify", str(shipped), "--data", "digits"])
     assert finished.code == 0, finished.err
-    assert "identical logits" in finished.out
+    assert "identical outputs" in finished.out
     assert "agrees with the recorded" in finished.out
 
 

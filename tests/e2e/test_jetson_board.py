@@ -88,12 +88,12 @@ def test_an_engine_is_built_judged_and_timed_on_its_board(
     (bundle,) = (tmp_path / "dist").glob("*.tar.gz")
     away = here(["verify", str(bundle)])
     assert away.code == 0, away.err
-    assert "16 golden images" in away.out
+    assert "16 golden samples" in away.out
     assert "an engine runs on such a board only" in away.out
     there = here(["verify", str(bundle), "--device", str(nano.file)])
     assert there.code == 0, there.err
-    assert "16 golden images in tensorrt" in there.out
-    assert "identical logits" in there.out
+    assert "16 golden samples in tensorrt" in there.out
+    assert "identical outputs" in there.out
     assert f"speedup {latency['speedup']['median']:.2f}" in there.out
     nano.tell(wrong=0.5)
     other = here(["verify", str(bundle), "--device", str(nano.file)])

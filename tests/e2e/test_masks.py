@@ -42,7 +42,7 @@ def test_masks_in_float_keep_the_accuracy_and_are_no_faster(workshop: Workshop, 
     assert "zeros are stored densely by this runtime" in reason
     low, _ = target["latency"]["speedup"]["ci95"]
     assert (low <= 1.0) == ("not real" in reason)
-    assert target["accuracy"]["drop_pp"] < 5
+    assert target["accuracy"]["drop"] < 5
     for name in ("report.md", "report.html"):
         text = (folder / name).read_text()
         assert "Density budget" in text
@@ -91,7 +91,7 @@ def test_dynamic_masks_move_with_the_training_and_keep_their_number(workshop: Wo
     ended = here(workshop.arguments(folder, **options))
     assert ended.code == 1, ended.err
     pruned = report_of(folder)["pruned"]
-    history = [epoch["search_top1"] for epoch in pruned["finetune"]]
+    history = [epoch["search_value"] for epoch in pruned["finetune"]]
     best = max(i for i, value in enumerate(history, 1) if value == max(history))
     masks, state = (load_file(folder / pruned[name]["path"]) for name in ("masks", "state"))
     moved = 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_runs import Workshop, report_of
 from edge_compress import targets
-from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.data.datasets import load_data
 
 lacking = targets.load("phone").missing()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")]
@@ -59,5 +59,5 @@ def test_its_bundle_verifies_in_litert(folder: Path, workshop: Workshop, tmp_pat
     (path,) = tmp_path.glob("*.tar.gz")
     finished = workshop.run(["verify", str(path), "--data", "digits"])
     assert finished.code == 0, finished.err
-    assert "golden images in litert" in finished.out
-    assert "identical logits" in finished.out
+    assert "golden samples in litert" in finished.out
+    assert "identical outputs" in finished.out

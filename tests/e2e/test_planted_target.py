@@ -16,7 +16,7 @@ MODULE = '''
 
 from dataclasses import replace
 
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
 from edge_compress.targets.base import Target
 from edge_compress.targets.x86 import TARGET as X86
 

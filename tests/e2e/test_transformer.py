@@ -11,8 +11,8 @@ import torch
 import user_net
 from cli_runs import USER_NET, Workshop, report_of
 from edge_compress.pipeline.codec import from_json
+from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.pattern.units import Units
-from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.types import Plan
 from edge_compress.targets.x86 import TARGET
 from effects import Run, in_runtime, in_torch, inputs_of, percent_right

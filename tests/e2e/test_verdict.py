@@ -169,6 +169,6 @@ def test_too_much_accuracy_lost_fails_the_run(
     monkeypatch.setattr(LocalDevice, "measure", _Fast.measure)
     options = {"pattern": "weight", "latency_budget": 0.06, "search": "uniform", "evaluations": 2}
     ended = here(workshop.arguments(tmp_path / "run", **options, finetune_epochs=0, max_accuracy_drop=0))
-    drop = report_of(tmp_path / "run")["targets"]["x86"]["accuracy"]["drop_pp"]
+    drop = report_of(tmp_path / "run")["targets"]["x86"]["accuracy"]["drop"]
     assert drop > 1
     assert reason_of(tmp_path / "run", ended) == f"accuracy: top-1 fell by {drop:.2f} points, at most 0 allowed"

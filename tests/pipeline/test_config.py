@@ -11,8 +11,7 @@ import pytest
 from edge_compress import targets
 from edge_compress.pipeline.config import Budget, Config, differences, load, to_toml
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.options import Accelerator, Augment, MaskMode, Reward, Score, SearchMethod
-from edge_compress.pipeline.types import Pattern, Precision
+from edge_compress.pipeline.options import Accelerator, Augment, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 COST = ModelCost(params=10, macs=100)
-EPOCH = Epoch(epoch=1, loss=0.1 + 0.2, search_top1=97.0, seconds=1.5)
+EPOCH = Epoch(epoch=1, loss=0.1 + 0.2, search_value=97.0, seconds=1.5)
 
 
 def test_json_that_is_no_object_is_a_type_error_that_names_the_type() -> None:

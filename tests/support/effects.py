@@ -23,14 +23,15 @@ import user_net
 from batchnorm_statistics import reestimate_on
 from cli_runs import BUDGET, EPOCHS, EVALUATIONS, report_of
 from edge_compress.pipeline.codec import from_json
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.preprocess import augmented
+from edge_compress.pipeline.data.splits import DataSet, Split
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct import reconstruction as compensate
-from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.preprocess import augmented
-from edge_compress.pipeline.task.splits import DataSet, Split
-from edge_compress.pipeline.types import Pattern, Plan, Preprocess
+from edge_compress.pipeline.types import Plan, Preprocess
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import fx, nn
@@ -185,7 +186,7 @@ def fine_tuning_learns(run: Run) -> None:
     assert min(moved) > 1e-3
     bare = prune(run.net, run.coupling, run.plan)
     assert _divergence(run.dense, run.pruned, run.data.test) < _divergence(run.dense, bare, run.data.test)
-    best = max(epoch["search_top1"] for epoch in history)
+    best = max(epoch["search_value"] for epoch in history)
     assert percent_right(in_torch(run.pruned, inputs_of(run.data.search)), run.data.search) == pytest.approx(
         best, abs=0.4
     )  # one image
@@ -227,7 +228,7 @@ def verification_reads_the_artifact(run: Run) -> None:
     assert accuracy["top1"] == percent_right(answers, test)
     assert accuracy["agreement"] == float((answers.argmax(1) == torch_answers.argmax(1)).mean())
     assert accuracy["samples"] == len(test)
-    assert accuracy["drop_pp"] == run.report["dense"]["top1"] - accuracy["top1"]
+    assert accuracy["drop"] == run.report["dense"]["top1"] - accuracy["top1"]
     assert run.report["dense"]["top1"] == percent_right(in_torch(run.dense, inputs), test)
     assert run.report["pruned"]["top1"] == percent_right(torch_answers, test)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.report.collect import report_of
 from edge_compress.pipeline.report.report import Header, Named, Report, Tool
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.types import (
     Accuracy,
     Artifact,
@@ -24,10 +26,8 @@ from edge_compress.pipeline.types import (
     Kind,
     Knob,
     ModelCost,
-    Pattern,
     Percentiles,
     Plan,
-    Precision,
     Preprocess,
     SearchResult,
     Solved,
@@ -38,6 +38,7 @@ from edge_compress.pipeline.types import (
     Timing,
     Verdict,
 )
+from edge_compress.pipeline.verify.gates import allowed
 from edge_compress.pipeline.verify.references import References
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -48,14 +49,14 @@ class RunResults:
     """All that a report is made of."""
 
     subject: Subject
-    dense_top1: float
-    dense_search_top1: float
+    dense_value: float
+    dense_search_value: float
     plan: Plan
     knobs: tuple[Knob, ...]
     search: SearchResult
     solved: Solved
     checkpoint: Checkpoint
-    pruned_top1: float
+    pruned_value: float
     targets: dict[str, TargetResult]
     command: str
     packages: dict[str, str]
@@ -78,16 +79,18 @@ def to_report(results: RunResults) -> Report:
         Named(subject.model, subject.model_sha256),
         subject.data,
         subject.preprocess,
+        subject.signature,
+        subject.metric,
         config.seed,
         results.command,
         results.started,
         results.finished,
     )
-    logits = FileRef("stages/test-split/logits.safetensors", "90" * 32, 400_100)
     return report_of(
         run,
         header,
-        References(results.dense_top1, results.pruned_top1, results.dense_search_top1, logits),
+        References(results.dense_value, results.pruned_value, results.dense_search_value),
+        allowed(config, subject.metric, results.dense_value),
         results.targets,
         plan=results.plan,
         knobs=results.knobs,
@@ -178,12 +181,19 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
     }
     shape = ModelCost(272_474, 40_813_184)
     info = DataInfo("npz:cifar10.npz", "12" * 32, CIFAR, (3, 32, 32), Splits(45_000, 5_000, 5_000))
-    subject = Subject("nets.py:resnet20", "34" * 32, info, Preprocess((0.5,) * 3, (0.25,) * 3, "crop-flip"), shape)
+    subject = Subject(
+        "nets.py:resnet20",
+        "34" * 32,
+        info,
+        Preprocess((0.5,) * 3, (0.25,) * 3, "crop-flip"),
+        shape,
+        image_signature((3, 32, 32), 10),
+    )
     epochs = tuple(Epoch(i + 1, 0.9 / (i + 1) + 0.2, 91.4 - 9 * math.exp(-i / 4), 31.5) for i in range(20))
     results = RunResults(
         subject=subject,
-        dense_top1=91.8,
-        dense_search_top1=91.66,
+        dense_value=91.8,
+        dense_search_value=91.66,
         plan=Plan(Pattern.CHANNEL, "hasa", kept, ("block:layer1.1.conv2",)),
         knobs=knobs,
         search=(search := fake_search(knobs, evaluations, kind)),
@@ -193,7 +203,7 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
         checkpoint=Checkpoint(
             FileRef("stages/finetune/student.safetensors", "56" * 32, 412_300), epochs, ModelCost(98_210, 15_310_000), 0.6396
         ),
-        pruned_top1=91.24,
+        pruned_value=91.24,
         targets={"x86": fake_target(kind)},
         command="edge-compress --target x86 --model nets.py:resnet20 --weights resnet20.pt --data npz:cifar10.npz",
         packages={"edge-compress": "0.1.0", "torch": "2.14.1", "onnxruntime": "1.32.0", "numpy": "2.3.5"},

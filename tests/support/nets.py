@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import CPU
 from sklearn.datasets import load_digits
 from torch import fx, nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from edge_compress.pipeline.signature import image_signature
 from torch import nn
 
 SHAPE = (3, 32, 32)
@@ -42,4 +43,4 @@ def converted(net: nn.Module, zeros: float = 0.8) -> bytes:
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
             with torch.no_grad():
                 layer.weight.mul_(torch.rand(layer.weight.shape) > zeros)
-    return convert(net.eval(), SHAPE, (0.5,) * 3, (0.5,) * 3)[0]
+    return convert(net.eval(), image_signature(SHAPE), (0.5,) * 3, (0.5,) * 3)[0]

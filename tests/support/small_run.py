@@ -11,11 +11,12 @@ import numpy as np
 from edge_compress import targets
 from edge_compress.pipeline import config
 from edge_compress.pipeline.codec import to_json
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.splits import network_inputs
 from edge_compress.pipeline.files import file_ref
 from edge_compress.pipeline.report.pages import write_report
 from edge_compress.pipeline.report.report import decode
-from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.splits import artifact_images, network_inputs
+from edge_compress.pipeline.task.samples import ImageSamples
 from edge_compress.pipeline.types import Accuracy, DataInfo, Kind, Preprocess, Subject, Verdict
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.gates import packed
@@ -35,11 +36,11 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
     (kept / "baseline.onnx").write_bytes(_network(weight, layers=3))
     (folder / "weights.safetensors").write_bytes(b"no network's")
     target, test = targets.load("x86"), data.test
-    picked = np.arange(golden.IMAGES) * 7
+    picked = np.arange(golden.SAMPLES) * 7
     with target.runner(kept / "model.onnx") as predict:
         at = golden.where(target)
-        logits = predict(artifact_images(target, test.read(picked), PREP))
-        answers = golden.Golden(test.read(picked), test.labels[picked], logits, PREP.mean, PREP.std, at)
+        batch = ImageSamples(test, PREP).batch(picked)
+        answers = golden.of_batch(batch, golden.as_tuple(predict(batch.artifact_inputs(target))), PREP, at)
         right = predict(network_inputs(test.read(np.arange(len(test))), PREP)).argmax(axis=1) == test.labels
     (kept / "golden.safetensors").write_bytes(golden.to_bytes(answers))
     top1 = 100 * float(right.mean())
@@ -52,13 +53,13 @@ def small_run(folder: Path, *, passed: bool = True, **changes: Any) -> Path:
         artifact=dataclasses.replace(
             base.artifact, file=refs["model.onnx"], baseline=refs["baseline.onnx"], input_shape=(1, 1, 8, 8)
         ),
-        accuracy=Accuracy(top1, 0.2, 0.99, len(test), Kind.MEASURED, top1 + 0.2, (-0.5, 0.9), packed(right)),
+        accuracy=Accuracy(top1, 0.2, 0.99, len(test), Kind.MEASURED, top1 + 0.2, (-0.5, 0.9), correct=packed(right)),
         latency=timing,
         golden=refs["golden.safetensors"],
         verdict=Verdict(passed, () if passed else ("accuracy: top-1 fell by 2.00 points, at most 1 allowed",)),
     )
     made = fake_results(evaluations=5)
-    subject = Subject("net.py:linear", "34" * 32, _info(data.info), PREP, made.subject.cost)
+    subject = Subject("net.py:linear", "34" * 32, _info(data.info), PREP, made.subject.cost, made.subject.signature)
     state = file_ref(folder / "weights.safetensors", folder)
     changes = {"targets": {"x86": result}, **changes}
     made = dataclasses.replace(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
@@ -68,7 +69,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny):
-    return export_float(tiny, SHAPE)
+    return export_float(tiny, image_signature(SHAPE))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ import pytest
 import torch
 from edge_compress import targets
 from edge_compress.pipeline.codec import from_json, to_json
-from edge_compress.pipeline.types import Artifact, Pattern, Precision
+from edge_compress.pipeline.options import Pattern, Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import Artifact
 from edge_compress.targets.base import BuildRequest, Interface, Limits, Structure
 
 SHAPE = (3, 12, 12)
@@ -26,18 +28,18 @@ def ready(target):
     return target
 
 
-def taken(target, images):
-    """What artifacts of a target take, of network inputs; none is told how to normalise pixels here."""
+def pixels(target, images):
+    """What candidates take, of network inputs: artifacts that are told no mean take these as they are."""
     return images.transpose(0, 2, 3, 1) if target.takes_pixels else images
 
 
 def build(target, net, images, folder, precision):
-    given = taken(target, images[:8])
+    given = images[:8]
     return target.build(
         BuildRequest(
             module=net,
-            baseline=target.baseline(net, Interface(SHAPE, tuple("abcde"))),
-            image_shape=SHAPE,
+            baseline=target.baseline(net, Interface(image_signature(SHAPE), tuple("abcde"))),
+            signature=image_signature(SHAPE),
             classes=tuple("abcde"),
             precision=precision,
             calibration=[given],
@@ -77,21 +79,21 @@ def test_an_artifact_is_what_its_record_says_and_runs(ready, tiny, images, tmp_p
         expected = tiny(torch.from_numpy(images)).numpy()
     for ref, close in ((artifact.file, 0.95), (artifact.baseline, 0.9999)):
         with ready.runner(tmp_path / ref.path) as run:
-            logits = run(taken(ready, images))
+            logits = run(images)
         assert logits.shape == expected.shape
         assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > close
 
 
 def test_a_smaller_structure_gives_a_smaller_candidate_that_runs(ready, tiny, images, tmp_path):
-    prober = ready.prober(tiny, SHAPE, ready.limits.precisions[0])
+    prober = ready.prober(tiny, image_signature(SHAPE), ready.limits.precisions[0])
     whole, small = Structure({}), Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}, ("c.conv2",))
     assert len(prober.candidate(small)) < len(prober.candidate(whole))
     assert 0 < prober.macs(small) < prober.macs(whole)
-    for name, data in (
-        ("candidate", prober.candidate(small)),
-        ("baseline", ready.baseline(tiny, Interface(SHAPE, tuple("abcde")))),
+    for name, data, given in (
+        ("candidate", prober.candidate(small), pixels(ready, images[:1])),
+        ("baseline", ready.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"))), images[:1]),
     ):
         path = tmp_path / name
         path.write_bytes(data)
         with ready.runner(path) as run:
-            assert run(taken(ready, images[:1])).shape == (1, 5)
+            assert run(given).shape == (1, 5)

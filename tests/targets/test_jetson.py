@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.types import SPARSITY_KEY, Kind, Pattern, Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import SPARSITY_KEY, Kind
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Interface, Structure
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check
@@ -39,8 +41,8 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None, **more):
 
     return BuildRequest(
         module=tiny,
-        baseline=jetson.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"))),
-        image_shape=SHAPE,
+        baseline=jetson.TARGET.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"))),
+        signature=image_signature(SHAPE),
         classes=tuple("abcde"),
         precision=precision,
         calibration=[images[:5], images[5:8]],
@@ -200,7 +202,7 @@ def test_what_the_runner_answers_is_never_called_measured():
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP16])
 def test_candidates_are_files_tensorrt_takes(tiny, precision):
-    prober = jetson.TARGET.prober(tiny, SHAPE, precision)
+    prober = jetson.TARGET.prober(tiny, image_signature(SHAPE), precision)
     small = Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}, ("c.conv2",))
     model = onnx.load_model_from_string(prober.candidate(small))
     assert lint(model) == ()
@@ -212,7 +214,7 @@ def test_candidates_are_files_tensorrt_takes(tiny, precision):
 
 
 def test_an_estimate_is_a_share_that_falls_with_what_is_removed(tiny):
-    prober = jetson.TARGET.prober(tiny, SHAPE, Precision.INT8)
+    prober = jetson.TARGET.prober(tiny, image_signature(SHAPE), Precision.INT8)
     assert isinstance(prober, Estimator)
     assert prober.estimate(Structure({})) == 1.0
     narrower = prober.estimate(Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}))

@@ -7,7 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest, Interface
 
@@ -43,10 +44,19 @@ def test_int8_and_float_files_give_the_same_answers_in_tflite_runtime(tiny, tmp_
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     pixels = np.random.default_rng(3).integers(0, 256, (16, *SHAPE)).astype(np.float32)
     images = pixels.transpose(0, 2, 3, 1)
-    baseline = phone.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"), mean, std))
+    baseline = phone.TARGET.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"), mean, std))
     artifact = phone.TARGET.build(
         BuildRequest(
-            tiny, baseline, SHAPE, tuple("abcde"), Precision.INT8, [images], lambda predict: 100.0, tmp_path, mean=mean, std=std
+            tiny,
+            baseline,
+            image_signature(SHAPE),
+            tuple("abcde"),
+            Precision.INT8,
+            [images],
+            lambda predict: 100.0,
+            tmp_path,
+            mean=mean,
+            std=std,
         )
     )
     np.save(tmp_path / "pixels.npy", images)

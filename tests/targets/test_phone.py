@@ -17,8 +17,10 @@ from edge_compress.pipeline.errors import BuildError, UnavailableError
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.types import Pattern, Plan, Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.tflite import (
@@ -70,7 +72,7 @@ def prober(net):
     patch = pytest.MonkeyPatch()
     patch.setattr(tflite_prober, "distinct", lambda module: module)
     with patch.context():
-        made = phone.TARGET.prober(net, SHAPE, Precision.INT8)
+        made = phone.TARGET.prober(net, image_signature(SHAPE), Precision.INT8)
     patch.undo()
     return made
 
@@ -86,8 +88,8 @@ def built(tiny, inputs, images, tmp_path_factory):
 
     request = BuildRequest(
         module=tiny,
-        baseline=phone.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"), MEAN, STD)),
-        image_shape=SHAPE,
+        baseline=phone.TARGET.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"), MEAN, STD)),
+        signature=image_signature(SHAPE),
         classes=tuple("abcde"),
         precision=Precision.INT8,
         calibration=[images[:12]],
@@ -119,7 +121,7 @@ def test_missing_packages_and_machines_without_a_converter_are_named(monkeypatch
     monkeypatch.setattr(phone, "find_spec", lambda name: None if name == "ai_edge_quantizer" else object())
     assert phone.TARGET.missing() == "packages are missing (ai-edge-quantizer): pip install 'edge-compress[phone]'"
     with pytest.raises(UnavailableError, match="ai-edge-quantizer"):
-        phone.TARGET.prober(nn.Identity(), SHAPE, Precision.INT8)
+        phone.TARGET.prober(nn.Identity(), image_signature(SHAPE), Precision.INT8)
     monkeypatch.setattr(phone, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="ai-edge-litert is not installed"), phone.TARGET.runner(tmp_path / "x.tflite"):
         pass
@@ -165,7 +167,7 @@ def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
     kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
     plan = Plan(Pattern.CHANNEL, "", kept, ("block:c.conv2",))
     structure = structure_of(net, coupling, plan)
-    converted, _ = convert(prune(net, coupling, plan), SHAPE, (0.5,) * 3, (0.5,) * 3)
+    converted, _ = convert(prune(net, coupling, plan), image_signature(SHAPE), (0.5,) * 3, (0.5,) * 3)
     assert shapes(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure)) == shapes(
         tflite_file.read(converted)
     )
@@ -346,7 +348,7 @@ def test_dynamic_files_keep_float_activations_and_int8_weights(built, inputs, im
     with phone.TARGET.runner(folder / "dynamic" / "model.tflite") as run:
         assert np.corrcoef(run(images).ravel(), expected.ravel())[0, 1] > 0.99
     small = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
-    made = tflite_prober.TfliteProber(net, SHAPE, Precision.DYNAMIC)
+    made = tflite_prober.TfliteProber(net, image_signature(SHAPE), Precision.DYNAMIC, pixels=True)
     assert predictor(made.candidate(small))(images[:1]).shape == (1, 5)
     assert len(made.candidate(small)) < len(made.candidate(Structure({}))) < len(made.network)
 
@@ -369,4 +371,4 @@ class Holder(nn.Module):
 @converts
 def test_an_operator_that_does_not_convert_is_named_with_its_module(monkeypatch):
     with pytest.raises(BuildError, match=r"aten\.kthvalue\S* in .*stage\.1.*replace this operation"):
-        phone.TARGET.prober(canonical(Holder(), SHAPE), SHAPE, Precision.INT8)
+        phone.TARGET.prober(canonical(Holder(), SHAPE), image_signature(SHAPE), Precision.INT8)

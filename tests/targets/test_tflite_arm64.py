@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
 from edge_compress.targets.tflite.metadata import OWN, Record, entry
@@ -111,7 +112,16 @@ def test_answers_on_arm_are_those_of_this_machine(arm, tiny, tmp_path: Path, pre
     inputs = ((pixels / 255 - centre) / spread).astype(np.float32)
     images = pixels.transpose(0, 2, 3, 1)
     request = BuildRequest(
-        tiny, b"", SHAPE, tuple("abcde"), precision, [images], lambda predict: 100.0, tmp_path, mean=MEAN, std=STD
+        tiny,
+        b"",
+        image_signature(SHAPE),
+        tuple("abcde"),
+        precision,
+        [images],
+        lambda predict: 100.0,
+        tmp_path,
+        mean=MEAN,
+        std=STD,
     )
     path = tmp_path / phone.TARGET.build(request).file.path
     found, expected = arm(path, images), here(path, images)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError, UnavailableError
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.onnx import run as onnx_run
@@ -31,8 +32,8 @@ def request(tiny, images, folder, precision=Precision.INT8, score=None):
 
     return BuildRequest(
         module=tiny,
-        baseline=x86.TARGET.baseline(tiny, Interface(SHAPE, tuple("abcde"))),
-        image_shape=SHAPE,
+        baseline=x86.TARGET.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"))),
+        signature=image_signature(SHAPE),
         classes=tuple("abcde"),
         precision=precision,
         calibration=[images[:5], images[5:8]],
@@ -123,7 +124,7 @@ def test_weights_are_rounded_together_before_a_layer_goes_back_to_float(tiny, ti
 
 @pytest.mark.parametrize("bits", [8, 7])
 def test_what_was_rounded_for_the_quantizer_it_takes_as_it_is(tiny, images, bits):
-    network = export_float(round_weights(tiny, [images], STEPS[bits]), SHAPE)
+    network = export_float(round_weights(tiny, [images], STEPS[bits]), image_signature(SHAPE))
     quantized = quantize(network, ranges(collect(network, [images]), "min-max"), Recipe("min-max", bits))
     before, after = ({i.name: numpy_helper.to_array(i) for i in model.graph.initializer} for model in (network, quantized))
     seen = 0
@@ -150,7 +151,7 @@ def test_the_runner_takes_any_number_of_inputs_and_names_a_file_it_cannot_load(t
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])
 def test_candidates_are_cut_in_the_artifacts_precision(tiny, precision):
-    prober = x86.TARGET.prober(tiny, SHAPE, precision)
+    prober = x86.TARGET.prober(tiny, image_signature(SHAPE), precision)
     narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
     small, whole, baseline = prober.candidate(narrow), prober.candidate(Structure({})), prober.network.model.SerializeToString()
     assert len(small) < len(whole)

@@ -12,6 +12,7 @@ from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
+from edge_compress.pipeline.signature import image_signature
 
 QUICK = TimingSettings(runtime="litert", sessions=1, min_pairs=5, max_pairs=10, max_seconds=5.0, warmup_seconds=0.1)
 # A package that computes y = 2 x, as far as the agent can tell.
@@ -124,10 +125,10 @@ def test_a_real_file_gives_what_this_machines_interpreter_gives(tmp_path):
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 5))
-    data, _ = convert(net.eval(), (3, 8, 8), (), ())
+    data, _ = convert(net.eval(), image_signature((3, 8, 8)), (), ())
     path = tmp_path / "m.tflite"
     path.write_bytes(data)
-    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with LocalDevice().connect() as agent:
         loaded = agent.load(path, "litert", 1)
         assert loaded.package == "ai_edge_litert"

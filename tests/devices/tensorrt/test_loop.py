@@ -10,7 +10,7 @@ import pytest
 from edge_compress.devices.tensorrt import loop as tensorrt_loop
 from edge_compress.devices.tensorrt import trtexec
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
 from onnx import TensorProto, helper, numpy_helper
 
 ABSENT = find_spec("tensorrt_rtx_bindings") is None

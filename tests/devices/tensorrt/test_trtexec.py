@@ -10,7 +10,7 @@ import trtexec_standin as standin
 from edge_compress.devices.tensorrt import trtexec
 from edge_compress.devices.tensorrt.trtexec import Version
 from edge_compress.pipeline.errors import BuildError, DeviceError
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
 
 OLD, NEW = Version(10, 3, 0), Version(11, 1, 0)
 # Orin NX, AGX Orin and others, as published; see the module's docstring

@@ -99,7 +99,7 @@ def test_an_accuracy_that_was_never_reached_does_not_agree(run: Path, verify: Ca
     code, out, err = verify(run, "--data", "digits")
     assert code == 1
     assert "does not agree with the recorded 99.90 % (the record contradicts itself" in err
-    assert "golden images" in out  # what held is said all the same
+    assert "golden samples" in out  # what held is said all the same
 
 
 def test_with_the_same_runtime_and_processor_the_same_images_are_correct(run: Path, verify: Callable[..., Ended]) -> None:
@@ -156,7 +156,7 @@ def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch
     monkeypatch.setattr(recheck.targets, "load", lambda name: Broken())
     with open_record(made) as record:
         figures, _, holds = recheck.accuracy(record, "x86", "digits")
-    assert (figures.top1, holds) == (0.0, False)
+    assert (figures.value, holds) == (0.0, False)
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_a_run_of_an_earlier_version_is_verified_without_golden_images(run: Path
     change(run, golden=None)
     code, out, _ = verify(run)
     assert code == 0
-    assert "x86: no golden images" in out
+    assert "x86: no golden samples" in out
 
 
 def test_one_artifact_alone_is_asked_its_golden_images(made: Path, verify: Callable[..., Ended]) -> None:
-    assert "golden images" in verify(made / "artifacts/x86/model.onnx")[1]
+    assert "golden samples" in verify(made / "artifacts/x86/model.onnx")[1]
     code, out, _ = verify(made / "artifacts/x86/baseline.onnx")
     assert (code, "golden" in out) == (0, False)
 
@@ -219,7 +219,7 @@ def test_against_a_stored_report_the_output_is_markdown_and_worse_is_1(
     code, out, err = verify(run, "--against", old)
     assert (code, err) == (0, "")
     assert out.startswith("## edge-compress: run no worse than before\n\n| target |")
-    assert "- x86: 16 golden images" in out
+    assert "- x86: 16 golden samples" in out
     change(run, latency__speedup={"median": 1.1, "ci95": [1.05, 1.2]})
     code, out, err = verify(run, "--against", old)
     assert code == 1

@@ -13,14 +13,16 @@ import torch
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.pipeline.build.dense_baseline import AS_GIVEN, CONVOLUTIONS, dense_baseline
-from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import load as load_config
 from edge_compress.pipeline.evaluate import evaluation_context
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import CPU
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.run_context import RunContext
 from edge_compress.pipeline.run_folder import RunFolder
-from edge_compress.pipeline.types import Pattern, Preprocess, Speedup
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import Preprocess, Speedup
 from torch import nn
 from torch.nn import functional as F
 
@@ -70,7 +72,7 @@ def target(request: pytest.FixtureRequest) -> Any:
 
 def run_of(folder: RunFolder, config: Any, module: nn.Module) -> RunContext:
     info = SimpleNamespace(image_shape=SHAPE, classes=tuple("abcde"))
-    subject = SimpleNamespace(data=info, preprocess=Preprocess((0.5,) * 3, (0.5,) * 3, "none"))
+    subject = SimpleNamespace(data=info, signature=image_signature(SHAPE), preprocess=Preprocess((0.5,) * 3, (0.5,) * 3, "none"))
     loaded: Any = SimpleNamespace(module=module, subject=subject)
     device: Any = None
     return RunContext(config, Progress(), folder, loaded, CPU, Pattern.CHANNEL, device, {})
@@ -149,14 +151,14 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
     module = Padded().eval()
     net, target = canonical(module, SHAPE), targets.load("x86")
     monkeypatch.setattr(evaluation_context, "scoring_inputs", lambda *_: torch.zeros(2, *SHAPE))
-    monkeypatch.setattr(evaluation_context, "reward_images", lambda *_: None)
+    monkeypatch.setattr(evaluation_context, "reward_samples", lambda *_: None)
     stopwatch: Any = Stopwatch(0.8)
     with RunFolder(config, lambda _: None) as folder:
         run = run_of(folder, config, module)
         found = dense_baseline(run, "subject", target, net, stopwatch)
         data = (folder.path / found.file.path).read_bytes()
     loaded: Any = run.loaded
-    loaded.data = SimpleNamespace(info=loaded.subject.data)
+    loaded.data = SimpleNamespace(train=None)
     loaded.subject.cost, loaded.subject.model_sha256 = SimpleNamespace(macs=1), "0"
     caches = []
     for form in (found.form.form, CONVOLUTIONS):
@@ -167,7 +169,7 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
             target,
             target.limits.precisions[-1],
             tmp_path / "memo",
-            probed=lambda target, precision: target.prober(net, SHAPE, precision),
+            probed=lambda target, precision: target.prober(net, image_signature(SHAPE), precision),
             baseline=data,
             form=form,
             device=stopwatch,

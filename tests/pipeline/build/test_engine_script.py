@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.build import engine_script as engine_files
-from edge_compress.pipeline.types import Artifact, FileRef, Precision
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.types import Artifact, FileRef
 from edge_compress.targets.base import BuildRequest
 
 STANDIN = Path(__file__).parents[2] / "support" / "trtexec_standin.py"

@@ -20,9 +20,10 @@ from edge_compress.pipeline.cli import main as module
 from edge_compress.pipeline.cli.main import cli, main
 from edge_compress.pipeline.config import Budget, Config, to_toml
 from edge_compress.pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.report import pages
 from edge_compress.pipeline.report.report import encode
-from edge_compress.pipeline.types import Kind, Pattern, Percentiles, Precision, Speedup, Timing
+from edge_compress.pipeline.types import Kind, Percentiles, Speedup, Timing
 from fake_run import fake_results, fake_target, fake_timing, to_report
 
 TIMING = fake_timing(speedup=Speedup(2.13, (2.01, 2.2)))

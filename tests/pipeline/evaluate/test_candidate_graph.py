@@ -15,7 +15,8 @@ from edge_compress.pipeline.evaluate.candidate_graph import CandidateGraph
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.types import Pattern, Plan
+from edge_compress.pipeline.options import Pattern
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets.base import Structure
 from edge_compress.targets.onnx.int8 import quantize
 from edge_compress.targets.onnx.run import predictor

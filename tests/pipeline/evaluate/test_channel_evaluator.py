@@ -15,7 +15,7 @@ from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
-from edge_compress.pipeline.evaluate.reward_images import RewardImages
+from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.evaluate.table_evaluator import table_error
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.knobs import SHARES, knobs_for, plan_for
@@ -23,8 +23,12 @@ from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.graph.units import Group
 from edge_compress.pipeline.network.cost import cost_of
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct.least_squares import stitched_weight
-from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Pattern, Plan, Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.task.classification import Classification
+from edge_compress.pipeline.task.samples import Batch
+from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Plan
 from edge_compress.targets.base import Limits, Structure
 from edge_compress.targets.onnx.prober import OnnxProber
 from hypothesis import given, settings
@@ -147,9 +151,9 @@ Make = Callable[..., tuple[StitchedEvaluator, Meter]]
 
 
 @pytest.fixture(scope="module")
-def images() -> RewardImages:
+def images() -> RewardSamples:
     labels = torch.randint(0, nets.CLASSES, (40,), generator=torch.Generator().manual_seed(0))
-    return RewardImages(nets.images(40, 7), labels, nets.images(32, 8))
+    return RewardSamples(Batch(nets.images(40, 7), labels), nets.images(32, 8), Classification(), nets.subject(NAME)[0])
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +165,8 @@ def grams() -> dict[str, torch.Tensor]:
 def exported() -> StitchedEvaluator:
     """Holds the graph that all evaluators of this file share: exporting takes a second."""
     net, coupling = nets.subject(NAME)
-    empty = RewardImages(nets.images(1), torch.zeros(1), nets.images(1))
-    bench = Bench(empty.inputs, {}, empty, Prober(), Meter(), None, Path("none"))
+    empty = RewardSamples(Batch(nets.images(1), torch.zeros(1)), nets.images(1), Classification(), net)
+    bench = Bench(empty.batch.inputs, {}, empty, Prober(), Meter(), None, Path("none"))
     return StitchedEvaluator(net, coupling, (), {}, bench)
 
 
@@ -175,7 +179,7 @@ def make(exported, images, grams, tmp_path, monkeypatch) -> Make:
     def build(memo: str = "memo.jsonl", cache: str = "cache", prober: object = None) -> tuple[StitchedEvaluator, Meter]:
         meter = Meter()
         stored = LatencyCache({"device": "test"}, tmp_path / cache)
-        bench = Bench(images.inputs, grams, images, prober or Prober(), meter, stored, tmp_path / memo)
+        bench = Bench(images.batch.inputs, grams, images, prober or Prober(), meter, stored, tmp_path / memo)
         return StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench), meter
 
     return build
@@ -237,11 +241,11 @@ def test_a_candidate_is_judged_by_its_own_answers(make, images):
         plan = plan_for(evaluator.knobs, levels, evaluator.order, "")
         small = evaluator.network(plan)
         with torch.no_grad():
-            outputs = small(images.inputs)
+            outputs = small(images.batch.inputs)
         found = evaluator.evaluate(levels)
         assert found.levels == levels
-        assert found.accuracy == pytest.approx(float((outputs.argmax(1) == images.labels).float().mean()))
-        assert found.loss == pytest.approx(float(F.cross_entropy(outputs, images.labels)), rel=1e-4)
+        assert found.accuracy == pytest.approx(float((outputs.argmax(1) == images.batch.targets).float().mean()))
+        assert found.loss == pytest.approx(float(F.cross_entropy(outputs, images.batch.targets)), rel=1e-4)
         structure = structure_of(net, coupling, plan)
         assert found.latency_ratio == Meter().ratio(Prober().candidate(structure)).value
         assert found.latency_kind is Kind.MEASURED
@@ -254,11 +258,11 @@ def test_a_candidate_is_judged_by_its_own_answers(make, images):
 def test_the_real_prober_counts_what_torch_counts():
     for name in ("Mobile", "Concatenated", "Grouped"):
         net, coupling = nets.subject(name)
-        prober = OnnxProber(net, nets.SHAPE, Precision.FP32)
+        prober = OnnxProber(net, image_signature(nets.SHAPE), Precision.FP32)
         knobs = knobs_for(coupling, limits(1))
         plan = plan_for(knobs, tuple(len(k.kept) - 1 for k in knobs), order_of(coupling), "")
         small = prune(net, coupling, plan)
-        assert prober.macs(structure_of(net, coupling, plan)) == cost_of(small, nets.SHAPE).macs
+        assert prober.macs(structure_of(net, coupling, plan)) == cost_of(small, torch.zeros(1, *nets.SHAPE)).macs
 
 
 def test_stitched_weights_are_those_of_the_kept_inputs_and_statistics_are_taken_again(make, images, grams):
@@ -361,7 +365,9 @@ def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_
     knobs = knobs_for(coupling, limits(2))
 
     def table(meter: Meter, name: str) -> dict[tuple[int, int], float]:
-        bench = Bench(images.inputs, grams, images, Prober(), meter, LatencyCache({"device": name}, tmp_path), tmp_path / name)
+        bench = Bench(
+            images.batch.inputs, grams, images, Prober(), meter, LatencyCache({"device": name}, tmp_path), tmp_path / name
+        )
         evaluator = StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench)
         evaluator.fill_table()
         entries = [(i, level) for i, k in enumerate(knobs) for level in range(1, len(k.kept))]

@@ -9,7 +9,8 @@ from edge_compress import targets
 from edge_compress.pipeline.evaluate.file_size import FileSize
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import structure_of
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.base import Limits, Structure
 
 NAME = "OptionA"
@@ -39,7 +40,7 @@ def test_sizes_of_files_that_were_not_fitted_to_are_right_to_a_few_percent(name)
         pytest.skip(f"{name}: {target.missing()}")
     net, fitted, others = structures()
     for precision in target.limits.precisions[:2]:
-        prober = target.prober(net, nets.SHAPE, precision)
+        prober = target.prober(net, image_signature(nets.SHAPE), precision)
         written = [len(prober.candidate(s)) for s in others]
         size = FileSize(net, lambda s: len(prober.candidate(s)), fitted)  # noqa: B023 - used within the turn
         errors = [abs(size(s) / n - 1) for s, n in zip(others, written, strict=True)]

@@ -17,17 +17,18 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
-from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
-from edge_compress.pipeline.evaluate.reward_images import RewardImages
+from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.finetune.state import TrainingState
 from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.network.compute import CPU
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.pattern.choice import pattern_for
 from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
@@ -38,20 +39,11 @@ from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
-from edge_compress.pipeline.types import (
-    Accuracy,
-    Candidate,
-    Kind,
-    Knob,
-    Pattern,
-    Percentiles,
-    Plan,
-    Precision,
-    Sensitivity,
-    Speedup,
-    Timing,
-)
-from edge_compress.pipeline.verify.gates import judge
+from edge_compress.pipeline.signature import TOP1, image_signature
+from edge_compress.pipeline.task.classification import Classification
+from edge_compress.pipeline.task.samples import Batch
+from edge_compress.pipeline.types import Accuracy, Candidate, Kind, Knob, Percentiles, Plan, Sensitivity, Speedup, Timing
+from edge_compress.pipeline.verify.gates import Allowed, judge
 from edge_compress.targets.base import BuildRequest, Interface, Limits, Structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,9 +72,9 @@ def grams() -> dict[str, Tensor]:
     return nets.hessians(network(), nets.digits()[0][:300])
 
 
-def images() -> RewardImages:
+def images() -> RewardSamples:
     inputs, labels = nets.digits()
-    return RewardImages(inputs[1200:1500], labels[1200:1500], inputs[:200])
+    return RewardSamples(Batch(inputs[1200:1500], labels[1200:1500]), inputs[:200], Classification(), network())
 
 
 class Device:
@@ -115,7 +107,7 @@ def evaluator(
     net, device = network(), device or Device()
     cache = LatencyCache({"a": "b"}, folder / "cache")
     given = images()
-    bench = Bench(given.inputs, grams(), given, device, cast(Any, device), cache, folder / "memo.jsonl")
+    bench = Bench(given.batch.inputs, grams(), given, device, cast(Any, device), cache, folder / "memo.jsonl")
     return MaskEvaluator(net, pattern, mask_knobs(net, pattern), scores(score), bench)
 
 
@@ -216,7 +208,7 @@ def test_a_candidate_answers_as_the_masked_and_solved_network_does(
             weight.copy_(solve_masked(weight.flatten(1), grams()[name], mask.flatten(1)).view_as(weight))
         given = images()
         given.restore(expected, given.dense_moments(network()), {})
-        outputs, labels = expected.eval()(images().inputs), images().labels
+        outputs, labels = expected.eval()(given.batch.inputs), given.batch.targets
     assert candidate.accuracy == pytest.approx(float((outputs.argmax(1) == labels).float().mean()), abs=0.005)
     assert candidate.loss == pytest.approx(float(F.cross_entropy(outputs, labels)), abs=1e-3)
     assert candidate.density == density(made.knobs, levels) == made.latency_estimate(levels) == candidate.spent
@@ -420,7 +412,7 @@ def test_layer_after_layer_repairs_more_than_every_layer_on_its_own(tmp_path: Pa
     stitched = ready(tmp_path).evaluate(at_level(way.knobs, 3))
     net = way.solved(plan, nets.digits()[0][:400])
     with torch.no_grad():
-        loss = float(F.cross_entropy(net(images().inputs), images().labels))
+        loss = float(F.cross_entropy(net(images().batch.inputs), images().batch.targets))
     assert loss < 0.8 * stitched.loss
 
 
@@ -448,8 +440,8 @@ def test_zeros_reach_the_artifact_as_zeros(precision: Precision, run_folder: Run
     student = way.solved(plan, nets.digits()[0][:200])
     batch = nets.digits()[0][:16].numpy()
     classes, target = tuple("0123456789"), targets.load("x86")
-    baseline = target.baseline(dense(), Interface(SHAPE, classes))
-    request = BuildRequest(student, baseline, SHAPE, classes, precision, [batch], lambda predict: 1.0, tmp_path)
+    baseline = target.baseline(dense(), Interface(image_signature(SHAPE), classes))
+    request = BuildRequest(student, baseline, image_signature(SHAPE), classes, precision, [batch], lambda predict: 1.0, tmp_path)
     artifact = target.build(request)
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / artifact.file.path).graph.initializer}
     suffix = "weight" if precision is Precision.FP32 else "weight_quantized"
@@ -467,15 +459,15 @@ def test_a_missing_speedup_of_a_mask_is_explained() -> None:
     times = Percentiles(1.0, 1.1, 1.2)
     timing = Timing("local", Kind.MEASURED, times, times, Speedup(1.0, (0.99, 1.01)), 0.01, 5, 150, 1)
     accuracy = Accuracy(97.0, 0.1, 1.0, 100, Kind.MEASURED)
-    config = Config(("x86",), max_accuracy_drop=1.0, min_speedup=1.0)
-    (reason,) = judge(config, accuracy, timing, size_bytes=1, masked=True).reasons
+    limits = Allowed(TOP1, 1.0, 1.0)
+    (reason,) = judge(limits, accuracy, timing, size_bytes=1, masked=True).reasons
     assert reason == (
         "speedup: not real, its 95 % interval [0.99, 1.01] reaches 1.0; "
         "zeros are stored densely by this runtime and buy no latency"
     )
-    assert judge(config, accuracy, timing, size_bytes=1).reasons == (reason.partition(";")[0],)
+    assert judge(limits, accuracy, timing, size_bytes=1).reasons == (reason.partition(";")[0],)
     faster = replace(timing, speedup=Speedup(1.5, (1.4, 1.6)))
-    assert judge(config, accuracy, faster, size_bytes=1, masked=True).passed
+    assert judge(limits, accuracy, faster, size_bytes=1, masked=True).passed
 
 
 def test_the_trade_off_of_masks_is_drawn_over_the_connections_that_stay() -> None:

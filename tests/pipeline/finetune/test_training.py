@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.finetune import training as module_under_test
 from edge_compress.pipeline.finetune.training import (
@@ -21,15 +24,14 @@ from edge_compress.pipeline.finetune.training import (
     Step,
     ahead,
     batches,
-    distillation_loss,
     finetune,
     learning_rate,
     learning_rate_for,
 )
 from edge_compress.pipeline.network.memory_layout import fastest_layout
-from edge_compress.pipeline.task.datasets import load_data
+from edge_compress.pipeline.task.classification import Classification, distillation_loss
 from edge_compress.pipeline.task.inference import logits, top1
-from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
+from edge_compress.pipeline.task.samples import ImageSamples, image_data
 from edge_compress.pipeline.types import Epoch, Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 PREP = Preprocess((0.305,), (0.376,), "shift")
-FEW = FinetuneSettings(epochs=3, seed=4, learning_rate=5e-3, batch=64, weight_decay=0.01, search_images=100)
+FEW = FinetuneSettings(epochs=3, seed=4, learning_rate=5e-3, batch=64, weight_decay=0.01, search_samples=100)
 CONV = "3.weight"  # the second convolution's
 
 
@@ -64,7 +66,9 @@ def few(data: DataSet) -> DataSet:
 @pytest.fixture(scope="module")
 def teacher(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     net = _net()
-    finetune(net, None, data, PREP, replace(FEW, epochs=8), folder=tmp_path_factory.mktemp("teacher"))
+    finetune(
+        net, None, image_data(data, PREP), Classification(), replace(FEW, epochs=8), folder=tmp_path_factory.mktemp("teacher")
+    )
     return net
 
 
@@ -103,7 +107,7 @@ def test_a_pruned_network_learns_its_task_again(teacher: nn.Module, data: DataSe
     masks = {CONV: _largest(student.get_parameter(CONV), 0.1)}
     student.get_parameter(CONV).data.mul_(masks[CONV])
     one_shot = _accuracy(student, data)
-    history = finetune(student, teacher, data, PREP, FEW, folder=tmp_path, masks=masks)
+    history = finetune(student, teacher, image_data(data, PREP), Classification(), FEW, folder=tmp_path, masks=masks)
     assert one_shot < 75
     assert _accuracy(student, data) > max(85, one_shot + 15)
     assert [e.epoch for e in history] == [1, 2, 3]
@@ -123,8 +127,8 @@ def test_the_teacher_alone_teaches_where_labels_say_nothing(teacher: nn.Module, 
     with_teacher, alone = _net(1), _net(1)
     how = replace(FEW, epochs=4)
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    finetune(with_teacher, teacher, lost, PREP, how, folder=tmp_path / "a")
-    finetune(alone, None, lost, PREP, how, folder=tmp_path / "b")
+    finetune(with_teacher, teacher, image_data(lost, PREP), Classification(), how, folder=tmp_path / "a")
+    finetune(alone, None, image_data(lost, PREP), Classification(), how, folder=tmp_path / "b")
     assert _accuracy(with_teacher, data) > 75
     assert _accuracy(alone, data) < 40
 
@@ -143,7 +147,7 @@ def test_teacher_and_student_see_the_same_varied_images(teacher: nn.Module, few:
         student.register_forward_pre_hook(note_student),
     ]
     before = copy.deepcopy(teacher.state_dict())
-    finetune(student, teacher, few, PREP, replace(FEW, epochs=2), folder=tmp_path)
+    finetune(student, teacher, image_data(few, PREP), Classification(), replace(FEW, epochs=2), folder=tmp_path)
     for hook in hooks:
         hook.remove()
     assert len(given) == len(varied) == 10
@@ -175,7 +179,7 @@ def test_images_come_in_the_layout_the_network_can_take(own: bool, few: DataSet,
     if not own:
         student[0] = nn.Conv2d(2, 16, 3, padding=1, bias=False)  # type: ignore[index, operator]
     prep = PREP if own else Preprocess(PREP.mean * 2, PREP.std * 2, "shift")
-    history = finetune(student, None, wide, prep, FEW, folder=tmp_path)
+    history = finetune(student, None, image_data(wide, prep), Classification(), FEW, folder=tmp_path)
     assert layouts == ({64} if own else {1})
     assert history[-1].loss < history[0].loss
     assert all(p.is_contiguous() for p in student.parameters())
@@ -191,7 +195,7 @@ def test_a_teacher_that_changes_its_input_does_not_change_the_students(few: Data
     seen: list[float] = []
     student = _net()
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].min().item()) if module.training else None)
-    finetune(student, _OneLayoutOnly(), few, PREP, replace(FEW, epochs=1), folder=tmp_path)
+    finetune(student, _OneLayoutOnly(), image_data(few, PREP), Classification(), replace(FEW, epochs=1), folder=tmp_path)
     assert seen == pytest.approx([-0.305 / 0.376] * 5)
 
 
@@ -200,7 +204,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(teacher: nn.Mod
     student[3].register_forward_hook(  # type: ignore[index, operator]
         lambda module, _, output: kinds.add(output.dtype) if module.training else None
     )
-    history = finetune(student, teacher, few, PREP, replace(FEW, autocast=True), folder=tmp_path)
+    history = finetune(student, teacher, image_data(few, PREP), Classification(), replace(FEW, autocast=True), folder=tmp_path)
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     assert history[-1].loss < history[0].loss
@@ -211,7 +215,7 @@ def test_masked_weights_and_their_moments_stay_exactly_zero(teacher: nn.Module, 
     mask = _largest(student.get_parameter(CONV), 0.5)
     weights: list[Tensor] = []
     note = lambda event: weights.append(student.get_parameter(CONV).detach().clone())  # noqa: E731
-    finetune(student, teacher, few, PREP, FEW, folder=tmp_path, masks={CONV: mask}, progress=note)
+    finetune(student, teacher, image_data(few, PREP), Classification(), FEW, folder=tmp_path, masks={CONV: mask}, progress=note)
     assert len(weights) == 18  # 15 steps and 3 epochs
     assert all(bool((w[mask == 0] == 0).all()) and bool((w[mask == 1] != 0).all()) for w in [*weights, student[3].weight])  # type: ignore[index]
     kept = load_file(tmp_path / CHECKPOINT)
@@ -236,7 +240,17 @@ def test_a_mask_chosen_anew_frees_weights_from_zero_and_removes_others(teacher: 
         if isinstance(event, Epoch):
             started.append(student.get_parameter(CONV).detach().clone())
 
-    finetune(student, teacher, few, PREP, FEW, folder=tmp_path, masks={CONV: first}, remask=remask, progress=note)
+    finetune(
+        student,
+        teacher,
+        image_data(few, PREP),
+        Classification(),
+        FEW,
+        folder=tmp_path,
+        masks={CONV: first},
+        remask=remask,
+        progress=note,
+    )
     assert calls == [1, 2]  # after the last epoch nobody would train what comes back
     assert not started[0].any()  # swapped: what was kept is removed, what comes back starts at 0
     assert not started[1].any()
@@ -267,7 +281,7 @@ def test_interrupted_training_ends_with_the_same_bits(
         student = copy.deepcopy(teacher)
         masks = {CONV: _largest(student.get_parameter(CONV), 0.5)}
         chosen: dict[str, Any] = {"masks": masks, "remask": remask if dynamic else None, "progress": progress}
-        return student, finetune(student, teacher, few, PREP, FEW, folder=folder, **chosen)
+        return student, finetune(student, teacher, image_data(few, PREP), Classification(), FEW, folder=folder, **chosen)
 
     whole, history = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -282,18 +296,32 @@ def test_interrupted_training_ends_with_the_same_bits(
 
 def test_a_training_goes_on_on_another_device(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
     """As from a machine with a GPU to one without: here to the same processor under another name."""
-    history = finetune(copy.deepcopy(teacher), teacher, few, PREP, FEW, folder=tmp_path)
+    history = finetune(copy.deepcopy(teacher), teacher, image_data(few, PREP), Classification(), FEW, folder=tmp_path)
     events: list[Step | Epoch] = []
     there = replace(FEW, device="cpu:0")
-    assert finetune(copy.deepcopy(teacher), teacher, few, PREP, there, folder=tmp_path, progress=events.append) == history
+    assert (
+        finetune(
+            copy.deepcopy(teacher),
+            teacher,
+            image_data(few, PREP),
+            Classification(),
+            there,
+            folder=tmp_path,
+            progress=events.append,
+        )
+        == history
+    )
     assert events == []
 
 
 def test_finished_training_is_not_run_again(teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
     events: list[Step | Epoch] = []
     first, second = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    history = finetune(first, teacher, few, PREP, FEW, folder=tmp_path)
-    assert finetune(second, teacher, few, PREP, FEW, folder=tmp_path, progress=events.append) == history
+    history = finetune(first, teacher, image_data(few, PREP), Classification(), FEW, folder=tmp_path)
+    assert (
+        finetune(second, teacher, image_data(few, PREP), Classification(), FEW, folder=tmp_path, progress=events.append)
+        == history
+    )
     assert events == []
     assert _equal(first, second)
 
@@ -314,7 +342,7 @@ def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module,
         masks = {CONV: torch.ones(32, 16, 3, 3)} if change == "masks" else None
         remask = (lambda epoch, net: {}) if change == "remask" else None
         told = {"progress": progress, "note": notes.append}
-        finetune(student, guide, used, prep, how, folder=folder, masks=masks, remask=remask, **told)
+        finetune(student, guide, image_data(used, prep), Classification(), how, folder=folder, masks=masks, remask=remask, **told)
         return student
 
     (tmp_path / "own").mkdir(), (tmp_path / "used").mkdir()
@@ -329,29 +357,29 @@ def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module,
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "record"])
 def test_a_damaged_checkpoint_is_made_again(damage: str, teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
     how, first, second = replace(FEW, epochs=2), copy.deepcopy(teacher), copy.deepcopy(teacher)
-    history = finetune(first, teacher, few, PREP, how, folder=tmp_path)
+    history = finetune(first, teacher, image_data(few, PREP), Classification(), how, folder=tmp_path)
     file = tmp_path / CHECKPOINT
     content = bytearray(file.read_bytes())
     if damage == "flipped":
         content[-100] ^= 255
     elif damage == "record":
-        content = content.replace(b"best_top1", b"best_top2")
+        content = content.replace(b"best_value", b"best_valve")
     file.write_bytes({"cut": content[:5000], "empty": b""}.get(damage, content))
     notes: list[str] = []
-    again = finetune(second, teacher, few, PREP, how, folder=tmp_path, note=notes.append)
+    again = finetune(second, teacher, image_data(few, PREP), Classification(), how, folder=tmp_path, note=notes.append)
     assert _without_times(again) == _without_times(history)
     assert _equal(first, second)
     (note,) = notes
     assert note.startswith(f"the checkpoint {CHECKPOINT} is damaged (")
     assert note.endswith("training started again from its first epoch")
     third = copy.deepcopy(teacher)
-    finetune(third, teacher, few, PREP, how, folder=tmp_path, note=notes.append)
+    finetune(third, teacher, image_data(few, PREP), Classification(), how, folder=tmp_path, note=notes.append)
     assert _equal(third, first)
     assert notes == [note]  # what was made again is used without a word
 
 
 def test_a_checkpoint_holds_no_pickle(few: DataSet, tmp_path: Path) -> None:
-    finetune(_net(), None, few, PREP, replace(FEW, epochs=1), folder=tmp_path)
+    finetune(_net(), None, image_data(few, PREP), Classification(), replace(FEW, epochs=1), folder=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
     content = (tmp_path / CHECKPOINT).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -366,24 +394,28 @@ def test_the_epoch_best_on_the_search_split_is_kept_and_of_equal_ones_the_later(
     measured: tuple[float, ...], best: int, few: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values, states = iter(measured), []
-    monkeypatch.setattr(module_under_test, "top1", lambda *_: next(values))
+    monkeypatch.setattr(module_under_test, "judged", lambda *_: SimpleNamespace(value=lambda: next(values)))
     student = _net()
 
     def note(event: Step | Epoch) -> None:
         if isinstance(event, Epoch):
             states.append(copy.deepcopy(student.state_dict()))
 
-    history = finetune(student, None, few, PREP, replace(FEW, epochs=4), folder=tmp_path, progress=note)
-    assert tuple(e.search_top1 for e in history) == measured
+    history = finetune(
+        student, None, image_data(few, PREP), Classification(), replace(FEW, epochs=4), folder=tmp_path, progress=note
+    )
+    assert tuple(e.search_value for e in history) == measured
     assert all(torch.equal(v, states[best - 1][k]) for k, v in student.state_dict().items())
     assert not torch.equal(states[0][CONV], states[1][CONV])
 
 
 def test_reported_accuracy_is_of_the_search_split_and_its_first_images(few: DataSet, tmp_path: Path) -> None:
     student = _net()
-    history = finetune(student, None, few, PREP, replace(FEW, epochs=1, search_images=60), folder=tmp_path)
+    history = finetune(
+        student, None, image_data(few, PREP), Classification(), replace(FEW, epochs=1, search_samples=60), folder=tmp_path
+    )
     head = few.search.head(60)
-    assert history[0].search_top1 == top1(logits(student, head, PREP), head.labels)
+    assert history[0].search_value == top1(logits(student, head, PREP), head.labels)
 
 
 def test_the_result_depends_on_the_seed_and_not_on_the_process(few: DataSet, tmp_path: Path) -> None:
@@ -393,7 +425,9 @@ def test_the_result_depends_on_the_seed_and_not_on_the_process(few: DataSet, tmp
         (tmp_path / str(i)).mkdir()
         state = torch.get_rng_state()
         nets.append(_net())
-        finetune(nets[-1], None, few, PREP, replace(FEW, epochs=1, seed=seed), folder=tmp_path / str(i))
+        finetune(
+            nets[-1], None, image_data(few, PREP), Classification(), replace(FEW, epochs=1, seed=seed), folder=tmp_path / str(i)
+        )
         assert torch.equal(torch.get_rng_state(), state)
     assert _equal(nets[0], nets[1])
     assert not _equal(nets[0], nets[2])
@@ -402,25 +436,32 @@ def test_the_result_depends_on_the_seed_and_not_on_the_process(few: DataSet, tmp
 def test_no_epochs_only_apply_the_masks(few: DataSet, tmp_path: Path) -> None:
     student, mask = _net(), torch.zeros(32, 16, 3, 3)
     before = copy.deepcopy(student.state_dict())
-    assert finetune(student, None, few, PREP, replace(FEW, epochs=0), folder=tmp_path, masks={CONV: mask}) == ()
+    assert (
+        finetune(
+            student, None, image_data(few, PREP), Classification(), replace(FEW, epochs=0), folder=tmp_path, masks={CONV: mask}
+        )
+        == ()
+    )
     assert not student.get_parameter(CONV).any()
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items() if k != CONV)
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(few: DataSet, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"diverged.*learning rate"):
-        finetune(_net(), None, few, PREP, replace(FEW, learning_rate=1e30), folder=tmp_path)
+        finetune(_net(), None, image_data(few, PREP), Classification(), replace(FEW, learning_rate=1e30), folder=tmp_path)
 
 
 @pytest.mark.parametrize("mask", [{"nowhere": torch.ones(1)}, {CONV: torch.ones(32, 16)}])
 def test_a_mask_that_fits_no_parameter_is_refused(mask: dict[str, Tensor], few: DataSet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mask of"):
-        finetune(_net(), None, few, PREP, FEW, folder=tmp_path, masks=mask)
+        finetune(_net(), None, image_data(few, PREP), Classification(), FEW, folder=tmp_path, masks=mask)
 
 
 def test_progress_counts_every_step_and_epoch(few: DataSet, tmp_path: Path) -> None:
     events: list[Step | Epoch] = []
-    finetune(_net(), None, few, PREP, replace(FEW, epochs=2), folder=tmp_path, progress=events.append)
+    finetune(
+        _net(), None, image_data(few, PREP), Classification(), replace(FEW, epochs=2), folder=tmp_path, progress=events.append
+    )
     steps = [e for e in events if isinstance(e, Step)]
     assert [s.step for s in steps] == list(range(1, 11))
     assert steps[4].step / steps[4].steps == 0.5
@@ -434,30 +475,33 @@ def test_an_epoch_is_every_image_once_in_even_batches(count: int, batch: int, se
     labels = np.arange(count)
     split = Split(ArraySource(np.zeros((count, 2, 2, 1), np.uint8), labels), labels)
     how = FinetuneSettings(epochs=99, seed=seed, batch=batch)
-    found = [b for _, b in batches(split, PREP, how, epoch)]
+    samples = ImageSamples(split, PREP)
+    found = [b.targets for b in batches(samples, how, epoch)]
     sizes = [len(b) for b in found]
     assert sorted(torch.cat(found).tolist()) == labels.tolist()
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
-    assert all(torch.equal(a, b) for a, (_, b) in zip(found, batches(split, PREP, how, epoch), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, (b.targets for b in batches(samples, how, epoch)), strict=True))
 
 
 def test_epochs_differ_in_order_and_variation(few: DataSet) -> None:
-    (a, la), (b, lb), (c, _) = (next(batches(few.train, PREP, FEW, epoch)) for epoch in (1, 2, 1))
+    made = [next(batches(image_data(few, PREP).train, FEW, epoch)) for epoch in (1, 2, 1)]
+    (a, la), (b, lb), (c, _) = ((batch.inputs, batch.targets) for batch in made)
     assert not torch.equal(la, lb)
     assert not torch.equal(a, b)
     assert torch.equal(a, c)
 
 
 def test_batches_made_ahead_are_the_same_and_their_errors_arrive(few: DataSet) -> None:
-    found = list(ahead(batches(few.train, PREP, FEW, 1)))
+    train = image_data(few, PREP).train
+    found = list(ahead(batches(train, FEW, 1)))
     assert len(found) == 5
-    for (a, la), (b, lb) in zip(found, batches(few.train, PREP, FEW, 1), strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(la, lb)
-    broken = replace(few.train, indices=np.array([0, 10**6]))
+    for one, other in zip(found, batches(train, FEW, 1), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+    broken = ImageSamples(replace(few.train, indices=np.array([0, 10**6])), PREP)
     with pytest.raises(IndexError):
-        list(ahead(batches(broken, PREP, FEW, 1)))
+        list(ahead(batches(broken, FEW, 1)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -478,13 +522,12 @@ def test_the_loss_is_hintons() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(6, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = torch.arange(6)
-    how = FinetuneSettings(epochs=1, seed=0, distill_weight=0.7, temperature=3.0)
     p, q = (torch.softmax(x / 3, 1) for x in (teacher, student))
     soft = (p * (p / q).log()).sum(1).mean()
     hard = -student.log_softmax(1)[range(6), labels].mean()
-    torch.testing.assert_close(distillation_loss(student, teacher, labels, how), 0.3 * hard + 0.7 * 9 * soft)
-    torch.testing.assert_close(distillation_loss(student, None, labels, how), hard)
-    assert float(distillation_loss(teacher, teacher, labels, replace(how, distill_weight=1.0))) == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(distillation_loss(student, teacher, labels, 0.7, 3.0), 0.3 * hard + 0.7 * 9 * soft)
+    torch.testing.assert_close(distillation_loss(student, None, labels, 0.7, 3.0), hard)
+    assert float(distillation_loss(teacher, teacher, labels, 1.0, 3.0)) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_narrow_strided_projection_is_trained_in_the_order_that_does_not_crash():
@@ -492,10 +535,10 @@ def test_a_narrow_strided_projection_is_trained_in_the_order_that_does_not_crash
     narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1, stride=2))
     wide = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1, stride=2), nn.Conv2d(16, 8, 1))
     for networks, expected in (((narrow,), torch.contiguous_format), ((wide,), torch.channels_last)):
-        with fastest_layout(networks, (3, 8, 8), "cpu") as layout:
+        with fastest_layout(networks, torch.zeros(2, 3, 8, 8), "cpu") as layout:
             assert layout is expected
             assert all(network[1].weight.is_contiguous(memory_format=expected) for network in networks)
-    with fastest_layout((wide, narrow), (3, 8, 8), "cpu") as layout:
+    with fastest_layout((wide, narrow), torch.zeros(2, 3, 8, 8), "cpu") as layout:
         assert layout is torch.contiguous_format
 
 

@@ -12,10 +12,11 @@ from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
 from edge_compress.pipeline.graph.surgery import check_equivalence
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.search import knapsack
 from edge_compress.pipeline.search import problem as search_problem
 from edge_compress.pipeline.search.latency_model import LatencyModel
-from edge_compress.pipeline.types import Pattern, Plan, Precision
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets.base import Limits
 from torch import nn
 

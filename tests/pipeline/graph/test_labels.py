@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.surgery import check_equivalence, prune
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.pattern.channels import Channels
-from edge_compress.pipeline.types import Pattern, Plan, Precision
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets.base import Limits
 from torch import nn
 

@@ -13,7 +13,8 @@ from edge_compress.pipeline.graph.labels import Labels
 from edge_compress.pipeline.graph.surgery import check_equivalence, cuts, masked, prune
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
 from edge_compress.pipeline.graph.units import Unit
-from edge_compress.pipeline.types import Pattern, Plan
+from edge_compress.pipeline.options import Pattern
+from edge_compress.pipeline.types import Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from batchnorm_statistics import reestimate_on
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.preprocess import augmented, to_input
+from edge_compress.pipeline.data.splits import DataSet, Split
 from edge_compress.pipeline.network.batchnorm import input_moments, match_moments
-from edge_compress.pipeline.task.datasets import load_data
 from edge_compress.pipeline.task.inference import logits, top1
-from edge_compress.pipeline.task.preprocess import augmented, to_input
-from edge_compress.pipeline.task.splits import DataSet, Split
 from edge_compress.pipeline.types import Preprocess
 from torch import nn
 

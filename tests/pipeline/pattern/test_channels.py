@@ -2,8 +2,9 @@
 
 import pytest
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.pattern.channels import Channels
-from edge_compress.pipeline.types import Pattern, Plan, Precision
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets.base import Limits
 from nets import SHAPE, OptionA, drawn
 

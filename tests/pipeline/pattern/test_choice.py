@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import user_net
-from edge_compress.pipeline.compute import CPU
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.network.compute import CPU
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.choice import pruning_for
 from edge_compress.pipeline.pattern.units import Units
-from edge_compress.pipeline.types import Pattern
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.x86 import TARGET
 from torch import nn
 
 
 def chosen(module: nn.Module, tmp_path) -> object:
     config = Config(("x86",), out=tmp_path)
-    return pruning_for(Pattern.CHANNEL, module.eval(), (1, 8, 8), TARGET.limits, config, lambda: None, tmp_path, CPU)
+    signature = image_signature((1, 8, 8), 10)
+    loaded = SimpleNamespace(module=module.eval(), example=torch.rand(1, 1, 8, 8), subject=SimpleNamespace(signature=signature))
+    return pruning_for(Pattern.CHANNEL, loaded, TARGET.limits, config, lambda: None, tmp_path, CPU)
 
 
 @pytest.mark.parametrize(("factory", "way"), [("projected", Channels), ("attending", Units), ("shared", Units)])

@@ -6,7 +6,7 @@ import pytest
 from edge_compress.pipeline.pattern.finalists import play_off
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.types import Candidate, Kind, ModelCost
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
@@ -58,6 +58,7 @@ def test_the_soft_mode_weighs_latency_against_what_a_plan_is_worth_solved(beta, 
     assert played(some, [(0.9, 0.1), (0.8, 0.1)], replace(HARD, mode="soft", beta=beta))[1][1] == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 0.5), st.floats(0, 1), st.floats(0, 5)), min_size=1, max_size=6))
 def test_nothing_better_than_what_is_taken_was_among_them(rows):
     worth = [(accuracy, loss) for _, _, accuracy, loss in rows]

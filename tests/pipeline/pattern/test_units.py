@@ -6,9 +6,10 @@ import pytest
 import torch
 import user_net
 from edge_compress.pipeline.errors import UnavailableError
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.search.problem import canonical
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.base import Structure
 from edge_compress.targets.jetson import TARGET as JETSON
 from edge_compress.targets.x86 import TARGET as X86
@@ -32,7 +33,7 @@ class Looked(nn.Module):
 
 def units(module: nn.Module) -> Units:
     torch.manual_seed(0)
-    return Units(module.eval(), SHAPE, X86.limits, "hasa", 0)
+    return Units(module.eval(), torch.rand(1, *SHAPE), image_signature(SHAPE), X86.limits, "hasa", 0)
 
 
 def test_rows_of_a_table_are_no_knob() -> None:

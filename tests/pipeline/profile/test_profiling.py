@@ -18,6 +18,7 @@ from edge_compress.pipeline.profile.layer_names import names_of
 from edge_compress.pipeline.profile.page import to_html
 from edge_compress.pipeline.profile.profiling import LayerTime, Profile, Row
 from edge_compress.pipeline.progress import Progress
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.types import Kind, Percentiles
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import Recipe, quantize
@@ -49,7 +50,7 @@ LAYERS = {"stem", "conv1", "conv2", "fc"}
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("files")
-    dense, pruned = (export_float(Residual(width).eval(), SHAPE) for width in (64, 16))
+    dense, pruned = (export_float(Residual(width).eval(), image_signature(SHAPE)) for width in (64, 16))
     image = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype(np.float32)
     int8 = quantize(dense, ranges(collect(dense, [image]), "min-max"), Recipe("min-max", 8))
     made = {}

@@ -11,9 +11,10 @@ from batchnorm_statistics import reestimate_on
 from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.graph.surgery import cuts, prune
 from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct.least_squares import solve, solve_masked, stitched_weight
 from edge_compress.pipeline.reconstruct.reconstruction import columns, sequential
-from edge_compress.pipeline.types import Pattern, Plan
+from edge_compress.pipeline.types import Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn

@@ -137,7 +137,7 @@ def test_the_card_gives_accuracy_with_n_and_interval_latency_with_device_and_lim
     assert re.search(r"\| Speedup over the dense float model \| 2.31 \(2.25 to 2.38\) \| 1,500 \| measured \| local, ", card)
     for section in ("What it is", "What it was trained and measured on", "Figures", "Limits", "Licences", "How it was made"):
         assert f"\n## {section}\n" in card
-    assert "1,151 images to train on" in card
+    assert "1,151 samples to train on" in card
     assert "None" not in card
     assert "gates" not in card
 
@@ -308,7 +308,7 @@ def test_what_is_no_finished_run_of_this_version_is_wrong_input(run: Path, tmp_p
         with pytest.raises(InputError, match=words):
             release([path], tmp_path / "dist")
     change(run, golden=None)
-    with pytest.raises(InputError, match=r"no golden images for x86.*re-run"):
+    with pytest.raises(InputError, match=r"no golden samples for x86.*re-run"):
         release([run], tmp_path / "dist")
 
 
@@ -355,8 +355,8 @@ def test_a_bundle_verifies_in_its_own_runtime(shipped: Path, ended: Callable[...
     assert (code, err) == (0, "")
     files, answers, last = out.splitlines()
     assert files == "12 files, each with the SHA-256 of the manifest"
-    assert answers.startswith("x86: 16 golden images in onnxruntime ")
-    assert "identical logits" in answers
+    assert answers.startswith("x86: 16 golden samples in onnxruntime ")
+    assert "identical outputs" in answers
     assert last == f"{shipped}: all checks passed"
 
 
@@ -425,8 +425,8 @@ def test_an_artifact_that_answers_otherwise_does_not_verify(
     )
     code, _, err = ended("verify", path)
     assert code == 1
-    assert "golden images" in err
-    assert "logits differ" in err
+    assert "golden samples" in err
+    assert "outputs differ" in err
 
 
 @pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "artifacts/../../x", "a\\b"])

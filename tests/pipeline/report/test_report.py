@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.report import pages
 from edge_compress.pipeline.report.report import decode, encode
-from edge_compress.pipeline.types import Accuracy, DenseForm, Kind, Knob, Pattern, Plan, Speedup, TargetResult, Timing, Verdict
+from edge_compress.pipeline.types import Accuracy, DenseForm, Kind, Knob, Plan, Speedup, TargetResult, Timing, Verdict
 from fake_run import RunResults, fake_results, fake_target, fake_timing
 from fake_run import to_report as collected
 
@@ -108,7 +109,7 @@ def test_report_has_every_key_of_the_contract(report: dict[str, Any]) -> None:
         "precision": "int8",
     }
     assert artifact.items() <= x86["artifact"].items()
-    assert {"top1": 91.18, "drop_pp": 0.62, "agreement": 0.9874, "samples": 5000, "kind": "measured"}.items() <= x86[
+    assert {"top1": 91.18, "drop": 0.62, "agreement": 0.9874, "samples": 5000, "kind": "measured"}.items() <= x86[
         "accuracy"
     ].items()
     assert {"device": "local (x86-64, 2 cores)", "kind": "measured", "noise_floor": 0.0072}.items() <= x86["latency"].items()
@@ -298,7 +299,7 @@ def test_before_and_after_are_of_the_same_images_where_an_engine_was_asked_for_a
 def test_advice_tells_a_loss_of_the_conversion_from_a_loss_of_the_pruning() -> None:
     lossy = fake_target(accuracy=Accuracy(89.3, 2.5, 0.93, 5000, Kind.MEASURED, 91.8), verdict=Verdict(False, ("loses 2.50",)))
     assert "--precision fp32" in to_html(to_report(fake_results(targets={"x86": lossy})))
-    html = to_html(to_report(fake_results(targets={"x86": lossy}, pruned_top1=89.4)))
+    html = to_html(to_report(fake_results(targets={"x86": lossy}, pruned_value=89.4)))
     assert "--precision fp32" not in html
     assert "--finetune-epochs" in html
 

@@ -119,7 +119,8 @@ points = st.lists(
 def test_on_the_front_is_exactly_what_nothing_beats(found: list[Point]) -> None:
     def beaten(a: Point) -> bool:
         return any(
-            b.latency_ms <= a.latency_ms and b.top1 >= a.top1 and (b.latency_ms, b.top1) != (a.latency_ms, a.top1) for b in found
+            b.latency_ms <= a.latency_ms and b.value >= a.value and (b.latency_ms, b.value) != (a.latency_ms, a.value)
+            for b in found
         )
 
     assert set(front(found)) == {i for i, point in enumerate(found) if not beaten(point)}
@@ -165,12 +166,12 @@ def test_a_plot_is_the_same_bytes_every_time_and_has_a_name() -> None:
 
 def test_the_dense_model_is_drawn_once_for_each_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Point]] = []
-    monkeypatch.setattr(pareto, "plot", lambda found, label: seen.append(list(found)) or "")
+    monkeypatch.setattr(pareto, "plot", lambda found, *_: seen.append(list(found)) or "")
     other = copy.deepcopy(REPORT)
     other["targets"]["x86"]["artifact"]["baseline"]["sha256"] = "ff" * 32
     grouped(REPORT, REPORT, other)
     assert [point.dense for point in seen[0]] == [True, True, False, False, False]
-    assert seen[0][0].top1 == REPORT["targets"]["x86"]["accuracy"]["dense_top1"]
+    assert seen[0][0].value == REPORT["targets"]["x86"]["accuracy"]["dense_value"]
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

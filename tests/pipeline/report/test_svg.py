@@ -11,6 +11,7 @@ import matplotlib as mpl
 import pytest
 from edge_compress.pipeline.report import svg as plots
 from edge_compress.pipeline.report.report import Kept
+from edge_compress.pipeline.signature import TOP1
 from edge_compress.pipeline.types import Epoch, Kind, Percentiles, Speedup, Timing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ DRAW: dict[str, Callable[[plots.Label], str]] = {
     "kept": lambda label: plots.kept_shares(BARS, label),
     "learning": lambda label: plots.learning_curve([0.1, 0.3, None, 0.2], range(4), label),
     "latency": lambda label: plots.latency_histogram(latency(DENSE, ARTIFACT), label),
-    "finetune": lambda label: plots.finetuning(HISTORY, 91.0, label),
+    "finetune": lambda label: plots.finetuning(HISTORY, 91.0, TOP1, label),
 }
 
 
@@ -195,7 +196,7 @@ def test_latency_axis_ends_at_the_slower_ones_99_percent_quantile() -> None:
 
 
 def test_finetuning_draws_each_epoch_and_the_dense_line() -> None:
-    svg = plots.finetuning(HISTORY, 91.23, label())
+    svg = plots.finetuning(HISTORY, 91.23, TOP1, label())
     assert len(re.findall(r"<use[^>]*--plot-blue", svg)) == 2 + 1
     assert "dense 91.23 %" in texts(svg)
-    assert "dense" not in texts(plots.finetuning(HISTORY[:1], None, label()))
+    assert "dense" not in texts(plots.finetuning(HISTORY[:1], None, TOP1, label()))

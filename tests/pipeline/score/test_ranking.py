@@ -9,12 +9,13 @@ from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.knobs import knobs_for
 from edge_compress.pipeline.graph.trace import canonical, layer_nodes
 from edge_compress.pipeline.graph.units import Unit
+from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct.reconstruction import columns
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score import ranking as sensitivity
 from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.score.removal import removal_curvature
-from edge_compress.pipeline.types import Pattern, Plan, Precision, Sensitivity
+from edge_compress.pipeline.types import Plan, Sensitivity
 from edge_compress.targets.base import Limits
 from torch import fx
 

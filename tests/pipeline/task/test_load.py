@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.compute import accelerator, fast_bfloat16
 from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.data.digits import MEAN, STD, DigitsResNet
+from edge_compress.pipeline.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from edge_compress.pipeline.errors import InputError, UnavailableError
+from edge_compress.pipeline.network.compute import accelerator, fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.network.weights import state_sha256, weights_file
-from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.task.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from edge_compress.pipeline.types import Crop
 from PIL import Image
 from safetensors.torch import save_file
@@ -81,7 +81,7 @@ def test_the_users_model_and_data(user):
     assert subject.model_sha256 == state_sha256(loaded.module)
     assert subject.data.splits.test == len(loaded.data.test) == 12
     assert subject.data.splits.train + subject.data.splits.search == 40
-    assert subject.cost == cost_of(loaded.module, (3, 8, 8))
+    assert subject.cost == cost_of(loaded.module, torch.zeros(1, 3, 8, 8))
     assert subject.cost.macs == 6 * 6 * 4 * 27 + 12
     assert (subject.preprocess.mean, subject.preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert subject.preprocess.augment == "crop-flip"

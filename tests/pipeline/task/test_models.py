@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from edge_compress.pipeline.data.user_code import user_factory
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
 from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, load_model, put_state, read_state
-from edge_compress.pipeline.task.user_code import user_factory
 from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_compress.pipeline.data.splits import network_inputs
 from edge_compress.pipeline.errors import UnavailableError, VerifyError
-from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Preprocess
 from edge_compress.pipeline.verify import golden
 from edge_compress.pipeline.verify.golden import OTHER, SAME, Golden, Where, read, replay, to_bytes
@@ -45,16 +45,17 @@ def kept() -> Golden:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
     with Runtime().runner(Path("a")) as predict:
         logits = predict(network_inputs(pixels, Preprocess(mean, std, "none")))
-    return Golden(pixels, np.arange(4), logits, mean, std, golden.where(Runtime()))  # type: ignore[arg-type]
+    return Golden((pixels,), (logits,), mean, std, golden.where(Runtime()))  # type: ignore[arg-type]
 
 
 def test_a_file_holds_images_answers_and_where_they_come_from(kept: Golden, tmp_path: Path) -> None:
     path = tmp_path / "golden.safetensors"
     path.write_bytes(to_bytes(kept))
     found = read(path)
-    for name in ("pixels", "labels", "logits"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
-        assert getattr(found, name).dtype == getattr(kept, name).dtype
+    for name in ("inputs", "outputs"):
+        (one,), (other,) = getattr(found, name), getattr(kept, name)
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
     assert (found.mean, found.std, found.where) == (kept.mean, kept.std, HERE)
     assert to_bytes(found) == to_bytes(kept)
 
@@ -62,7 +63,7 @@ def test_a_file_holds_images_answers_and_where_they_come_from(kept: Golden, tmp_
 def test_the_same_artifact_on_the_same_machine_answers_the_same(kept: Golden) -> None:
     found = replay(kept, Runtime(), Path("a"))  # type: ignore[arg-type]
     assert (found.difference, found.same_class, found.allowed, found.holds) == (0.0, 4, SAME, True)
-    assert "identical logits" in found.text
+    assert "identical outputs" in found.text
     assert "somewhere 1.2.3" in found.text
     assert "4 of 4" in found.text
 
@@ -81,7 +82,7 @@ def test_answers_may_differ_more_where_runtime_or_processor_differ(
     kept: Golden, elsewhere: Where, words: str, share: float
 ) -> None:
     allowed = SAME if elsewhere == HERE else OTHER
-    found = replay(replace(kept, where=elsewhere), Runtime(share * allowed * float(np.ptp(kept.logits))), Path("a"))  # type: ignore[arg-type]
+    found = replay(replace(kept, where=elsewhere), Runtime(share * allowed * float(np.ptp(kept.outputs[0]))), Path("a"))  # type: ignore[arg-type]
     assert found.allowed == allowed
     assert found.holds is (share < 1)
     assert words in found.text
@@ -103,15 +104,14 @@ def test_an_answer_that_is_no_number_is_no_answer(kept: Golden, added: float) ->
 
 
 def test_another_number_of_classes_is_another_artifact(kept: Golden) -> None:
-    wider = replace(kept, logits=np.zeros((4, 5), np.float32))
+    wider = replace(kept, outputs=(np.zeros((4, 5), np.float32),))
     assert not replay(wider, Runtime(), Path("a")).holds  # type: ignore[arg-type]
 
 
 def _file(**changed: Any) -> bytes:
     arrays = {
-        "pixels": np.zeros((2, 4, 4, 1), np.uint8),
-        "labels": np.zeros(2, np.int64),
-        "logits": np.zeros((2, 3), np.float32),
+        "inputs_0": np.zeros((2, 4, 4, 1), np.uint8),
+        "outputs_0": np.zeros((2, 3), np.float32),
     }
     notes: Any = {"mean": [0.5], "std": [0.5], "where": {"runtime": "r", "version": "1", "cpu": "c"}}
     notes |= changed.pop("notes", {})
@@ -124,14 +124,15 @@ def _file(**changed: Any) -> bytes:
     [
         b"",
         b"no tensors",
-        bytes(save({"pixels": np.zeros(1, np.uint8)})),
-        _file(logits=None),
-        _file(labels=np.zeros(3, np.int64)),
-        _file(logits=np.zeros((3, 3), np.float32)),
-        _file(logits=np.zeros((2, 3), np.float64)),
-        _file(pixels=np.zeros((2, 4, 4, 3), np.uint8)),
-        _file(pixels=np.zeros((2, 4, 4), np.uint8)),
-        _file(pixels=np.zeros((0, 4, 4, 1), np.uint8), labels=np.zeros(0, np.int64), logits=np.zeros((0, 3), np.float32)),
+        bytes(save({"inputs_0": np.zeros(1, np.uint8)})),
+        _file(outputs_0=None),
+        _file(inputs_0=None),
+        _file(outputs_0=np.zeros((3, 3), np.float32)),
+        _file(outputs_0=np.zeros((2, 3), np.complex64)),
+        _file(inputs_0=np.zeros((2, 4, 4, 1), np.float32)),
+        _file(inputs_0=np.zeros((2, 4, 4, 3), np.uint8)),
+        _file(inputs_0=np.zeros((2, 4, 4), np.uint8)),
+        _file(inputs_0=np.zeros((0, 4, 4, 1), np.uint8), outputs_0=np.zeros((0, 3), np.float32)),
         _file(notes={"mean": "x"}),
         _file(notes={"where": {"no": "such"}}),
         _file(notes={"where": 3}),
@@ -140,7 +141,7 @@ def _file(**changed: Any) -> bytes:
 def test_a_file_that_holds_none_is_refused_in_one_line(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "golden.safetensors"
     path.write_bytes(data)
-    with pytest.raises(VerifyError, match="holds no golden images") as caught:
+    with pytest.raises(VerifyError, match="holds no golden samples") as caught:
         read(path)
     assert "\n" not in str(caught.value)
 

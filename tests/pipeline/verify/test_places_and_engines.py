@@ -16,8 +16,10 @@ from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.config import Budget, Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
+from edge_compress.pipeline.signature import TOP1
 from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
 from edge_compress.pipeline.verify import engine_result, places
+from edge_compress.pipeline.verify.gates import Allowed
 from edge_compress.targets.base import Structure, joint
 
 X86, JETSON = targets.load("x86"), targets.load("jetson")
@@ -94,8 +96,8 @@ def test_a_class_of_boards_is_a_place_for_an_engine_where_all_of_them_build_engi
         made.close()
 
 
-def result(status, drop_pp=0.1, passed=False, kind=Kind.ESTIMATED):
-    accuracy = Accuracy(90.0, drop_pp, 0.99, 100, kind)
+def result(status, drop=0.1, passed=False, kind=Kind.ESTIMATED):
+    accuracy = Accuracy(90.0, drop, 0.99, 100, kind)
     return TargetResult(status, Verdict(passed), accuracy=accuracy)
 
 
@@ -103,7 +105,7 @@ def result(status, drop_pp=0.1, passed=False, kind=Kind.ESTIMATED):
     ("given", "breaks"),
     [
         (result("not_built"), False),
-        (result("not_built", drop_pp=1.5), True),
+        (result("not_built", drop=1.5), True),
         (TargetResult("not_built", Verdict(False)), True),
         (result("ok", passed=True), False),
         (result("ok"), True),
@@ -111,7 +113,7 @@ def result(status, drop_pp=0.1, passed=False, kind=Kind.ESTIMATED):
     ],
 )
 def test_what_was_not_built_fails_a_run_only_by_the_accuracy_that_is_known(given, breaks):
-    assert engine_result.breaks_a_gate(given, 1.0) is breaks
+    assert engine_result.breaks_a_gate(given, Allowed(TOP1, 1.0, 1.0)) is breaks
 
 
 def test_a_plan_for_several_targets_suits_the_channels_of_all():

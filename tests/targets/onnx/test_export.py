@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.base import Structure
 from edge_compress.targets.onnx.edit import cut
 from edge_compress.targets.onnx.export import export_float
@@ -54,7 +55,7 @@ def test_the_global_mean_becomes_the_pooling_that_has_an_int8_kernel(tiny_onnx):
 def test_a_second_export_gives_the_same_bytes_and_leaves_the_module_as_it_was(tiny, tiny_onnx):
     module = copy.deepcopy(tiny).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert digest(export_float(module, SHAPE)) == digest(tiny_onnx)
+    assert digest(export_float(module, image_signature(SHAPE))) == digest(tiny_onnx)
     assert module.training
     assert isinstance(module.bn, nn.BatchNorm2d)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -65,7 +66,9 @@ def test_another_process_gives_the_same_bytes_without_a_trace_of_the_machine(tin
     code = (
         "import hashlib, sys; sys.path.insert(0, sys.argv[1]); import conftest\n"
         "from edge_compress.targets.onnx.export import export_float\n"
-        "print(hashlib.sha256(export_float(conftest.make_tiny(), (3, 12, 12)).SerializeToString(deterministic=True)).hexdigest())"
+        "from edge_compress.pipeline.signature import image_signature\n"
+        "model = export_float(conftest.make_tiny(), image_signature((3, 12, 12)))\n"
+        "print(hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code, str(here)], capture_output=True, text=True, check=True, cwd="/")
     assert other.stdout.split() == [digest(tiny_onnx)]
@@ -86,7 +89,7 @@ def test_no_reshape_names_a_channel_count_or_a_batch(images):
             return self.head(torch.flatten(self.pool(self.conv(x)), 1))
 
     module = Pooled().eval()
-    model = export_float(module, SHAPE)
+    model = export_float(module, image_signature(SHAPE))
     values = {i.name: onnx.numpy_helper.to_array(i).tolist() for i in model.graph.initializer}
     targets = [values[node.input[1]] for node in model.graph.node if node.op_type == "Reshape"]
     assert targets == [[0, -1]]
@@ -113,7 +116,7 @@ def test_a_module_that_fx_cannot_trace_is_exported_all_the_same(images):
     with torch.no_grad():
         module.norm.running_mean.fill_(0.3)
         expected = module(torch.from_numpy(images)).numpy()
-    assert np.abs(run(export_float(module, SHAPE), images) - expected).max() < 1e-5
+    assert np.abs(run(export_float(module, image_signature(SHAPE)), images) - expected).max() < 1e-5
 
 
 def test_what_cannot_be_exported_is_one_line_and_no_warning_setting_stays_changed():
@@ -123,7 +126,7 @@ def test_what_cannot_be_exported_is_one_line_and_no_warning_setting_stays_change
 
     filters = list(warnings.filters)
     with pytest.raises(BuildError) as caught:
-        export_float(DataDependent(), SHAPE)
+        export_float(DataDependent(), image_signature(SHAPE))
     assert "\n" not in str(caught.value)
     assert "cannot be exported" in str(caught.value)
     assert warnings.filters == filters
@@ -133,7 +136,7 @@ def test_layers_with_equal_weights_keep_weights_of_their_own():
     first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
     second.load_state_dict(first.state_dict())
     net = nn.Sequential(nn.Sequential(first, nn.ReLU()), second, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    model = export_float(net, (4, 6, 6))
+    model = export_float(net, image_signature((4, 6, 6)))
     wanted = [["0.0.weight", "0.0.bias"], ["1.weight", "1.bias"]]
     assert [list(node.input[1:]) for node in model.graph.node if node.op_type == "Conv"] == wanted
     narrow = cut(model, Structure({"0.0": (4, 2), "1": (2, 4)}))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.calibration.ranges import collect, ranges
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.edit import OnnxEditor
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.fill import fill
@@ -16,7 +17,7 @@ from torch import nn
 def test_filling_rounds_weights_as_the_quantizer_does(bits: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5)).eval()
-    model = export_float(net, (4, 8, 8))
+    model = export_float(net, image_signature((4, 8, 8)))
     images = np.random.default_rng(0).standard_normal((8, 4, 8, 8)).astype(np.float32)
     quantized = quantize(model, ranges(collect(model, [images]), "min-max"), Recipe("min-max", bits))
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith(("weight", "bias"))}

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import user_net
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.run import predictor, simulate
 
@@ -10,7 +11,7 @@ from edge_compress.targets.onnx.run import predictor, simulate
 def test_a_graph_whose_reshapes_name_one_sample_is_simulated_sample_by_sample() -> None:
     torch.manual_seed(0)
     net = user_net.attending().eval()
-    data = export_float(net, (1, 8, 8)).SerializeToString()
+    data = export_float(net, image_signature((1, 8, 8))).SerializeToString()
     images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()

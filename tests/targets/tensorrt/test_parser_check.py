@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import UnavailableError
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.int8 import Recipe
 from edge_compress.targets.onnx.int8 import quantize as quantize_x86
@@ -80,7 +81,7 @@ def test_networks_of_torchvision_are_accepted_and_built(name):
     import torchvision
 
     torch.manual_seed(0)
-    model = export_float(torchvision.models.get_model(name).eval(), (3, 224, 224))
+    model = export_float(torchvision.models.get_model(name).eval(), image_signature((3, 224, 224)))
     images = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
     quantized = quantize(model, ranges(collect(model, [images]), "min-max"), MINMAX)
     assert lint(quantized) == ()

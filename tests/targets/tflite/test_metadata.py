@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.tflite.metadata import Record, standard, with_labels
 
 PIXELS = Record((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), ("cat", "dog", "größe"))
@@ -60,7 +61,7 @@ class Table:
 
 
 def test_the_standard_metadata_says_what_goes_in_and_what_the_outputs_are_called():
-    data = standard((3, 24, 32), PIXELS)
+    data = standard(image_signature((3, 24, 32)), PIXELS)
     assert data[4:8] == b"M001"
     (graph,) = Table.root(data).tables(3)
     (image,), (logits,) = graph.tables(2), graph.tables(3)
@@ -78,7 +79,7 @@ def test_the_standard_metadata_says_what_goes_in_and_what_the_outputs_are_called
 
 
 def test_a_network_that_takes_normalised_inputs_claims_no_pixels():
-    (graph,) = Table.root(standard((1, 8, 8), PLAIN)).tables(3)
+    (graph,) = Table.root(standard(image_signature((1, 8, 8)), PLAIN)).tables(3)
     (image,) = graph.tables(2)
     assert image.where(4) is None
     assert image.where(5) is None

@@ -5,7 +5,8 @@ import pytest
 import torch
 import user_net
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.types import Precision
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.base import Structure
 from edge_compress.targets.phone import TARGET
 
@@ -21,7 +22,7 @@ def test_layers_are_only_looked_for_in_the_file_when_they_are_to_be_cut(monkeypa
 
     monkeypatch.setattr(tflite_prober, "layer_names", lost)
     torch.manual_seed(0)
-    prober = TARGET.prober(user_net.attending().eval(), (1, 8, 8), Precision.FP32)
+    prober = TARGET.prober(user_net.attending().eval(), image_signature((1, 8, 8)), Precision.FP32)
     data = prober.candidate(Structure({}))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
     assert predictor(data)(pixels).shape == (2, 10)

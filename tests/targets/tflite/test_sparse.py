@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.task.splits import network_inputs
-from edge_compress.pipeline.types import Precision, Preprocess, Speedup
+from edge_compress.pipeline.data.splits import network_inputs
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import Preprocess, Speedup
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest
 from edge_compress.targets.tflite import file as tflite_file
@@ -103,7 +105,9 @@ def test_int8_networks_are_named_as_such(plain: bytes) -> None:
 
 def request(net: nn.Module, folder: Path) -> BuildRequest:
     mean = (0.5,) * 3
-    return BuildRequest(net, b"", SHAPE, ("a",) * 300, Precision.FP32, [], lambda predict: 0.0, folder, mean=mean, std=mean)
+    return BuildRequest(
+        net, b"", image_signature(SHAPE), ("a",) * 300, Precision.FP32, [], lambda predict: 0.0, folder, mean=mean, std=mean
+    )
 
 
 def test_sparse_weights_are_taken_only_where_they_were_measured_faster(plain: bytes, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .config import Config
-from .errors import UnavailableError
+from ..config import Config
+from ..errors import UnavailableError
 
 ROOT = Path("/")
 SHARE = 0.5  # of the memory that is free: the rest is for the runtime, the images and whoever else works here

@@ -43,12 +43,7 @@ def user_factory(spec: str, what: str) -> UserFactory:
     is_file = place.endswith(".py")
     if is_file and not path.is_file():
         raise InputError(f"{what} {spec}", found="no such file", expected="a Python file", do="check the path")
-    try:
-        with importable(path.resolve().parent if is_file else Path.cwd()):
-            module = _run_file(path) if is_file else importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(f"{what} {spec}: cannot be imported", found=found, do=f"make `import {path.stem}` work") from error
+    module = load_file(path, what, spec) if is_file else _imported(place, what, spec)
     function = getattr(module, attribute, None)
     if not callable(function) or isinstance(function, nn.Module):
         found = f"no {attribute!r}" if function is None else f"{attribute!r}, a {type(function).__name__}"
@@ -56,6 +51,30 @@ def user_factory(spec: str, what: str) -> UserFactory:
         do = f"did you mean {near[0]!r}?" if near else f"define `def {attribute}(): return ...`"
         raise InputError(f"{what} {spec}", found=found, expected="a function", do=do)
     return UserFactory(f"{path.name}:{attribute}" if is_file else spec, function, module)
+
+
+def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
+    """The module that a Python file is; it can import the modules beside it. `what` is for messages.
+
+    Raises:
+        InputError: its code raises.
+    """
+    with importable(path.resolve().parent), _refused(f"{what} {spec or path}", path.stem):
+        return _run_file(path)
+
+
+def _imported(place: str, what: str, spec: str) -> ModuleType:
+    with importable(Path.cwd()), _refused(f"{what} {spec}", place):
+        return importlib.import_module(place)
+
+
+@contextmanager
+def _refused(named: str, module: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"{named}: cannot be imported", found=found, do=f"make `import {module}` work") from error
 
 
 def _run_file(path: Path) -> ModuleType:

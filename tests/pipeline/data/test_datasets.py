@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_compress.pipeline.data import image_folder
+from edge_compress.pipeline.data.datasets import cut, load_data, search_size
+from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.task import image_folder
-from edge_compress.pipeline.task.datasets import cut, load_data, search_size
-from edge_compress.pipeline.task.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edge_compress.pipeline.task.user_code import importable
+from edge_compress.pipeline.data.user_code import importable
 
 
 def test_the_import_path_is_as_before(tmp_path: Path) -> None:

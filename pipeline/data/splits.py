@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...targets.base import Images, Target
 from ..errors import InputError
 from ..types import Crop, DataInfo, Preprocess
 
@@ -70,10 +69,6 @@ class Split:
         """The first `n` images; the order of train and search is a seeded shuffle, so this is a fair sample."""
         return replace(self, indices=self.indices[: max(n, 0)])
 
-    def part(self, positions: range) -> Split:
-        """The images at a stretch of positions."""
-        return replace(self, indices=self.indices[positions.start : positions.stop])
-
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
@@ -96,11 +91,6 @@ class SourceData(NamedTuple):
     test: ImageSource | None = None  # None: a fifth of `train`, cut with `test_seed` or else with the run's seed
     test_seed: int | None = None
     crop: Crop | None = None  # image folders
-
-
-def artifact_images(target: Target, pixels: UInt8Array, prep: Preprocess) -> Images:
-    """What a target's artifacts take of stored pixels (n, H, W, C): these, or network inputs (n, C, H, W)."""
-    return pixels if target.takes_pixels else network_inputs(pixels, prep)
 
 
 def network_inputs(pixels: UInt8Array, prep: Preprocess) -> NDArray[np.float32]:

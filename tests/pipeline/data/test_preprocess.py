@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from edge_compress.pipeline.data.preprocess import augmented, to_input
+from edge_compress.pipeline.data.splits import network_inputs
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.options import Augment
-from edge_compress.pipeline.task.preprocess import augmented, to_input
-from edge_compress.pipeline.task.splits import network_inputs
 from edge_compress.pipeline.types import Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.digits import MEAN, STD, DigitsResNet
+from edge_compress.pipeline.data.splits import DataSet
 from edge_compress.pipeline.finetune.digits import train_digits
 from edge_compress.pipeline.network.weights import state_sha256
-from edge_compress.pipeline.task.datasets import load_data
-from edge_compress.pipeline.task.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.task.inference import logits, top1
-from edge_compress.pipeline.task.splits import DataSet
 from edge_compress.pipeline.types import Epoch, Preprocess
 from torch import nn
 
@@ -42,7 +42,7 @@ def test_training_learns_from_a_few_hundred_images(digits: DataSet) -> None:
     assert top1(logits(module, digits.test, PREP), digits.test.labels) > 70
     assert [e.epoch for e in epochs] == [1, 2, 3, 4]
     assert epochs[-1].loss < epochs[0].loss * 0.6
-    assert epochs[-1].search_top1 == pytest.approx(top1(logits(module, digits.search, PREP), digits.search.labels))
+    assert epochs[-1].search_value == pytest.approx(top1(logits(module, digits.search, PREP), digits.search.labels))
 
 
 def test_training_is_a_function_of_the_seed_and_not_of_what_came_before(digits: DataSet) -> None:

@@ -8,16 +8,19 @@ from pathlib import Path
 import nets
 import pytest
 import torch
-from edge_compress.pipeline.compute import Compute, free_bytes, threads_to_use, usable_cpus
 from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
-from edge_compress.pipeline.evaluate.reward_images import RewardImages
+from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.finetune.training import FinetuneSettings
+from edge_compress.pipeline.network.compute import Compute, free_bytes, threads_to_use, usable_cpus
+from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import chosen_masks
 from edge_compress.pipeline.reconstruct.reconstruction import sequential, sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.score.ranking import UnitScores
-from edge_compress.pipeline.types import Pattern, Plan
+from edge_compress.pipeline.task.classification import Classification
+from edge_compress.pipeline.task.samples import Batch
+from edge_compress.pipeline.types import Plan
 from torch import nn
 
 GIB = 1 << 30
@@ -87,7 +90,7 @@ def everything(compute: Compute, folder: Path) -> dict[str, object]:
     net, coupling = nets.subject("OptionA")
     inputs, names = nets.images(12), ["layer1.0.conv1", "layer2.0.conv2"]
     masks = {n: net.get_parameter(f"{n}.weight").detach().abs() > 0.05 for n in names}
-    images = RewardImages(inputs, torch.zeros(12), inputs, compute)
+    images = RewardSamples(Batch(inputs, torch.zeros(12)), inputs, Classification(), net, compute)
 
     def restored() -> list[torch.Tensor]:
         return [value for moments in images.dense_moments(net).values() for value in moments]

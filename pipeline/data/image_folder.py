@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets, transforms
 
-from ..compute import usable_cpus
 from ..errors import InputError
 from ..files import sha256_file
+from ..network.compute import usable_cpus
 from ..types import Crop
 from .splits import IntArray, SourceData, UInt8Array
 

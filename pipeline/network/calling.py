@@ -1,0 +1,74 @@
+"""Calls a network with inputs of any shape: one tensor, several by position, or several by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...targets.base import Arrays
+
+Inputs = Any  # a tensor, or a tuple or dict of tensors; the samples along axis 0
+Outputs = tuple[Tensor, ...]  # in the order of the signature
+
+
+def call(module: nn.Module, inputs: Inputs) -> Outputs:
+    """The outputs of a network that gives a tensor or a tuple of tensors."""
+    fresh = pytree.tree_map_only(Tensor, torch.clone, inputs)  # networks may normalise their input in place
+    named = fresh if isinstance(fresh, dict) else {}
+    found = module(*(() if named else fresh if isinstance(fresh, tuple) else (fresh,)), **named)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def count_of(inputs: Inputs) -> int:
+    """Number of samples in network inputs."""
+    return len(pytree.tree_leaves(inputs)[0])
+
+
+def moved(inputs: Inputs, device: str, layout: torch.memory_format | None = None) -> Inputs:
+    """The inputs on a device; images (n, C, H, W) in a memory format."""
+
+    def move(tensor: Tensor) -> Tensor:
+        if layout is None or tensor.ndim != 4:
+            return tensor.to(device)
+        return tensor.to(device, memory_format=layout)
+
+    return pytree.tree_map_only(Tensor, move, inputs)
+
+
+def answers_in_parts(module: nn.Module, inputs: Inputs, batch: int, device: str = "cpu") -> Outputs:
+    """The outputs for many inputs, on the CPU in float, computed in batches."""
+    parts = []
+    for start in range(0, count_of(inputs), batch):
+        stop = start + batch
+        part = pytree.tree_map_only(Tensor, partial(_slice, start=start, stop=stop, device=device), inputs)
+        parts.append(tuple(output.float().cpu() for output in call(module, part)))
+    return tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+
+def _slice(tensor: Tensor, start: int, stop: int, device: str) -> Tensor:
+    return tensor[start:stop].to(device)
+
+
+def arrays_of(inputs: Inputs) -> Arrays:
+    """Network inputs as arrays, several of them in their order."""
+    leaves = tuple(tensor.numpy() for tensor in pytree.tree_leaves(inputs))
+    return leaves if isinstance(inputs, tuple | dict) else leaves[0]
+
+
+def tensors_of(arrays: Arrays) -> Outputs:
+    """An artifact's outputs as tensors."""
+    each: Sequence[NDArray[Any]] = arrays if isinstance(arrays, tuple) else (arrays,)
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in each)
+
+
+def per_sample(function: Callable[[Tensor, Tensor], Tensor], one: Outputs, other: Outputs) -> Tensor:
+    """The mean over outputs of a figure (n,) that compares two networks' outputs, each as (n, elements)."""
+    pairs = [(a.flatten(1), b.flatten(1)) if a.ndim > 1 else (a[:, None], b[:, None]) for a, b in zip(one, other, strict=True)]
+    return torch.stack([function(a.double(), b.double()) for a, b in pairs]).mean(0)

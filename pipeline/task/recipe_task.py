@@ -1,0 +1,243 @@
+"""The task of a recipe: its loss and metric, or distance and agreement to the dense network where it has none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..network.calling import Inputs, Outputs, call
+from ..signature import Metric, Signature
+from .recipe import Recipe, Structure, deployed, network_of
+from .recipe_data import Targets
+from .samples import Batch, Data
+from .task import agreement, scaled_distance, signature_of
+
+KEPT_BYTES = 512 << 20  # of outputs and targets that a judge keeps, for intervals
+SAME = 1e-3  # of an output's range: what the size of a batch may change in float32
+AGREEMENT = Metric("agreement", "%")
+EQUAL = 1e-4  # relative: a metric whose value is this close to the mean of its samples' values is that mean
+
+
+class RecipeTask:
+    """A recipe's way to judge and train a network. See `task.Task` for the members."""
+
+    labelled = False
+
+    def __init__(self, recipe: Recipe, structure: Structure) -> None:
+        self.recipe, self._structure = recipe, structure
+        self.compares = recipe.metric is None
+        self.metric = AGREEMENT if recipe.metric is None else _facts(recipe, self.new_metric())
+
+    @property
+    def key(self) -> str:
+        """See `task.Task`."""
+        return self.recipe.digest
+
+    def judge(self) -> RecipeJudge:
+        """Feeds the recipe's metric; without one, counts how far the outputs agree with the dense network's."""
+        return RecipeJudge(self)
+
+    def training_loss(self, outputs: Outputs, targets: Any, dense: Outputs | None) -> Tensor:
+        """The recipe's loss and the distance to the dense outputs; the distance alone where the recipe has none."""
+        own = self.recipe.loss
+        parts = [] if dense is None else [scaled_distance(outputs, dense)]
+        if own is not None:
+            with self.recipe.calling("loss()"):
+                parts.append(own(self._structure.arranged(outputs), targets.collated))
+            if not isinstance(parts[-1], Tensor) or parts[-1].numel() != 1:
+                raise self.recipe.wrong("loss()", _shape(parts[-1]), "a scalar tensor")
+        return torch.stack([part.reshape(()) for part in parts]).sum()
+
+    def distance(self, outputs: Outputs, targets: Any, dense: Outputs | None) -> float:
+        """See `task.scaled_distance`."""
+        assert dense is not None  # the task is not `labelled`
+        return float(scaled_distance(outputs, dense))
+
+    def share(self, value: float, dense: float) -> float:
+        """What is kept of the dense network's value: 1 is as good."""
+        if not math.isfinite(value):
+            return 0.0
+        return min(max(1.0 - self.metric.drop(dense, value) / max(abs(dense), 1e-9), 0.0), 2.0)
+
+    def new_metric(self) -> Any:
+        """The object that the recipe's `metric()` gives, with nothing in it."""
+        assert self.recipe.metric is not None
+        with self.recipe.calling("metric()"):
+            found = self.recipe.metric()
+        for name in ("update", "compute", "reset"):
+            if not callable(getattr(found, name, None)):
+                raise self.recipe.wrong("metric()", f"a {type(found).__name__} without {name}()", "update, compute and reset")
+        return found
+
+    def arranged(self, outputs: Outputs) -> Any:
+        """Outputs as the recipe's functions know them."""
+        return self._structure.arranged(outputs)
+
+
+class RecipeJudge:
+    """See `task.Judge`; the metric sees sample by sample what was answered."""
+
+    def __init__(self, task: RecipeTask) -> None:
+        self._task = task
+        self._metric = None if task.compares else task.new_metric()
+        self._agreed: list[NDArray[np.float64]] = []
+        self._kept: list[tuple[Any, Any]] | None = []
+        self._bytes = 0
+        self._value: float | None = None
+        self._each: NDArray[np.float64] | None = None
+
+    def update(self, outputs: Outputs, batch: Batch, dense: Outputs | None = None) -> None:
+        """See `task.Judge`."""
+        if self._metric is None:
+            assert dense is not None  # the task compares
+            self._agreed.append(100.0 * agreement(outputs, dense).numpy())
+            return
+        targets: Targets = batch.targets
+        for k, target in enumerate(targets.each):
+            answered = self._task.arranged(tuple(output[k : k + 1] for output in outputs))
+            with self._task.recipe.calling("metric().update()"):
+                self._metric.update(answered, target)
+            self._bytes += sum(t.nbytes for t in pytree.tree_leaves((answered, target)) if isinstance(t, Tensor))
+            if self._kept is not None:
+                self._kept.append((answered, target))
+        if self._bytes > KEPT_BYTES:
+            self._kept = None
+        self._value = self._each = None
+
+    def value(self) -> float:
+        """See `task.Judge`."""
+        if self._metric is None:
+            return float(np.concatenate(self._agreed).mean())
+        if self._value is None:
+            self._value = self._computed(self._metric)
+        return self._value
+
+    def per_sample(self) -> NDArray[np.float64] | None:
+        """See `task.Judge`; found by asking the metric for each sample alone."""
+        if self._metric is None:
+            return np.concatenate(self._agreed)
+        if self._kept is None:
+            return None
+        if self._each is None:
+            self._each = self._alone()
+        mean = float(self._each.mean()) if len(self._each) else math.nan
+        same = math.isfinite(mean) and abs(mean - self.value()) <= EQUAL * max(abs(mean), 1e-9)
+        return self._each if same else None
+
+    def over(self, picked: NDArray[np.int64]) -> float | None:
+        """See `task.Judge`."""
+        if self._metric is None:
+            return float(np.concatenate(self._agreed)[picked].mean())
+        if self._kept is None:
+            return None
+        return self._asked([self._kept[i] for i in picked.tolist()])
+
+    def _alone(self) -> NDArray[np.float64]:
+        assert self._kept is not None
+        found = np.full(len(self._kept), np.nan)
+        for k, pair in enumerate(self._kept):
+            try:
+                found[k] = self._asked([pair])
+            except Exception:  # the user's code: a metric of pairs, or of a corpus, has no value for one sample
+                return np.zeros(0)
+            if not math.isfinite(found[k]):
+                return np.zeros(0)
+        return found
+
+    def _asked(self, pairs: list[tuple[Any, Any]]) -> float:
+        """The metric's value of some samples; what it has seen so far is put back by a new object."""
+        metric = self._task.new_metric()
+        for answered, target in pairs:
+            metric.update(answered, target)
+        return _number(metric.compute())
+
+    def _computed(self, metric: Any) -> float:
+        recipe = self._task.recipe
+        with recipe.calling("metric().compute()"):
+            found = metric.compute()
+        try:
+            return _number(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise recipe.wrong("metric().compute()", type(found).__name__, "one number", "pick one of its figures") from error
+
+
+def open_recipe(recipe: Recipe, data: Data) -> tuple[nn.Module, RecipeTask, Signature, Inputs]:
+    """A recipe's deployed network, its task, its signature, and the inputs of two samples, all checked on these.
+
+    Raises:
+        InputError: a function fails or returns what cannot be used; the network is random, depends on the batch, or gives what is
+            not finite.
+    """
+    module = network_of(recipe)
+    probe = data.train.batch(np.arange(2))
+    with torch.no_grad(), recipe.calling("model().forward"):
+        raw = _raw(module, probe.inputs)
+    if recipe.outputs is not None:
+        with recipe.calling("outputs()"):
+            raw = recipe.outputs(raw)
+    found = Structure.of(raw)
+    if found is None:
+        function = "outputs()" if recipe.outputs is not None else "model().forward"
+        raise recipe.wrong(function, f"a {type(raw).__name__} without tensors", "a tensor, or a tuple or dict of tensors")
+    structure, outputs = found
+    for name, tensor in zip(structure.names, outputs, strict=True):
+        if tensor.ndim < 1 or len(tensor) != 2:
+            raise recipe.wrong(f"output {name}", f"shape {tuple(tensor.shape)} for 2 samples", "the samples along axis 0")
+        if not bool(torch.isfinite(tensor).all()):
+            raise recipe.wrong(f"output {name}", "NaN or infinity", "finite numbers", "check the weights and the data")
+    network = deployed(module, recipe.outputs)
+    _steady(recipe, network, probe, structure, outputs)
+    names = list(probe.inputs) if isinstance(probe.inputs, dict) else _positional(probe.inputs)
+    signature = signature_of(probe.inputs, outputs, names, list(structure.names))
+    return network, RecipeTask(recipe, structure), signature, probe.inputs
+
+
+def _steady(recipe: Recipe, network: nn.Module, probe: Batch, structure: Structure, outputs: Outputs) -> None:
+    """Refuses a network that draws random numbers, or whose answer for a sample depends on the others of its batch."""
+    first = pytree.tree_map_only(Tensor, lambda t: t[:1], probe.inputs)
+    with torch.no_grad(), recipe.calling("model().forward"):
+        again, alone = call(network, probe.inputs), call(network, first)
+    if len(alone) != len(outputs):
+        raise recipe.wrong("model().forward", f"{len(alone)} outputs for one sample, {len(outputs)} for two", "a fixed number")
+    for name, one, two, single in zip(structure.names, outputs, again, alone, strict=True):
+        span = float(one.max() - one.min()) or 1.0 if one.numel() else 1.0
+        if one.shape != two.shape or float((one.float() - two.float()).abs().max()) > SAME * span:
+            raise recipe.wrong(f"output {name}", "another answer to the same inputs", "the same every time", "no random numbers")
+        if single.shape[1:] != one.shape[1:]:
+            found = f"shape {tuple(single.shape[1:])} for one sample, {tuple(one.shape[1:])} for two"
+            raise recipe.wrong(f"output {name}", found, "one shape")
+        if float((one[:1].float() - single.float()).abs().max()) > SAME * span:
+            raise recipe.wrong(f"output {name}", "an answer that depends on the other samples of the batch", "one sample each")
+
+
+def _raw(module: nn.Module, inputs: Inputs) -> Any:
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def _positional(inputs: Inputs) -> list[str]:
+    return [f"input_{k}" for k in range(len(inputs))] if isinstance(inputs, tuple) else ["input"]
+
+
+def _facts(recipe: Recipe, metric: Any) -> Metric:
+    """Name, unit and direction of a metric; torchmetrics has the direction alone."""
+    higher = getattr(metric, "higher_is_better", True)
+    name, unit = getattr(metric, "name", None), getattr(metric, "unit", "")
+    if higher is not None and not isinstance(higher, bool):
+        raise recipe.wrong("metric().higher_is_better", repr(higher), "True or False")
+    return Metric(str(name or type(metric).__name__), str(unit), higher is not False)
+
+
+def _number(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
