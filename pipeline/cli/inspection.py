@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,8 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
 
     from ..axes.inspect import Inspection
 
@@ -22,9 +24,7 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
 @click.option(
     "--model",
     metavar="SPEC",
-    default="digits-resnet",
-    show_default=True,
-    help="digits-resnet, torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.",
+    help="digits-resnet, torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  [default: digits-resnet]",
 )
 @click.option(
     "--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict.  [default: the network's initial weights]"
@@ -33,8 +33,16 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
     "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
 )
 @click.option("--input-shape", metavar="C,H,W", help="Shape of one input, instead of --image-size, such as 1,28,28.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.py", help="Instead of --model: checks the recipe too.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the inspection, as JSON, on stdout.")
-def inspect(model: str, weights: Path | None, image_size: int | None, input_shape: str | None, as_json: bool) -> int:
+def inspect(
+    model: str | None,
+    weights: Path | None,
+    image_size: int | None,
+    input_shape: str | None,
+    recipe: Path | None,
+    as_json: bool,
+) -> int:
     """Show what can be pruned of a network, what is locked, and why.
 
     Needs no data, no weights and no device. The share is that of the network's multiply-accumulates in operations that get
@@ -48,7 +56,11 @@ def inspect(model: str, weights: Path | None, image_size: int | None, input_shap
     Examples:
       edge-compress inspect --model timm:vit_tiny_patch16_224
       edge-compress inspect --model net.py:detector --input-shape 3,320,320 --json
+      edge-compress inspect --recipe recipe.py
+          also checks shapes, determinism in eval mode, the loss, and the metric on a few samples
     """  # noqa: D301
+    if recipe is not None and (model or weights or image_size or input_shape):
+        raise InputError("--recipe with --model, --weights, --image-size or --input-shape", expected="the recipe alone")
     shape = _shape(input_shape) if input_shape is not None else None
     if shape is not None and image_size is not None:
         raise InputError("--input-shape with --image-size", expected="one of them", do="leave one out")
@@ -60,12 +72,35 @@ def inspect(model: str, weights: Path | None, image_size: int | None, input_shap
         from ..axes.inspect import inspect as inspected
         from ..task.models import example_shape, initial_network
 
-        found_shape = shape or example_shape(model, image_size)
-        network = initial_network(model, weights, channels=found_shape[0])
-        generator = torch.Generator().manual_seed(0)
-        found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(_lines(found)))
+        told: list[str] = []
+        if recipe is not None:
+            network, example, told = _opened(recipe)
+            found = inspected(network, example, recipe.name)
+        else:
+            model = model or "digits-resnet"
+            found_shape = shape or example_shape(model, image_size)
+            network = initial_network(model, weights, channels=found_shape[0])
+            generator = torch.Generator().manual_seed(0)
+            found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join((*told, *_lines(found))))
     return 0
+
+
+def _opened(file: Path) -> tuple[nn.Module, Any, list[str]]:
+    """A recipe's network, inputs of one sample, and what was found when its functions were tried on a few samples."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    from ..task.recipe import read_recipe
+    from ..task.recipe_data import data_of
+    from ..task.recipe_task import open_recipe
+    from .recipe_check import checked
+
+    recipe = read_recipe(file)
+    data = data_of(recipe, 0)
+    network, task, signature, probe = open_recipe(recipe, data)
+    example = pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], probe)
+    return network, example, checked(network, task, signature, data)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -65,7 +65,7 @@ class RightOnes:
 
     def value(self) -> float:
         """Top-1, percent."""
-        return float(self.per_sample().mean())
+        return 100.0 * float(np.concatenate(self._parts).mean())
 
     def per_sample(self) -> NDArray[np.float64]:
         """100 for each image that is right, else 0."""

@@ -6,6 +6,7 @@ in `recipe_task.py`, and named by function.
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import inspect
@@ -61,8 +62,10 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the source of its functions, as far as Python can show it."""
+        """SHA-256 of the source of its functions, and of the modules beside it that it imports."""
         found = hashlib.sha256()
+        for file in modules_of(self._file):
+            found.update(file.name.encode() + file.read_bytes())
         for field in fields(self):
             function = getattr(self, field.name)
             try:
@@ -73,17 +76,17 @@ class Recipe:
         return found.hexdigest()
 
     @property
-    def _folder(self) -> Path:
+    def _file(self) -> Path | None:
         try:
-            return Path(inspect.getsourcefile(inspect.unwrap(self.model)) or ".").resolve().parent
+            return Path(inspect.getsourcefile(inspect.unwrap(self.model)) or ".").resolve()
         except TypeError:  # an object with __call__, or a partial one
-            return Path.cwd()
+            return None
 
     @contextmanager
     def calling(self, function: str) -> Iterator[None]:
         """Whatever the user's code raises inside becomes an error that names the function; modules beside it can be imported."""
         try:
-            with importable(self._folder):
+            with importable(Path.cwd() if self._file is None else self._file.parent):
                 yield
         except InputError:
             raise
@@ -122,6 +125,27 @@ def recipe_of(module: ModuleType, name: str) -> Recipe:
                 f"recipe {name}", found=f"no function {key}()", expected="model() and datasets()", do=f"define {key}()"
             )
     return Recipe(**found, name=name)
+
+
+def modules_of(file: Path | None) -> list[Path]:
+    """A Python file and the files beside it that it imports, directly or through one another, in the order of their names."""
+    waiting, found = [file] if file is not None and file.is_file() else [], set[Path]()
+    while waiting:
+        here = waiting.pop()
+        if here in found:
+            continue
+        found.add(here)
+        try:
+            tree = ast.parse(here.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        for name in {name.partition(".")[0] for name in names}:
+            beside = here.parent / f"{name}.py"
+            package = here.parent / name
+            waiting += [beside] if beside.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
+    return sorted(found)
 
 
 def network_of(recipe: Recipe) -> nn.Module:

@@ -97,7 +97,7 @@ def tidy(data: bytes, inputs: Sequence[str] = (INPUT_NAME,), outputs: Sequence[s
     for number, tensor in enumerate(graph.tensors):
         tensor.name = f"t{number}".encode()
     for signature in model.signatureDefs or []:
-        _in_order(graph, signature)
+        _in_order(graph, signature, inputs, outputs)
         for names, tensor_maps in ((inputs, signature.inputs), (outputs, signature.outputs)):
             for name, tensor_map in zip(names, tensor_maps, strict=True):
                 tensor_map.name = name.encode()
@@ -105,12 +105,19 @@ def tidy(data: bytes, inputs: Sequence[str] = (INPUT_NAME,), outputs: Sequence[s
     return write(model)
 
 
-def _in_order(graph: Any, signature: Any) -> None:
-    """Sort inputs and outputs, of the signature and of the graph, as the module has them: the converter numbers them in names."""
-    for part in ("inputs", "outputs"):
-        maps = sorted(getattr(signature, part), key=lambda m: [int(n) for n in re.findall(rb"\d+", m.name)] or m.name)
-        setattr(signature, part, maps)
-        setattr(graph, part, [m.tensorIndex for m in maps])
+def _in_order(graph: Any, signature: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Sort inputs and outputs, of the signature and of the graph, as the module has them.
+
+    The converter keeps the names of keyword arguments, and numbers what is given by position.
+    """
+    for part, names in (("inputs", inputs), ("outputs", outputs)):
+        maps = {m.name.decode(): m for m in getattr(signature, part)}
+        if maps.keys() == set(names):
+            ordered = [maps[name] for name in names]
+        else:
+            ordered = [maps[name] for name in sorted(maps, key=lambda n: [int(number) for number in re.findall(r"\d+", n)])]
+        setattr(signature, part, ordered)
+        setattr(graph, part, [m.tensorIndex for m in ordered])
 
 
 def _mean_without_transpose(model: Any) -> None:

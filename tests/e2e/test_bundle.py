@@ -39,10 +39,11 @@ def test_a_run_keeps_test_images_with_the_artifacts_answers(uninterrupted: Path)
     entry = report_of(uninterrupted)["targets"]["x86"]["golden"]
     kept = golden.read(uninterrupted / entry["path"])
     test = load_data("digits", seed=0).test
-    assert len(kept.pixels) == golden.IMAGES
+    (pixels,), (logits,) = kept.inputs, kept.outputs
+    assert len(pixels) == golden.SAMPLES
     found = {image.tobytes(): label for image, label in zip(test.read(np.arange(len(test))), test.labels, strict=True)}
-    assert [found[image.tobytes()] for image in kept.pixels] == kept.labels.tolist()
-    assert (kept.logits.argmax(axis=1) == kept.labels).mean() > 0.7
+    labels = np.array([found[image.tobytes()] for image in pixels])
+    assert (logits.argmax(axis=1) == labels).mean() > 0.7
     assert kept.where.runtime == "onnxruntime"
 
 

@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import edge_compress
 import numpy as np
 import pytest
 import user_net
@@ -20,13 +22,14 @@ from edge_compress.pipeline import run
 from edge_compress.pipeline.build import artifact as artifacts
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.surgery import prune
-from edge_compress.pipeline.pattern import channels, finalists
-from edge_compress.pipeline.task.inference import logits, top1
+from edge_compress.pipeline.pattern import channels, finalists, searching
+from edge_compress.pipeline.task.task import judged, torch_predictor
 from edge_compress.pipeline.types import Epoch, Timing
-from edge_compress.pipeline.verify import references
+from edge_compress.pipeline.verify import artifact as verify_artifact
+from edge_compress.pipeline.verify.references import accuracy_here
 from edge_compress.targets import int8_choice
 from edge_compress.targets.onnx import int8 as onnx_int8
-from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, in_runtime, inputs_of
+from effects import EFFECTS, Run, compensation_repairs_what_removal_broke, inputs_of
 
 Call = Callable[[list[str]], Finished]
 
@@ -37,6 +40,7 @@ REPORT: dict[str, Any] = {
     "tool": {"version": str, "packages": dict},
     "model": {"name": str, "sha256": str},
     "data": {"name": str, "sha256": str, "splits": {"train": int, "search": int, "test": int}},
+    "metric": {"name": str, "unit": str, "higher_is_better": bool},
     "seed": int,
     "dense": {"top1": NUMBER, "params": int, "macs": int, "size_bytes": int},
     "pruned": {
@@ -52,7 +56,15 @@ REPORT: dict[str, Any] = {
         "x86": {
             "status": str,
             "artifact": {"path": str, "sha256": str, "size_bytes": int, "format": str, "precision": str},
-            "accuracy": {"top1": NUMBER, "drop": NUMBER, "agreement": NUMBER, "samples": int, "kind": str},
+            "accuracy": {
+                "top1": NUMBER,
+                "value": NUMBER,
+                "drop_pp": NUMBER,
+                "drop": NUMBER,
+                "agreement": NUMBER,
+                "samples": int,
+                "kind": str,
+            },
             "latency": {
                 "device": str,
                 "kind": str,
@@ -148,13 +160,11 @@ def test_the_stage_did_its_work(stage: str, finished: Run) -> None:
 
 def test_plan_and_state_dict_give_the_pruned_network_again(finished: Run) -> None:
     """Through the user's own factory, without anything else of the run: the float part of the artifact is that network."""
-    stages = finished.folder / "stages"
-    (recorded,) = stages.glob("test-split-*/logits.safetensors")
-    from safetensors.numpy import load_file
-
-    inputs = inputs_of(finished.data.test)
-    own = finished.pruned(_tensor(inputs)).detach().numpy()
-    np.testing.assert_allclose(own, load_file(recorded)["pruned"], rtol=1e-4, atol=1e-4)
+    own = finished.pruned(_tensor(inputs_of(finished.data.test))).detach().numpy()
+    right = own.argmax(axis=1) == finished.data.test.labels
+    assert 100 * right.mean() == pytest.approx(finished.report["pruned"]["top1"], abs=1e-9)
+    again = edge_compress.load(finished.folder, model=user_net.projected)
+    np.testing.assert_allclose(again(_tensor(inputs_of(finished.data.test))).detach().numpy(), own, rtol=1e-4, atol=1e-4)
     assert sum(p.numel() for p in finished.pruned.parameters()) == finished.report["pruned"]["params"]
     assert len(finished.plan.kept) + len(finished.plan.removed_blocks) > 0
 
@@ -246,7 +256,7 @@ def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], mon
 
 
 def test_a_search_that_changes_nothing_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run.search
+    real = searching.search
 
     def dense(*arguments: Any) -> Any:
         from dataclasses import replace
@@ -256,7 +266,7 @@ def test_a_search_that_changes_nothing_is_noticed(again: Callable[..., Run], mon
         whole = evaluator.evaluate((0,) * len(evaluator.knobs))
         return replace(found, best=whole, finalists=(whole,))
 
-    monkeypatch.setattr(run, "search", dense)
+    monkeypatch.setattr(searching, "search", dense)
     changed = again("search")
     with pytest.raises(AssertionError):
         EFFECTS["search"](changed)
@@ -286,8 +296,8 @@ def test_plans_that_were_not_judged_once_solved_are_noticed(again: Callable[...,
 def test_a_fine_tuning_that_leaves_the_network_as_it_was_is_noticed(
     again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def idle(student: Any, teacher: Any, data: Any, prep: Any, settings: Any, **_: Any) -> tuple[Epoch, ...]:
-        accuracy = top1(logits(student, data.search, prep), data.search.labels)
+    def idle(student: Any, teacher: Any, data: Any, task: Any, settings: Any, **_: Any) -> tuple[Epoch, ...]:
+        accuracy = judged(task, data.search, torch_predictor(student)).value()
         return tuple(Epoch(i + 1, 0.0, accuracy, 0.1) for i in range(settings.epochs))
 
     monkeypatch.setattr(run, "finetune", idle)
@@ -304,8 +314,8 @@ def test_an_artifact_left_in_float_is_noticed(again: Callable[..., Run], monkeyp
 
 
 def test_ranges_from_the_wrong_inputs_are_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = artifacts.calibration_batches
-    monkeypatch.setattr(artifacts, "calibration_batches", lambda *given: [0.02 * batch for batch in real(*given)])
+    real = artifacts.calibration_set
+    monkeypatch.setattr(artifacts, "calibration_set", lambda *given, **more: [0.02 * batch for batch in real(*given, **more)])
     changed = again("build")
     with pytest.raises(AssertionError):
         EFFECTS["calibration"](changed)
@@ -315,7 +325,7 @@ def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], mo
     narrow = {"narrow": lambda seen: (0.0, 0.02 * max(seen.highest, 1e-3))}
     monkeypatch.setattr(ranges, "METHODS", {**ranges.METHODS, **narrow})
     monkeypatch.setattr(int8_choice, "METHODS", ranges.METHODS)
-    monkeypatch.setattr(int8_choice.Trials, "best", lambda trials: min(trials.value, key=trials.value.__getitem__))
+    monkeypatch.setattr(int8_choice.Trials, "best", lambda trials: min(trials.scores, key=trials.scores.__getitem__))
     changed = again("build")
     with pytest.raises(AssertionError):
         EFFECTS["calibration"](changed)
@@ -323,9 +333,9 @@ def test_the_worst_way_of_taking_ranges_is_noticed(again: Callable[..., Run], mo
 
 def test_an_accuracy_that_is_not_the_artifacts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        references,
-        "artifact_logits",
-        lambda target, path, split, prep: in_runtime(path.with_name("baseline.onnx"), inputs_of(split)),
+        verify_artifact,
+        "accuracy_here",
+        lambda run, target, artifact, *rest: accuracy_here(run, target, replace(artifact, file=artifact.baseline), *rest),
     )
     changed = again("accuracy")
     with pytest.raises(AssertionError):

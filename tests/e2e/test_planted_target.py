@@ -38,8 +38,8 @@ class Planted(Target):
     def runner(self, path, threads=1):
         return X86.runner(path, threads)
 
-    def prober(self, module, image_shape, precision):
-        return X86.prober(module, image_shape, precision)
+    def prober(self, module, signature, precision):
+        return X86.prober(module, signature, precision)
 
 
 TARGET = Planted()

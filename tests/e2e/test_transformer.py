@@ -13,6 +13,7 @@ from cli_runs import USER_NET, Workshop, report_of
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.pattern.units import Units
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.types import Plan
 from edge_compress.targets.x86 import TARGET
 from effects import Run, in_runtime, in_torch, inputs_of, percent_right
@@ -64,7 +65,7 @@ def run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def pruned(run: Run) -> nn.Module:
     """The plan on the user's factory, with the weights of the run: nothing else of the run is used."""
     plan = from_json(Plan, json.loads((run.folder / "plan.json").read_text()))
-    small = Units(run.dense, (1, 8, 8), TARGET.limits, "hasa", 0).blank(plan)
+    small = Units(run.dense, torch.rand(1, 1, 8, 8), image_signature((1, 8, 8)), TARGET.limits, "hasa", 0).blank(plan)
     small.load_state_dict(load_file(run.folder / run.report["pruned"]["state"]["path"]))
     return small.eval()
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import edge_compress
 import pytest
 from edge_compress.pipeline.cli.main import main
 
+EXAMPLES = Path(edge_compress.__file__).resolve().parent / "examples"
 KEYS = {"model", "captured", "parameters", "macs", "prunable_macs_share", "groups", "locked", "equivalence", "seconds"}
 
 
@@ -64,3 +67,20 @@ def test_a_wrong_option_is_one_line_and_exit_2(options, message, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_recipe_is_tried_on_a_few_samples(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--recipe", str(EXAMPLES / "classify.py")]) == 0
+    out = capfd.readouterr().out
+    assert "inputs: input float32 1x8x8; outputs: output float32 10" in out
+    assert "samples: train " in out
+    assert "top-1 on 16 test samples: " in out
+    assert "answer equal" in out
+
+
+def test_a_metric_that_changes_its_mind_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = (EXAMPLES / "classify.py").read_text().replace("return 100.0 *", "return float(torch.rand(())) + 100.0 *")
+    (tmp_path / "unsure.py").write_text(text)
+    assert main(["inspect", "--recipe", str(tmp_path / "unsure.py")]) == 2
+    assert "metric().compute()" in (err := capfd.readouterr().err)
+    assert "for the same answers" in err

@@ -1,0 +1,98 @@
+"""The recipes of examples/ through the whole pipeline: what pruning adds over the faster of the dense float and int8 files.
+
+    python benchmarks/tasks.py [NAME...] --work FOLDER
+
+Writes benchmarks/results/tasks.json: {"commit": ..., "processor": ..., "tasks": [{"name": "detect", ...}]}. A task that was run
+before in the same work folder is read back; results of tasks that are not named stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import edge_compress
+from edge_compress import targets
+from edge_compress.devices.local import LocalDevice, describe
+from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.task.recipe import deployed, network_of, read_recipe
+from edge_compress.targets.base import Structure
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "classify": {"latency_budget": 0.9, "evaluations": 60, "finetune_epochs": 10},
+    "detect": {"latency_budget": 0.45, "evaluations": 60, "finetune_epochs": 6},
+    "segment": {"latency_budget": 0.45, "evaluations": 60, "finetune_epochs": 6},
+    "embed": {"latency_budget": 0.45, "evaluations": 60, "finetune_epochs": 3},
+    "keypoints": {"latency_budget": 0.5, "evaluations": 60, "finetune_epochs": 4},
+    "faces": {"latency_budget": 0.5, "evaluations": 60, "finetune_epochs": 4},
+}
+
+
+def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """One recipe's figures."""
+    start = time.monotonic()
+    recipe = read_recipe(ROOT / "examples" / f"{name}.py")
+    folder = work / name
+    result = edge_compress.compress(ROOT / "examples" / f"{name}.py", target="x86", out=folder, **options)
+    report = result.report
+    found = report.targets["x86"]
+    assert found.accuracy is not None
+    assert found.latency is not None
+    assert found.artifact is not None
+    assert found.artifact.baseline is not None
+    dense = deployed(network_of(recipe), recipe.outputs)
+    whole = folder / "dense-int8.onnx"
+    whole.write_bytes(targets.load("x86").prober(dense, report.signature, Precision.INT8).candidate(Structure({})))
+    settings = TimingSettings(seed=report.seed)
+    over_int8 = LocalDevice().measure(whole, result.artifacts["x86"], settings).speedup
+    over_float = found.latency.speedup
+    unpruned = min((over_int8, "int8"), (over_float, "float"), key=lambda pair: pair[0].median)
+    return {
+        "name": name,
+        "options": options,
+        "metric": {"name": report.metric.name, "unit": report.metric.unit},
+        "dense": found.accuracy.dense_value,
+        "value": found.accuracy.value,
+        "drop": found.accuracy.drop,
+        "drop_ci95": found.accuracy.drop_ci95,
+        "interval": found.accuracy.interval,
+        "agreement": found.accuracy.agreement,
+        "precision": str(found.artifact.precision),
+        "macs": [report.dense.macs, report.pruned.macs],
+        "parameters": [report.dense.params, report.pruned.params],
+        "prunable_macs_share": report.pruned.prunable_macs_share,
+        "speedup_over_float": {"median": over_float.median, "ci95": over_float.ci95, "quality": found.latency.quality},
+        "speedup_over_dense_int8": {"median": over_int8.median, "ci95": over_int8.ci95},
+        "speedup_over_the_faster": {"median": unpruned[0].median, "ci95": unpruned[0].ci95, "of": unpruned[1]},
+        "passed": report.passed,
+        "minutes": round((time.monotonic() - start) / 60, 1),
+    }
+
+
+def main() -> None:
+    """Runs the recipes that are named, all of them by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=[*OPTIONS])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options instead of this file's")
+    given = parser.parse_args()
+    changed = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    kept = json.loads(RESULTS.read_text())["tasks"] if RESULTS.is_file() else []
+    for name in given.names:
+        found = run(name, given.work, OPTIONS[name] | changed) | {"commit": commit}
+        kept = [task for task in kept if task["name"] != name] + [found]
+        whole = {"commit": commit, "processor": describe("onnxruntime")["cpu"], "tasks": kept}
+        RESULTS.write_text(json.dumps(whole, indent=1) + "\n")
+        print(json.dumps(found, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
