@@ -121,7 +121,7 @@ def _epoch(
             group["lr"] = RATE * _share(step / (epochs * len(batches)))
         error = loss(network(images.contiguous(memory_format=torch.channels_last)), targets)
         optimizer.zero_grad()
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
         optimizer.step()
         total += float(error.detach())
