@@ -16,7 +16,7 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.task.recipe import REQUIRED, as_given, read_recipe
 
 EXAMPLES = Path(edge_compress.__file__).resolve().parent / "examples"
-RECIPES = ("classify", "embed", "faces", "keypoints", "yolo")
+RECIPES = ("classify", "detect", "embed", "faces", "keypoints", "segment", "yolo")
 
 
 @pytest.mark.parametrize("name", RECIPES)
