@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def train(name: str) -> nn.Module:
     example, recipe = EXAMPLES[name], importlib.import_module(name)
     torch.manual_seed(SEED)
     network = example.network().to(memory_format=torch.channels_last)  # the faster layout
-    checkpoint = WEIGHTS / f"{name}.work" / "checkpoint.pt"
+    checkpoint = _folder(name) / "checkpoint.pt"
     if not checkpoint.exists():
         classifier, closeups = Classifier(network), Closeups("train", SCENES)
         optimizer = _optimizer(classifier)
@@ -93,6 +94,11 @@ def evaluated(network: nn.Module, samples: Scenes, metric: Any, batch: int = 50)
         for images, targets in DataLoader(samples, batch):
             metric.update(network(images), targets)
     return float(metric.compute())
+
+
+def _folder(name: str) -> Path:
+    """Where the checkpoint of an example is while it is trained."""
+    return WEIGHTS / f"{name}.work"
 
 
 def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
@@ -142,6 +148,7 @@ def main() -> None:
     network = train(name)
     file = WEIGHTS / f"{EXAMPLES[name].network.__name__.lower()}.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, file)
+    shutil.rmtree(_folder(name))
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, after {time.process_time() / 60:.1f} minutes of processor time")
 
 
