@@ -256,7 +256,7 @@ def main(out: Path, work: Path, budget: float) -> None:
     result |= {"machine": describe_machine(), "calibration": CALIBRATION, "test": TEST, "one_shot": list(one_shot(have))}
     dense = embeddings(have.dense, have.test)
     baseline = float_file(have.dense, have.test)
-    prober = UnitProber(have.checked, cast(Target, _Files(have.test)), (1, 1, 1), Precision.FP32)
+    prober = UnitProber(have.checked, cast(Target, _Files(have.test)), cast(Any, None), Precision.FP32, print)
     with closing(LocalDevice().meter(baseline, "onnxruntime", 1, 0)) as meter:
         cache = LatencyCache({"model": "minilm"}, work / "latencies")
         for name, share in (("searched", None), ("trained", budget)):

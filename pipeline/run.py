@@ -25,7 +25,7 @@ from ..devices.device import Device
 from ..devices.tensorrt.device import boards_of
 from ..targets.base import Target, joint
 from .build import artifact as artifacts
-from .build.dense_baseline import dense_baseline
+from .build.dense_baseline import dense_baseline, dense_module
 from .build.precision import precision_for
 from .codec import to_json
 from .config import Config
@@ -62,6 +62,7 @@ from .verify.artifact import verified
 from .verify.gates import Allowed, allowed
 from .verify.places import places_of
 from .verify.references import Networks, references_of
+from .verify.unpruned import unpruned_of
 
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 
@@ -140,7 +141,9 @@ def _compressed(
         except BuildError as error:  # the other targets still get theirs
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
         else:
-            results[target.name] = _judged(run, built, target, artifact, networks, gates, places[target.name])
+            result = _judged(run, built, target, artifact, networks, gates, place)
+            dense = dense_module(run, pruning.net, baseline)
+            results[target.name] = replace(result, unpruned=unpruned_of(run, subject_key, built, target, dense, baseline, result))
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
     report = report_of(

@@ -315,6 +315,18 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
+class Unpruned:
+    """The dense network in the precision of an artifact: what quantising alone gives."""
+
+    precision: Precision
+    value: float  # of the metric, test split, in its own runtime
+    kind: Kind  # of `value`, as in `Accuracy`
+    size_bytes: int
+    speedup: Speedup | None = None  # of this file over the dense float baseline; None: no device timed it
+    gain: Speedup | None = None  # of the artifact over this file, measured in the same rounds
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether all gates were passed, and which failed."""
 
@@ -333,3 +345,4 @@ class TargetResult:
     latency: Timing | None = None
     golden: FileRef | None = None  # a few test images with the artifact's outputs, see `verify/golden.py`
     on_device: OnDevice | None = None  # None: the device is this machine
+    unpruned: Unpruned | None = None  # None: the target refused the dense network in this precision

@@ -62,7 +62,7 @@ class Editor(ABC, Generic[Op, Tensor]):
                 raise BuildError(f"layer {name} is not in {self.place}", do="give it a module of its own in the network")
         for name in structure.removed:
             self.bypass(name, *self._sum_after(name))
-        self._drop_dead()
+        self.drop_dead()
         self._narrow(structure)
 
     def remaining(self, removed: Sequence[str]) -> list[str]:
@@ -141,7 +141,7 @@ class Editor(ABC, Generic[Op, Tensor]):
             derived.update(self.results(op))
         raise BuildError(f"the branch that ends in {name} cannot be removed", found="no sum after it", expected="a shortcut")
 
-    def _drop_dead(self) -> None:
+    def drop_dead(self) -> None:
         """Remove operators whose results are unused."""
         wanted, kept = set(self.outputs), []
         for op in reversed(self.ops):

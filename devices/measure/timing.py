@@ -185,6 +185,17 @@ def build_timing(
     )
 
 
+def speedup_between(sessions: Sequence[TimingSession], slow: int | None, fast: int, settings: TimingSettings) -> Speedup:
+    """Speedup of a candidate over another one of the same sessions, or over the baseline (`slow` is None)."""
+
+    def wall(session: TimingSession) -> FloatArray:
+        return (session.baseline if slow is None else session.candidates[slow]).wall_ns
+
+    ratios = [stats.paired_ratios(wall(s), s.candidates[fast].wall_ns) for s in sessions]
+    median, low, high = stats.two_level_bootstrap(ratios, block=settings.block, resamples=settings.resamples, seed=settings.seed)
+    return Speedup(median, (low, high))
+
+
 def _cpu_ratios(base: Samples, other: Samples) -> FloatArray:
     """Ratios of CPU time, a check on those of wall time; empty where there is no CPU clock."""
     seen = (base.cpu_ns > 0) & (other.cpu_ns > 0)

@@ -39,14 +39,13 @@ def build(
     Raises:
         UnavailableError, BuildError: see `Target.build`.
     """
-    config, loaded = run.config, run.loaded
+    config = run.config
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
     settings |= {"float_io": True} if config.float_io else {}
     stage = run.folder.stage(f"build-{target.name}", "3", settings, (before.key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
-    prep, data = loaded.subject.preprocess, loaded.data
 
     def speedup(slow: Path, fast: Path) -> Speedup:
         assert device is not None  # below
@@ -56,32 +55,58 @@ def build(
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
     with run.stage(f"build {target.name}"):
-        draw = partial(calibration_set, data.train, count=CALIBRATION_SAMPLES, seed=config.seed + 2)
-        inputs = draw(None)
-        request = BuildRequest(
-            module=student,
-            baseline=(run.folder.path / baseline.file.path).read_bytes(),
-            signature=loaded.subject.signature,
-            classes=loaded.subject.data.classes,
-            precision=precision,
-            calibration=draw(target),
-            score=score_on(loaded.task, target, data.search, loaded.module),
-            unit=loaded.subject.metric.unit,
-            folder=folder,
-            threads=config.threads,
-            mean=prep.mean,
-            std=prep.std,
-            float_io=config.float_io,
-            rounded=partial(round_weights, student, inputs, compute=run.compute, note=stage.note),
-            pattern=run.pattern,
-            speedup=None if device is None else speedup,
-        )
+        request = _request(run, stage, target, student, precision, baseline, folder)
+        request = replace(request, pattern=run.pattern, speedup=None if device is None else speedup)
         artifact = replace(target.build(request), dense_form=baseline.form)
         if target.needs_device:
             engine_files.write(folder, artifact, request)
     artifact = _under(artifact, folder.relative_to(run.folder.path))
     stage.finish(artifact)
     return artifact, stage
+
+
+def unpruned(
+    run: RunContext, subject_key: str, target: Target, dense: nn.Module, precision: Precision, baseline: Baseline
+) -> tuple[Artifact, Stage]:
+    """The dense network as the target builds it in an artifact's precision, and the stage that keeps it: int8 without pruning.
+
+    Raises:
+        UnavailableError, BuildError: see `Target.build`.
+    """
+    settings = {"precision": str(precision), "threads": run.config.threads, "seed": run.config.seed}
+    settings |= {"float_io": True} if run.config.float_io else {}
+    stage = run.folder.stage(f"unpruned-{target.name}", "1", settings, (subject_key, baseline.file.sha256))
+    artifact = stage.result(Artifact)
+    if artifact is None:
+        with run.stage(f"unpruned {target.name}"):
+            artifact = target.build(_request(run, stage, target, dense, precision, baseline, stage.folder))
+        artifact = _under(artifact, stage.folder.relative_to(run.folder.path))
+        stage.finish(artifact)
+    return artifact, stage
+
+
+def _request(
+    run: RunContext, stage: Stage, target: Target, module: nn.Module, precision: Precision, baseline: Baseline, folder: Path
+) -> BuildRequest:
+    config, loaded = run.config, run.loaded
+    prep, data = loaded.subject.preprocess, loaded.data
+    draw = partial(calibration_set, data.train, count=CALIBRATION_SAMPLES, seed=config.seed + 2)
+    return BuildRequest(
+        module=module,
+        baseline=(run.folder.path / baseline.file.path).read_bytes(),
+        signature=loaded.subject.signature,
+        classes=loaded.subject.data.classes,
+        precision=precision,
+        calibration=draw(target),
+        score=score_on(loaded.task, target, data.search, loaded.module),
+        unit=loaded.subject.metric.unit,
+        folder=folder,
+        threads=config.threads,
+        mean=prep.mean,
+        std=prep.std,
+        float_io=config.float_io,
+        rounded=partial(round_weights, module, draw(None), compute=run.compute, note=stage.note),
+    )
 
 
 def _under(artifact: Artifact, folder: Path) -> Artifact:

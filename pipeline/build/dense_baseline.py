@@ -55,6 +55,11 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
     return found
 
 
+def dense_module(run: RunContext, net: nn.Module, baseline: Baseline) -> nn.Module:
+    """The dense network in the form that a baseline has; `net` as in `dense_baseline`."""
+    return net if baseline.form.form == CONVOLUTIONS else run.loaded.module
+
+
 def _forms(dense: nn.Module, net: nn.Module) -> dict[str, nn.Module]:
     """The network as given, and as the search knows it where that has layers in the place of zero padding."""
     given, canonical = (sum(isinstance(m, LAYERS) for m in network.modules()) for network in (dense, net))

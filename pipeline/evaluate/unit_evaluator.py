@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -11,11 +12,15 @@ import torch
 from torch import nn
 
 from ...targets.base import Estimator, Prober, Structure, Target
+from ...targets.onnx.graph import Graph
+from ...targets.onnx.prober import OnnxProber
+from ...targets.onnx.target import OnnxTarget
+from ...targets.tensorrt.prober import JetsonProber
 from ..axes.coupling import Coupling
 from ..axes.coupling import Plan as Gone
-from ..axes.cutting.gate import Checked
+from ..axes.cutting.gate import Checked, enlivened
 from ..axes.cutting.surgery import cut, parameter_masks
-from ..errors import UnavailableError
+from ..errors import BuildError, UnavailableError
 from ..network.batchnorm import Moments
 from ..options import Precision
 from ..reconstruct.units import Fitter, stitched
@@ -23,24 +28,30 @@ from ..score.layer_moments import LayerMoments
 from ..signature import Signature
 from ..types import Knob, Plan
 from .evaluation_context import Bench
+from .exported.unit_graph import UnitGraph
 from .table_evaluator import FloatArray, TableEvaluator
 
 
 class UnitProber:
     """`targets.base.Prober` for structures that count the units left of each group: group -> (units left, units).
 
-    Which units stay does not change what a network costs: the first ones do.
+    Which units stay does not change what a network costs: the first ones do. Where the target's files are ONNX, candidates are
+    cut from one exported graph; where that cannot be done, and for other targets, every candidate is exported.
 
     Args:
         checked: groups that passed the gate.
         target: that exports the candidates.
         signature: of the network.
         precision: of the artifact.
+        note: told why candidates are exported one by one, where an exported graph could not be cut.
     """
 
-    def __init__(self, checked: Checked, target: Target, signature: Signature, precision: Precision) -> None:
+    def __init__(
+        self, checked: Checked, target: Target, signature: Signature, precision: Precision, note: Callable[[str], None]
+    ) -> None:
         self._checked, self._target, self._signature, self._precision = checked, target, signature, precision
-        self._estimates: dict[str, float] = {}  # by structure: each takes an export
+        self._note = note
+        self._estimates: dict[str, float] = {}  # by structure
 
     def candidate(self, structure: Structure) -> bytes:
         """A file of this structure in the artifact's precision.
@@ -48,7 +59,11 @@ class UnitProber:
         Raises:
             BuildError: the target's converter refused the cut module.
         """
-        return self._prober(structure).candidate(Structure({}))
+        if self._graph is not None:
+            whole, graph = self._graph
+            with suppress(BuildError):  # a branch whose end was not found
+                return whole.file_of(graph.cut(whole.dense, _first_units(structure)))
+        return self._exported(structure).candidate(Structure({}))
 
     def estimate(self, structure: Structure) -> float:
         """See `targets.base.Estimator`.
@@ -67,12 +82,31 @@ class UnitProber:
         return self._seconds(Structure({}))
 
     def _seconds(self, structure: Structure) -> float:
-        prober = self._prober(structure)
+        if self._graph is not None:
+            whole, graph = self._graph
+            if isinstance(whole, JetsonProber):
+                with suppress(BuildError):
+                    return whole.seconds_of(Graph(graph.cut(whole.network, _first_units(structure))))
+        prober = self._exported(structure)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {self._target.name}", found="no device to measure them on")
         return prober.whole_s
 
-    def _prober(self, structure: Structure) -> Prober:
+    @cached_property
+    def _graph(self) -> tuple[OnnxProber, UnitGraph] | None:
+        """The whole network exported, and what cuts it; None where that cannot be done."""
+        if not isinstance(self._target, OnnxTarget):
+            return None
+        with enlivened(self._checked.coupling.walk.captured.module):
+            whole = self._exported(Structure({}))
+            assert isinstance(whole, OnnxProber)  # of such targets
+            try:
+                return whole, UnitGraph(self._checked, whole.network)
+            except BuildError as error:
+                self._note(f"Every candidate was exported, which takes seconds each: {error}")
+                return None
+
+    def _exported(self, structure: Structure) -> Prober:
         module = cut(self._checked.coupling, _first_units(structure), self._checked.sized)
         return self._target.prober(module, self._signature, self._precision)
 

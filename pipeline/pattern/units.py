@@ -63,6 +63,7 @@ class Units:
         self.checked: Checked = check(couple(captured))
         self.net: nn.Module = captured.module
         self.notes = captured.notes
+        self._said: list[str] = []  # while candidates were made
         self.widest = max(
             math.prod(n.meta["val"].shape[1:]) for n in captured.graph.nodes if isinstance(n.meta.get("val"), Tensor)
         )
@@ -89,7 +90,7 @@ class Units:
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """See `evaluate.unit_evaluator`."""
-        return UnitProber(self.checked, target, self.signature, precision)
+        return UnitProber(self.checked, target, self.signature, precision, self._said.append)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.unit_evaluator`."""
@@ -132,6 +133,7 @@ class Units:
             "Captured by torch.export; candidates answered in float, in torch.",
             f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
             *self.notes,
+            *dict.fromkeys(self._said),
         ]
         if share < 0.5:
             told += [

@@ -166,6 +166,7 @@ def _target(result: TargetResult) -> TargetReport:
         golden=result.golden,
         on_device=result.on_device,
         dense_form=result.artifact.dense_form if result.artifact else None,
+        unpruned=result.unpruned,
     )
 
 

@@ -12,9 +12,8 @@ from markupsafe import Markup
 from ..signature import TOP1
 from ..types import Kind
 from . import svg as plots
-from .format import DASH, Table, count, fixed, millis, percent, tag
+from .format import DASH, Table, bare, count, fixed, labelled, millis, percent, seconds, tag
 from .report import Report, Search, Tried
-from .words import finetune_table, kept_table
 
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
 
@@ -163,3 +162,22 @@ def _thinned(caption: str, shown: Sequence[int], search: Search) -> str:
 
 def _quantile(values: Sequence[float], q: float) -> float:
     return sorted(values)[round(q * (len(values) - 1))]
+
+
+def kept_table(report: Report) -> Table:
+    """What stays of every group of channels, or of every layer's connections."""
+    rows = tuple(
+        (k.name, "removed with its block" if k.block else k.kind, str(k.size), str(k.kept), f"{100 * k.share:.0f}")
+        for k in report.pruned.knobs
+    )
+    if report.masked:
+        return Table("Kept connections per layer", ("Layer", "kind", "dense", "kept", "kept, %"), rows)
+    return Table("Kept units per group", ("Group", "kind", "dense", "kept", "kept, %"), rows)
+
+
+def finetune_table(report: Report) -> Table:
+    """The fine-tuning history."""
+    rows = tuple(
+        (str(e.epoch), fixed(e.loss, 4), bare(report.metric, e.search_value), seconds(e.seconds)) for e in report.pruned.finetune
+    )
+    return Table("Fine-tuning by epoch", ("Epoch", "loss", labelled(report.metric, " on the search split"), "time"), rows)

@@ -10,17 +10,15 @@ from typing import Any
 import jinja2
 
 from ..files import atomic_write
-from .figures import figures
+from .figures import figures, finetune_table, kept_table
 from .format import count, md, md_table, moment, size
 from .report import Refusal, Report, to_text
 from .words import (
     conversion,
     dense_and_artifact,
     environment,
-    finetune_table,
     headline,
     how_measured,
-    kept_table,
     verdict_line,
 )
 

@@ -31,6 +31,7 @@ from ..types import (
     OnDevice,
     Preprocess,
     Timing,
+    Unpruned,
     Verdict,
 )
 
@@ -182,6 +183,7 @@ class TargetReport:
     golden: FileRef | None = None
     on_device: OnDevice | None = None
     dense_form: DenseForm | None = None  # of the baseline; in the file `latency.baseline`
+    unpruned: Unpruned | None = None  # None: not known, or an older run
 
     @property
     def why(self) -> str:
@@ -289,7 +291,12 @@ def decode(data: Any) -> Report:
 def _judged_parts(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The parts of a report's JSON that hold values of the metric."""
     pruned, targets = data.get("pruned") or {}, data["targets"].values()
-    found = [data["dense"], pruned, *pruned.get("finetune", ()), *(t.get(k) for t in targets for k in ("accuracy", "on_device"))]
+    found = [
+        data["dense"],
+        pruned,
+        *pruned.get("finetune", ()),
+        *(t.get(k) for t in targets for k in ("accuracy", "on_device", "unpruned")),
+    ]
     yield from (part for part in found if part)
 
 

@@ -6,8 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from ..options import Precision
 from ..signature import TOP1
-from ..types import DenseForm, Kind
+from ..types import DenseForm, Kind, Speedup, Unpruned
 from ..verify.gates import Allowed, drop_complaint, speedup_complaint
 from .format import DASH, Table, aside, bare, count, fixed, interval, labelled, millis, moment, points, seconds, size, tag
 from .report import Report, Search, TargetReport
@@ -46,13 +47,18 @@ def verdict_line(report: Report) -> str:
 def headline(report: Report, name: str) -> Headline:
     """The verdict on one target: a sentence, the figures behind it, what failed and what to do about it."""
     target = report.targets[name]
-    accuracy, latency, artifact = target.accuracy, target.latency, target.artifact
+    accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, _quantised(target)
     parts, figures = [], []
     if latency is not None:
         speedup = tag(f"{fixed(latency.speedup.median)}×", latency.kind)
         span = aside(f"95 % interval {interval(latency.speedup.ci95)}", latency.kind)
-        parts.append(f"runs {speedup} as fast as the dense float model ({span})")
+        runs = f"runs {speedup} as fast as the dense float model ({span})"
         figures.append(("Speedup", speedup, span))
+        if alone is not None and alone.gain is not None:
+            gain, span = f"{fixed(alone.gain.median)}×", f"95 % interval {interval(alone.gain.ci95)}"
+            runs += f", {gain} as fast as the dense network in {alone.precision} ({span})"
+            figures.append((f"Speedup over {alone.precision} alone", gain, span))
+        parts.append(runs)
     if accuracy is not None:
         metric = report.metric
         change = tag(points(metric, abs(accuracy.drop)), accuracy.kind)
@@ -84,37 +90,47 @@ def headline(report: Report, name: str) -> Headline:
 def dense_and_artifact(report: Report, name: str) -> Table:
     """Dense network, pruned network and artifact side by side."""
     dense, pruned, target = report.dense, report.pruned, report.targets[name]
-    accuracy, latency, artifact = target.accuracy, target.latency, target.artifact
+    accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, _quantised(target)
     same = "as pruned" if artifact else DASH
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             _capital(labelled(report.metric, " on the test split")),
-            *(bare(report.metric, value) for value in (dense.value, pruned.value)),
+            bare(report.metric, dense.value),
+            tag(bare(report.metric, alone.value), alone.kind) if alone else DASH,
+            bare(report.metric, pruned.value),
             _value(report, target),
         ),
-        ("Parameters", count(dense.params), count(pruned.params), same),
-        ("MACs", count(dense.macs), count(pruned.macs), same),
+        ("Parameters", count(dense.params), "as dense", count(pruned.params), same),
+        ("MACs", count(dense.macs), "as dense", count(pruned.macs), same),
     ]
     if report.masked:
-        rows.append(("Parameters that are zero, %", DASH, fixed(100 * pruned.sparsity), DASH))
+        rows.append(("Parameters that are zero, %", DASH, DASH, fixed(100 * pruned.sparsity), DASH))
     before = artifact.baseline.size_bytes if artifact and artifact.baseline else dense.size_bytes
-    rows.append(("Size", size(before), size(pruned.state.size_bytes), size(artifact.size_bytes) if artifact else DASH))
+    sizes = before, alone.size_bytes if alone else None, pruned.state.size_bytes, artifact.size_bytes if artifact else None
+    rows.append(("Size", *(DASH if value is None else size(value) for value in sizes)))
     if latency is not None:
         for q in ("p50", "p90", "p99"):
             values = [tag(millis(getattr(side, f"{q}_ms")), latency.kind) for side in (latency.dense, latency.artifact)]
-            rows.append((tag(f"Latency {q}, ms", latency.kind), values[0], DASH, values[1]))
-        speedup = tag(f"{fixed(latency.speedup.median)} ({interval(latency.speedup.ci95)})", latency.kind)
-        rows.append((tag("Speedup (95 % interval)", latency.kind), DASH, DASH, speedup))
+            rows.append((tag(f"Latency {q}, ms", latency.kind), values[0], DASH, DASH, values[1]))
+        speedup = tag(_with_interval(latency.speedup), latency.kind)
+        quantised = _with_interval(alone.speedup) if alone and alone.speedup else DASH
+        rows.append((tag("Speedup over dense float (95 % interval)", latency.kind), DASH, quantised, DASH, speedup))
+    if alone is not None and alone.gain is not None:
+        rows.append((f"Speedup over {alone.precision} alone (95 % interval)", DASH, DASH, DASH, _with_interval(alone.gain)))
     if accuracy is not None:
         ends = DASH if accuracy.drop_ci95 is None else interval(accuracy.drop_ci95)
         drop = tag(f"{bare(report.metric, accuracy.drop)} ({ends})", accuracy.kind)
         agreement = tag(fixed(100 * accuracy.agreement), accuracy.kind)
         lost = report.metric.drop(dense.value, pruned.value)
         unit = "points" if report.metric.unit == "%" else report.metric.unit or report.metric.name
-        rows.append((f"Accuracy lost, {unit} (95 % interval)", DASH, bare(report.metric, lost), drop))
+        quantised = DASH if alone is None else tag(bare(report.metric, report.metric.drop(dense.value, alone.value)), alone.kind)
+        rows.append((f"Accuracy lost, {unit} (95 % interval)", DASH, quantised, bare(report.metric, lost), drop))
         agreed = "Same class as" if report.metric == TOP1 else "Agreement with"
-        rows.append((f"{agreed} the pruned network, %", DASH, DASH, agreement))
-    return Table(f"{name}: dense, pruned and artifact", ("", "dense float", "pruned, PyTorch", "artifact"), tuple(rows))
+        rows.append((f"{agreed} the pruned network, %", DASH, DASH, DASH, agreement))
+    head = ("", "dense float", f"dense {alone.precision if alone else ''}", "pruned, PyTorch", "artifact")
+    shown = [i for i in range(len(head)) if i != 2 or alone is not None]
+    columns = tuple(tuple(row[i] for i in shown) for row in (head, *rows))
+    return Table(f"{name}: dense, pruned and artifact", columns[0], columns[1:])
 
 
 def how_measured(report: Report, name: str) -> Table | None:
@@ -212,23 +228,14 @@ def environment(report: Report) -> tuple[Table, ...]:
     return tuple(t for t in tables if t.rows)
 
 
-def kept_table(report: Report) -> Table:
-    """What stays of every group of channels, or of every layer's connections."""
-    rows = tuple(
-        (k.name, "removed with its block" if k.block else k.kind, str(k.size), str(k.kept), f"{100 * k.share:.0f}")
-        for k in report.pruned.knobs
-    )
-    if report.masked:
-        return Table("Kept connections per layer", ("Layer", "kind", "dense", "kept", "kept, %"), rows)
-    return Table("Kept units per group", ("Group", "kind", "dense", "kept", "kept, %"), rows)
+def _quantised(target: TargetReport) -> Unpruned | None:
+    """The dense network in the artifact's precision; None where it is not known, or is the dense float baseline itself."""
+    alone = target.unpruned
+    return None if alone is None or alone.precision is Precision.FP32 else alone
 
 
-def finetune_table(report: Report) -> Table:
-    """The fine-tuning history."""
-    rows = tuple(
-        (str(e.epoch), fixed(e.loss, 4), bare(report.metric, e.search_value), seconds(e.seconds)) for e in report.pruned.finetune
-    )
-    return Table("Fine-tuning by epoch", ("Epoch", "loss", labelled(report.metric, " on the search split"), "time"), rows)
+def _with_interval(speedup: Speedup) -> str:
+    return f"{fixed(speedup.median)} ({interval(speedup.ci95)})"
 
 
 def _state(target: TargetReport) -> str:

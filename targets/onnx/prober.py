@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from torch import nn
 
 from ...calibration.ranges import collect, ranges
@@ -22,14 +23,19 @@ class OnnxProber(LayerSizes):
     def __init__(self, module: nn.Module, signature: Signature, precision: Precision) -> None:
         network = Graph(export_float(module, signature))
         super().__init__(lambda: _sizes(network), lambda removed: OnnxEditor(network).remaining(removed))
-        self.network = self._dense = network
+        self.network = network  # in float
+        self.dense = network  # what candidates are cut from
         if precision is Precision.INT8:
             seen = ranges(collect(network.model, [stand_ins(signature)]), "min-max")
-            self._dense = Graph(quantize(network.model, seen, Recipe("min-max", 8)))
+            self.dense = Graph(quantize(network.model, seen, Recipe("min-max", 8)))
 
     def candidate(self, structure: Structure) -> bytes:
         """A model of this structure in the artifact's precision."""
-        return bytes(cut(self._dense, structure).SerializeToString())
+        return self.file_of(cut(self.dense, structure))
+
+    def file_of(self, model: onnx.ModelProto) -> bytes:
+        """The file of a graph that was cut from `dense`, in the artifact's precision."""
+        return bytes(model.SerializeToString())
 
 
 def stand_ins(signature: Signature, count: int = 4) -> Arrays:

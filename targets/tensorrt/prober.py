@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import onnx
 from torch import nn
 
 from ...calibration.ranges import collect, ranges
 from ...pipeline.options import Precision
 from ...pipeline.signature import Signature
 from ..base import Structure
-from ..onnx.edit import cut
-from ..onnx.graph import LAYER_OPS
+from ..onnx.graph import LAYER_OPS, Graph
 from ..onnx.int8 import Recipe, halve
 from ..onnx.prober import OnnxProber, stand_ins
 from .qdq import quantize
@@ -40,9 +40,8 @@ class JetsonProber(OnnxProber):
         self._input_positions = {name: int(np.prod(shapes[node.input[0]][2:])) for name, node in layers.items()}
         self._dense_s = self._seconds(Structure({}))
 
-    def candidate(self, structure: Structure) -> bytes:
-        """A file of this structure in the artifact's precision."""
-        model = cut(self.network, structure)
+    def file_of(self, model: onnx.ModelProto) -> bytes:
+        """See `OnnxProber.file_of`."""
         if self._precision is Precision.INT8:
             inputs = stand_ins(self._signature, 2)
             model = quantize(model, ranges(collect(model, [inputs], bins=16), "min-max"), Recipe("min-max", 8))
@@ -60,9 +59,13 @@ class JetsonProber(OnnxProber):
     @property
     def whole_s(self) -> float:
         """See `targets.base.Estimator`."""
-        shapes = self.network.shapes | {name: tuple(c.dims) for name, c in self.network.constants.items()}
+        return self.seconds_of(self.network)
+
+    def seconds_of(self, graph: Graph) -> float:
+        """Estimated time of a float graph in the artifact's precision; for ratios only."""
+        shapes = graph.shapes | {name: tuple(c.dims) for name, c in graph.constants.items()}
         works = []
-        for node in self.network.nodes:
+        for node in graph.nodes:
             if node.op_type in LAYER_OPS:
                 first, second, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
                 inner = prod(second[1:]) if node.op_type == "Conv" else first[-1]

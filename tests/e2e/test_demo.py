@@ -73,6 +73,14 @@ REPORT: dict[str, Any] = {
                 "speedup": {"median": NUMBER, "ci95": list},
                 "noise_floor": NUMBER,
             },
+            "unpruned": {
+                "precision": str,
+                "top1": NUMBER,
+                "value": NUMBER,
+                "speedup": {"median": NUMBER, "ci95": list},
+                "gain": {"median": NUMBER, "ci95": list},
+                "size_bytes": int,
+            },
             "verdict": {"passed": bool, "reasons": list},
         }
     },
@@ -95,7 +103,8 @@ def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop
     assert json.loads(out) == report_of(uninterrupted)
     began = Finished(0, out, err).stages
     assert began[:5] == ["dense baseline x86", "curvature", "sensitivity", "latency table", "search"]
-    assert began[5:] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
+    assert began[5:10] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
+    assert began[10:] == ["unpruned x86", "compare with int8 alone"]
     assert "sensitivity: done in " in err
 
 
@@ -107,6 +116,19 @@ def test_the_report_has_every_key_of_the_contract(uninterrupted: Path) -> None:
     assert report["targets"]["x86"]["accuracy"]["kind"] == report["targets"]["x86"]["latency"]["kind"] == "measured"
     assert sum(report["data"]["splits"].values()) == 1797
     assert set(report["stage_seconds"]) >= {"sensitivity", "search", "fine-tune", "build x86", "verify x86"}
+
+
+def test_what_quantising_alone_gives_is_measured_beside_the_artifact(uninterrupted: Path) -> None:
+    target = report_of(uninterrupted)["targets"]["x86"]
+    alone, artifact, speedup = target["unpruned"], target["artifact"], target["latency"]["speedup"]
+    assert alone["precision"] == artifact["precision"] == "int8"
+    assert alone["kind"] == "measured"
+    assert alone["size_bytes"] > artifact["size_bytes"]  # nothing was pruned
+    assert alone["size_bytes"] < artifact["baseline"]["size_bytes"]  # but it is int8
+    (file,) = uninterrupted.glob("stages/unpruned-x86-*/model.onnx")
+    assert file.stat().st_size == alone["size_bytes"]
+    assert alone["speedup"]["median"] * alone["gain"]["median"] == pytest.approx(speedup["median"], rel=0.25)
+    assert f"{alone['gain']['median']:.2f}× as fast as the dense network in int8" in (uninterrupted / "report.md").read_text()
 
 
 def _has_all(found: Any, expected: Any, where: str) -> None:

@@ -1,0 +1,130 @@
+"""The exported graph of a captured network, to be cut to plans.
+
+Nothing is taken on trust: half of every group, and every residual branch, is cut before the graph is used, and the graph has to
+answer as the cut module does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ....targets.onnx.edit import OnnxEditor
+from ....targets.onnx.graph import DEQUANTIZE, QUANTIZE, Array, Graph, attribute
+from ...axes.algebra import Axis
+from ...axes.capture import run
+from ...axes.coupling import Plan
+from ...axes.cutting.gate import Checked, relative_difference
+from ...axes.cutting.surgery import cut
+from ...errors import BuildError, deepest_cause
+from .literals import Kept, follow
+from .ties import answers, feeds_of, tie
+
+SAME = 1e-3  # largest difference from the cut module's outputs, as a share of their range
+
+
+class UnitGraph:
+    """The graph of a captured network.
+
+    Args:
+        checked: groups that passed the gate; the module has the weights of `gate.enlivened` now.
+        network: the float graph of the whole network, batch 1, exported with these weights.
+
+    Raises:
+        BuildError: a cut of the graph does not answer as the cut module does, or cannot be made.
+    """
+
+    def __init__(self, checked: Checked, network: Graph) -> None:
+        self._coupling, self._network = checked.coupling, network
+        self._nodes = {node.name: node for node in network.nodes}
+        if len(self._nodes) < len(network.nodes):
+            raise BuildError("the exported graph cannot be cut", found="operators of one name")
+        try:
+            self._ties = tie(checked.coupling, network)
+            self._compare(checked)
+        except BuildError:
+            raise
+        except Exception as error:  # the runtime's exceptions share no base but this one
+            raise BuildError("the exported graph cannot be cut", found=deepest_cause(error)) from error
+
+    def cut(self, dense: Graph, plan: Plan) -> onnx.ModelProto:
+        """The graph without a plan's units and branches.
+
+        Args:
+            dense: the network's graph, or a QDQ graph that was made of it.
+            plan: group -> units that go, block -> 0 if it goes.
+
+        Raises:
+            BuildError: an operator cannot follow, or the end of a branch was not found.
+        """
+        gone = self._coupling.gone(plan)
+        masks: dict[Axis, NDArray[np.bool_]] = {}
+
+        def kept(axis: Axis) -> NDArray[np.bool_]:
+            if axis not in masks:
+                masks[axis] = self._coupling.kept(axis, gone)
+            return masks[axis]
+
+        editor = OnnxEditor(dense)
+        by_name = {op.name: op for op in editor.ops}
+        for block in self._coupling.left_out(plan):
+            branch = self._ties.branches.get(block.name)
+            if branch is None:
+                raise BuildError(f"{block.name} cannot be left out of the exported graph", found="no sum of its value")
+            add = by_name[branch.add]
+            if add.output[0] in editor.outputs:  # which has to keep its name
+                shortcut = add.input[1 - branch.operand]
+                add.CopyFrom(onnx.helper.make_node("Identity", [shortcut], [add.output[0]], add.name))
+            else:
+                editor.bypass(block.name, add.input[branch.operand], add)
+        editor.drop_dead()
+        self._cut_constants(editor, kept)
+        for op in editor.ops:
+            if op.name in self._nodes:
+                follow(editor, op, self._nodes[op.name], self._ties, kept)
+        return editor.build()
+
+    def _cut_constants(self, editor: OnnxEditor, kept: Kept) -> None:
+        """Parameters, and the scales and zero points that run along them."""
+        for name in editor.used_constants():
+            _cut_constant(editor, name, self._ties.constants.get(name.removesuffix("_quantized"), ()), kept)
+        for op in editor.ops:
+            axes = self._ties.constants.get(op.input[0].removesuffix("_quantized")) if op.input else None
+            if op.op_type in (QUANTIZE, DEQUANTIZE) and axes is not None:
+                for name in op.input[1:]:
+                    if len(editor.constants[name].dims) == 1 and editor.constants[name].dims[0] > 1:
+                        _cut_constant(editor, name, [axes[attribute(op, "axis", 1) % len(axes)]], kept)
+
+    def _compare(self, checked: Checked) -> None:
+        """Cut the graph, and refuse it where it does not answer as the cut module does."""
+        captured = self._coupling.walk.captured
+        feeds = feeds_of(captured, self._network)
+        halves = {g.name: range(len(g.units) // 2, len(g.units)) for g in self._coupling.paying_groups()}
+        blocks = {block.name: range(1) for block in self._coupling.blocks if block.name in self._ties.branches}
+        plans: Sequence[Plan] = [{}, halves, *([blocks] if blocks else [])]
+        for plan in plans:
+            expected = run(cut(self._coupling, plan, checked.sized), captured.example)
+            found = [torch.from_numpy(a) for a in answers(self.cut(self._network, plan), feeds).values() if a.dtype.kind == "f"]
+            same = [t.shape for t in found] == [t.shape for t in expected]
+            difference = relative_difference(found, expected) if same else float("inf")
+            if not difference <= SAME:
+                raise BuildError(
+                    "a cut of the exported graph does not answer as the cut network does",
+                    found=f"a difference of {difference:.1%} of the outputs' range",
+                    expected=f"at most {SAME:.1%}",
+                )
+
+
+def _cut_constant(editor: OnnxEditor, name: str, axes: Sequence[Axis], kept: Kept) -> None:
+    """Keep the positions of a constant that stay; the dense constant is cut, so that twice is as good as once."""
+    masks = [(at, mask) for at, axis in enumerate(axes) if not (mask := kept(axis)).all()]
+    if masks:
+        value: Array = numpy_helper.to_array(editor.constants[name])
+        for at, mask in masks:
+            value = np.compress(mask, value, axis=at)
+        editor.put(name, value)

@@ -1,0 +1,85 @@
+"""The dense network in an artifact's precision, beside the artifact: what pruning adds to quantising alone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from ...devices.measure.timing import TimingSettings, speedup_between
+from ...targets.base import Target
+from ..build.artifact import unpruned as unpruned_file
+from ..errors import BuildError, UnavailableError
+from ..options import Precision
+from ..run_context import RunContext
+from ..run_folder import Stage
+from ..task.task import artifact_predictor, judged
+from ..types import Artifact, Baseline, Kind, Speedup, TargetResult, Unpruned
+from .places import device_for
+
+SESSIONS = 5  # fresh processes, each with all three files
+
+
+def unpruned_of(
+    run: RunContext, subject_key: str, before: Stage, target: Target, dense: nn.Module, baseline: Baseline, result: TargetResult
+) -> Unpruned | None:
+    """What the dense network is worth in the precision of a target's artifact; kept in a stage of its own.
+
+    A float artifact is compared with the dense float file, which is the baseline itself.
+
+    Args:
+        run: whose settings and device are used.
+        subject_key: of the stage that gave the trained network.
+        before: the stage of the artifact.
+        target: that the artifact is for.
+        dense: the dense network, in the baseline's form.
+        baseline: the dense float file.
+        result: the artifact with its accuracy and latency.
+
+    Returns:
+        None where the target refused the dense network, which a note says.
+
+    Raises:
+        DeviceError: see `Device.sessions`.
+    """
+    artifact, accuracy = result.artifact, result.accuracy
+    if artifact is None or accuracy is None:
+        return None
+    if artifact.precision is Precision.FP32:
+        timing, alone = result.latency, Speedup(1.0, (1.0, 1.0))
+        timed = (alone, timing.speedup) if timing is not None and timing.kind is Kind.MEASURED else (None, None)
+        return Unpruned(Precision.FP32, accuracy.dense_value, accuracy.kind, baseline.file.size_bytes, *timed)
+    try:
+        file, stage = unpruned_file(run, subject_key, target, dense, artifact.precision, baseline)
+    except BuildError as error:
+        run.notes.append(f"{target.name}: the dense network could not be built in {artifact.precision} to compare with: {error}")
+        return None
+    kept = run.folder.stage(f"unpruned-compared-{target.name}", "1", {}, (stage.key, before.key, artifact.file.sha256))
+    found = kept.result(Unpruned)
+    if found is None:
+        with run.stage(f"compare with {artifact.precision} alone"):
+            found = _compared(run, target, artifact, file, baseline)
+        kept.finish(found)
+    return found
+
+
+def _compared(run: RunContext, target: Target, artifact: Artifact, file: Artifact, baseline: Baseline) -> Unpruned:
+    loaded, folder = run.loaded, run.folder.path
+    with target.runner(folder / file.file.path) as answer:
+        predict = artifact_predictor(target, answer)
+        value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
+    device = None if target.needs_device else device_for(target, run.board)  # an engine would have to be built for it
+    speedup = gain = None
+    if device is not None:
+        settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS)
+        files = [folder / ref.path for ref in (baseline.file, file.file, artifact.file)]
+        try:
+            with run.ui.bar(f"timing {artifact.precision} alone", SESSIONS) as bar:
+                sessions = device.sessions(files[0], files[1:], settings, lambda done, total: bar.advance())
+        except UnavailableError:  # an emulated board, whose times are no times
+            pass
+        else:
+            between = partial(speedup_between, sessions, settings=settings)
+            speedup, gain = between(None, 0), between(0, 1)
+    kind = target.simulation if target.needs_device else Kind.MEASURED
+    return Unpruned(artifact.precision, value, kind, file.file.size_bytes, speedup, gain)

@@ -1,0 +1,143 @@
+"""Graphs cut from one export are the networks that cutting the module gives; what cannot be cut is refused, never wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from edge_compress.pipeline.axes.capture import capture, run
+from edge_compress.pipeline.axes.coupling import Plan, couple
+from edge_compress.pipeline.axes.cutting.gate import Checked, check, enlivened, relative_difference
+from edge_compress.pipeline.axes.cutting.surgery import cut
+from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.evaluate import unit_evaluator
+from edge_compress.pipeline.evaluate.exported import ties, unit_graph
+from edge_compress.pipeline.evaluate.exported.unit_graph import UnitGraph
+from edge_compress.pipeline.evaluate.unit_evaluator import UnitProber
+from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import Signature, TensorSpec
+from edge_compress.targets.base import Structure
+from edge_compress.targets.onnx.prober import OnnxProber
+from edge_compress.targets.x86 import TARGET as X86
+from networks import NETWORKS
+from small_transformers import TRANSFORMERS
+from torch import Tensor, nn
+
+SMALL = {
+    name: {**NETWORKS, **TRANSFORMERS}[name]
+    for name in ("batch_norm_without_affine", "chunk_as_gate", "grouped", "depthwise_with_multiplier", "packed", "windows")
+}
+
+
+class Residual(nn.Module):
+    """Two branches with BatchNorm, added to their shortcut before and after an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 10)
+        self.first, self.second = (
+            nn.Sequential(
+                nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 16, 1), nn.BatchNorm2d(16)
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.first(x)).relu()
+        return self.head((x + self.second(x)).mean((2, 3)))
+
+
+def checked_of(module: nn.Module) -> Checked:
+    torch.manual_seed(0)
+    return check(couple(capture(module.eval(), torch.randn(1, 1, 8, 8))))
+
+
+def signature_of(checked: Checked) -> Signature:
+    captured = checked.coupling.walk.captured
+    outputs = (
+        TensorSpec(f"output_{k}", tuple(t.shape[1:]), "float32") for k, t in enumerate(run(captured.module, captured.example))
+    )
+    return Signature((TensorSpec("pixels", (1, 8, 8), "float32"),), tuple(outputs))
+
+
+def graph_of(checked: Checked, precision: Precision = Precision.FP32) -> tuple[OnnxProber, UnitGraph]:
+    prober = X86.prober(checked.coupling.walk.captured.module, signature_of(checked), precision)
+    return prober, UnitGraph(checked, prober.network)
+
+
+def drawn(checked: Checked, seed: int = 0) -> Plan:
+    """Some units of every group, not the first ones, and every other branch."""
+    rng = np.random.default_rng(seed)
+    groups = {
+        g.name: sorted(rng.choice(len(g.units), len(g.units) // 2, replace=False).tolist())
+        for g in checked.coupling.paying_groups()
+    }
+    return groups | {b.name: [0] for b in checked.coupling.blocks[::2]}
+
+
+def answered(file: bytes, x: Tensor) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(found) for found in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+
+
+@pytest.mark.parametrize("name", [*SMALL, "residual"])
+def test_a_cut_graph_answers_as_the_cut_module(name: str) -> None:
+    torch.manual_seed(0)
+    checked = checked_of(SMALL[name]() if name in SMALL else Residual())
+    captured = checked.coupling.walk.captured
+    with enlivened(captured.module):
+        prober, graph = graph_of(checked)
+        for seed in (0, 1):
+            plan = drawn(checked, seed)
+            expected = run(cut(checked.coupling, plan, checked.sized), captured.example)
+            file = prober.file_of(graph.cut(prober.dense, plan))
+            assert relative_difference(answered(file, captured.example[0][0]), expected) < 1e-3
+
+
+def test_an_int8_graph_is_cut_with_its_scales_and_without_its_branches() -> None:
+    checked = checked_of(Residual())
+    prober, graph = graph_of(checked, Precision.INT8)
+    plan = drawn(checked) | {b.name: [0] for b in checked.coupling.blocks}
+    whole, small = prober.file_of(graph.cut(prober.dense, {})), graph.cut(prober.dense, plan)
+    assert answered(prober.file_of(small), torch.randn(1, 1, 8, 8))[0].shape == (1, 10)
+    assert len(prober.file_of(small)) < 0.6 * len(whole)
+    assert [n.op_type for n in small.graph.node].count("Conv") == 1
+    scales = {i.name: i.dims for i in small.graph.initializer if i.name == "stem.weight_scale"}
+    assert scales == {"stem.weight_scale": [8]}
+
+
+def test_a_graph_whose_axes_were_mistaken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(*args: object) -> ties.Ties:
+        found = real(*args)
+        return ties.Ties(found.tensors, {k: axes[::-1] for k, axes in found.constants.items()}, found.branches)
+
+    real = ties.tie
+    monkeypatch.setattr(unit_graph, "tie", swapped)
+    with pytest.raises(BuildError, match="cut"):
+        graph_of(checked_of(Residual()))
+
+
+def test_a_search_exports_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[nn.Module] = []
+    real = type(X86).prober
+    monkeypatch.setattr(type(X86), "prober", lambda self, module, *rest: (exported.append(module), real(self, module, *rest))[1])
+    checked, said = checked_of(Residual()), []
+    prober = UnitProber(checked, X86, signature_of(checked), Precision.INT8, said.append)
+    sizes = {len(prober.candidate(Structure({"first.0": (left, 24)}))) for left in (24, 16, 8)}
+    assert len(sizes) == 3
+    assert (len(exported), said) == (1, [])
+
+
+def test_without_a_graph_to_cut_candidates_are_exported_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> None:
+        raise BuildError("operators of one name")
+
+    monkeypatch.setattr(unit_evaluator, "UnitGraph", refused)
+    said: list[str] = []
+    checked = checked_of(Residual())
+    prober = UnitProber(checked, X86, signature_of(checked), Precision.FP32, said.append)
+    one, other = (prober.candidate(Structure({"first.0": (left, 24)})) for left in (16, 8))
+    assert len(other) < len(one)
+    assert said == ["Every candidate was exported, which takes seconds each: operators of one name"]
