@@ -71,7 +71,7 @@ class BuildRequest:
     folder: Path  # files go here
     threads: int = 1
     unit: str = "%"  # of the score
-    max_drop: float = 0.3  # what int8 may cost against float on the search split before it is reported as a note
+    max_drop: float | None = 0.3  # what int8 may cost before more is tried, and it is said; None: 0.3 % of float's score
     mean: tuple[float, ...] = ()  # per channel, of pixels on [0, 1]: network input = (pixel / 255 - mean) / std
     std: tuple[float, ...] = ()  # a target may put this into the artifact; both empty: inputs stay as they are
     float_io: bool = False  # float input and output of an int8 artifact, where its format has int8 ones by default

@@ -9,10 +9,12 @@ from typing import Generic
 from torch import nn
 
 from ..calibration.ranges import METHODS, Histogram, Range, ranges
+from ..pipeline.errors import InputError
 from .base import BuildRequest, Converted, Network, Runner
 from .onnx.int8 import STEPS, Recipe
 
-SAME_PP = 0.02  # recipes that score this close on the search split are equal: the simpler one is taken
+MAX_SHARE = 0.003  # of float's score: what int8 may cost where a metric has a unit of its own
+SAME = 1 / 15  # of what int8 may cost: recipes that score this close are equal, and the simpler one is taken
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Int8Format(Generic[Network]):
     quantize: Callable[[Network, Mapping[str, Range], Recipe], Network]
     load: Callable[[Network], Runner]
     weight_bits: tuple[int, ...] = (8,)
-    ends: tuple[str, str] | None = None  # first and last layer, which may stay in float; None where none may
+    ends: tuple[str, tuple[str, ...]] = ("", ())  # first layer, and the last one of each output, which may stay in float
 
 
 def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network]) -> Converted[Network]:
@@ -37,22 +39,27 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     float_score = request.score(how.load(network))
 
     def shown(value: float) -> str:
-        return f"{abs(value):.2f} {request.unit}".rstrip()  # of metrics of which less is better, scores are negated
+        return (
+            f"{abs(value):.2f} %" if request.unit == "%" else f"{abs(value):.4g} {request.unit}".rstrip()
+        )  # of metrics of which less is better, scores are negated
 
-    trials = Trials(network, request, how)
+    most = MAX_SHARE * abs(float_score) if request.max_drop is None else request.max_drop
+    trials = Trials(network, request, how, SAME * most)
     first, *others = METHODS
     for bits in how.weight_bits:
         trials.score(Recipe(first, bits))
     bits = trials.best().weight_bits
     for method in others:
         trials.score(Recipe(method, bits))
-    trials.escalate(float_score - request.max_drop)
+    trials.escalate(float_score - most)
     best = trials.best()
     score = trials.scores[best]
     notes = [f"int8: {best}, chosen on the search split ({shown(score)} against {shown(float_score)} in float)"]
-    if float_score - score > request.max_drop:
-        cost = f"int8 costs {float_score - score:.2f} points on the search split"
-        notes.append(f"{cost}, more than the {request.max_drop:.2f} aimed at")
+    if float_score - score > most:
+        lost = float_score - score
+        cost = f"{lost:.2f} points" if request.unit == "%" else f"{lost:.3g} {request.unit}".rstrip()
+        notes.append(f"int8 costs {cost} on the search split, more than the {most:.2g} aimed at")
+    notes += trials.notes
     options = {
         "ranges": best.ranges,
         "weight_bits": str(best.weight_bits),
@@ -67,9 +74,10 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
 class Trials(Generic[Network]):
     """Recipes in the order they were tried: simpler before more involved."""
 
-    def __init__(self, network: Network, request: BuildRequest, how: Int8Format[Network]) -> None:
+    def __init__(self, network: Network, request: BuildRequest, how: Int8Format[Network], same: float) -> None:
         self.scores: dict[Recipe, float] = {}
-        self._request, self._how = request, how
+        self.notes: list[str] = []
+        self._request, self._how, self._same = request, how, same
         self._networks = {0: network}  # weight bits -> the float network with weights rounded for them; 0: as they were
         self._seen: dict[int, Mapping[str, Histogram]] = {}  # by the same key
 
@@ -89,17 +97,20 @@ class Trials(Generic[Network]):
 
     def best(self) -> Recipe:
         """The first of those that are as good as the best."""
-        return next(recipe for recipe, value in self.scores.items() if value >= max(self.scores.values()) - SAME_PP)
+        return next(recipe for recipe, value in self.scores.items() if value >= max(self.scores.values()) - self._same)
 
     def escalate(self, allowed: float) -> None:
         """Try GPTQ rounding, then the last and the first layer in float, until the score is at least `allowed`."""
         if self.scores[self.best()] >= allowed:
             return
         if self._request.rounded is not None:
-            self.score(replace(self.best(), compensated=True))
+            try:
+                self.score(replace(self.best(), compensated=True))
+            except InputError as error:
+                self.notes.append(f"int8: rounding by GPTQ was left out: {error}")
         chosen = self.best()
-        first, last = self._how.ends or ("", "")
-        for extra in ((last,), (first,), (first, last)) if first != last else ():
+        first, last = self._how.ends
+        for extra in (last, (first,), (first, *last)) if last and last != (first,) else ():
             if self.scores[self.best()] >= allowed:
                 return
-            self.score(replace(chosen, float_layers=extra))
+            self.score(replace(chosen, float_layers=tuple(dict.fromkeys(extra))))

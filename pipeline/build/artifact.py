@@ -21,6 +21,7 @@ from ..types import Artifact, Baseline, Speedup
 from . import engine_script as engine_files
 
 CALIBRATION_SAMPLES = 500
+MAX_DROP = 0.3  # points that int8 may cost on the search split before more is tried
 
 
 def build(
@@ -100,6 +101,7 @@ def _request(
         calibration=draw(target),
         score=score_on(loaded.task, target, data.search, loaded.module),
         unit=loaded.subject.metric.unit,
+        max_drop=MAX_DROP if loaded.subject.metric.unit == "%" else None,
         folder=folder,
         threads=config.threads,
         mean=prep.mean,

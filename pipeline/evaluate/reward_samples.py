@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 
 from ...targets.base import FloatArray
+from ..errors import InputError
 from ..network.batchnorm import Moments, input_moments, match_moments
 from ..network.calling import Inputs, Outputs, answers_in_parts, moved
 from ..network.compute import CPU, Compute
 from ..network.modes import borrowed
 from ..options import Precision
+from ..signature import TOP1
 from ..task.load import Loaded
 from ..task.samples import Batch, head, training_inputs
 from ..task.task import BATCH, Task
@@ -74,6 +77,21 @@ class RewardSamples:
         with borrowed(net, device), torch.inference_mode():
             return answers_in_parts(net.eval(), self.batch.inputs, BATCH, device)
 
+    def require_value(self) -> None:
+        """Checks that the metric has a value for the dense network.
+
+        Raises:
+            InputError: it has not.
+        """
+        value = self._value(self._dense_outputs or self.answers(self.dense))
+        if not math.isfinite(value):
+            raise InputError(
+                f"the metric {self.task.metric.name} of the dense network, on the search split",
+                found=str(value),
+                expected="a number",
+                do="look at metric().compute()",
+            )
+
     def judge(self, outputs: Outputs) -> tuple[float, float]:
         """The share that searches reward, and the loss that decides between equals, of outputs for the samples."""
         share = self.task.share(self._value(outputs), self._dense_value)
@@ -86,7 +104,14 @@ class RewardSamples:
 
 
 def reward_samples(loaded: Loaded, count: int, seed: int, compute: Compute = CPU) -> RewardSamples:
-    """The first `count` samples of the search split, and a few training samples for BatchNorm statistics."""
+    """The first `count` samples of the search split, and a few training samples for BatchNorm statistics.
+
+    Raises:
+        InputError: the metric has no value for the dense network.
+    """
     samples = head(loaded.data.search, count)
     statistics = training_inputs(loaded.data.train, STATISTICS_SAMPLES, seed + 3)
-    return RewardSamples(samples.batch(np.arange(len(samples))), statistics, loaded.task, loaded.module, compute)
+    found = RewardSamples(samples.batch(np.arange(len(samples))), statistics, loaded.task, loaded.module, compute)
+    if loaded.task.metric != TOP1:
+        found.require_value()
+    return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...targets.base import Runner, Target
+from ..errors import InputError
 from ..network.calling import Inputs, Outputs, call, moved, per_sample, tensors_of
 from ..network.modes import borrowed
 from ..signature import Metric, Signature, TensorSpec
@@ -132,7 +133,14 @@ def agreement(one: Outputs, other: Outputs) -> Tensor:
 
 
 def scaled_distance(outputs: Outputs, dense: Outputs) -> Tensor:
-    """The mean over outputs of the squared distance to the dense network's, each in units of the dense output's variance."""
+    """The mean over outputs of the squared distance to the dense network's, each in units of the dense output's variance.
+
+    Raises:
+        InputError: they are not as many.
+    """
+    if len(outputs) != len(dense):
+        found = f"{len(outputs)} outputs in train mode, {len(dense)} in eval mode"
+        raise InputError("model().forward", found=found, expected="the same outputs in both", do="give a loss() for them")
     parts = [
         (found.float() - wanted.float()).square().mean() / wanted.float().var(correction=0).clamp_min(1e-12)
         for found, wanted in zip(outputs, dense, strict=True)

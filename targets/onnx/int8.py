@@ -157,10 +157,23 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def ends(model: onnx.ModelProto) -> tuple[str, str]:
-    """The first convolution and the last linear layer: what suffers most from int8 and costs least in float."""
-    names = list(Graph(model).layers())
-    return names[0], names[-1]
+def ends(model: onnx.ModelProto) -> tuple[str, tuple[str, ...]]:
+    """The first layer, and the last one of each output: what suffers most from int8 and costs least in float."""
+    graph = Graph(model)
+    names = {id(node): name for name, node in graph.layers().items()}
+    last: dict[str, None] = {}
+    queue, seen = [value.name for value in model.graph.output], set[str]()
+    while queue:
+        tensor = queue.pop(0)
+        node = graph.producer.get(tensor)
+        if node is None or tensor in seen:
+            continue
+        seen.add(tensor)
+        if id(node) in names:
+            last[names[id(node)]] = None
+        else:
+            queue += node.input
+    return next(iter(names.values()), ""), tuple(last)
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -1,23 +1,26 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from edge_compress.calibration.ranges import collect, ranges
-from edge_compress.pipeline.errors import BuildError, UnavailableError
+from edge_compress.pipeline.errors import BuildError, InputError, UnavailableError
 from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.signature import Signature, TensorSpec, image_signature
 from edge_compress.targets import x86
 from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.onnx import run as onnx_run
 from edge_compress.targets.onnx import target as onnx_target
 from edge_compress.targets.onnx.export import export_float
-from edge_compress.targets.onnx.int8 import STEPS, Recipe, quantize
+from edge_compress.targets.onnx.graph import Graph
+from edge_compress.targets.onnx.int8 import STEPS, Recipe, ends, quantize
 from edge_compress.targets.onnx.run import predictor
 from onnx import numpy_helper
+from torch import nn
 
 SHAPE = (3, 12, 12)
 FLOAT_TOP1 = 90.0
@@ -113,6 +116,42 @@ def test_layers_go_back_to_float_only_while_int8_costs_too_much(tiny, tiny_onnx,
     options, notes, _, asked = chosen(tiny, tiny_onnx, images, tmp_path, [*bad, 88.05, 88.1, 88.1, 88.2])
     assert (options["excluded"], options["rounding"], asked) == ("stem,head", "compensated", 10)
     assert any("1.80 points" in note for note in notes)
+
+
+def test_the_last_layer_of_every_output_may_stay_in_float():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.boxes, self.kinds = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return self.boxes(x), self.kinds(x).sigmoid()
+
+    outputs = (TensorSpec("boxes", (4, 10, 10), "float32"), TensorSpec("kinds", (5, 10, 10), "float32"))
+    model = export_float(Two().eval(), Signature(image_signature(SHAPE, 5).inputs, outputs))
+    first, last = ends(model)
+    assert first == "body"
+    assert sorted(last) == ["boxes", "kinds"]
+    ranges = {name: (-4.0, 4.0) for node in model.graph.node for name in (*node.input, *node.output)}
+    layers = Graph(quantize(model, ranges, Recipe("min-max", 8, last))).layers()
+    assert {name: layers[name].input[1] for name in last} == {"boxes": "boxes.weight", "kinds": "kinds.weight"}
+    assert layers["body"].input[1] != "body.weight"  # behind its DequantizeLinear
+
+
+def test_where_weights_cannot_be_rounded_together_it_is_said(tiny, tiny_onnx, images, tmp_path):
+    def refuses(steps):
+        raise InputError("layer a is called twice")
+
+    asked = request(tiny, images, tmp_path, score=scripted([90.0, 88.0, 88.0, 88.0, 88.0, 88.0, 89.9])[0])
+    found = x86._int8(tiny_onnx, replace(asked, rounded=refuses))
+    assert "int8: rounding by GPTQ was left out: layer a is called twice" in found.notes
+    assert found.options["rounding"] == "nearest"
+
+
+def test_what_int8_may_cost_is_a_share_where_the_metric_has_its_own_unit(tiny, tiny_onnx, images, tmp_path):
+    asked = request(tiny, images, tmp_path, score=scripted([0.9, *[0.89] * 9])[0])
+    assert "more than the 0.0027 aimed at" in x86._int8(tiny_onnx, replace(asked, unit="", max_drop=None)).notes[2]
 
 
 def test_weights_are_rounded_together_before_a_layer_goes_back_to_float(tiny, tiny_onnx, images, tmp_path):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.evaluate.reward_samples import reward_samples
 from edge_compress.pipeline.network.calling import call
 from edge_compress.pipeline.task.recipe import Recipe, as_given, read_recipe
 from edge_compress.pipeline.task.recipe_data import data_of
 from edge_compress.pipeline.task.recipe_task import AGREEMENT, open_recipe
-from edge_compress.pipeline.task.task import judged, torch_predictor
+from edge_compress.pipeline.task.task import judged, scaled_distance, torch_predictor
 from torch import Tensor, nn
 
 
@@ -259,6 +261,19 @@ def test_a_metric_that_fails_is_named(metric: Any, says: str) -> None:
     network, task, _, _, data = opened(recipe(metric=metric))
     with pytest.raises(InputError, match=says):
         judged(task, data.test, torch_predictor(network), network).value()
+
+
+def test_a_metric_without_a_value_for_the_dense_network_is_named_before_the_search() -> None:
+    network, task, signature, _, data = opened(recipe(metric=no_metric(float("nan"))))
+    subject = SimpleNamespace(signature=signature)
+    loaded = cast(Any, SimpleNamespace(data=data, task=task, module=network, subject=subject))
+    with pytest.raises(InputError, match="the metric positive boxes of the dense network, on the search split: found nan"):
+        reward_samples(loaded, 20, 0)
+
+
+def test_outputs_that_are_others_in_train_mode_are_named() -> None:
+    with pytest.raises(InputError, match=r"model\(\).forward: found 2 outputs in train mode, 1 in eval mode"):
+        scaled_distance((torch.ones(1, 2),) * 2, (torch.ones(1, 2),))
 
 
 def test_a_loss_that_is_no_scalar_is_named() -> None:
