@@ -28,6 +28,7 @@ from edge_compress.targets.base import Structure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
+TARGETS = ("x86", "phone", "jetson")  # the plan is searched for the first; the others get the same network
 OPTIONS: dict[str, dict[str, Any]] = {
     "classify": {"latency_budget": 0.9, "evaluations": 60, "finetune_epochs": 10},
     "detect": {"latency_budget": 0.52, "evaluations": 80, "finetune_epochs": 15},
@@ -43,7 +44,7 @@ def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     recipe = read_recipe(ROOT / "examples" / f"{name}.py")
     folder = work / name
-    result = edge_compress.compress(ROOT / "examples" / f"{name}.py", target="x86", out=folder, **options)
+    result = edge_compress.compress(ROOT / "examples" / f"{name}.py", target=TARGETS, out=folder, **options)
     report = result.report
     found = report.targets["x86"]
     assert found.accuracy is not None
@@ -64,6 +65,7 @@ def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
         "interval": found.accuracy.interval,
         "agreement": found.accuracy.agreement,
         "precision": str(found.artifact.precision),
+        "float_layers": found.artifact.options.get("excluded", ""),
         "unpruned": to_json(found.unpruned),
         "macs": [report.dense.macs, report.pruned.macs],
         "parameters": [report.dense.params, report.pruned.params],
@@ -71,8 +73,27 @@ def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
         "speedup_over_float": {"median": over_float.median, "ci95": over_float.ci95, "quality": found.latency.quality},
         "speedup_over_dense_int8": {"median": over_int8.median, "ci95": over_int8.ci95},
         "speedup_over_the_faster": {"median": unpruned[0].median, "ci95": unpruned[0].ci95, "of": unpruned[1]},
-        "passed": report.passed,
+        "passed": found.verdict.passed,
+        "others": {name: _other(report.targets[name]) for name in TARGETS[1:]},
         "minutes": round((time.monotonic() - start) / 60, 1),
+    }
+
+
+def _other(found: TargetReport) -> dict[str, Any]:
+    """What became of another target's artifact."""
+    artifact, accuracy, latency = found.artifact, found.accuracy, found.latency
+    return {
+        "status": found.status,
+        "reasons": list(found.verdict.reasons),
+        "precision": str(artifact.precision) if artifact else None,
+        "size_bytes": artifact.size_bytes if artifact else None,
+        "notes": list(artifact.notes) if artifact else [],
+        "float_layers": artifact.options.get("excluded", "") if artifact else "",
+        "value": accuracy.value if accuracy else None,
+        "kind": str(accuracy.kind) if accuracy else None,
+        "agreement": accuracy.agreement if accuracy else None,
+        "speedup_over_float": to_json(latency.speedup) if latency else None,
+        "unpruned": to_json(found.unpruned),
     }
 
 
