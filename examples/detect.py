@@ -7,7 +7,7 @@ Needs `pip install torchmetrics pycocotools`. Network, loss and decoding are in 
 
 from pathlib import Path
 
-from detector import Detector, Maps, decoded, detection_loss
+from detector import Detector, Maps, decoded, detection_loss, drawn
 from safetensors.torch import load_file
 from scenes import Scenes, Split
 from torch import Tensor
@@ -56,5 +56,5 @@ class MeanPrecision:
         return 100.0 * float(self._figures.compute()["map"])
 
 
-loss = detection_loss  # what the network was trained with
+loss, picture = detection_loss, drawn  # what the network was trained with; what the report shows
 metric = MeanPrecision  # called, it gives a new one

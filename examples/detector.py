@@ -6,11 +6,14 @@ these maps as they are; boxes are computed from them outside of it, by `decoded`
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scenes import CLASSES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, generalized_box_iou_loss
+from torchvision.utils import draw_bounding_boxes
 
 STRIDES = (8, 16, 32)
 LARGEST_SIDES = (24.0, 36.0, float("inf"))  # pixels, of a box that a map learns; smaller ones are for the map before
@@ -150,6 +153,23 @@ def decoded(maps: Maps, least: float = 0.02, overlap: float = 0.5, most: int = 5
         kept = batched_nms(boxes, scores, labels, overlap)[:most]
         found.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
     return found
+
+
+def drawn(inputs: Tensor, maps: Maps, target: Tensor) -> NDArray[np.uint8]:
+    """An image (H, W, 3) with the boxes that were found in it, and their classes; true boxes are thin and white.
+
+    Args:
+        inputs: the image (1, 3, H, W), as the network takes it.
+        maps: what the network, or an artifact made of it, gave.
+        target: see `detection_loss`, of this image.
+    """
+    large = 3  # times as large, so that letters can be read
+    image = (inputs[0] * 64.0 + 127.5).clamp(0, 255).to(torch.uint8)
+    image = image.repeat_interleave(large, 1).repeat_interleave(large, 2)
+    (found,) = decoded(maps, least=0.3)
+    image = draw_bounding_boxes(image, target[target[:, 0] >= 0, 1:] * large, colors="white")
+    names = [str(int(label)) for label in found["labels"]]
+    return draw_bounding_boxes(image, found["boxes"] * large, names, colors="orange", width=2).permute(1, 2, 0).numpy()
 
 
 def _parts(maps: Maps) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,9 +57,10 @@ from .types import (
     TargetResult,
     Verdict,
 )
-from .verify import engine_result
 from .verify.artifact import verified
+from .verify.engine import result as engine_result
 from .verify.gates import Allowed, allowed
+from .verify.pictures import pictures_of
 from .verify.places import places_of
 from .verify.references import Networks, references_of
 from .verify.unpruned import unpruned_of
@@ -143,7 +144,9 @@ def _compressed(
         else:
             result = _judged(run, built, target, artifact, networks, gates, place)
             dense = dense_module(run, pruning.net, baseline)
-            results[target.name] = replace(result, unpruned=unpruned_of(run, subject_key, built, target, dense, baseline, result))
+            unpruned = unpruned_of(run, subject_key, built, target, dense, baseline, result)
+            pictures = pictures_of(run, built, target, artifact)
+            results[target.name] = replace(result, unpruned=unpruned, pictures=pictures)
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
     report = report_of(

@@ -345,4 +345,5 @@ class TargetResult:
     latency: Timing | None = None
     golden: FileRef | None = None  # a few test images with the artifact's outputs, see `verify/golden.py`
     on_device: OnDevice | None = None  # None: the device is this machine
+    pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # of some test samples: with the dense network's outputs, the artifact's
     unpruned: Unpruned | None = None  # None: the target refused the dense network in this precision

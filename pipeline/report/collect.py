@@ -167,6 +167,7 @@ def _target(result: TargetResult) -> TargetReport:
         on_device=result.on_device,
         dense_form=result.artifact.dense_form if result.artifact else None,
         unpruned=result.unpruned,
+        pictures=result.pictures,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import jinja2
 
 from ..files import atomic_write
+from ..types import FileRef
 from .figures import figures, finetune_table, kept_table
 from .format import count, md, md_table, moment, size
-from .report import Refusal, Report, to_text
+from .report import Refusal, Report, TargetReport, to_text
 from .words import (
     conversion,
     dense_and_artifact,
@@ -45,7 +47,7 @@ def render(template: str, **values: Any) -> str:
 def write_report(folder: Path, report: Report) -> None:
     """Write report.md, report.html and, last of all, report.json."""
     atomic_write(folder / "report.md", to_markdown(report))
-    atomic_write(folder / "report.html", to_html(report))
+    atomic_write(folder / "report.html", to_html(report, folder))
     atomic_write(folder / "report.json", to_text(report))
 
 
@@ -56,8 +58,8 @@ def write_refusal(folder: Path, refusal: Refusal) -> None:
     atomic_write(folder / "report.json", to_text(refusal))
 
 
-def to_html(report: Report) -> str:
-    """`report.html`: one self-contained page; everything from outside is escaped."""
+def to_html(report: Report, folder: Path | None = None) -> str:
+    """`report.html`: one self-contained page; everything from outside is escaped. Pictures are read from the run folder."""
     built = [name for name, target in report.targets.items() if target.artifact is not None]
     return render(
         "report.html.jinja",
@@ -65,11 +67,21 @@ def to_html(report: Report) -> str:
         verdict=verdict_line(report),
         headlines=[headline(report, name) for name in report.targets],
         finished=moment(report.finished),
+        pictures={} if folder is None else {name: _pictures(target, folder) for name, target in report.targets.items()},
         plots=figures(report),
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
     )
+
+
+def _pictures(target: TargetReport, folder: Path) -> list[tuple[str, str]]:
+    """The files of a target's pictures as data URIs, in pairs."""
+
+    def uri(ref: FileRef) -> str:
+        return f"data:image/png;base64,{base64.b64encode((folder / ref.path).read_bytes()).decode()}"
+
+    return [(uri(dense), uri(artifact)) for dense, artifact in target.pictures]
 
 
 def to_markdown(report: Report) -> str:

@@ -184,6 +184,7 @@ class TargetReport:
     on_device: OnDevice | None = None
     dense_form: DenseForm | None = None  # of the baseline; in the file `latency.baseline`
     unpruned: Unpruned | None = None  # None: not known, or an older run
+    pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # see `types.TargetResult`
 
     @property
     def why(self) -> str:
@@ -283,6 +284,7 @@ def decode(data: Any) -> Report:
     if report.schema != SCHEMA:
         raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")
     files = [ref for target in report.targets.values() for ref in target.files.values()]
+    files += [ref for target in report.targets.values() for pair in target.pictures for ref in pair]
     for ref in (*files, report.pruned.state, *([report.pruned.masks] if report.pruned.masks else [])):
         _require_inside(ref)
     return report

@@ -50,6 +50,9 @@ class Classification:
         """Share of the images classified correctly."""
         return value / 100.0
 
+    def picture(self, batch: Batch, outputs: Outputs) -> None:
+        """None: a class is no picture."""
+
 
 class RightOnes:
     """Which images are classified correctly. A row of scores with a NaN counts as wrong."""

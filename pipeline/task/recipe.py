@@ -42,6 +42,8 @@ class Recipe:
             Default: agreement with the dense network.
         augment: (inputs, target) -> (inputs, target) of one sample, for training. Default: none.
         collate: samples -> (inputs, target) of a batch. Default: torch's.
+        picture: (inputs, outputs, target) of one sample, a batch of one -> what is to be seen of them, uint8 (H, W, 3). The
+            report shows it for the dense network and for the artifact. Default: none.
         name: what the network is called in the report.
     """
 
@@ -52,6 +54,7 @@ class Recipe:
     metric: Callable[[], Any] | None = None
     augment: Callable[[Any, Any], tuple[Any, Any]] | None = None
     collate: Callable[[Sequence[Any]], tuple[Any, Any]] | None = None
+    picture: Callable[[Any, Any, Any], Any] | None = None
     name: str = "recipe"
 
     def __post_init__(self) -> None:

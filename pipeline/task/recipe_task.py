@@ -75,6 +75,16 @@ class RecipeTask:
                 raise self.recipe.wrong("metric()", f"a {type(found).__name__} without {name}()", "update, compute and reset")
         return found
 
+    def picture(self, batch: Batch, outputs: Outputs) -> NDArray[np.uint8] | None:
+        """See `task.Task`."""
+        if self.recipe.picture is None:
+            return None
+        with self.recipe.calling("picture()"):
+            found = np.asarray(self.recipe.picture(batch.inputs, self.arranged(outputs), batch.targets.each[0]))
+        if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
+            raise self.recipe.wrong("picture()", f"{found.dtype} of shape {found.shape}", "uint8 of shape (H, W, 3)")
+        return found
+
     def arranged(self, outputs: Outputs) -> Any:
         """Outputs as the recipe's functions know them."""
         return self._structure.arranged(outputs)

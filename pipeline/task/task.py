@@ -83,6 +83,10 @@ class Task(Protocol):
         """A smooth figure that tells candidates of equal value apart; the lower the better."""
         ...
 
+    def picture(self, batch: Batch, outputs: Outputs) -> NDArray[np.uint8] | None:
+        """What is to be seen of a sample and the outputs for it, RGB (H, W, 3); a batch of one. None: nothing is shown."""
+        ...
+
     def share(self, value: float, dense: float) -> float:
         """A value on the scale that searches reward: 1 is the best there is, or as good as the dense network."""
         ...

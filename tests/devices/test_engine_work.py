@@ -15,8 +15,8 @@ from edge_compress.pipeline.files import file_ref
 from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.types import Artifact
-from edge_compress.pipeline.verify import engine_steps as engine_work
-from edge_compress.pipeline.verify.engine_steps import EngineWork
+from edge_compress.pipeline.verify.engine import steps as engine_work
+from edge_compress.pipeline.verify.engine.steps import EngineWork
 from jetsons import onnx_file
 
 

@@ -18,7 +18,8 @@ from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
 from edge_compress.pipeline.signature import TOP1
 from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
-from edge_compress.pipeline.verify import engine_result, places
+from edge_compress.pipeline.verify import places
+from edge_compress.pipeline.verify.engine import result as engine_result
 from edge_compress.pipeline.verify.gates import Allowed
 from edge_compress.targets.base import Structure, joint
 

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ...devices.measure.timing import TimingSettings
-from ...devices.tensorrt.device import TensorRtDevice
-from ...devices.tensorrt.engines import Engine, Engines
-from ...targets.base import FloatArray, Target
-from ..errors import BuildError, UnavailableError
-from ..files import atomic_write, file_ref
-from ..network.calling import tensors_of
-from ..run_context import RunContext
-from ..run_folder import Stage
-from ..types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
-from . import golden
-from .device_answers import IMAGES, compared
-from .statistics import evenly_spaced
+from ....devices.measure.timing import TimingSettings
+from ....devices.tensorrt.device import TensorRtDevice
+from ....devices.tensorrt.engines import Engine, Engines
+from ....targets.base import FloatArray, Target
+from ...errors import BuildError, UnavailableError
+from ...files import atomic_write, file_ref
+from ...network.calling import tensors_of
+from ...run_context import RunContext
+from ...run_folder import Stage
+from ...types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
+from .. import golden
+from ..device_answers import IMAGES, compared
+from ..statistics import evenly_spaced
 
 ONE_BY_ONE = 100  # test images, where each takes a process of its own on the board
 BATCH = 500  # images sent at once

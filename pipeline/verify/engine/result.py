@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...devices.device import Device
-from ...devices.pool import BoardDevice, Pool
-from ...devices.tensorrt.device import boards_of
-from ...devices.transport.base import BoardError
-from ...targets.base import Target
-from ..errors import BuildError
-from ..network.calling import tensors_of
-from ..run_context import RunContext
-from ..run_folder import Stage
-from ..types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
-from .engine_steps import EngineWork, SimulatedError
-from .gates import Allowed, drop_complaint, judge
-from .references import Networks, accuracy_here, accuracy_of, accuracy_stage
+from ....devices.device import Device
+from ....devices.pool import BoardDevice, Pool
+from ....devices.tensorrt.device import boards_of
+from ....devices.transport.base import BoardError
+from ....targets.base import Target
+from ...errors import BuildError
+from ...network.calling import tensors_of
+from ...run_context import RunContext
+from ...run_folder import Stage
+from ...types import Accuracy, Artifact, Kind, SearchResult, TargetResult, Verdict
+from ..gates import Allowed, drop_complaint, judge
+from ..references import Networks, accuracy_here, accuracy_of, accuracy_stage
+from .steps import EngineWork, SimulatedError
 
 ABSENT = (
     "no engine was built: there is no board with TensorRT (--device NAME) and no TensorRT with a CUDA GPU on this machine;"
