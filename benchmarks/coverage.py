@@ -1,6 +1,7 @@
 """What share of real networks can be pruned: `inspect` over the networks of coverage_networks.txt, with random weights.
 
     python benchmarks/coverage.py                      all networks; goes on where it was stopped
+    python benchmarks/coverage.py --peer               the same by Torch-Pruning (pip install torch-pruning)
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
@@ -29,6 +30,7 @@ from torch import nn
 
 HERE = Path(__file__).parent
 LIST, RESULTS, LINES = HERE / "coverage_networks.txt", HERE / "results/coverage.json", HERE.parent / "build/coverage.jsonl"
+PEER_LINES, PEER_LEFT = LINES.with_name("coverage-peer.jsonl"), 0.6  # half of all channels leaves a quarter to a half
 LATE = ("128gf", "vit_h", "vit_l", "32gf", "16gf", "_b7", "_b6", "convnext_large", "v2_l", "101_64x4d", "senet154")
 
 
@@ -74,7 +76,41 @@ def one(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return line
 
 
-def in_child(name: str, shape: tuple[int, ...], limit_s: int) -> tuple[int, int, float]:
+def peer(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What Torch-Pruning makes of the same network when half of the channels of every group are to go.
+
+    Its graph is built by a backward pass, so the example is of floats; the layers that give the network's classes stay, as its
+    own examples do. `macs_left` is the share of the multiply-accumulates of the network that then runs.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    line: dict[str, Any] = {"model": name}
+    try:
+        import torch_pruning as tp
+        from torch.utils.flop_counter import FlopCounterMode
+
+        module, example = build(name).eval(), torch.rand(1, *shape) * 999 if "bert" in name else torch.randn(1, *shape)
+
+        def flops() -> int:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                module(example)
+            return int(counter.get_total_flops())
+
+        whole = flops()
+        ends = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features in (10, 1000, 21841)]
+        pruner = tp.pruner.MagnitudePruner(
+            module, example, tp.importance.MagnitudeImportance(), pruning_ratio=0.5, ignored_layers=ends, round_to=None
+        )
+        pruner.step()
+        line["macs_left"] = flops() / whole
+    except Exception as error:  # what the peer raises is the finding
+        line["error"] = f"{type(error).__name__}: {str(error)[:200]}"
+    return line
+
+
+def in_child(
+    name: str, shape: tuple[int, ...], limit_s: int, work: Callable[[str, tuple[int, ...]], dict[str, Any]]
+) -> tuple[int, int, float]:
     """Start one network in a child process: (pid, file descriptor of its answer, deadline)."""
     read, write = os.pipe()
     pid = os.fork()
@@ -82,7 +118,7 @@ def in_child(name: str, shape: tuple[int, ...], limit_s: int) -> tuple[int, int,
         os.close(read)
         signal.alarm(limit_s)
         with os.fdopen(write, "w") as answer:
-            json.dump(one(name, shape), answer)
+            json.dump(work(name, shape), answer)
         os._exit(0)
     os.close(write)
     return pid, read, time.monotonic() + limit_s
@@ -109,7 +145,10 @@ def commit() -> str:
 def summary(lines: list[dict[str, Any]]) -> str:
     """One line: how many networks, and how many can be pruned."""
     good = [x for x in lines if x.get("prunable_macs_share", 0) >= 0.8 and x["equivalence"]["passed"]]
-    return f"{len(good)} of {len(lines)} networks: at least 80 % of the multiply-accumulates can be pruned, and cut is zeroed"
+    told = f"{len(good)} of {len(lines)} networks: at least 80 % of the multiply-accumulates can be pruned, and cut is zeroed"
+    tried = [x["torch_pruning"] for x in lines if "torch_pruning" in x]
+    ran = [x for x in tried if x.get("macs_left", 1.0) <= PEER_LEFT]
+    return f"{told}; Torch-Pruning: {len(ran)} of {len(tried)} run with at most {PEER_LEFT:.0%} left"
 
 
 def main() -> None:
@@ -117,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--again", action="store_true", help="also what is already there")
+    parser.add_argument("--peer", action="store_true", help="Torch-Pruning instead of this project")
     parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--assemble", action="store_true", help="run nothing, write the results of what is there")
@@ -129,15 +169,16 @@ def main() -> None:
     every = networks()
     LINES.parent.mkdir(exist_ok=True)
     done = {}
-    if LINES.exists():
-        done = {x["model"]: x for x in map(json.loads, LINES.read_text().splitlines())}
+    work, written = (peer, PEER_LINES) if args.peer else (one, LINES)
+    if written.exists():
+        done = {x["model"]: x for x in map(json.loads, written.read_text().splitlines())}
     queue = [n for n in (args.names or every) if args.again or args.names or n not in done]
     queue = [] if args.assemble else queue
     running: dict[str, tuple[int, int, float]] = {}
     while queue or running:
         while queue and len(running) < args.workers:
             name = queue.pop(0)
-            running[name] = in_child(name, every[name], args.limit)
+            running[name] = in_child(name, every[name], args.limit, work)
         for name, (pid, read, _) in list(running.items()):
             import select
 
@@ -146,7 +187,7 @@ def main() -> None:
             line = collect(pid, read, name, args.limit) | {"commit": commit()}
             del running[name]
             done[name] = line
-            with LINES.open("a") as file:
+            with written.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             share = line.get("prunable_macs_share")
             figure = line.get("error", f"{share:.3f} {line.get('equivalence')}" if share is not None else "")
@@ -154,7 +195,10 @@ def main() -> None:
                 f"{name}\t{figure}\t{line.get('seconds', 0):.1f} s\t{line.get('peak_gib', '')} GiB",
                 flush=True,
             )
-    lines = [done[n] for n in every if n in done]
+    if args.peer:
+        return
+    peers = {x["model"]: x for x in map(json.loads, PEER_LINES.read_text().splitlines())} if PEER_LINES.exists() else {}
+    lines = [done[n] | ({"torch_pruning": peers[n]} if n in peers else {}) for n in every if n in done]
     missing = [n for n in every if n not in done]
     RESULTS.write_text(json.dumps({"commit": commit(), "networks": lines, "missing": missing}, indent=1) + "\n")
     print(summary(lines))
