@@ -73,13 +73,16 @@ def artifacts_of(record: Record) -> list[str]:
     return [name for name, artifact in record.artifacts.items() if asked in (None, record.path(artifact).resolve())]
 
 
-def measured_again(record: Record, data: str | None, device: str | None, ui: Progress) -> Iterator[Check]:
+def measured_again(record: Record, data: str | None, recipe: Path | None, device: str | None, ui: Progress) -> Iterator[Check]:
     """Accuracy on the run's own data, speedup on a device, and an engine's golden answers there; see `recheck`."""
     from . import recheck
 
     for name in artifacts_of(record):
         if data is not None:
             accuracy, text, holds = recheck.accuracy(record, name, data)
+            yield Check(text, holds, name, accuracy)
+        if recipe is not None:
+            accuracy, text, holds = recheck.by_recipe(record, name, recipe)
             yield Check(text, holds, name, accuracy)
         if device is not None and record.artifacts[name].format == "engine":
             found = recheck.engine_answers(record, name, device)

@@ -20,6 +20,9 @@ _PATH = click.Path(path_type=Path)
 @click.argument("path", type=_PATH)
 @click.option("--data", metavar="SPEC", help="Measure accuracy again on the run's own data.  [default: no]")
 @click.option(
+    "--recipe", type=_PATH, metavar="FILE", help="Measure the metric again by the recipe the run was made from.  [default: no]"
+)
+@click.option(
     "--device", metavar="NAME", help="Measure the speedup again on a device from `edge-compress devices`.  [default: no]"
 )
 @click.option(
@@ -31,11 +34,13 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--public-key", metavar="KEY", help="Check the bundle's signature with this minisign key or key file.  [default: not checked]"
 )
-def verify(path: Path, data: str | None, device: str | None, against: Path | None, public_key: str | None) -> int:
+def verify(
+    path: Path, data: str | None, recipe: Path | None, device: str | None, against: Path | None, public_key: str | None
+) -> int:
     """Check a bundle, a run folder or an artifact against its record.
 
-    Compares the digests of all files and the artifact's outputs on its golden samples in its own runtime. --data and --device
-    measure accuracy and speedup again and compare them with the record. With --against the summary is Markdown.
+    Compares the digests of all files and the artifact's outputs on its golden samples in its own runtime. --data or --recipe,
+    and --device, measure accuracy and speedup again and compare them with the record. With --against the summary is Markdown.
     Exit code 1 if a check fails or the bundle is damaged.
 
     \b
@@ -62,7 +67,7 @@ def verify(path: Path, data: str | None, device: str | None, against: Path | Non
     with open_record(path) as record:
         tell(audit.contents(record))
         if all(check.holds for check in checks):
-            tell(audit.measured_again(record, data, device, progress.Progress()))
+            tell(audit.measured_again(record, data, recipe, device, progress.Progress()))
         rows = () if stored is None else compare(stored, audit.report_with(record, checks), record.targets)
     if stored is not None:
         click.echo(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name))

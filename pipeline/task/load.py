@@ -61,7 +61,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     if recipe is None and config.recipe is not None:
         recipe = read_recipe(config.recipe)
     if recipe is not None:
-        return _by_recipe(recipe, config.seed)
+        return load_recipe(recipe, config.seed)
     crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
     crop = crop if config.image_size is None else resized(crop, config.image_size)
     images = load_data(config.data, seed=config.seed, crop=crop)
@@ -83,7 +83,12 @@ def image_shape_of(info: DataInfo) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _by_recipe(recipe: Recipe, seed: int) -> Loaded:
+def load_recipe(recipe: Recipe, seed: int) -> Loaded:
+    """A recipe's network, data and task.
+
+    Raises:
+        InputError: see `open_recipe`.
+    """
     data = data_of(recipe, seed)
     module, task, signature, probe = open_recipe(recipe, data)
     digest = hashlib.sha256(" ".join(split.digest for split in (data.train, data.search, data.test)).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ import edge_compress
 import numpy as np
 import pytest
 import two_ended
+from cli_runs import Finished
 from edge_compress.targets.base import Arrays, Runner
 from edge_compress.targets.x86 import X86
 from safetensors.numpy import load_file
@@ -70,6 +71,24 @@ def test_the_module_that_comes_back_is_the_users_own_and_gives_what_it_gave(resu
     module = result.module
     assert type(module).__name__ == "TwoEnded"  # of the recipe's file, which was imported under a name of its own
     assert sum(p.numel() for p in module.parameters()) == result.report.pruned.params < result.report.dense.params
+
+
+def test_verify_measures_the_metric_again(
+    result: edge_compress.Result, here: Callable[[list[str]], Finished], tmp_path: Path
+) -> None:
+    def verified(recipe: Path) -> Finished:
+        return here(["verify", str(result.folder), "--recipe", str(recipe)])
+
+    done = verified(RECIPE)
+    assert done.code == 0, done.err
+    accuracy = result.report.targets["x86"].accuracy
+    assert accuracy is not None
+    assert f"x86: both right {accuracy.value:.2f} % of 120 test samples: agrees with the recorded" in done.out
+    other = tmp_path / "two_ended.py"
+    other.write_text(RECIPE.read_text().replace("Squares(120, 4)", "Squares(120, 5)"))
+    refused = verified(other)
+    assert refused.code == 2
+    assert "run was made with: found data of SHA-256" in refused.err
 
 
 def test_a_metric_that_looked_at_the_dense_network_would_not_notice_an_artifact_that_answers_nothing(
