@@ -32,7 +32,7 @@ from .config import Config
 from .errors import BuildError, UnavailableError
 from .files import atomic_write
 from .finetune.digits import EPOCHS, train_digits
-from .finetune.training import FinetuneSettings, Step, finetune, learning_rate_for
+from .finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from .network.compute import Compute, compute_for
 from .network.cost import cost_of
 from .network.weights import load_weights, save_weights, state_sha256
@@ -223,7 +223,12 @@ def _finetune(
     """The planned network, its layers solved, trained with the dense network as its teacher."""
     config, loaded = run.config, run.loaded
     how = FinetuneSettings(
-        config.finetune_epochs, config.seed, learning_rate_for(one_shot), device=run.compute.device, autocast=run.compute.autocast
+        config.finetune_epochs,
+        config.seed,
+        learning_rate_for(one_shot),
+        batch=batch_for(len(loaded.data.train)),
+        device=run.compute.device,
+        autocast=run.compute.autocast,
     )
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
     stage = run.folder.stage("finetune", "3", settings, (before.key,))

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 Remask = Callable[[int, nn.Module], Masks]
 
 CHECKPOINT = "finetune.safetensors"
+EPOCH_STEPS = 60  # with fewer, an epoch of a small set hardly moves the weights
 GENTLE, BOLD = 1e-3, 3e-3  # learning rates, see `learning_rate_for`; the paper's is the gentle one
 VERSION = 3  # of what a checkpoint holds and of the arithmetic that made it
 
@@ -166,6 +167,11 @@ def learning_rate_for(one_shot: float) -> float:
     at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, one-shot 88 %, has 82.6 % and 94.5 % after the first of ten and eight.
     """
     return BOLD if one_shot < 0.5 else GENTLE
+
+
+def batch_for(samples: int) -> int:
+    """Samples in a batch: 128, of small sets fewer, so that an epoch has 60 steps if 32 samples a batch are enough for it."""
+    return next((batch for batch in (128, 64) if samples >= EPOCH_STEPS * batch), 32)
 
 
 def learning_rate(step: int, steps: int, settings: FinetuneSettings) -> float:

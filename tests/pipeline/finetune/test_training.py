@@ -23,6 +23,7 @@ from edge_compress.pipeline.finetune.training import (
     FinetuneSettings,
     Step,
     ahead,
+    batch_for,
     batches,
     finetune,
     learning_rate,
@@ -516,6 +517,11 @@ def test_the_learning_rate_rises_to_its_peak_then_falls(steps: int, warmup: floa
     assert all(a > b for a, b in itertools.pairwise(rates[top:]))
     if steps > 20:
         assert rates[-1] < 0.05 * peak
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(1_100, 32), (2_000, 32), (3_840, 64), (7_680, 128), (50_000, 128)])
+def test_a_small_set_is_trained_in_smaller_batches(samples: int, batch: int) -> None:
+    assert batch_for(samples) == batch
 
 
 def test_the_loss_is_hintons() -> None:
