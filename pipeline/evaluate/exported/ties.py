@@ -17,7 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ....targets.onnx.graph import Array, Graph, attribute
-from ...axes.algebra import Axis, fixed
+from ...axes.algebra import Atom, Axis, fixed
 from ...axes.capture import Captured, operator_name
 from ...axes.coupling import Coupling
 from ...axes.program import Program
@@ -85,9 +85,10 @@ def tie(coupling: Coupling, network: Graph) -> Ties:
     floats = (name for name, c in network.constants.items() if c.data_type == onnx.TensorProto.FLOAT and name not in constants)
     folded = {name: value for name in floats if (value := network.array(name)) is not None and value.size > 1}
     tensors = _tensors(coupling, program, seen) | {name: [fixed(n) for n in leaf.shape] for name, leaf in feeds.items()}
+    grouped, scales = _grouped(coupling, network, tensors)
     return Ties(
-        tensors | _operands(network, tensors),
-        constants | _tensors(coupling, program, folded),
+        tensors | _operands(network, tensors) | grouped,
+        constants | _tensors(coupling, program, folded) | scales,
         {b.name: found for b in coupling.blocks if (found := _branch(program, network, seen, b.branch)) is not None},
     )
 
@@ -97,7 +98,7 @@ def _asked(network: Graph) -> Iterable[str]:
     found: dict[str, None] = {}
     for node in network.nodes:
         if node.op_type in ("Reshape", "Expand", "Split", "Resize"):
-            found.update(dict.fromkeys(node.output))
+            found.update(dict.fromkeys((*node.output, node.input[0])))
         if node.op_type in ("Slice", "Gather") or attribute(node, "group", 1) > 1:
             found[node.input[0]] = None
         if node.op_type == "Add":
@@ -127,6 +128,31 @@ def _operands(network: Graph, known: Mapping[str, Axes]) -> dict[str, Axes]:
                 if name not in known and network.shapes.get(name) == network.shapes.get(result):
                     found[name] = axes
     return found
+
+
+def _grouped(coupling: Coupling, network: Graph, known: Mapping[str, Axes]) -> tuple[dict[str, Axes], dict[str, Axes]]:
+    """GroupNorm, exported as InstanceNormalization of a tensor (n, groups, rest): that tensor, and the constants by group."""
+    tensors: dict[str, Axes] = {}
+    constants: dict[str, Axes] = {}
+    for node in network.nodes:
+        before = network.producer.get(node.input[0]) if node.op_type == "InstanceNormalization" else None
+        axes = known.get(before.input[0]) if before is not None and before.op_type == "Reshape" else None
+        groups = network.shapes.get(node.input[0], ())[1:2]
+        outer = None if axes is None or len(axes) < 2 else _outer(coupling, axes[1])
+        if axes is not None and outer is not None and groups == (outer.size,):
+            tensors[node.input[0]] = [axes[0], (outer,), ()]
+            constants |= {name: [(outer,)] for name in node.input[1:]}
+    return tensors, constants
+
+
+def _outer(coupling: Coupling, axis: Axis) -> Atom | None:
+    """The first factor of an axis that is a product, written out or known to be one."""
+    if len(axis) != 1:
+        return axis[0] if axis else None
+    labels = axis[0].labels
+    if labels is None:
+        return None
+    return next((p.factors[0] for p in coupling.walk.store.products if np.array_equal(p.vector, labels)), None)
 
 
 def _sizes(shape: Iterable[int]) -> tuple[int, ...]:

@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 SMALL = {
     name: {**NETWORKS, **TRANSFORMERS}[name]
-    for name in ("batch_norm_without_affine", "chunk_as_gate", "grouped", "depthwise_with_multiplier", "packed", "windows")
+    for name in (
+        "batch_norm_without_affine",
+        "chunk_as_gate",
+        "grouped",
+        "depthwise_with_multiplier",
+        "group_norm",
+        "packed",
+        "windows",
+    )
 }
 
 
