@@ -25,7 +25,7 @@ def model() -> Detector:
 
 def datasets() -> dict[Split, Scenes]:
     """Images and their boxes, by split."""
-    sizes: dict[Split, int] = {"train": 2000, "search": 300, "test": 300}
+    sizes: dict[Split, int] = {"train": 5000, "search": 300, "test": 300}
     return {split: Scenes(split, size, "boxes") for split, size in sizes.items()}
 
 

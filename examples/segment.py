@@ -26,7 +26,7 @@ def model() -> Segmenter:
 
 def datasets() -> dict[Split, Scenes]:
     """Images and the class of each of their pixels, by split."""
-    sizes: dict[Split, int] = {"train": 2000, "search": 300, "test": 300}
+    sizes: dict[Split, int] = {"train": 5000, "search": 300, "test": 300}
     return {split: Scenes(split, size, "classes") for split, size in sizes.items()}
 
 

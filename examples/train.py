@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 WEIGHTS = Path(__file__).parent / "weights"
-SCENES = 5000  # the first 2000 of them are the train split of the recipes
+SCENES = 5000  # the train split of the recipes
 CLOSEUP_EPOCHS = 4
 BATCH, RATE, DECAY, WARMUP, LARGEST_GRADIENT, SEED = 16, 2e-3, 0.02, 0.05, 10.0, 0
 Loss = Callable[[Any, Any], Tensor]

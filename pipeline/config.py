@@ -242,6 +242,7 @@ class Config:
     search: Annotated[SearchMethod, _choice(SearchMethod)] = SearchMethod.PPO
     evaluations: Annotated[int, _integer(1)] = 200  # 100 for digits
     finetune_epochs: Annotated[int, _integer(0)] = 15  # 12 for digits
+    max_minutes: Annotated[float | None, _number(0.0, above=True)] = None  # None: as long as it takes
     mask: Annotated[MaskMode, _choice(MaskMode)] = MaskMode.FIXED
     seed: Annotated[int, _integer(0)] = 0
     accelerator: Annotated[Accelerator, _choice(Accelerator)] = Accelerator.AUTO

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+WORTH_TELLING_S = 5.0
+
 
 class Bar(Protocol):
     """Progress of one long piece of work."""
@@ -81,12 +83,19 @@ class _Lines:
 
     def __init__(self, progress: Progress, description: str, total: int) -> None:
         self._progress, self._description, self._total = progress, description, total
-        self._done = 0
+        self._done, self._start = 0, time.monotonic()
 
     def advance(self, n: int = 1, text: str = "") -> None:
         before, self._done = self._done, self._done + n
         if self._done * 10 // max(self._total, 1) > before * 10 // max(self._total, 1):
-            self._progress.say(f"  {self._description}: {self._done}/{self._total}{f', {text}' if text else ''}")
+            shown = [f"  {self._description}: {self._done}/{self._total}", text, self._left()]
+            self._progress.say(", ".join(part for part in shown if part))
+
+    def _left(self) -> str:
+        """How long the rest will take if it goes on like this; nothing about what is over soon."""
+        spent = time.monotonic() - self._start
+        left = spent / self._done * (self._total - self._done)
+        return f"about {_span(left)} left" if min(spent, left) > WORTH_TELLING_S else ""
 
 
 def _span(seconds: float) -> str:

@@ -45,6 +45,7 @@ from .report.collect import header_of, refusal_of, report_of
 from .report.pages import write_refusal, write_report
 from .run_context import RunContext, read_seconds
 from .run_folder import RunFolder, Stage
+from .schedule.estimate import Paces, estimate, fitted, timed, told
 from .task.load import load_subject
 from .task.recipe import Recipe
 from .task.samples import scoring_inputs, training_inputs
@@ -128,6 +129,7 @@ def _compressed(
     )
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
+    _planned(run, subject_key, pruning, len(chosen))
     found, ranking, stage = searched(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
     found, plan, solved, before = finalists.solve(run, stage, pruning, found, ranking)
     checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
@@ -165,6 +167,28 @@ def _compressed(
     atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
     write_report(folder.path, report)
     return 1 if any(engine_result.breaks_a_gate(r, gates) for r in results.values()) else 0
+
+
+def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) -> None:
+    """Says how long the run will take; with --max-minutes, takes fewer evaluations and epochs where that is too long.
+
+    What was timed is kept, so that a resumed run does the same.
+    """
+    loaded, given = run.loaded, run.config
+    paces = run.folder.stage("paces", "1", {}, (subject_key,)).once(Paces, lambda: timed(loaded, run.compute.device))
+
+    def expected(config: Config) -> dict[str, float]:
+        return estimate(paces, loaded, pruning.knobs, config, targets)
+
+    if given.max_minutes is not None:
+        run.config = fitted(given, expected, given.max_minutes)
+        if run.config != given:
+            evaluations, epochs = run.config.evaluations, run.config.finetune_epochs
+            text = f"--max-minutes {given.max_minutes:g}: {evaluations} evaluations and {epochs} epochs of fine-tuning"
+            run.notes.append(f"{text}, instead of {given.evaluations} and {given.finetune_epochs}.")
+            run.ui.say(f"  {run.notes[-1]}")
+    if "search" not in run.seconds:  # of an earlier call
+        run.ui.say(f"  {told(expected(run.config))}")
 
 
 def _judged(

@@ -161,6 +161,13 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
 @_option(
+    "--max-minutes",
+    "Time there is: fewer evaluations and epochs are taken where the given ones would not fit.",
+    "no limit",
+    type=float,
+    metavar="NUMBER",
+)
+@_option(
     "--mask",
     "Masks during fine-tuning with --pattern weight: fixed, or dynamic (re-chosen after each epoch).",
     type=_choice(options.MaskMode),
@@ -228,6 +235,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
             )
         return 0
     config = settings.load(file, flags)
+    click.echo("  loading PyTorch and the runtimes, which takes some seconds", err=True)  # nothing else is seen meanwhile
     from ..progress import Progress
     from ..report.pages import summary
     from ..report.report import read_report

@@ -1,0 +1,124 @@
+"""Seconds of the stages to come, from a few timed steps of the dense network on this machine.
+
+An estimate, to a factor of two: what a stage does is counted in forward passes and training steps of the dense network, and in
+measurements on the device. What a device, a converter or another process takes is not known beforehand.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..build.artifact import CALIBRATION_SAMPLES
+from ..config import Config
+from ..evaluate.evaluation_context import REWARD_SAMPLES
+from ..evaluate.reward_samples import STATISTICS_SAMPLES
+from ..finetune.training import FinetuneSettings, batch_for
+from ..network.calling import call, moved
+from ..network.modes import borrowed
+from ..pattern.finalists import SEQUENTIAL_SAMPLES
+from ..search.search import FINALISTS
+from ..task.load import Loaded
+from ..types import Knob
+
+FEWEST_EVALUATIONS, FEWEST_EPOCHS = 20, 1  # what --max-minutes leaves at least
+SCORED = 3_000  # forward passes that scoring is worth: second moments, or gradients of fewer samples
+MEASUREMENT_S = 1.2  # a quick ratio on the device
+SESSIONS_S = 16 * 6.0  # the sessions of a report: of the artifact, of the control, and beside int8 alone
+INT8_RECIPES = 8  # tried on the search split; one takes about half of what the network takes in torch
+TIMED = 32  # samples
+
+
+@dataclass(frozen=True)
+class Paces:
+    """Seconds, timed on this machine."""
+
+    forward: float  # of one sample in the dense network
+    step: float  # of one training step: the dense network as teacher and as student, one batch
+
+
+def timed(loaded: Loaded, device: str = "cpu") -> Paces:
+    """Times a forward pass and a training step of the dense network, the second of two each."""
+    count = min(TIMED, len(loaded.data.train))
+    batch = loaded.data.train.batch(np.arange(count))
+    inputs, student = moved(batch.inputs, device), copy.deepcopy(loaded.module)
+    with borrowed(loaded.module, device), torch.inference_mode():
+        loaded.module.eval()
+        forward = _second(lambda: call(loaded.module, inputs))
+    student = student.to(device).train()
+
+    def step() -> None:
+        outputs = call(student, inputs)
+        loss: Tensor = torch.stack([o.float().square().mean() for o in outputs if o.is_floating_point()]).sum()
+        torch.autograd.backward(loss)
+
+    try:
+        trained = _second(step)
+    except Exception:  # the user's forward in train mode; where that matters fine-tuning says so
+        trained = 3.0 * forward
+    share = batch_for(len(loaded.data.train)) / count
+    return Paces(forward / count, (trained + forward) * share)
+
+
+def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config, targets: int) -> dict[str, float]:
+    """Seconds by stage, all that a run takes from scoring on."""
+    data, forward = loaded.data, paces.forward
+    rewarded = min(REWARD_SAMPLES, len(data.search))
+    candidate = (rewarded + 2 * STATISTICS_SAMPLES) * forward + MEASUREMENT_S
+    steps = math.ceil(len(data.train) / batch_for(len(data.train)))
+    judged = min(len(data.search), FinetuneSettings(1, 0).search_samples)
+    entries = sum(len(knob.kept) - 1 for knob in knobs)
+    return {
+        "scoring": SCORED * forward + entries * MEASUREMENT_S,
+        "search": config.evaluations * candidate,
+        "reconstruction": FINALISTS * (4 * SEQUENTIAL_SAMPLES + rewarded) * forward,
+        "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
+        "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
+        "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),
+    }
+
+
+def fitted(config: Config, expected: Callable[[Config], Mapping[str, float]], minutes: float) -> Config:
+    """The options with as many evaluations and epochs as fit into some minutes; with the given ones where all fit.
+
+    Both are reduced by the same factor, down to a few: the other stages take what they take.
+    """
+    whole = expected(config)
+    flexible = whole["search"] + whole["fine-tuning"]
+    left = 60.0 * minutes - (sum(whole.values()) - flexible)
+    if flexible <= left:
+        return config
+    share = max(left, 0.0) / flexible
+    return replace(
+        config,
+        evaluations=min(config.evaluations, max(FEWEST_EVALUATIONS, int(config.evaluations * share))),
+        finetune_epochs=min(config.finetune_epochs, max(FEWEST_EPOCHS, int(config.finetune_epochs * share))),
+    )
+
+
+def told(expected: Mapping[str, float]) -> str:
+    """An estimate in a line: the whole, and the stages that take most of it."""
+    total = sum(expected.values())
+    longest = sorted(expected.items(), key=lambda item: -item[1])
+    named = [f"{name} {_span(seconds)}" for name, seconds in longest if seconds > 0.05 * total]
+    return f"about {_span(total)} from here: {', '.join(named)} (estimated)"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _second(work: Callable[[], object]) -> float:
+    work()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

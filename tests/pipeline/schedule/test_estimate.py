@@ -1,0 +1,79 @@
+"""The estimate counts what a run does, and --max-minutes takes as much as fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.schedule.estimate import Paces, estimate, fitted, timed, told
+from edge_compress.pipeline.task.load import Loaded, load_recipe
+from edge_compress.pipeline.task.recipe import Recipe
+from edge_compress.pipeline.types import Knob
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+
+def loaded(width: int = 4, samples: int = 400) -> Loaded:
+    def split(count: int) -> list[tuple[Tensor, None]]:
+        return [(torch.full((width,), float(i)), None) for i in range(count)]
+
+    datasets = {"train": split(samples), "search": split(50), "test": split(100)}
+    return load_recipe(Recipe(lambda: nn.Linear(width, 3).eval(), lambda: datasets), 0)
+
+
+SMALL = loaded()
+KNOBS = (Knob("a", "channel", 32, (32, 24, 16)),)
+
+
+def expected(config: Config) -> dict[str, float]:
+    return estimate(Paces(0.01, 2.0), SMALL, KNOBS, config, 1)
+
+
+def test_every_stage_grows_with_what_it_does() -> None:
+    few, many = (
+        expected(Config(("x86",), evaluations=50, finetune_epochs=2)),
+        expected(Config(("x86",), evaluations=100, finetune_epochs=4)),
+    )
+    assert many["search"] == pytest.approx(2 * few["search"])
+    assert many["fine-tuning"] == pytest.approx(2 * few["fine-tuning"])
+    assert few["fine-tuning"] == pytest.approx(2 * (13 * 2.0 + 50 * 0.01))  # 13 batches of 32, then the search split
+    assert {name for name in few if few[name] == many[name]} == {"scoring", "reconstruction", "build", "verification"}
+
+
+@given(st.floats(0.1, 1000.0), st.integers(1, 400), st.integers(0, 60))
+def test_what_fits_is_left_alone_and_what_does_not_is_reduced_to_the_time_there_is(
+    minutes: float, count: int, epochs: int
+) -> None:
+    given_config = Config(("x86",), evaluations=count, finetune_epochs=epochs)
+    found = fitted(given_config, expected, minutes)
+    assert found.evaluations <= count
+    assert found.finetune_epochs <= epochs
+    if sum(expected(given_config).values()) <= 60 * minutes:
+        assert found == given_config
+    elif found.evaluations > 20 and found.finetune_epochs > 1:
+        assert sum(expected(found).values()) <= 60 * minutes
+    assert found.evaluations >= min(20, count)
+    assert found.finetune_epochs >= min(1, epochs)
+
+
+def test_paces_are_timed_and_leave_the_network_as_it_was() -> None:
+    network = loaded(width=256)
+    before = network.module.weight.clone()
+    found = timed(network)
+    assert 0 < found.forward < found.step
+    assert torch.equal(before, network.module.weight)
+    assert not network.module.training
+    assert network.module.weight.grad is None
+
+
+def test_the_line_names_the_stages_that_take_most() -> None:
+    text = told({"search": 1320.0, "fine-tuning": 600.0, "build": 10.0, "verification": 350.0})
+    assert text == "about 38 min from here: search 22 min, fine-tuning 10 min, verification 6 min (estimated)"
+
+
+def test_a_run_folder_does_not_depend_on_the_time_it_may_take_alone(tmp_path: Path) -> None:
+    config = Config(("x86",), max_minutes=1e6, evaluations=30)
+    assert fitted(config, expected, 1e6) is config
