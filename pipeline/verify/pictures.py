@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...targets.base import Target
+from ..errors import InputError
 from ..files import atomic_write, file_ref
 from ..run_context import RunContext
 from ..run_folder import Stage
@@ -29,13 +30,13 @@ class Pictures:
 
 
 def pictures_of(run: RunContext, before: Stage, target: Target, artifact: Artifact) -> Pairs:
-    """PNG files beside the artifact, in pairs; none where the task draws nothing.
-
-    Raises:
-        InputError: the recipe's `picture()` fails.
-    """
+    """PNG files beside the artifact, in pairs; none where the task draws nothing, or fails at it, which a note says."""
     stage = run.folder.stage(f"pictures-{target.name}", "1", {}, (before.key, artifact.file.sha256))
-    return stage.once(Pictures, lambda: Pictures(_drawn(run, target, artifact))).pairs
+    try:
+        return stage.once(Pictures, lambda: Pictures(_drawn(run, target, artifact))).pairs
+    except InputError as error:
+        run.notes.append(f"{target.name}: no pictures of test samples: {error}")
+        return ()
 
 
 def _drawn(run: RunContext, target: Target, artifact: Artifact) -> Pairs:
