@@ -161,13 +161,13 @@ def drawn(inputs: Tensor, maps: Maps, target: Tensor) -> NDArray[np.uint8]:
     Args:
         inputs: the image (1, 3, H, W), as the network takes it.
         maps: what the network, or an artifact made of it, gave.
-        target: see `detection_loss`, of this image.
+        target: see `detection_loss`; of this image (1, boxes, 5).
     """
     large = 3  # times as large, so that letters can be read
     image = (inputs[0] * 64.0 + 127.5).clamp(0, 255).to(torch.uint8)
     image = image.repeat_interleave(large, 1).repeat_interleave(large, 2)
     (found,) = decoded(maps, least=0.3)
-    image = draw_bounding_boxes(image, target[target[:, 0] >= 0, 1:] * large, colors="white")
+    image = draw_bounding_boxes(image, target[0, target[0, :, 0] >= 0, 1:] * large, colors="white")
     names = [str(int(label)) for label in found["labels"]]
     return draw_bounding_boxes(image, found["boxes"] * large, names, colors="orange", width=2).permute(1, 2, 0).numpy()
 

@@ -79,8 +79,9 @@ class RecipeTask:
         """See `task.Task`."""
         if self.recipe.picture is None:
             return None
+        target = next(iter(batch.targets.each), None)
         with self.recipe.calling("picture()"):
-            found = np.asarray(self.recipe.picture(batch.inputs, self.arranged(outputs), batch.targets.each[0]))
+            found = np.asarray(self.recipe.picture(batch.inputs, self.arranged(outputs), target))
         if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
             raise self.recipe.wrong("picture()", f"{found.dtype} of shape {found.shape}", "uint8 of shape (H, W, 3)")
         return found
@@ -205,7 +206,9 @@ def open_recipe(recipe: Recipe, data: Data) -> tuple[nn.Module, RecipeTask, Sign
     _steady(recipe, network, probe, structure, outputs)
     names = list(probe.inputs) if isinstance(probe.inputs, dict) else _positional(probe.inputs)
     signature = signature_of(probe.inputs, outputs, names, list(structure.names))
-    return network, RecipeTask(recipe, structure), signature, probe.inputs
+    task = RecipeTask(recipe, structure)
+    task.picture(data.train.batch(np.arange(1)), tuple(output[:1] for output in outputs))  # what fails, fails before the work
+    return network, task, signature, probe.inputs
 
 
 def _steady(recipe: Recipe, network: nn.Module, probe: Batch, structure: Structure, outputs: Outputs) -> None:

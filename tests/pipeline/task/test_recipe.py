@@ -238,6 +238,8 @@ def no_metric(value: Any = None, **methods: Any) -> Callable[[], Any]:
         ({"outputs": lambda raw: raw["mask"]}, r"outputs\(\): found KeyError: 'mask'"),
         ({"outputs": lambda raw: raw["note"]}, r"outputs\(\): found a str without tensors"),
         ({"outputs": lambda raw: raw["box"].mean()}, r"output output: found shape \(\) for 2 samples"),
+        ({"picture": lambda inputs, outputs, target: 1 / 0}, r"picture\(\): found ZeroDivisionError"),
+        ({"picture": lambda inputs, outputs, target: np.zeros((4, 4))}, r"picture\(\): found float64 of shape \(4, 4\)"),
         ({"metric": lambda: 3}, r"metric\(\): found a int without update\(\)"),
         ({"metric": lambda: 1 / 0}, r"metric\(\): found ZeroDivisionError"),
     ],
