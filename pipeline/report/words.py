@@ -253,7 +253,7 @@ def things(report: Report) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]  # mAP stays mAP
 
 
 def _samples(report: Report, splits: str) -> tuple[str, str]:
