@@ -235,7 +235,8 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
             )
         return 0
     config = settings.load(file, flags)
-    click.echo("  loading PyTorch and the runtimes, which takes some seconds", err=True)  # nothing else is seen meanwhile
+    if sys.stderr.isatty():  # nothing else is seen meanwhile
+        click.echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
     from ..progress import Progress
     from ..report.pages import summary
     from ..report.report import read_report
