@@ -185,8 +185,9 @@ def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) 
         if run.config != given:
             evaluations, epochs = run.config.evaluations, run.config.finetune_epochs
             text = f"--max-minutes {given.max_minutes:g}: {evaluations} evaluations and {epochs} epochs of fine-tuning"
-            run.notes.append(f"{text}, instead of {given.evaluations} and {given.finetune_epochs}.")
-            run.ui.say(f"  {run.notes[-1]}")
+            text += f", instead of {given.evaluations} and {given.finetune_epochs}"
+            run.notes.append(f"{text}; {told(expected(run.config))}.")
+            run.ui.say(f"  {text}")
     if "search" not in run.seconds:  # of an earlier call
         run.ui.say(f"  {told(expected(run.config))}")
 

@@ -151,7 +151,8 @@ def build_timing(
 ) -> Timing:
     """The figures of some sessions of a baseline and one candidate; `control` is the baseline against a copy of itself."""
     ratios = [s.ratios() for s in sessions]
-    median, low, high = stats.two_level_bootstrap(ratios, block=settings.block, resamples=settings.resamples, seed=settings.seed)
+    speedup = speedup_between(sessions, None, 0, settings)
+    low, high = speedup.ci95
     dense = np.concatenate([s.baseline.wall_ns for s in sessions]) / 1e6
     artifact = np.concatenate([s.candidates[0].wall_ns for s in sessions]) / 1e6
     kept = np.unique(np.linspace(0, len(dense) - 1, _KEPT_SAMPLES).astype(int))
@@ -171,7 +172,7 @@ def build_timing(
         kind=kind,
         dense=Percentiles(*stats.percentiles(dense)),
         artifact=Percentiles(*stats.percentiles(artifact)),
-        speedup=Speedup(median, (low, high)),
+        speedup=speedup,
         noise_floor=abs(float(np.median(control.ratios())) - 1.0),  # no smaller difference can be told
         sessions=len(sessions),
         pairs=len(dense),

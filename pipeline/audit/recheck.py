@@ -95,7 +95,7 @@ def by_recipe(record: Record, target: str, recipe: Path) -> tuple[Accuracy, str,
     """
     from ..task.load import load_recipe
     from ..task.recipe import read_recipe
-    from ..task.task import artifact_predictor, judged, torch_predictor
+    from ..task.task import artifact_predictor, judged
 
     report, loaded = record.report, load_recipe(read_recipe(recipe), record.report.seed)
     found = loaded.subject.data.sha256
@@ -108,13 +108,14 @@ def by_recipe(record: Record, target: str, recipe: Path) -> tuple[Accuracy, str,
     metric, test, runtime = report.metric, loaded.data.test, targets.load(target)
     with runtime.runner(record.path(record.artifacts[target])) as run:
         value = judged(loaded.task, test, artifact_predictor(runtime, run), loaded.module).value()
-    dense = judged(loaded.task, test, torch_predictor(loaded.module), loaded.module).value()
     text = f"{metric.name} {metric.shown(value)} of {len(test):,} test samples"
-    drop, before = metric.drop(dense, value), report.targets[target].accuracy
+    before = report.targets[target].accuracy
+    dense = report.dense.value if before is None else before.dense_value
+    drop = metric.drop(dense, value)
     if before is None:
         fresh = Accuracy(value, drop, math.nan, len(test), Kind.MEASURED, dense, None, "not known")
         return fresh, f"{text}; none was recorded", True
-    now = replace(before, value=value, drop=drop, dense_value=dense)
+    now = replace(before, value=value, drop=drop)
     if _same_place(record, target):
         agrees, why = abs(value - before.value) <= _FLIPS * abs(before.value), "same runtime and processor: to a thousandth"
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -59,10 +59,10 @@ class UnitProber:
         Raises:
             BuildError: the target's converter refused the cut module.
         """
-        if self._graph is not None:
-            whole, graph = self._graph
-            with suppress(BuildError):  # a branch whose end was not found
-                return whole.file_of(graph.cut(whole.dense, _first_units(structure)))
+        found = self._cut(structure)
+        if found is not None:
+            whole, model = found
+            return whole.file_of(model)
         return self._exported(structure).candidate(Structure({}))
 
     def estimate(self, structure: Structure) -> float:
@@ -82,15 +82,24 @@ class UnitProber:
         return self._seconds(Structure({}))
 
     def _seconds(self, structure: Structure) -> float:
-        if self._graph is not None:
-            whole, graph = self._graph
-            if isinstance(whole, JetsonProber):
-                with suppress(BuildError):
-                    return whole.seconds_of(Graph(graph.cut(whole.network, _first_units(structure))))
+        found = self._cut(structure)
+        if found is not None and isinstance(found[0], JetsonProber):
+            return found[0].seconds_of(Graph(found[1]))
         prober = self._exported(structure)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {self._target.name}", found="no device to measure them on")
         return prober.whole_s
+
+    def _cut(self, structure: Structure) -> tuple[OnnxProber, onnx.ModelProto] | None:
+        """The whole network's prober, and its graph cut to a structure; None where that cannot be done."""
+        if self._graph is None:
+            return None
+        whole, graph = self._graph
+        try:
+            return whole, graph.cut(whole.dense, _first_units(structure))
+        except BuildError as error:  # a branch whose end was not found
+            self._note(f"Some candidates were exported, which takes seconds each: {error}")
+            return None
 
     @cached_property
     def _graph(self) -> tuple[OnnxProber, UnitGraph] | None:

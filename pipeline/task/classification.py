@@ -51,7 +51,7 @@ class Classification:
         return value / 100.0
 
     def picture(self, batch: Batch, outputs: Outputs) -> None:
-        """None: a class is no picture."""
+        """Returns None: there is no visualisation of class scores; see `Task.picture`."""
 
 
 class RightOnes:

@@ -84,7 +84,7 @@ class Task(Protocol):
         ...
 
     def picture(self, batch: Batch, outputs: Outputs) -> NDArray[np.uint8] | None:
-        """What is to be seen of a sample and the outputs for it, RGB (H, W, 3); a batch of one. None: nothing is shown."""
+        """Returns a visualisation of one sample and its outputs (batch size 1), RGB (H, W, 3); None where the task has none."""
         ...
 
     def share(self, value: float, dense: float) -> float:

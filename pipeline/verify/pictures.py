@@ -1,4 +1,4 @@
-"""What a recipe draws of some test samples, once with the dense network's outputs and once with an artifact's."""
+"""Visualisations of some test samples by the recipe: the dense network's outputs beside the artifact's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pictures:
 
 
 def pictures_of(run: RunContext, before: Stage, target: Target, artifact: Artifact) -> Pairs:
-    """PNG files beside the artifact, in pairs; none where the task draws nothing, or fails at it, which a note says."""
+    """PNG files beside the artifact, in pairs; none where the task has no visualisation, or where it fails, which a note says."""
     stage = run.folder.stage(f"pictures-{target.name}", "1", {}, (before.key, artifact.file.sha256))
     try:
         return stage.once(Pictures, lambda: Pictures(_drawn(run, target, artifact))).pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -58,17 +59,22 @@ def unpruned_of(
     found = kept.result(Unpruned)
     if found is None:
         with run.stage(f"compare with {artifact.precision} alone"):
-            found = _compared(run, target, artifact, file, baseline)
+            found = _compared(run, target, artifact, file, baseline, kept.note)
         kept.finish(found)
     return found
 
 
-def _compared(run: RunContext, target: Target, artifact: Artifact, file: Artifact, baseline: Baseline) -> Unpruned:
+def _compared(
+    run: RunContext, target: Target, artifact: Artifact, file: Artifact, baseline: Baseline, note: Callable[[str], None]
+) -> Unpruned:
     loaded, folder = run.loaded, run.folder.path
     with target.runner(folder / file.file.path) as answer:
         predict = artifact_predictor(target, answer)
         value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
-    device = None if target.needs_device else device_for(target, run.board)  # an engine would have to be built for it
+    device = None if target.needs_device else device_for(target, run.board)
+    untimed = f"{target.name}: the dense network in {artifact.precision} was not timed"
+    if target.needs_device:
+        note(f"{untimed}: no engine is built of it.")
     speedup = gain = None
     if device is not None:
         settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS)
@@ -76,8 +82,8 @@ def _compared(run: RunContext, target: Target, artifact: Artifact, file: Artifac
         try:
             with run.ui.bar(f"timing {artifact.precision} alone", SESSIONS) as bar:
                 sessions = device.sessions(files[0], files[1:], settings, lambda done, total: bar.advance())
-        except UnavailableError:  # an emulated board, whose times are no times
-            pass
+        except UnavailableError as error:  # an emulated board
+            note(f"{untimed}: {error}")
         else:
             between = partial(speedup_between, sessions, settings=settings)
             speedup, gain = between(None, 0), between(0, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from edge_compress.pipeline.config import Config
@@ -74,6 +72,6 @@ def test_the_line_names_the_stages_that_take_most() -> None:
     assert text == "about 38 min from here: search 22 min, fine-tuning 10 min, verification 6 min (estimated)"
 
 
-def test_a_run_folder_does_not_depend_on_the_time_it_may_take_alone(tmp_path: Path) -> None:
+def test_options_that_fit_stay_the_very_same() -> None:
     config = Config(("x86",), max_minutes=1e6, evaluations=30)
     assert fitted(config, expected, 1e6) is config
