@@ -90,7 +90,7 @@ def main(
     """Run the searches."""
     flags = {"targets": ("x86",), "model": model, "weights": weights, "data": data, "latency_budget": latency_budget}
     config = settings.load(None, flags)
-    if config.latency_budget.ratio is None:
+    if config.budget.ratio is None:
         raise click.UsageError("--latency-budget: a share such as 0.35")
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
@@ -125,7 +125,7 @@ def main(
                 how = SearchSettings(
                     name.removesuffix("-cold"),
                     evaluations,
-                    config.latency_budget.ratio,
+                    config.budget.ratio,
                     seed=seed,
                     warm_start=not name.endswith("-cold"),
                 )
@@ -138,7 +138,7 @@ def main(
                 seconds = [json.loads(line)["seconds"] for line in memo.read_text(encoding="utf-8").splitlines()]
                 report = {
                     "command": shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]]),
-                    "budget": config.latency_budget.ratio,
+                    "budget": config.budget.ratio,
                     "lambda": ranking.lambda_,
                     "machine": describe("onnxruntime"),
                     "candidates": len(seconds),

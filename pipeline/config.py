@@ -19,64 +19,10 @@ from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
 from .errors import InputError
-from .options import Accelerator, Augment, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
+from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size")
 _NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between two calls of the same run
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Latency target: a fraction of the dense float model's, or milliseconds. One of the two is set."""
-
-    ratio: float | None = None  # of the dense float model's latency on the same device, in (0, 1]
-    ms: float | None = None  # wall time of one inference on the device
-
-    @classmethod
-    def parse(cls, text: str | float) -> Budget:
-        """Parses `"0.5"` (half of the dense model's latency) and `"8ms"`.
-
-        Raises:
-            ValueError: neither; the text states what was expected.
-        """
-        number, unit = (text.strip().removesuffix("ms"), text.strip().endswith("ms")) if isinstance(text, str) else (text, False)
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
-            raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
-        return cls(ms=value) if unit else cls(ratio=value)
-
-    def __str__(self) -> str:
-        return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """How much worse the metric may get: in its own unit, or in per cent of the dense network's value."""
-
-    amount: float
-    relative: bool = False
-
-    @classmethod
-    def parse(cls, text: str | float) -> Drop:
-        """Parses `"0.5"` and `"1%"`; a ValueError states what was expected."""
-        number = text.strip() if isinstance(text, str) else str(text)
-        try:
-            amount = float(number.removesuffix("%"))
-        except ValueError:
-            amount = math.nan
-        if not (math.isfinite(amount) and amount >= 0):
-            raise ValueError("a number of at least 0 in the metric's unit such as 0.5, or per cent of it such as 1%")
-        return cls(amount, number.endswith("%"))
-
-    def of(self, dense: float) -> float:
-        """The drop in the metric's unit."""
-        return self.amount / 100.0 * abs(dense) if self.relative else self.amount
-
-    def __str__(self) -> str:
-        return f"{self.amount!r}%" if self.relative else repr(self.amount)
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -175,8 +121,13 @@ def _lambda(value: Any, base: Path) -> float | None:
     return number
 
 
-def _budget(value: Any, _: Path) -> Budget:
-    return Budget.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+def _budgets(value: Any, _: Path) -> tuple[Budget, ...]:
+    """Parses one budget or several: a list, or text with commas."""
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    each = (Budget.parse(one if isinstance(one, int | float) and not isinstance(one, bool) else str(one)) for one in given)
+    if not (found := tuple(dict.fromkeys(each))):
+        raise ValueError("at least one budget, such as 0.5")
+    return found
 
 
 def _drop(value: Any, _: Path) -> Drop:
@@ -229,7 +180,7 @@ class Config:
     pattern: Annotated[Pattern | None, _pattern] = None  # None: "auto", what the target can accelerate
     precision: Annotated[Precision | None, _choice(Precision)] = None  # None: the target's best
     float_io: Annotated[bool, _bool] = False  # an int8 .tflite with float input and output
-    latency_budget: Annotated[Budget, _budget] = Budget(ratio=0.5)
+    latency_budget: Annotated[tuple[Budget, ...], _budgets] = (Budget(ratio=0.5),)  # several: a run of its own for each
     max_accuracy_drop: Annotated[float, _number(0.0, 100.0)] = 1.0  # percentage points of top-1 on the test split
     max_drop: Annotated[Drop | None, _drop] = None  # of the metric; None: max_accuracy_drop for top-1, else 1%
     min_speedup: Annotated[float, _number(0.0)] = 1.0  # for the lower end of the 95 % interval
@@ -250,6 +201,12 @@ class Config:
     out: Annotated[Path, _path] = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
     json: Annotated[bool, _bool] = False
     require_artifact: Annotated[bool, _bool] = False
+
+    @property
+    def budget(self) -> Budget:
+        """The latency budget of a run that has one."""
+        (budget,) = self.latency_budget
+        return budget
 
 
 def load(path: Path | None, flags: Mapping[str, object]) -> Config:
@@ -342,6 +299,8 @@ def _toml(value: object) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, tuple):
+        if len(value) == 1 and isinstance(value[0], Budget):
+            return _toml(value[0])
         return f"[{', '.join(_toml(v) for v in value)}]"
     # JSON's escapes are TOML's, except that TOML wants DEL escaped too
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -78,6 +78,24 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where the file system has no links; what was there is replaced."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with disk_errors(target):
+            try:
+                scratch.hardlink_to(source)
+            except OSError:
+                shutil.copyfile(source, scratch)
+            scratch.replace(target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def is_scratch(path: Path) -> bool:
     """Tells whether a file is an unfinished one of `atomic_write`."""
     return _SCRATCH.fullmatch(path.name) is not None

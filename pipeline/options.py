@@ -1,7 +1,9 @@
-"""What the user can choose from by name. Nothing heavy is imported here: `--help` lists these."""
+"""What the user can choose from by name, and the two kinds of limits. Nothing heavy is imported here: `--help` lists these."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -72,3 +74,57 @@ class Accelerator(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Latency target: a fraction of the dense float model's, or milliseconds. One of the two is set."""
+
+    ratio: float | None = None  # of the dense float model's latency on the same device, in (0, 1]
+    ms: float | None = None  # wall time of one inference on the device
+
+    @classmethod
+    def parse(cls, text: str | float) -> Budget:
+        """Parses `"0.5"` (half of the dense model's latency) and `"8ms"`.
+
+        Raises:
+            ValueError: neither; the text states what was expected.
+        """
+        number, unit = (text.strip().removesuffix("ms"), text.strip().endswith("ms")) if isinstance(text, str) else (text, False)
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
+            raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
+        return cls(ms=value) if unit else cls(ratio=value)
+
+    def __str__(self) -> str:
+        return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse the metric may get: in its own unit, or in per cent of the dense network's value."""
+
+    amount: float
+    relative: bool = False
+
+    @classmethod
+    def parse(cls, text: str | float) -> Drop:
+        """Parses `"0.5"` and `"1%"`; a ValueError states what was expected."""
+        number = text.strip() if isinstance(text, str) else str(text)
+        try:
+            amount = float(number.removesuffix("%"))
+        except ValueError:
+            amount = math.nan
+        if not (math.isfinite(amount) and amount >= 0):
+            raise ValueError("a number of at least 0 in the metric's unit such as 0.5, or per cent of it such as 1%")
+        return cls(amount, number.endswith("%"))
+
+    def of(self, dense: float) -> float:
+        """The drop in the metric's unit."""
+        return self.amount / 100.0 * abs(dense) if self.relative else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount!r}%" if self.relative else repr(self.amount)

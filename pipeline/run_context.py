@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..devices.device import Device
 from .config import Config
-from .files import atomic_write
+from .files import atomic_write, link_or_copy
 from .network.compute import Compute
 from .options import Pattern
 from .progress import Progress
@@ -41,6 +41,14 @@ class RunContext:
             yield
         self.seconds[name] = time.monotonic() - start
         atomic_write(_seconds_file(self.folder), json.dumps(self.seconds))
+
+
+def lend_seconds(folder: RunFolder, other: Path) -> None:
+    """Gives another run folder the times of the stages so far, where it has none yet."""
+    file = _seconds_file(folder)
+    target = other / file.relative_to(folder.path)
+    if file.is_file() and not target.exists():
+        link_or_copy(file, target)
 
 
 def read_seconds(folder: RunFolder, note: Callable[[str], None]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from .codec import from_json, to_json
 from .config import Config, differences, load, to_toml
 from .errors import InputError
-from .files import atomic_write, disk_errors, is_scratch, says_full, sha256_file
+from .files import atomic_write, disk_errors, is_scratch, link_or_copy, says_full, sha256_file
 from .types import FileRef
 
 T = TypeVar("T")
@@ -98,6 +98,12 @@ class RunFolder:
     def notes(self) -> list[str]:
         """Returns what the stages asked for so far have noted, in this call or in the one that finished them."""
         return list(dict.fromkeys(note for stage in self._stages for note in stage.notes()))
+
+    def share(self, other: Path) -> None:
+        """Gives another run folder the finished stages asked for so far; files are linked, not copied."""
+        for stage in self._stages:
+            for file in stage.files():
+                link_or_copy(file, other / file.relative_to(self.path))
 
     def _refuse_other_folders(self) -> None:
         """Checks, before anything is written, that the folder is new, empty, or a run's."""
@@ -198,6 +204,12 @@ class Stage:
         except (OSError, ValueError, TypeError) as error:
             return [f"{self.name}: remarks of an earlier call cannot be read ({error})"]
 
+    def files(self) -> list[Path]:
+        """The stage's files: all of them where it is finished, else its remarks."""
+        if self._file.is_file():
+            return [path for path in self.folder.rglob("*") if path.is_file()]
+        return [path for path in [self.folder / _NOTES_NAME] if path.is_file()]
+
     def finish(self, value: object) -> None:
         """Records the stage's result, so that it is not run again.
 
@@ -223,7 +235,7 @@ class Stage:
         return self.folder / "result.json"
 
     def _check_files(self, value: object) -> None:
-        for ref in _file_refs(value):
+        for ref in file_refs(value):
             path = self.run.path / ref.path
             if not path.is_file():
                 raise ValueError(f"{ref.path} is missing")
@@ -231,18 +243,19 @@ class Stage:
                 raise ValueError(f"{ref.path} has changed")
 
 
-def _file_refs(value: object) -> Iterator[FileRef]:
+def file_refs(value: object) -> Iterator[FileRef]:
+    """All files that a result names."""
     if isinstance(value, FileRef):
         yield value
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            yield from _file_refs(getattr(value, field.name))
+            yield from file_refs(getattr(value, field.name))
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _file_refs(item)
+            yield from file_refs(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _file_refs(item)
+            yield from file_refs(item)
 
 
 def _canonical(value: object) -> bytes:

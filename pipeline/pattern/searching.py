@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ...devices.device import Device
 from ...targets.base import Limits, Target
 from ..codec import to_json
-from ..config import Config
 from ..evaluate.evaluation_context import Bench, open_bench
 from ..evaluate.table_evaluator import table_error
-from ..options import Pattern, Precision
+from ..options import Budget, Pattern, Precision
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..search.problem import SearchSettings
@@ -19,11 +19,21 @@ from ..search.search import search
 from ..types import Baseline, Candidate, SearchResult, Sensitivity
 from .base import Pruning, RankedEvaluator
 
-SEARCH_SETTINGS = ("search", "evaluations", "latency_budget", "reward", "alpha", "beta", "seed")
+SEARCH_SETTINGS = ("search", "evaluations", "reward", "alpha", "beta", "seed")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the search for one budget found, in its stage."""
+
+    found: SearchResult
+    ranking: Sensitivity
+    stage: Stage
 
 
 def searched(
     run: RunContext,
+    budgets: Sequence[Budget],
     subject_key: str,
     pruning: Pruning,
     target: Target,
@@ -31,38 +41,41 @@ def searched(
     place: Device | None,
     limits: Limits,
     baseline: Baseline,
-) -> tuple[SearchResult, Sensitivity, Stage]:
-    """Rank what can go, then set every knob: the plans with the best one-shot accuracy within the budget."""
+) -> list[Searched]:
+    """Rank what can go; then, for each budget, set every knob: the plans with the best one-shot accuracy within it.
+
+    The budgets share the scores, the latency table and the answers for candidates; each has `config.evaluations` of its own.
+    """
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
     ranking_stage = run.folder.stage("sensitivity", "5", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
-    settings = {n: to_json(getattr(config, n)) for n in SEARCH_SETTINGS}
-    settings |= {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
+    settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
+    settings |= {"seed": config.seed}
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    stage = run.folder.stage("search", "8", settings, (ranking_stage.key,))
-    found = stage.result(SearchResult)
-    if ranking is None or found is None:
-        memo = stage.folder / "evaluations.jsonl"
-        estimated = place is None
+    candidates = run.folder.stage("candidates", "1", settings, (ranking_stage.key,))  # its folder keeps the answers
+    settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
+    stages = [run.folder.stage("search", "9", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    results = [stage.result(SearchResult) for stage in stages]
+    if ranking is None or None in results:
         opening = open_bench(
             config,
             run.loaded,
             pruning.net,
             target,
             precision,
-            memo,
+            candidates.folder / "evaluations.jsonl",
             probed=pruning.prober,
             baseline=(run.folder.path / baseline.file.path).read_bytes(),
             form=baseline.form.form,
             device=place,
-            estimated=estimated,
+            estimated=place is None,
             compute=run.compute,
-            note=stage.note,
+            note=candidates.note,
         )
         with ExitStack() as stack:
             with run.stage("curvature"):
@@ -74,11 +87,17 @@ def searched(
                 ranking_stage.finish(ranking)
             with run.stage("latency table"):
                 evaluator.follow(ranking)
-            found = _chosen(run, pruning, evaluator, _budget(config, bench))
-            error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
-            found = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
-        stage.finish(found)
-    return found, ranking, stage
+            for i, (budget, stage) in enumerate(zip(budgets, stages, strict=True)):
+                if results[i] is not None:
+                    continue
+                if len(budgets) > 1:
+                    run.ui.say(f"budget {budget} ({i + 1} of {len(budgets)})")
+                found = _chosen(run, pruning, evaluator, _share(budget, bench))
+                error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
+                results[i] = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
+                stage.finish(results[i])
+    assert ranking is not None
+    return [Searched(found, ranking, stage) for found, stage in zip(results, stages, strict=True) if found is not None]
 
 
 def _chosen(run: RunContext, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:
@@ -105,9 +124,9 @@ def _chosen(run: RunContext, pruning: Pruning, evaluator: RankedEvaluator, budge
         return search(evaluator, how, tell)
 
 
-def _budget(config: Config, bench: Bench) -> float:
+def _share(budget: Budget, bench: Bench) -> float:
     """The budget as a share of the dense network's latency, or of its connections."""
-    if config.latency_budget.ratio is not None:
-        return config.latency_budget.ratio
-    assert config.latency_budget.ms is not None  # Budget holds one of the two
-    return config.latency_budget.ms / bench.meter.dense_ms
+    if budget.ratio is not None:
+        return budget.ratio
+    assert budget.ms is not None  # Budget holds one of the two
+    return budget.ms / bench.meter.dense_ms

@@ -9,10 +9,12 @@ from functools import partial
 
 from markupsafe import Markup
 
+from ..options import Precision
 from ..signature import TOP1
-from ..types import Kind
+from ..types import Kind, Speedup
+from . import pareto
 from . import svg as plots
-from .format import DASH, Table, bare, count, fixed, labelled, millis, percent, seconds, tag
+from .format import DASH, Table, bare, count, fixed, interval, labelled, millis, percent, points, seconds, size, tag
 from .report import Report, Search, Tried
 
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
@@ -36,17 +38,74 @@ def _plot(uid: str, title: str, caption: str, table: Table, draw: Callable[[plot
 
 def figures(report: Report) -> tuple[Plot, ...]:
     """The plots that the report has numbers for, in the order people look for them."""
-    found = [_tradeoff_plot(report), _kept_plot(report), _learning_plot(report)]
+    found = [_front_plot(report, i, name) for i, name in enumerate(report.targets)]
+    found += [_tradeoff_plot(report), _kept_plot(report), _learning_plot(report)]
     found += [_latency_plot(report, i, name) for i, name in enumerate(report.targets)]
     return tuple(p for p in [*found, _finetune_plot(report)] if p is not None)
+
+
+def _front_plot(report: Report, index: int, name: str) -> Plot | None:
+    """The artifacts of several budgets, the dense network in float, and in the artifacts' precision."""
+    target, dense = report.targets[name], report.dense.value
+    drawn = [p for p in report.front if p.target == name and p.speedup and p.value is not None and p.size_bytes]
+    if not drawn or target.artifact is None:
+        return None
+    size_bytes = target.artifact.baseline.size_bytes if target.artifact.baseline else report.dense.size_bytes
+    shown = [pareto.Point("dense, float", 1.0, None, dense, None, size_bytes, dense=True)]
+    if (alone := target.unpruned) is not None and alone.speedup and alone.precision is not Precision.FP32:
+        where = alone.speedup.inverted()
+        whole = pareto.Point(
+            f"dense, {alone.precision}", where.median, where.ci95, alone.value, None, alone.size_bytes, dense=True
+        )
+        shown.append(whole)
+    for p in drawn:
+        assert p.speedup is not None
+        assert p.value is not None
+        assert p.size_bytes is not None
+        where, taken = p.speedup.inverted(), " (taken)" if p.taken else ""
+        shown.append(pareto.Point(f"budget {p.budget}{taken}", where.median, where.ci95, p.value, None, p.size_bytes))
+    caption = (
+        "Up and to the left is better. Each latency is measured in turns with the dense float network's, and is a share of it; "
+        "bars are 95 % intervals, the area is the file's size."
+    )
+    title = f"Several budgets on {name}: {report.metric.name} against latency"
+
+    def draw(label: plots.Label) -> str:
+        return pareto.plot(shown, label, report.metric, "latency, share of the dense float network's (measured)")
+
+    return _plot(f"front-{index}", title, caption, front_table(report, name), draw)
+
+
+def front_table(report: Report, name: str) -> Table:
+    """What each budget's network is worth on a target, and how fast it is."""
+    head = ("Budget", labelled(report.metric), "lost", "speedup over float", "over its precision alone", "size", "gates", "run")
+    rows = tuple(
+        (
+            f"{p.budget}{' (taken)' if p.taken else ''}",
+            tag(bare(report.metric, p.value), p.kind),
+            DASH if p.drop is None else tag(points(report.metric, p.drop), p.kind),
+            _ratio(p.speedup) + (f" ({', '.join(p.quality)})" if p.quality else ""),
+            _ratio(p.gain),
+            DASH if p.size_bytes is None else size(p.size_bytes),
+            "passed" if p.passed else "failed",
+            p.run,
+        )
+        for p in report.front
+        if p.target == name
+    )
+    return Table(f"Budgets on {name}", head, rows)
+
+
+def _ratio(speedup: Speedup | None) -> str:
+    return DASH if speedup is None else f"{fixed(speedup.median)}× ({interval(speedup.ci95)})"
 
 
 def _tradeoff_plot(report: Report) -> Plot | None:
     search, spending = report.pruned.search, "density" if report.masked else "latency"
     shown = _shown(search)
-    points = [p for i in shown if (p := _point(search.tried[i])) is not None]
+    tried = [p for i in shown if (p := _point(search.tried[i])) is not None]
     chosen = _point(search.best)
-    if not points and chosen is None:
+    if not tried and chosen is None:
         return None
     top1 = report.metric == TOP1
     whole = report.dense.search_value if top1 else 100.0
@@ -76,7 +135,7 @@ def _tradeoff_plot(report: Report) -> Plot | None:
     label = plots.Label("tradeoff", title, f"Every candidate the search tried. {caption}")
     table = Table(_thinned("Candidates tried", shown, search), head, tuple(rows))
     budget = report.gates.density_budget if spending == "density" else report.gates.latency_budget
-    svg = Markup(plots.tradeoff(points, chosen, dense, budget or 0.0, label, spending, quality))  # noqa: S704
+    svg = Markup(plots.tradeoff(tried, chosen, dense, budget or 0.0, label, spending, quality))  # noqa: S704
     return Plot("tradeoff", title, caption, svg, table)
 
 

@@ -12,8 +12,8 @@ import jinja2
 
 from ..files import atomic_write
 from ..types import FileRef
-from .figures import figures, finetune_table, kept_table
-from .format import count, md, md_table, moment, size
+from .figures import figures, finetune_table, front_table, kept_table
+from .format import count, fixed, md, md_table, moment, size
 from .report import Refusal, Report, TargetReport, to_text
 from .words import (
     conversion,
@@ -68,6 +68,7 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         headlines=[headline(report, name) for name in report.targets],
         finished=moment(report.finished),
         pictures={} if folder is None else {name: _pictures(target, folder) for name, target in report.targets.items()},
+        budgets=[table for name in report.targets if (table := front_table(report, name)).rows],
         plots=figures(report),
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
@@ -94,6 +95,8 @@ def to_markdown(report: Report) -> str:
         lines += [""] if head.reasons or head.advice else []
         for table in (dense_and_artifact(report, name), how_measured(report, name), conversion(report, name)):
             lines += md_table(table) if table else []
+    for name in report.targets:
+        lines += md_table(front_table(report, name))
     lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
     lines += ["## The run", ""]
     for table in environment(report):
@@ -109,4 +112,10 @@ def summary(report: Report, folder: Path) -> Iterator[str]:
         yield " ".join((f"{name}: {head.state}.", head.sentence, *head.reasons))
         if target.artifact is not None:
             yield f"artifact: {folder / target.artifact.path}"
+    for point in report.front:
+        value = "no value" if point.value is None else report.metric.shown(point.value)
+        speed = "not timed" if point.speedup is None else f"{fixed(point.speedup.median)}× over dense float"
+        state = "passed" if point.passed else "failed"
+        taken = ", taken" if point.taken else ""
+        yield f"budget {point.budget}, {point.target}: {value}, {speed}, {state}{taken}: {folder / point.run}"
     yield f"report: {folder / 'report.html'}"

@@ -23,7 +23,7 @@ class Point:
     """An artifact, or a dense float model."""
 
     name: str
-    latency_ms: float  # median
+    latency: float  # median, in the unit of the axis
     latency_ci95: Interval | None
     value: float  # of the metric
     value_ci95: Interval | None
@@ -34,17 +34,17 @@ class Point:
 def front(points: Sequence[Point], higher_is_better: bool = True) -> list[int]:
     """Positions of the points that no other beats or equals in both and beats in one, by latency."""
     worth = [point.value if higher_is_better else -point.value for point in points]
-    order = sorted(range(len(points)), key=lambda i: (points[i].latency_ms, -worth[i]))
+    order = sorted(range(len(points)), key=lambda i: (points[i].latency, -worth[i]))
     kept: list[int] = []
     for i in order:
         best = kept[-1] if kept else None
-        tied = best is not None and (points[i].latency_ms, worth[i]) == (points[best].latency_ms, worth[best])
+        tied = best is not None and (points[i].latency, worth[i]) == (points[best].latency, worth[best])
         if best is None or worth[i] > worth[best] or tied:
             kept.append(i)
     return kept
 
 
-def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1) -> str:
+def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1, axis: str = "median latency, ms (measured)") -> str:
     """The plot. Artifacts differ by colour and by shape; dense models are grey.
 
     Raises:
@@ -55,7 +55,7 @@ def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1) -> str:
     largest = max(point.size_bytes for point in points)
     with plots.new_axes(300 + 15 * len(points)) as (figure, axes):
         on_front = [points[i] for i in front(points, metric.higher_is_better)]
-        xs, ys = [p.latency_ms for p in on_front], [p.value for p in on_front]
+        xs, ys = [p.latency for p in on_front], [p.value for p in on_front]
         axes.step(xs, ys, where="post", color=plots.MUTED, lw=1.2, ls=(0, (4, 3)))
         number = 0
         for point in points:
@@ -64,9 +64,9 @@ def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1) -> str:
             number += not point.dense
             across = max(_SMALLEST, _LARGEST * math.sqrt(point.size_bytes / largest))
             axes.errorbar(
-                [point.latency_ms],
+                [point.latency],
                 [point.value],
-                xerr=_around(point.latency_ms, point.latency_ci95),
+                xerr=_around(point.latency, point.latency_ci95),
                 yerr=_around(point.value, point.value_ci95),
                 fmt=marker,
                 color=colour,
@@ -79,7 +79,7 @@ def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1) -> str:
             )
             name = f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
             axes.plot([], [], marker, color=colour, ms=6, mew=0, label=name)
-        axes.set_xlabel("median latency, ms (measured)")
+        axes.set_xlabel(axis)
         axes.set_ylabel(labelled(metric, " on the test split"))
         axes.set_xlim(left=0)
         axes.grid(True)

@@ -34,6 +34,7 @@ from ..types import (
     Unpruned,
     Verdict,
 )
+from .front import FrontPoint
 
 SCHEMA = 1
 _TOP1_NAMES = {
@@ -226,6 +227,7 @@ class Report(Header):
     pruned: Pruned
     targets: dict[str, TargetReport]
     notes: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()  # of a run with several budgets: all of them
     schema: int = SCHEMA
 
     @property

@@ -68,21 +68,22 @@ def timed(loaded: Loaded, device: str = "cpu") -> Paces:
 
 
 def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config, targets: int) -> dict[str, float]:
-    """Seconds by stage, all that a run takes from scoring on."""
+    """Seconds by stage, all that a run takes from scoring on. Several budgets share the scores, the table and the evaluations."""
     data, forward = loaded.data, paces.forward
     rewarded = min(REWARD_SAMPLES, len(data.search))
     candidate = (rewarded + 2 * STATISTICS_SAMPLES) * forward + MEASUREMENT_S
     steps = math.ceil(len(data.train) / batch_for(len(data.train)))
     judged = min(len(data.search), FinetuneSettings(1, 0).search_samples)
     entries = sum(len(knob.kept) - 1 for knob in knobs)
-    return {
-        "scoring": SCORED * forward + entries * MEASUREMENT_S,
-        "search": config.evaluations * candidate,
+    budgets = len(config.latency_budget)
+    shared = {"scoring": SCORED * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
+    each = {
         "reconstruction": FINALISTS * (4 * SEQUENTIAL_SAMPLES + rewarded) * forward,
         "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
         "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),
     }
+    return shared | {stage: budgets * seconds for stage, seconds in each.items()}
 
 
 def fitted(config: Config, expected: Callable[[Config], Mapping[str, float]], minutes: float) -> Config:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Config, Drop
+from ..config import Config
+from ..options import Drop
 from ..signature import TOP1, Metric
 from ..types import Accuracy, Kind, OnDevice, Timing, Verdict
 from .statistics import drop_ci95, is_share

@@ -67,9 +67,10 @@ def places_of(config: Config, chosen: Sequence[Target], board: Device) -> dict[s
             expected="one of them, with --require-artifact",
             do="name a board with --device, see `edge-compress devices`",
         )
-    if config.latency_budget.ratio is None and not any(found.values()):
+    timed = [budget for budget in config.latency_budget if budget.ratio is None]
+    if timed and not any(found.values()):
         raise InputError(
-            f"--latency-budget {config.latency_budget}",
+            f"--latency-budget {timed[0]}",
             found="no device to measure milliseconds on",
             expected="a share of the dense model's latency, such as 0.5",
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from edge_compress import targets
-from edge_compress.pipeline.config import Budget, Config, differences, load, to_toml
+from edge_compress.pipeline.config import Config, differences, load, to_toml
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.options import Accelerator, Augment, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
+from edge_compress.pipeline.options import Accelerator, Augment, Budget, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -38,7 +38,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path, monkeypatch: pytest.
         model="digits-resnet",
         data="digits",
         device="local",
-        latency_budget=Budget(ratio=0.5),
+        latency_budget=(Budget(ratio=0.5),),
         max_accuracy_drop=1.0,
         min_speedup=1.0,
         reward="hard",
@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path, monkeypatch: pytest.
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, 'target = "x86"\nseed = 3\nevaluations = 50\nlatency-budget = "8ms"\nlambda = 0.5')
     config = load(file, {"seed": 4, "evaluations": None, "targets": (), "lambda_": "auto"})
-    assert (config.seed, config.evaluations, config.latency_budget, config.lambda_) == (4, 50, Budget(ms=8.0), None)
+    assert (config.seed, config.evaluations, config.latency_budget, config.lambda_) == (4, 50, (Budget(ms=8.0),), None)
 
 
 def test_paths_in_a_file_are_relative_to_the_file_and_in_flags_to_the_working_folder(
@@ -159,7 +159,7 @@ def test_a_budget_that_means_nothing_is_refused(text: str) -> None:
     [("0.5", Budget(ratio=0.5)), ("1", Budget(ratio=1.0)), ("8ms", Budget(ms=8.0)), (" 1.5 ms ", Budget(ms=1.5))],
 )
 def test_a_budget_is_a_share_or_milliseconds(text: str, budget: Budget) -> None:
-    assert load(None, {**FLAGS, "latency_budget": text}).latency_budget == budget
+    assert load(None, {**FLAGS, "latency_budget": text}).latency_budget == (budget,)
     assert Budget.parse(str(budget)) == budget
 
 
@@ -234,7 +234,7 @@ configs = st.builds(
     device=st.one_of(st.just("local"), paths.map(lambda p: f"{p}.toml")),
     pattern=st.sampled_from([None, *Pattern]),
     precision=st.sampled_from([None, *Precision]),
-    latency_budget=budgets,
+    latency_budget=st.lists(budgets, min_size=1, max_size=3, unique=True).map(tuple),
     max_accuracy_drop=st.floats(0, 100),
     min_speedup=weights,
     reward=st.sampled_from(list(Reward)),

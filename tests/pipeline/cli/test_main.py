@@ -18,9 +18,9 @@ import pytest
 from edge_compress import targets
 from edge_compress.pipeline.cli import main as module
 from edge_compress.pipeline.cli.main import cli, main
-from edge_compress.pipeline.config import Budget, Config, to_toml
+from edge_compress.pipeline.config import Config, to_toml
 from edge_compress.pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
-from edge_compress.pipeline.options import Pattern, Precision
+from edge_compress.pipeline.options import Budget, Pattern, Precision
 from edge_compress.pipeline.report import pages
 from edge_compress.pipeline.report.report import encode
 from edge_compress.pipeline.types import Kind, Percentiles, Speedup, Timing
@@ -90,7 +90,7 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
             device="pixel-8",
             pattern=Pattern.TWO_FOUR,
             precision=Precision.FP32,
-            latency_budget=Budget(ms=8.0),
+            latency_budget=(Budget(ms=8.0),),
             max_accuracy_drop=2.0,
             min_speedup=1.5,
             reward="soft",

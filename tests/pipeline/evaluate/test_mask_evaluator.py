@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
-from edge_compress.pipeline.config import Budget, Config
+from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
@@ -28,7 +28,7 @@ from edge_compress.pipeline.graph.blocks import residual_branches
 from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import CPU
-from edge_compress.pipeline.options import Pattern, Precision
+from edge_compress.pipeline.options import Budget, Pattern, Precision
 from edge_compress.pipeline.pattern.choice import pattern_for
 from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
@@ -306,10 +306,10 @@ def pattern_of(**changes: Any) -> Pattern:
 
 def test_auto_is_what_buys_latency_and_masks_take_no_milliseconds() -> None:
     assert pattern_of() is Pattern.CHANNEL
-    assert pattern_of(latency_budget=Budget(ms=3.0)) is Pattern.CHANNEL
+    assert pattern_of(latency_budget=(Budget(ms=3.0),)) is Pattern.CHANNEL
     assert pattern_of(pattern=Pattern.WEIGHT) is Pattern.WEIGHT
     with pytest.raises(InputError, match=r"3\.0ms.*share of connections.*buy no latency"):
-        pattern_of(pattern=Pattern.WEIGHT, latency_budget=Budget(ms=3.0))
+        pattern_of(pattern=Pattern.WEIGHT, latency_budget=(Budget(ms=3.0),))
     with pytest.raises(InputError, match=r"2:4 with --target x86.*channel, weight"):
         pattern_of(pattern=Pattern.TWO_FOUR)
 

@@ -118,10 +118,7 @@ points = st.lists(
 @given(points)
 def test_on_the_front_is_exactly_what_nothing_beats(found: list[Point]) -> None:
     def beaten(a: Point) -> bool:
-        return any(
-            b.latency_ms <= a.latency_ms and b.value >= a.value and (b.latency_ms, b.value) != (a.latency_ms, a.value)
-            for b in found
-        )
+        return any(b.latency <= a.latency and b.value >= a.value and (b.latency, b.value) != (a.latency, a.value) for b in found)
 
     assert set(front(found)) == {i for i, point in enumerate(found) if not beaten(point)}
 

@@ -13,9 +13,10 @@ from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.pool import Pool
 from edge_compress.devices.tensorrt.device import TensorRtDevice
 from edge_compress.devices.transport.ssh import SshTransport
-from edge_compress.pipeline.config import Budget, Config
+from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
+from edge_compress.pipeline.options import Budget
 from edge_compress.pipeline.signature import TOP1
 from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
 from edge_compress.pipeline.verify import places
@@ -73,7 +74,7 @@ def test_without_a_device_a_required_artifact_ends_the_run_before_it_begins(boar
 
 
 def test_milliseconds_need_something_to_measure_on(board):
-    ms = config(latency_budget=Budget.parse("8ms"))
+    ms = config(latency_budget=(Budget.parse("8ms"),))
     with pytest.raises(InputError, match="a share of the dense model's latency"):
         places.places_of(ms, [JETSON], LocalDevice())
     assert places.places_of(ms, [JETSON], board)

@@ -1,4 +1,4 @@
-"""The stages in order; the only place that knows the order.
+"""The stages of a run in order; the only place that knows the order.
 
     subject -> (train the embedded network) -> sensitivity -> search -> compensate -> fine-tune -> build -> verify -> report
 
@@ -10,47 +10,49 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
 import torch
 from torch import nn
 
-from .. import targets as target_modules
-from ..devices.access import open_named
-from ..devices.device import Device
-from ..devices.tensorrt.device import boards_of
-from ..targets.base import Target, joint
-from .build import artifact as artifacts
-from .build.dense_baseline import dense_baseline, dense_module
-from .build.precision import precision_for
-from .codec import to_json
-from .config import Config
-from .errors import BuildError, UnavailableError
-from .files import atomic_write
-from .finetune.digits import EPOCHS, train_digits
-from .finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
-from .network.compute import Compute, compute_for
-from .network.cost import cost_of
-from .network.weights import load_weights, save_weights, state_sha256
-from .pattern import finalists
-from .pattern.base import Pruning
-from .pattern.choice import pattern_for, pruning_for
-from .pattern.searching import searched
-from .progress import Progress
-from .report.collect import header_of, refusal_of, report_of
-from .report.pages import write_refusal, write_report
-from .run_context import RunContext, read_seconds
-from .run_folder import RunFolder, Stage
-from .schedule.estimate import Paces, estimate, fitted, timed, told
-from .task.load import load_subject
-from .task.recipe import Recipe
-from .task.samples import scoring_inputs, training_inputs
-from .types import (
+from ... import targets as target_modules
+from ...devices.access import open_named
+from ...devices.device import Device
+from ...devices.tensorrt.device import boards_of
+from ...targets.base import Limits, Target, joint
+from ..build import artifact as artifacts
+from ..build.dense_baseline import dense_baseline, dense_module
+from ..build.precision import precision_for
+from ..codec import to_json
+from ..config import Config
+from ..errors import BuildError, UnavailableError
+from ..files import atomic_write
+from ..finetune.digits import EPOCHS, train_digits
+from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
+from ..network.compute import Compute, compute_for
+from ..network.cost import cost_of
+from ..network.weights import load_weights, save_weights, state_sha256
+from ..options import Budget, Precision
+from ..pattern import finalists
+from ..pattern.base import Pruning
+from ..pattern.choice import pattern_for, pruning_for
+from ..pattern.searching import Searched, searched
+from ..progress import Progress
+from ..report.collect import header_of, refusal_of, report_of
+from ..report.pages import write_refusal, write_report
+from ..run_context import RunContext, read_seconds
+from ..run_folder import RunFolder, Stage
+from ..schedule.estimate import Paces, estimate, fitted, timed, told
+from ..task.load import load_subject
+from ..task.recipe import Recipe
+from ..task.samples import scoring_inputs, training_inputs
+from ..types import (
     Artifact,
+    Baseline,
     Checkpoint,
     Epoch,
     FileRef,
@@ -58,24 +60,42 @@ from .types import (
     TargetResult,
     Verdict,
 )
-from .verify.artifact import verified
-from .verify.engine import result as engine_result
-from .verify.gates import Allowed, allowed
-from .verify.pictures import pictures_of
-from .verify.places import places_of
-from .verify.references import Networks, references_of
-from .verify.unpruned import unpruned_of
+from ..verify.artifact import verified
+from ..verify.engine import result as engine_result
+from ..verify.gates import Allowed, allowed
+from ..verify.pictures import pictures_of
+from ..verify.places import places_of
+from ..verify.references import Networks, references_of
+from ..verify.unpruned import unpruned_of
 
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 
 
-def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
-    """Runs, or resumes, the run that `config` describes. Writes the report into `config.out`.
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the search."""
 
-    Args:
-        config: all options.
-        ui: told of what happens.
-        recipe: what is compressed, where it is no file that `config` names.
+    run: RunContext
+    chosen: Sequence[Target]
+    led: Target  # what is searched for
+    places: Mapping[str, Device | None]  # where each target's artifact runs
+    limits: Limits
+    subject_key: str  # of the stage that the network comes from
+    pruning: Pruning
+    baseline: Baseline  # of `led`
+    precision: Precision  # of its candidates
+    started: datetime
+
+    def searched(self, budgets: Sequence[Budget]) -> list[Searched]:
+        """The search for each of some budgets."""
+        place = self.places[self.led.name]
+        return searched(
+            self.run, budgets, self.subject_key, self.pruning, self.led, self.precision, place, self.limits, self.baseline
+        )
+
+
+def run_one(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
+    """Runs, or resumes, a run with one budget. Writes the report into `config.out`.
 
     Returns:
         The exit code: 0 if every gate of every target was passed, else 1.
@@ -83,77 +103,85 @@ def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> 
     Raises:
         EdgeCompressError: see `errors`.
     """
-    started = datetime.now(UTC)
-    with closing(open_named(config.device)) as board:
-        return _run(config, ui, board, started, recipe)
+    with prepared(config, ui, recipe) as before:
+        return _compressed(before)
 
 
-def _run(config: Config, ui: Progress, board: Device, started: datetime, recipe: Recipe | None) -> int:
-    chosen = [target_modules.load(name) for name in config.targets]
-    for target in chosen:
-        reason = target.missing()
-        if reason is not None:
-            raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
-    places = places_of(config, chosen, board)
-    led = next((t for t in chosen if places[t.name] is not None), chosen[0])  # the search is for the first that can be measured
-    pattern = pattern_for(config, chosen)
-    compute = compute_for(config)
-    _deterministic(config, compute)
-    with RunFolder(config, ui.say) as folder:
-        loaded = load_subject(config, recipe)
-        notes = list(loaded.notes)
-        run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
-        for note in notes:
-            ui.say(note)
-        try:
-            return _compressed(run, chosen, led, places, started)
-        except BuildError as error:
-            write_refusal(folder.path, refusal_of(run, chosen, str(error), started))
-            raise
-
-
-def _compressed(
-    run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime
-) -> int:
-    """Runs the stages and writes the report. Returns the exit code.
+@contextmanager
+def prepared(config: Config, ui: Progress, recipe: Recipe | None) -> Iterator[Prepared]:
+    """The open run folder and what is known before the search; a network that is refused meanwhile gets a report that says so.
 
     Raises:
         BuildError: the network cannot be searched: the converter or the runtime refused it.
     """
-    config, folder, pattern = run.config, run.folder, run.pattern
+    started = datetime.now(UTC)
+    with closing(open_named(config.device)) as board:
+        chosen = [target_modules.load(name) for name in config.targets]
+        for target in chosen:
+            reason = target.missing()
+            if reason is not None:
+                raise UnavailableError(f"target {target.name} cannot be built here", found=reason)
+        places = places_of(config, chosen, board)
+        led = next((t for t in chosen if places[t.name] is not None), chosen[0])  # searched for: the first that can be measured
+        pattern = pattern_for(config, chosen)
+        compute = compute_for(config)
+        _deterministic(config, compute)
+        with RunFolder(config, ui.say) as folder:
+            loaded = load_subject(config, recipe)
+            notes = list(loaded.notes)
+            run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
+            for note in notes:
+                ui.say(note)
+            try:
+                yield _prepared(run, chosen, led, places, started)
+            except BuildError as error:
+                write_refusal(folder.path, refusal_of(run, chosen, str(error), started))
+                raise
+
+
+def _prepared(
+    run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime
+) -> Prepared:
+    config, folder = run.config, run.folder
     subject_key = _prepare_subject(run)
     loaded = run.loaded
     limits = joint([led, *chosen])
-    pruning = pruning_for(
-        pattern, loaded, limits, config, partial(scoring_inputs, loaded.data.train, config.seed), folder.path, run.compute
-    )
+    images = partial(scoring_inputs, loaded.data.train, config.seed)
+    pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
     _planned(run, subject_key, pruning, len(chosen))
-    found, ranking, stage = searched(run, subject_key, pruning, led, precision, places[led.name], limits, baseline)
-    found, plan, solved, before = finalists.solve(run, stage, pruning, found, ranking)
-    checkpoint, student, tuned = _finetune(run, before, pruning, plan, found.best.accuracy, solved.state)
+    return Prepared(run, chosen, led, places, limits, subject_key, pruning, baseline, precision, started)
+
+
+def _compressed(before: Prepared) -> int:
+    """Runs the stages from the search on and writes the report. Returns the exit code."""
+    run, pruning, places = before.run, before.pruning, before.places
+    config, folder, loaded = run.config, run.folder, run.loaded
+    (search,) = before.searched([config.budget])
+    found, plan, solved, stage = finalists.solve(run, search.stage, pruning, search.found, search.ranking)
+    checkpoint, student, tuned = _finetune(run, stage, pruning, plan, found.best.accuracy, solved.state)
     networks = references_of(run, tuned, checkpoint, student)
     results, gates = {}, allowed(config, loaded.subject.metric, networks.values.dense)
-    for target in chosen:
+    for target in before.chosen:
         try:
             place = places[target.name]
-            baseline = dense_baseline(run, subject_key, target, pruning.net, place)
-            precision = precision_for(run, subject_key, target, pruning, baseline, place)
+            baseline = dense_baseline(run, before.subject_key, target, pruning.net, place)
+            precision = precision_for(run, before.subject_key, target, pruning, baseline, place)
             artifact, built = artifacts.build(run, tuned, target, student, precision, baseline, place)
         except BuildError as error:  # the other targets still get theirs
             results[target.name] = TargetResult("failed", Verdict(False, (str(error),)))
         else:
             result = _judged(run, built, target, artifact, networks, gates, place)
             dense = dense_module(run, pruning.net, baseline)
-            unpruned = unpruned_of(run, subject_key, built, target, dense, baseline, result)
+            unpruned = unpruned_of(run, before.subject_key, built, target, dense, baseline, result)
             pictures = pictures_of(run, built, target, artifact)
             results[target.name] = replace(result, unpruned=unpruned, pictures=pictures)
     run.notes += folder.notes()
-    run.notes += [*pruning.remarks(led.runtime), *engine_result.remarks(found)]
+    run.notes += [*pruning.remarks(before.led.runtime), *engine_result.remarks(found)]
     report = report_of(
         run,
-        header_of(run, chosen, started),
+        header_of(run, before.chosen, before.started),
         networks.values,
         gates,
         results,
