@@ -19,6 +19,7 @@ from ..task.samples import calibration_set
 from ..task.task import score_on
 from ..types import Artifact, Baseline, Speedup
 from . import engine_script as engine_files
+from .precision import built_faster
 
 CALIBRATION_SAMPLES = 500
 MAX_DROP = 0.3  # points that int8 may cost on the search split before more is tried
@@ -43,7 +44,7 @@ def build(
     config = run.config
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
     settings |= {"float_io": True} if config.float_io else {}
-    stage = run.folder.stage(f"build-{target.name}", "3", settings, (before.key, baseline.file.sha256))
+    stage = run.folder.stage(f"build-{target.name}", "4", settings, (before.key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
@@ -58,7 +59,7 @@ def build(
     with run.stage(f"build {target.name}"):
         request = _request(run, stage, target, student, precision, baseline, folder)
         request = replace(request, pattern=run.pattern, speedup=None if device is None else speedup)
-        artifact = replace(target.build(request), dense_form=baseline.form)
+        artifact = replace(built_faster(run, stage, target, request, device), dense_form=baseline.form)
         if target.needs_device:
             engine_files.write(folder, artifact, request)
     artifact = _under(artifact, folder.relative_to(run.folder.path))

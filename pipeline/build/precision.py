@@ -5,14 +5,19 @@ Convolutions gain from int8 on every runtime; attention often does not, and then
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
-from ...targets.base import Structure, Target
+from ...targets.base import BuildRequest, Structure, Target
 from ..files import atomic_write
 from ..options import Precision
 from ..pattern.base import Pruning
+from ..progress import Bar
 from ..run_context import RunContext
-from ..types import Baseline, Speedup
+from ..run_folder import Stage
+from ..types import Artifact, Baseline, Speedup
 
 SESSIONS = 3  # enough to tell which of two files is faster
 
@@ -49,11 +54,43 @@ def precision_for(
         with run.stage(f"precision {target.name}"), run.ui.bar(f"timing the dense network in {first}", SESSIONS + 1) as bar:
             path = stage.folder / f"dense-{first}.model"
             atomic_write(path, pruning.prober(target, first).candidate(Structure({})))
-            how = TimingSettings(
-                threads=config.threads, runtime=target.runtime, seed=config.seed, sessions=SESSIONS, max_seconds=5.0
-            )
-            found = device.measure(run.folder.path / baseline.file.path, path, how, lambda done, total: bar.advance()).speedup
+            found = _compared(run, target, device, run.folder.path / baseline.file.path, path, bar)
         said = f"{target.name}: the dense network in {first} is {found.median:.2f} times as fast as in float"
         stage.note(f"{said}: the artifact is {first if found.median > 1.0 else Precision.FP32}.")
         stage.finish(found)
     return first if found.median > 1.0 else Precision.FP32
+
+
+def built_faster(run: RunContext, stage: Stage, target: Target, request: BuildRequest, device: Device | None) -> Artifact:
+    """The artifact of a request; in float where int8 had to leave layers in float and the file is slower for it.
+
+    Whether int8 pays was told from the dense network with all of its layers in int8. Around a layer in float the others'
+    outputs are converted there and back, which can cost more than int8 saves. A precision that the user asked for stays.
+
+    Raises:
+        UnavailableError, BuildError: see `Target.build`.
+        DeviceError: see `Device.measure`.
+    """
+    artifact = target.build(request)
+    left = artifact.options.get("excluded", "")
+    asked = run.config.precision is not None or Precision.FP32 not in target.limits.precisions
+    if request.precision is not Precision.INT8 or not left or asked or device is None or target.needs_device:
+        return artifact
+    scratch = stage.folder / "float"
+    scratch.mkdir(exist_ok=True)
+    whole = replace(request, precision=Precision.FP32)
+    float_file = scratch / target.build(replace(whole, folder=scratch)).file.path
+    with run.ui.bar("timing int8 against float", SESSIONS + 1) as bar:
+        found = _compared(run, target, device, float_file, request.folder / artifact.file.path, bar)
+    if found.median > 1.0:
+        return artifact
+    said = f"with {left} in float the int8 file is {found.median:.2f} times as fast as the float file"
+    stage.note(f"{target.name}: {said}, which is taken instead.")
+    return target.build(whole)
+
+
+def _compared(run: RunContext, target: Target, device: Device, slow: Path, fast: Path, bar: Bar) -> Speedup:
+    """The speedup of one file over another, in a few sessions."""
+    config = run.config
+    how = TimingSettings(threads=config.threads, runtime=target.runtime, seed=config.seed, sessions=SESSIONS, max_seconds=5.0)
+    return device.measure(slow, fast, how, lambda done, total: bar.advance()).speedup

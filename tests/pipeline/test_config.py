@@ -163,6 +163,18 @@ def test_a_budget_is_a_share_or_milliseconds(text: str, budget: Budget) -> None:
     assert Budget.parse(str(budget)) == budget
 
 
+@pytest.mark.parametrize("given", ["0.7,0.5, 8ms", [0.7, 0.5, "8ms"], "0.7,0.5,8ms,0.5"])
+def test_several_budgets_are_a_list_or_text_with_commas_and_count_once(given: object) -> None:
+    config = load(None, {**FLAGS, "latency_budget": given})
+    assert config.latency_budget == (Budget(ratio=0.7), Budget(ratio=0.5), Budget(ms=8.0))
+
+
+@pytest.mark.parametrize("given", ["0.5,", "0.7;0.5", [], "0.5,2"])
+def test_several_budgets_of_which_one_means_nothing_are_refused(given: object) -> None:
+    with pytest.raises(InputError, match="latency-budget"):
+        load(None, {**FLAGS, "latency_budget": given} if given else {"targets": ("x86",), "latency_budget": ["x"]})
+
+
 def test_mean_and_std_have_to_fit_each_other() -> None:
     config = load(None, {**FLAGS, "mean": "0.5,0.4,0.3", "std": "0.2, 0.2, 0.2"})
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))

@@ -17,10 +17,10 @@ from edge_compress import targets
 from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.config import Config, to_toml
 from edge_compress.pipeline.errors import InputError, UnavailableError
-from edge_compress.pipeline.files import atomic_write, disk_errors, file_ref, sha256_file
+from edge_compress.pipeline.files import atomic_write, disk_errors, file_ref, link_or_copy, sha256_file
 from edge_compress.pipeline.run_context import read_seconds
 from edge_compress.pipeline.run_folder import RunFolder
-from edge_compress.pipeline.types import Checkpoint, Epoch, ModelCost
+from edge_compress.pipeline.types import Checkpoint, Epoch, FileRef, ModelCost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,6 +88,41 @@ def test_the_key_depends_on_name_version_settings_and_inputs_and_on_nothing_else
     elsewhere = replace(config, out=config.out.parent / "other")
     with opened(elsewhere) as run:
         assert run.stage("a", "1", Settings(1), ("x", "y")).key == base
+
+
+def test_finished_stages_that_are_shared_are_finished_in_the_other_folder_and_what_either_writes_stays_its_own(
+    config: Config, tmp_path: Path
+) -> None:
+    other = replace(config, out=tmp_path / "other")
+    said: list[str] = []
+    with RunFolder(config, said.append) as one, RunFolder(other, said.append) as two:
+        done, open_ = one.stage("done", "1", {}), one.stage("open", "1", {})
+        atomic_write(done.folder / "weights", b"1234")
+        done.finish(file_ref(done.folder / "weights", one.path))
+        atomic_write(open_.folder / "scratch", b"5678")
+        open_.note("reduced")
+        one.share(two.path)
+        shared = two.stage("done", "1", {})
+        assert shared.result(FileRef) == done.result(FileRef)
+        assert two.stage("open", "1", {}).notes() == ["reduced"]
+        assert not (two.stage("open", "1", {}).folder / "scratch").exists()
+        assert said == ["open: reduced"]
+        atomic_write(shared.folder / "weights", b"other")
+        assert (done.folder / "weights").read_bytes() == b"1234"
+        one.share(two.path)  # again: puts right what was changed
+        assert (shared.folder / "weights").read_bytes() == b"1234"
+
+
+def test_a_file_is_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "source").write_bytes(b"new")
+    (tmp_path / "target").write_bytes(b"old")
+    link_or_copy(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_a_result_of_other_settings_is_not_reused(config: Config) -> None:
