@@ -22,7 +22,7 @@ from .errors import InputError
 from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size")
-_NOT_IN_RESULT = ("out", "json", "require_artifact")  # what may differ between two calls of the same run
+_NOT_IN_RESULT = ("out", "json", "quiet", "verbose", "require_artifact")  # what may differ between two calls of the same run
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -200,6 +200,8 @@ class Config:
     threads: Annotated[int, _integer(1, 1024)] = 1  # of the artifact's runtime
     out: Annotated[Path, _path] = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
     json: Annotated[bool, _bool] = False
+    quiet: Annotated[bool, _bool] = False
+    verbose: Annotated[bool, _bool] = False
     require_artifact: Annotated[bool, _bool] = False
 
     @property
@@ -238,6 +240,8 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
     config = Config(**values)
     if config.mean and config.std and len(config.mean) != len(config.std):
         raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
+    if config.quiet and config.verbose:
+        raise InputError("--quiet with --verbose", expected="one of them")
     if config.recipe is not None and (other := [key(n) for n in _INSTEAD_OF_RECIPE if n in values]):
         raise InputError(f"--recipe with --{other[0]}", expected="one of them: a recipe brings its own model and data")
     if config.data == "digits" and config.recipe is None:  # small enough that less is enough

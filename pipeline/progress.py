@@ -1,11 +1,13 @@
-"""Reports progress on stderr: a line per stage and a bar for long work. stdout is not touched."""
+"""Reports progress on stderr, and in a log file: a line per stage and a bar for long work. stdout is not touched."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -28,14 +30,40 @@ class Progress:
 
     Args:
         stream: text goes here; standard error when None.
+        quiet: nothing is written there.
+        verbose: lines instead of bars, one for each step.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
+        self._quiet, self._verbose = quiet, verbose
         self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+        self._log: TextIO | None = None
+
+    @contextlib.contextmanager
+    def logged(self, path: Path) -> Iterator[None]:
+        """Also appends all lines, with the time and one for each step of long work, to a file."""
+        try:
+            file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            self.say(f"no log is written: {path}: {error.strerror}")
+            yield
+            return
+        with contextlib.closing(file):
+            before, self._log = self._log, file
+            try:
+                yield
+            except BaseException as error:
+                self._keep(f"stopped: {str(error) or type(error).__name__}")
+                raise
+            finally:
+                self._log = before
 
     def say(self, text: str) -> None:
         """Writes one line."""
+        self._keep(text)
+        if self._quiet:
+            return
         if self._console.is_terminal:
             self._console.print(text, soft_wrap=True)  # above a bar, if there is one
         else:
@@ -53,8 +81,8 @@ class Progress:
     @contextlib.contextmanager
     def bar(self, description: str, total: int) -> Iterator[Bar]:
         """Shows a bar for `total` steps until the work has ended."""
-        if not self._console.is_terminal:
-            yield _Lines(self, description, total)
+        if self._quiet or self._verbose or not self._console.is_terminal:
+            yield _Lines(description, total, self._keep if self._quiet else self.say, self.say if self._verbose else self._keep)
             return
         name, note = (TextColumn(field, markup=False) for field in ("  {task.description}", "{task.fields[text]}"))
         with RichProgress(
@@ -67,29 +95,41 @@ class Progress:
             transient=True,
             redirect_stdout=False,
         ) as live:
-            yield _Live(live, live.add_task(description, total=total, text=""))
+            lines = _Lines(description, total, self._keep, self._keep)
+            yield _Live(live, live.add_task(description, total=total, text=""), lines)
+
+    def _keep(self, text: str) -> None:
+        """Writes a line into the log, if there is one."""
+        if self._log is None:
+            return
+        try:
+            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        except OSError as error:
+            self._log = None
+            self.say(f"the log ends here: {error.strerror}")
 
 
 class _Live:
-    def __init__(self, live: RichProgress, task: Any) -> None:
-        self._live, self._task = live, task
+    def __init__(self, live: RichProgress, task: Any, lines: _Lines) -> None:
+        self._live, self._task, self._lines = live, task, lines
 
     def advance(self, n: int = 1, text: str = "") -> None:
         self._live.update(self._task, advance=n, text=text)
+        self._lines.advance(n, text)
 
 
 class _Lines:
-    """Writes a line at each tenth of the way, for logs."""
+    """A line for each step: at each tenth of the way to `tell`, else to `detail`."""
 
-    def __init__(self, progress: Progress, description: str, total: int) -> None:
-        self._progress, self._description, self._total = progress, description, total
+    def __init__(self, description: str, total: int, tell: Callable[[str], None], detail: Callable[[str], None]) -> None:
+        self._description, self._total, self._tell, self._detail = description, total, tell, detail
         self._done, self._start = 0, time.monotonic()
 
     def advance(self, n: int = 1, text: str = "") -> None:
         before, self._done = self._done, self._done + n
-        if self._done * 10 // max(self._total, 1) > before * 10 // max(self._total, 1):
-            shown = [f"  {self._description}: {self._done}/{self._total}", text, self._left()]
-            self._progress.say(", ".join(part for part in shown if part))
+        tenth = self._done * 10 // max(self._total, 1) > before * 10 // max(self._total, 1)
+        shown = [f"  {self._description}: {self._done}/{self._total}", text, self._left()]
+        (self._tell if tenth else self._detail)(", ".join(part for part in shown if part))
 
     def _left(self) -> str:
         """How long the rest will take if it goes on like this; nothing about what is over soon."""

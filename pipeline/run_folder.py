@@ -33,6 +33,7 @@ T = TypeVar("T")
 Log = Callable[[str], None]
 
 CONFIG_NAME = "config.toml"
+LOG_NAME = "run.log"
 _LOCK_NAME = ".lock"
 _HOLDER_NAME = ".holder"
 _NOTES_NAME = "notes.json"
@@ -159,7 +160,7 @@ class RunFolder:
 
     def _holds_work(self) -> bool:
         """Tells whether there is more than a configuration: a run that ended at wrong input leaves no more and may be changed."""
-        own = (CONFIG_NAME, _LOCK_NAME, _HOLDER_NAME)
+        own = (CONFIG_NAME, LOG_NAME, _LOCK_NAME, _HOLDER_NAME)
         return any(p.is_file() and not (p.parent == self.path and p.name in own) for p in self.path.rglob("*"))
 
 

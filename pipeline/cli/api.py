@@ -90,7 +90,7 @@ def compress(
         values["recipe"] = str(recipe) if own is None else own.name
     config = settings.load(None, values)
     with _left_as_it_was():
-        run_pipeline(config, progress or Progress(), own)
+        run_pipeline(config, progress or Progress(quiet=config.quiet, verbose=config.verbose), own)
     read = own or (read_recipe(config.recipe) if config.recipe is not None else None)
     factory = None if read is None else (lambda: network_of(read))
     return Result(config.out, read_report(config.out / "report.json"), factory)

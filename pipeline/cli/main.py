@@ -196,6 +196,8 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     is_flag=True,
     flag_value=True,
 )
+@_option("--quiet", "Print no progress; RUN/run.log has it all the same.", "off", is_flag=True, flag_value=True)
+@_option("--verbose", "Print a line for each step instead of bars.", "off", is_flag=True, flag_value=True)
 @_option("--json", "Print only the report, as JSON, on stdout.", "off", is_flag=True, flag_value=True)
 @click.version_option(version("edge-compress"), prog_name="edge-compress")
 @click.pass_context
@@ -238,7 +240,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
             )
         return 0
     config = settings.load(file, flags)
-    if sys.stderr.isatty():  # nothing else is seen meanwhile
+    if sys.stderr.isatty() and not config.quiet:  # nothing else is seen meanwhile
         click.echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
     from ..progress import Progress
     from ..report.pages import summary
@@ -248,7 +250,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     report = config.out / "report.json"
     try:
         with stdout_kept_clean():
-            code: int = run_pipeline(config, Progress())
+            code: int = run_pipeline(config, Progress(quiet=config.quiet, verbose=config.verbose))
     except BuildError:  # refused before the search; the report says so
         if config.json and report.is_file():
             click.echo(report.read_text(encoding="utf-8").rstrip())

@@ -45,7 +45,7 @@ from ..progress import Progress
 from ..report.collect import header_of, refusal_of, report_of
 from ..report.pages import write_refusal, write_report
 from ..run_context import RunContext, read_seconds
-from ..run_folder import RunFolder, Stage
+from ..run_folder import LOG_NAME, RunFolder, Stage
 from ..schedule.estimate import Paces, estimate, fitted, timed, told
 from ..task.load import load_subject
 from ..task.recipe import Recipe
@@ -126,7 +126,7 @@ def prepared(config: Config, ui: Progress, recipe: Recipe | None) -> Iterator[Pr
         pattern = pattern_for(config, chosen)
         compute = compute_for(config)
         _deterministic(config, compute)
-        with RunFolder(config, ui.say) as folder:
+        with RunFolder(config, ui.say) as folder, ui.logged(folder.path / LOG_NAME):
             loaded = load_subject(config, recipe)
             notes = list(loaded.notes)
             run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)

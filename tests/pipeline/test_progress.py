@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from edge_compress.pipeline.progress import Progress
@@ -55,3 +57,50 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 3
+
+
+def work(ui: Progress) -> None:
+    ui.say("hello")
+    with ui.bar("search", 20) as bar:
+        for _ in range(20):
+            bar.advance()
+
+
+def test_quiet_writes_nothing_and_verbose_a_line_for_each_step() -> None:
+    quiet, usual, verbose = io.StringIO(), io.StringIO(), io.StringIO()
+    work(Progress(quiet, quiet=True))
+    work(Progress(usual))
+    work(Progress(verbose, verbose=True))
+    assert [len(stream.getvalue().splitlines()) for stream in (quiet, usual, verbose)] == [0, 11, 21]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_log_has_every_step_with_its_time_whatever_is_shown(terminal: bool, tmp_path: Path) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    for quiet in (False, True):
+        ui = Progress(Stream(), quiet=quiet)
+        with ui.logged(tmp_path / "run.log"):
+            work(ui)
+        ui.say("after it")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert len(lines) == 2 * 21
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+
+
+def test_the_log_says_what_stopped_the_run(tmp_path: Path) -> None:
+    ui = Progress(io.StringIO())
+    with pytest.raises(KeyboardInterrupt), ui.logged(tmp_path / "run.log"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "run.log").read_text().endswith(" stopped: KeyboardInterrupt\n")
+
+
+def test_a_log_that_cannot_be_written_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    ui = Progress(stream)
+    with ui.logged(tmp_path / "absent" / "run.log"):
+        ui.say("hello")
+    assert stream.getvalue().splitlines()[1:] == ["hello"]
+    assert "no log is written" in stream.getvalue()
