@@ -44,6 +44,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class FileTensor:
+    """One tensor that an artifact's file takes or gives, as it stands in the file."""
+
+    name: str
+    shape: tuple[int, ...]  # the batch first
+    layout: str = ""  # of images: "NCHW" or "NHWC"
+    dtype: str = "float32"  # numpy's name for it
+    scaling: str = ""  # what its numbers are, in a formula
+    scale: float | None = None  # of whole-number steps: number = (step - zero_point) * scale; None: the numbers themselves
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
 class Signature:
     """What a network takes and gives for one sample, in order."""
 

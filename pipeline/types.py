@@ -2,9 +2,8 @@
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
-All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by
-path and digest. Units are in the names: `_ns` nanoseconds, `_ms` milliseconds, `_pp` percentage points, `_bytes`.
-A `value` is in the unit of the run's `Metric`, top-1 in percent (0..100); `accuracy` inside the search is a share (0..1).
+All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by path and digest. Units are
+in the names (`_ms`, `_bytes`). A `value` is in the unit of the run's `Metric`; `accuracy` inside the search is a share (0..1).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .options import Pattern, Precision
-from .signature import TOP1, Metric, Signature
+from .signature import TOP1, FileTensor, Metric, Signature
 
 SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
@@ -249,12 +248,14 @@ class Artifact:
     format: str  # "onnx", "tflite", "engine"
     precision: Precision
     input_name: str  # of the first input
-    input_shape: tuple[int, ...]  # its shape, the batch first: 1 or -1
+    input_shape: tuple[int, ...]
     notes: tuple[str, ...] = ()  # choices and their reasons: ranges, weight bits
     options: dict[str, str] = field(default_factory=dict)  # the same, machine-readable
     baseline: FileRef | None = None  # the dense float model in the same format: what latency is compared with
     choices: tuple[str, ...] = ()  # alternatives tried on the search split, with their figures
     dense_form: DenseForm | None = None  # of `baseline`
+    inputs: tuple[FileTensor, ...] = ()
+    outputs: tuple[FileTensor, ...] = ()
 
 
 @dataclass(frozen=True)

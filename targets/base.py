@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..pipeline.errors import BuildError, UnavailableError
 from ..pipeline.files import atomic_write, file_ref
 from ..pipeline.options import Pattern, Precision
-from ..pipeline.signature import Signature
+from ..pipeline.signature import FileTensor, Signature
 from ..pipeline.types import Artifact, Kind, Speedup
 
 if TYPE_CHECKING:
@@ -219,11 +219,14 @@ class Target(Protocol):
         converted: Converted[Any],
         data: bytes,
         file_format: str,
-        input_name: str,
+        sides: tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]],
         *notes: str,
         **options: str,
     ) -> Artifact:
-        """Writes `model.FORMAT` (`data`) and `baseline.FORMAT` into the request's folder; returns their record."""
+        """Writes `model.FORMAT` (`data`) and `baseline.FORMAT` into the request's folder; returns their record.
+
+        `sides` are the inputs and outputs as they stand in the file.
+        """
         request.folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for name, content in (("model", data), ("baseline", request.baseline)):
@@ -235,10 +238,12 @@ class Target(Protocol):
             file=files["model"],
             format=file_format,
             precision=request.precision,
-            input_name=input_name,
-            input_shape=(1, *request.signature.inputs[0].shape),
+            input_name=sides[0][0].name,
+            input_shape=sides[0][0].shape,
             notes=(*converted.notes, *notes),
             options=converted.options | options,
             baseline=files["baseline"],
             choices=converted.choices,
+            inputs=sides[0],
+            outputs=sides[1],
         )

@@ -17,7 +17,7 @@ from ..pipeline.options import Pattern, Precision
 from ..pipeline.signature import Signature
 from ..pipeline.types import SPARSITY_KEY, Artifact
 from .base import BuildRequest, Converted, Limits, Runner, artifact_bytes
-from .onnx.target import OnnxTarget, best_int8, facts_of, taken
+from .onnx.target import OnnxTarget, best_int8, facts_of, sides_of, taken
 
 if TYPE_CHECKING:
     import onnx
@@ -60,7 +60,8 @@ class Jetson(OnnxTarget):
         if sparse:
             options["two_four_layers"] = str(len(sparse))
         notes = (_parsed(data, two_four=bool(sparse)), taken(request.signature, request.classes))
-        return self.artifact(request, converted, data, "onnx", model.graph.input[0].name, *notes, **options)
+        sides = sides_of(model, request.mean, request.std)
+        return self.artifact(request, converted, data, "onnx", sides, *notes, **options)
 
     def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...], two_four: frozenset[str] = frozenset()) -> bytes:
         """The model's file with the metadata its reader needs.

@@ -67,10 +67,10 @@ class Phone(Target):
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.tflite` and `baseline.tflite` into the request's folder; see `Target.build`."""
         self.require(request.precision)
-        from .tflite.convert import INPUT_NAME, convert
+        from .tflite.convert import convert
         from .tflite.int8 import halve, with_int8_weights
         from .tflite.metadata import Record, described
-        from .tflite.run import facts_of
+        from .tflite.run import facts_of, sides_of
         from .tflite.sparse import half_zero
 
         network, _ = convert(request.module, request.signature, request.mean, request.std)
@@ -90,8 +90,8 @@ class Phone(Target):
         facts = facts_of(data, request.threads)
         own = "its latency is that of the machine it was measured on, not a phone's"
         notes = (_takes(request), facts.pop("note"), own)
-        entry = INPUT_NAME if request.mean else request.signature.inputs[0].name
-        return self.artifact(request, converted, data, "tflite", entry, *notes, **facts)
+        sides = sides_of(data, request.signature, pixels=bool(request.mean))
+        return self.artifact(request, converted, data, "tflite", sides, *notes, **facts)
 
     @contextmanager
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:

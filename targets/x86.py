@@ -17,7 +17,7 @@ from ..pipeline.options import Pattern, Precision
 from ..pipeline.signature import Signature
 from ..pipeline.types import Artifact
 from .base import BuildRequest, Converted, Infer, Limits, Runner
-from .onnx.target import OnnxTarget, best_int8, facts_of, taken
+from .onnx.target import OnnxTarget, best_int8, facts_of, sides_of, taken
 
 if TYPE_CHECKING:
     import onnx
@@ -46,9 +46,9 @@ class X86(OnnxTarget):
         if request.precision is Precision.INT8:
             converted = _int8(converted.network, request)
         data = self.file_of(converted.network, request.classes)
-        entry = converted.network.graph.input[0].name
+        sides = sides_of(converted.network, request.mean, request.std)
         note = taken(request.signature, request.classes)
-        return self.artifact(request, converted, data, "onnx", entry, note)
+        return self.artifact(request, converted, data, "onnx", sides, note)
 
     def file_of(self, model: onnx.ModelProto, classes: tuple[str, ...]) -> bytes:
         """The model's file with the metadata its reader needs."""

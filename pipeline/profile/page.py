@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report import svg as plots
 from ..report.format import Table, aside, fixed, millis, size, tag
-from ..report.pages import render
-from ..report.svg import Label
+from ..report.plots import svg as plots
+from ..report.plots.svg import Label
+from ..report.rendering import render
 from ..types import Kind
 from .profiling import Profile, Row, layer_names
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..report.format import Table, fixed, interval, md_table, moment, tag
-from ..report.pages import render
+from ..report.pages import to_use
+from ..report.rendering import render
 from ..report.report import Report
 from ..report.words import headline
 from ..signature import Metric
@@ -36,6 +37,7 @@ def model_card(report: Report, target: str, licenses: Sequence[str]) -> str:
         protocols=[f"{n.name}: {n.protocol}" for n in found if n.name in ("top1", "value", "drop", "speedup")],
         finished=moment(report.finished),
         licenses=licenses,
+        use=to_use(report, target),
     )
 
 

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from ..options import Precision
 from ..signature import TOP1
 from ..types import Kind, Speedup
-from . import pareto
-from . import svg as plots
 from .format import DASH, Table, bare, count, fixed, interval, labelled, millis, percent, points, seconds, size, tag
+from .plots import pareto
+from .plots import svg as plots
 from .report import Report, Search, Tried
 
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them

@@ -6,15 +6,14 @@ import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from ..files import atomic_write
 from ..types import FileRef
 from .figures import figures, finetune_table, front_table, kept_table
-from .format import count, fixed, md, md_table, moment, size
+from .format import Table, fixed, md, md_table, moment
+from .rendering import render
 from .report import Refusal, Report, TargetReport, to_text
+from .usage import interface, snippets
 from .words import (
     conversion,
     dense_and_artifact,
@@ -23,25 +22,6 @@ from .words import (
     how_measured,
     verdict_line,
 )
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-
-def render(template: str, **values: Any) -> str:
-    """The text of a template in `templates/`; a value it names and does not get is an error.
-
-    HTML is escaped; in Markdown templates the filter `md` escapes what comes from outside.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=template.endswith(".html.jinja"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=template.endswith(".md.jinja"),
-    )
-    environment.filters |= {"md": md, "count": count, "size": size}
-    return environment.get_template(template).render(values)
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -73,6 +53,7 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
+        uses=[(name, _interface(report, name), snippets(report, name)) for name in report.targets if snippets(report, name)],
     )
 
 
@@ -98,11 +79,34 @@ def to_markdown(report: Report) -> str:
     for name in report.targets:
         lines += md_table(front_table(report, name))
     lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
+    for name in report.targets:
+        lines += to_use(report, name)
     lines += ["## The run", ""]
     for table in environment(report):
         lines += md_table(table)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", report.command)), default=0))
-    return "\n".join([*lines, "The command:", "", f"{fence}sh", report.command, fence, ""])
+    return "\n".join([*lines, "The command:", "", *_fenced("sh", report.command), ""])
+
+
+def to_use(report: Report, name: str) -> list[str]:
+    """The lines of "Use it" in Markdown: what a target's file takes and gives, and code that runs it."""
+    found = snippets(report, name)
+    if not found:
+        return []
+    lines = [f"## Use it: {md(name)}", "", *md_table(_interface(report, name))]
+    for snippet in found:
+        lines += [f"{snippet.language}; needs {md(snippet.needs)}:", "", *_fenced(snippet.syntax, snippet.code), ""]
+    return lines
+
+
+def _interface(report: Report, name: str) -> Table:
+    artifact = report.targets[name].artifact
+    assert artifact is not None  # it has snippets
+    return interface(name, artifact, report.data.classes)
+
+
+def _fenced(syntax: str, code: str) -> list[str]:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", code)), default=0))
+    return [f"{fence}{syntax}", code.rstrip("\n"), fence]
 
 
 def summary(report: Report, folder: Path) -> Iterator[str]:

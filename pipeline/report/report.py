@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ..codec import from_json, to_json
 from ..errors import InputError
 from ..options import Precision
-from ..signature import TOP1, Metric, Signature, image_signature
+from ..signature import TOP1, FileTensor, Metric, Signature, image_signature
 from ..types import (
     Accuracy,
     Artifact,
@@ -170,6 +170,8 @@ class ReportedArtifact(FileRef):
     options: dict[str, str] = field(default_factory=dict)
     baseline: FileRef | None = None
     choices: tuple[str, ...] = ()
+    inputs: tuple[FileTensor, ...] = ()  # () in older runs
+    outputs: tuple[FileTensor, ...] = ()
 
 
 @dataclass(frozen=True)

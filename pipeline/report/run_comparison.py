@@ -14,11 +14,11 @@ from markupsafe import Markup
 from ..signature import TOP1, Metric
 from ..types import Kind, Timing
 from ..verify.statistics import Interval, latency_ci95, share_ci95
-from . import pareto
 from .format import DASH, bare, count, fixed, interval, labelled, millis, size, tag
-from .pages import render
+from .plots import pareto
+from .plots.svg import Label
+from .rendering import render
 from .report import Kept, Report, TargetReport
-from .svg import Label
 
 HEAD = ("median latency, ms", "speedup", "size", "MACs", "parameters", "gates")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ...pipeline.signature import Signature
+from ...pipeline.signature import FileTensor, Signature
 from ..base import BuildRequest, Converted, Interface, Runner, Target
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .int8 import Recipe
 
 PIXELS = "float32 NCHW, already scaled and normalised"
+AS_GIVEN = "as the PyTorch network takes them"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
 
 
@@ -51,10 +52,26 @@ def taken(signature: Signature, classes: tuple[str, ...]) -> str:
     return f"inputs as the PyTorch network takes them, one sample: {inputs}; outputs: {outputs}"
 
 
+def sides_of(
+    model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]]:
+    """The inputs and outputs of a file; with `mean` and `std` its inputs are normalised pixels."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    def tensor(value: onnx.ValueInfoProto, layout: str, scaling: str) -> FileTensor:
+        kind = value.type.tensor_type
+        shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
+        return FileTensor(value.name, shape, layout, tensor_dtype_to_np_dtype(kind.elem_type).name, scaling)
+
+    given = f"(pixel / 255 - mean) / std, mean {list(mean)}, std {list(std)}" if mean else AS_GIVEN
+    inputs = tuple(tensor(value, "NCHW" if mean else "", given) for value in model.graph.input)
+    return inputs, tuple(tensor(value, "", "as the PyTorch network gives them") for value in model.graph.output)
+
+
 def facts_of(model: onnx.ModelProto, classes: tuple[str, ...]) -> dict[str, str]:
     """What a file's metadata say of its inputs and outputs."""
     names = [value.name for value in model.graph.output]
-    given = PIXELS if classes else "as the PyTorch network takes them"
+    given = PIXELS if classes else AS_GIVEN
     return {"classes": json.dumps(classes), "input": given, "output": ", ".join(names)}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.errors import BuildError
+from ...pipeline.signature import FileTensor, Signature
 from ..base import Arrays, FloatArray, Infer, Runner
 from .file import op_counts, quiet
 
@@ -90,3 +91,25 @@ def facts_of(data: bytes, threads: int) -> dict[str, str]:
     operators = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
     note = f"{sum(counts.values())} operators ({operators}), {counts['TRANSPOSE']} of them transposes; XNNPACK parts: {delegated}"
     return {"note": note, "transposes": str(counts["TRANSPOSE"]), "delegates": str(delegated)}
+
+
+def sides_of(data: bytes, signature: Signature, *, pixels: bool) -> tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]]:
+    """The inputs and outputs of a file that takes stored pixels, or what the network with this signature takes."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet():
+        interpreter = Interpreter(model_content=data)
+        interpreter.allocate_tensors()
+
+    def tensor(detail: dict[str, Any], layout: str, said: str) -> FileTensor:
+        scale, zero = detail["quantization"]
+        name, shape, kind = str(detail["name"]), tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
+        if kind == np.float32 or not scale:
+            return FileTensor(name, shape, layout, kind.name, said)
+        steps = f"(step - zero_point) * scale: {said}, scale {scale:.6g}, zero point {zero}"
+        return FileTensor(name, shape, layout, kind.name, steps, float(scale), int(zero))
+
+    given = "pixels 0..255" if pixels else "as the PyTorch network takes them"
+    inputs = tuple(tensor(detail, "NHWC" if pixels else "", given) for detail in interpreter.get_input_details())
+    names = [spec.name for spec in signature.outputs]
+    return inputs, tuple(tensor(detail, "", name) for detail, name in zip(interpreter.get_output_details(), names, strict=True))

@@ -9,6 +9,8 @@ import pytest
 from cli_runs import Workshop, report_of
 from edge_compress import targets
 from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.verify.golden import read
+from printed import printed
 
 lacking = targets.load("phone").missing()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(lacking is not None, reason=f"phone: {lacking}")]
@@ -61,3 +63,13 @@ def test_its_bundle_verifies_in_litert(folder: Path, workshop: Workshop, tmp_pat
     assert finished.code == 0, finished.err
     assert "golden samples in litert" in finished.out
     assert "identical outputs" in finished.out
+
+
+def test_the_code_that_is_printed_classifies_stored_pixels_as_the_artifact_did(folder: Path) -> None:
+    report = report_of(folder)["targets"]["phone"]
+    assert report["artifact"]["inputs"][0]["layout"] == "NHWC"
+    assert (report["artifact"]["inputs"][0]["dtype"], report["artifact"]["inputs"][0]["zero_point"]) == ("int8", -128)
+    golden = read(folder / report["golden"]["path"])
+    _, predict = printed(folder, "phone")
+    for pixels, logits in zip(golden.inputs[0], golden.outputs[0], strict=True):
+        np.testing.assert_allclose(predict(pixels), logits, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 import two_ended
 from cli_runs import Finished
+from edge_compress.pipeline.verify.golden import read
 from edge_compress.targets.base import Arrays, Runner
 from edge_compress.targets.x86 import X86
+from printed import printed
 from safetensors.numpy import load_file
 
 pytestmark = [pytest.mark.timeout(900)]
@@ -57,6 +60,20 @@ def test_every_target_answers_with_all_outputs_and_is_judged_by_the_metric(resul
         kept = load_file(result.folder / found.golden.path)
         assert {kept[f"inputs_{k}"].dtype.kind for k in range(2)} == {"f", "i"}
         assert {kept[f"outputs_{k}"].shape[1:] for k in range(2)} >= {(3,)}
+
+
+@pytest.mark.parametrize("name", [target for target in TARGETS if target != "jetson"])
+def test_the_code_that_is_printed_answers_as_the_artifact_did(result: edge_compress.Result, name: str) -> None:
+    golden = result.report.targets[name].golden
+    assert golden is not None
+    kept = read(result.folder / golden.path)
+    code, predict = printed(result.folder, name)
+    assert code in html.unescape((result.folder / "report.html").read_text(encoding="utf-8"))
+    assert code in (result.folder / "report.md").read_text(encoding="utf-8")
+    for i in range(4):
+        answers = predict(*(array[i : i + 1] for array in kept.inputs))
+        for found, wanted in zip(answers, kept.outputs, strict=True):
+            np.testing.assert_allclose(found, wanted[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_report_speaks_of_the_recipes_metric_and_shows_its_pictures(result: edge_compress.Result) -> None:

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_runs import EPOCHS, Finished, Workshop, report_of, snapshot
+from edge_compress.pipeline.verify.golden import read
+from printed import printed
 
 Call = Callable[[list[str]], Finished]
 
@@ -37,6 +40,13 @@ def test_the_same_command_again_runs_no_stage(workshop: Workshop, uninterrupted:
     fresh = report_of(uninterrupted)
     assert {k: v for k, v in fresh.items() if k not in VOLATILE} == {k: v for k, v in report.items() if k not in VOLATILE}
     assert fresh["targets"]["x86"]["artifact"]["sha256"] == digest(uninterrupted)
+
+
+def test_the_code_that_is_printed_classifies_stored_pixels_as_the_artifact_did(uninterrupted: Path) -> None:
+    golden = read(uninterrupted / report_of(uninterrupted)["targets"]["x86"]["golden"]["path"])
+    _, predict = printed(uninterrupted, "x86")
+    for pixels, logits in zip(golden.inputs[0], golden.outputs[0], strict=True):
+        np.testing.assert_allclose(predict(pixels), logits, rtol=1e-4, atol=1e-5)
 
 
 # line of progress that is waited for -> stages that were finished before that call, which must not come again

@@ -33,7 +33,7 @@ from edge_compress.pipeline.pattern.choice import pattern_for
 from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
 from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
-from edge_compress.pipeline.report import svg as plots
+from edge_compress.pipeline.report.plots import svg as plots
 from edge_compress.pipeline.report.report import Kept
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_compress.pipeline.report import pareto, run_comparison
-from edge_compress.pipeline.report.pareto import Point, front, plot
+from edge_compress.pipeline.report import run_comparison
+from edge_compress.pipeline.report.plots import pareto
+from edge_compress.pipeline.report.plots.pareto import Point, front, plot
+from edge_compress.pipeline.report.plots.svg import Label
 from edge_compress.pipeline.report.report import decode, encode
 from edge_compress.pipeline.report.run_comparison import groups
-from edge_compress.pipeline.report.svg import Label
 from edge_compress.pipeline.types import Kind
 from fake_run import RunResults, fake_results, fake_target
 from fake_run import to_report as collected
@@ -124,7 +125,7 @@ def test_on_the_front_is_exactly_what_nothing_beats(found: list[Point]) -> None:
 
 
 def test_the_area_of_a_marker_is_the_files_size_and_bars_are_drawn_for_both_axes() -> None:
-    from edge_compress.pipeline.report import svg as plots
+    from edge_compress.pipeline.report.plots import svg as plots
 
     drawn: list[dict[str, Any]] = []
     axes_of = plots.new_axes

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from edge_compress.pipeline.report import svg as plots
+from edge_compress.pipeline.report.plots import svg as plots
 from edge_compress.pipeline.report.report import Kept
 from edge_compress.pipeline.signature import TOP1
 from edge_compress.pipeline.types import Epoch, Kind, Percentiles, Speedup, Timing

@@ -21,10 +21,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..signature import Metric
-from ..types import Epoch, Kind, Timing
-from .format import labelled
-from .report import Kept
+from ...signature import Metric
+from ...types import Epoch, Kind, Timing
+from ..format import labelled
+from ..report import Kept
 
 # Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
 # colour-blind readers too.

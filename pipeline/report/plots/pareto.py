@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..signature import TOP1, Metric
-from ..verify.statistics import Interval
+from ...signature import TOP1, Metric
+from ...verify.statistics import Interval
+from ..format import labelled, size
 from . import svg as plots
-from .format import labelled, size
 from .svg import Label
 
 _COLOURS = (plots.BLUE, plots.RED, plots.GREEN)

@@ -1,0 +1,77 @@
+"""Use it: what an artifact takes and gives, and code that runs it, for the report, the run folder and the bundle."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass
+
+from ..signature import FileTensor
+from .format import Table
+from .rendering import render
+from .report import Report, ReportedArtifact
+
+_SNIPPETS = {  # by target: language, what it needs, template
+    "x86": (
+        ("Python", "pip install numpy onnxruntime", "use_onnxruntime.py.jinja"),
+        ("C++", "ONNX Runtime's C++ package", "use_onnxruntime.cpp.jinja"),
+    ),
+    "phone": (
+        ("Python", "pip install numpy ai-edge-litert", "use_litert.py.jinja"),
+        ("Kotlin (Android)", 'implementation("com.google.ai.edge.litert:litert:1.4.0")', "use_litert.kt.jinja"),
+    ),
+    "jetson": (("Python (on the Jetson)", "TensorRT and PyTorch of JetPack", "use_tensorrt.py.jinja"),),
+}
+_TYPES = {"float32": ("float", "Float"), "int8": ("int8_t", "Byte"), "int64": ("int64_t", "Long"), "int32": ("int32_t", "Int")}
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Code that runs an artifact."""
+
+    language: str
+    syntax: str  # its name for highlighters
+    needs: str
+    code: str
+
+
+def interface(target: str, artifact: ReportedArtifact, labels: tuple[str, ...]) -> Table:
+    """What the file takes and gives."""
+    rows = [(f"input {tensor.name}", *_cells(tensor)) for tensor in artifact.inputs]
+    rows += [(f"output {tensor.name}", *_cells(tensor)) for tensor in artifact.outputs]
+    if labels:
+        shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+        rows.append(("labels, in the order of the logits", "", "", shown))
+    return Table(f"What {target}'s file takes and gives", ("Tensor", "type", "shape", "numbers"), tuple(rows), numeric=False)
+
+
+def snippets(report: Report, target: str) -> tuple[Snippet, ...]:
+    """Code for a target's artifact; () where there is none, or it is of an older run."""
+    artifact = report.targets[target].artifact
+    if artifact is None or not artifact.inputs:
+        return ()
+    image = artifact.inputs[0].layout
+    values = {
+        "file": artifact.path.rpartition("/")[2],
+        "inputs": artifact.inputs,
+        "outputs": artifact.outputs,
+        "arguments": [_argument(i, tensor.name) for i, tensor in enumerate(artifact.inputs)],
+        "image": image,
+        "channels": artifact.inputs[0].shape[3 if image == "NHWC" else 1] if image else 0,
+        "size": (artifact.inputs[0].shape[1:3] if image == "NHWC" else artifact.inputs[0].shape[2:4]) if image else (),
+        "mean": list(report.preprocess.mean),
+        "std": list(report.preprocess.std),
+        "c_types": [_TYPES.get(tensor.dtype, ("float", "Float"))[0] for tensor in artifact.inputs],
+    }
+    return tuple(
+        Snippet(name, template.split(".")[1], needs, render(template, **values))
+        for name, needs, template in _SNIPPETS.get(target, ())
+    )
+
+
+def _argument(position: int, name: str) -> str:
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{position}"
+
+
+def _cells(tensor: FileTensor) -> tuple[str, str, str]:
+    shape = " x ".join(str(n) for n in tensor.shape)
+    return tensor.dtype, f"{shape} {tensor.layout}".strip(), tensor.scaling
