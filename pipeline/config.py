@@ -259,7 +259,7 @@ def to_toml(config: Config) -> str:
     for name in (f.name for f in fields(config)):
         value = getattr(config, name)
         if value is not None and not (config.recipe is not None and name in _INSTEAD_OF_RECIPE):
-            lines.append(f"{key(name)} = {_toml(value)}")
+            lines.append(f"{key(name)} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -297,14 +297,15 @@ def _short(model: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in model.rpartition(":")[2])
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A setting's value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, tuple):
         if len(value) == 1 and isinstance(value[0], Budget):
-            return _toml(value[0])
-        return f"[{', '.join(_toml(v) for v in value)}]"
+            return toml_value(value[0])
+        return f"[{', '.join(toml_value(v) for v in value)}]"
     # JSON's escapes are TOML's, except that TOML wants DEL escaped too
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

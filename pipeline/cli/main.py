@@ -22,6 +22,7 @@ from .. import config as settings
 from .. import options
 from ..errors import BuildError, EdgeCompressError
 from ..options import Pattern, Precision
+from .beginning import init
 from .finished_runs import release, report, verify
 from .inspection import inspect
 from .on_devices import devices, profile
@@ -196,12 +197,13 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     is_flag=True,
     flag_value=True,
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
 @_option("--quiet", "Print no progress; RUN/run.log has it all the same.", "off", is_flag=True, flag_value=True)
 @_option("--verbose", "Print a line for each step instead of bars.", "off", is_flag=True, flag_value=True)
 @_option("--json", "Print only the report, as JSON, on stdout.", "off", is_flag=True, flag_value=True)
 @click.version_option(version("edge-compress"), prog_name="edge-compress")
 @click.pass_context
-def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
+def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: object) -> int:
     """Compress a trained network into a smaller, measurably faster, verified artifact for a device.
 
     Prunes by magnitude and curvature to per-layer ratios searched under latency measured on the device, fine-tunes with
@@ -246,7 +248,13 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     from ..report.pages import summary
     from ..report.report import read_report
     from ..run import run_pipeline
+    from ..run.dry_run import dry_run as tried
 
+    if dry_run:
+        with stdout_kept_clean():
+            lines = tried(config, Progress(quiet=config.quiet, verbose=config.verbose))
+        click.echo("\n".join(lines))
+        return 0
     report = config.out / "report.json"
     try:
         with stdout_kept_clean():
@@ -261,7 +269,7 @@ def cli(context: click.Context, /, file: Path | None, **flags: object) -> int:
     return code
 
 
-for command in (inspect, profile, devices, verify, release, report):
+for command in (init, inspect, profile, devices, verify, release, report):
     cli.add_command(command)
 
 

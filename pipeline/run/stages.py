@@ -84,6 +84,7 @@ class Prepared:
     pruning: Pruning
     baseline: Baseline  # of `led`
     precision: Precision  # of its candidates
+    expected: Mapping[str, float]  # stage -> seconds it will take, estimated
     started: datetime
 
     def searched(self, budgets: Sequence[Budget]) -> list[Searched]:
@@ -150,8 +151,8 @@ def _prepared(
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
-    _planned(run, subject_key, pruning, len(chosen))
-    return Prepared(run, chosen, led, places, limits, subject_key, pruning, baseline, precision, started)
+    expected = _planned(run, subject_key, pruning, len(chosen))
+    return Prepared(run, chosen, led, places, limits, subject_key, pruning, baseline, precision, expected, started)
 
 
 def _compressed(before: Prepared) -> int:
@@ -197,8 +198,8 @@ def _compressed(before: Prepared) -> int:
     return 1 if any(engine_result.breaks_a_gate(r, gates) for r in results.values()) else 0
 
 
-def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) -> None:
-    """Says how long the run will take; with --max-minutes, takes fewer evaluations and epochs where that is too long.
+def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) -> dict[str, float]:
+    """How long the stages to come will take, in seconds; said too. With --max-minutes, takes fewer evaluations and epochs.
 
     What was timed is kept, so that a resumed run does the same.
     """
@@ -216,8 +217,10 @@ def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) 
             text += f", instead of {given.evaluations} and {given.finetune_epochs}"
             run.notes.append(f"{text}; {told(expected(run.config))}.")
             run.ui.say(f"  {text}")
+    found = expected(run.config)
     if "search" not in run.seconds:  # of an earlier call
-        run.ui.say(f"  {told(expected(run.config))}")
+        run.ui.say(f"  {told(found)}")
+    return found
 
 
 def _judged(

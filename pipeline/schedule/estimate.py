@@ -108,11 +108,12 @@ def told(expected: Mapping[str, float]) -> str:
     """An estimate in a line: the whole, and the stages that take most of it."""
     total = sum(expected.values())
     longest = sorted(expected.items(), key=lambda item: -item[1])
-    named = [f"{name} {_span(seconds)}" for name, seconds in longest if seconds > 0.05 * total]
-    return f"about {_span(total)} from here: {', '.join(named)} (estimated)"
+    named = [f"{name} {span(seconds)}" for name, seconds in longest if seconds > 0.05 * total]
+    return f"about {span(total)} from here: {', '.join(named)} (estimated)"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A duration for people."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

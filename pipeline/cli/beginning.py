@@ -1,0 +1,120 @@
+"""The command `init`: a commented configuration file, and a recipe to fill in. Imports only what `--help` needs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from .. import config as settings
+from ..errors import InputError
+from ..files import atomic_write
+
+CONFIG, RECIPE = "edge-compress.toml", "recipe.py"
+_OURS = ("config", "json", "quiet", "verbose", "dry_run", "version", "help")  # of a call, not of a run
+
+_SKELETON = '''"""What edge-compress compresses: see docs/any-task.md. `edge-compress inspect --recipe {name}` tries it."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def model() -> nn.Module:
+    """The trained network in eval mode. Replace this one by yours, and load its weights."""
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3, padding=1)).eval()
+
+
+def datasets() -> dict:
+    """Datasets of (inputs, target), one sample each; "search" is cut from "train" where it is not given.
+
+    Inputs: a tensor, or a tuple or dict of tensors. Without labels, let the target be None and leave loss and metric out.
+    """
+    images = torch.rand(300, 3, 32, 32)  # replace
+    return {{"train": TensorDataset(images[:200], images[:200]), "test": TensorDataset(images[200:], images[200:])}}
+
+
+# def outputs(raw):  # what of the forward result is deployed; default: all tensors of it
+#     return raw["logits"]
+
+
+# def loss(outputs, target):  # default: the distance of every output to the dense network's
+#     return torch.nn.functional.cross_entropy(outputs, target)
+
+
+# def metric():  # an object with update(outputs, target), compute(), reset(); torchmetrics fits. Default: agreement with dense
+#     return torchmetrics.classification.MulticlassAccuracy(10)
+
+
+# def augment(inputs, target):  # for fine-tuning; default: none
+#     return inputs, target
+'''
+
+
+@click.command("init")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Runtime to build for; repeatable.  [default: x86]")
+@click.option("--model", metavar="SPEC", help="As for a run; without it a recipe is written.")
+@click.option("--weights", metavar="FILE", help="As for a run.")
+@click.option("--data", metavar="SPEC", help="As for a run.")
+@click.pass_context
+def init(
+    context: click.Context, folder: Path, targets: tuple[str, ...], model: str | None, weights: str | None, data: str | None
+) -> int:
+    """Write a commented edge-compress.toml into FOLDER (here by default), and a recipe.py unless --model is given.
+
+    The file has every setting with its meaning and default; what is given here is set, the rest commented out. Nothing that
+    exists is written over.
+
+    \b
+    Examples:
+      edge-compress init --target x86
+          edge-compress.toml and recipe.py, then: edge-compress inspect --recipe recipe.py
+      edge-compress init work --target phone --model net.py:factory --weights net.pt --data npz:set.npz
+          then: edge-compress --config work/edge-compress.toml --dry-run
+    """  # noqa: D301
+    given: dict[str, object] = {"targets": targets or ("x86",), "model": model, "weights": weights, "data": data}
+    if model is None:
+        if weights or data:
+            raise InputError("--weights or --data without --model", expected="a model", do="name it with --model SPEC")
+        given["recipe"] = RECIPE
+    settings.load(None, {name: value for name, value in given.items() if name != "recipe"})  # refuses what a run would
+    files = {CONFIG: "\n".join(_commented(context, given))} | ({} if model else {RECIPE: _SKELETON.format(name=RECIPE)})
+    for name in files:
+        if (folder / name).exists():
+            raise InputError(f"{folder / name} exists", do="name another folder, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            atomic_write(folder / name, text)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written", found=error.strerror or str(error)) from error
+    for name in files:
+        click.echo(str(folder / name))
+    if model is None:
+        click.echo(f"next: fill in {folder / RECIPE}, try it with edge-compress inspect --recipe {folder / RECIPE}")
+    click.echo(f"next: edge-compress --config {folder / CONFIG} --dry-run")
+    return 0
+
+
+def _commented(context: click.Context, given: dict[str, object]) -> Iterator[str]:
+    """The lines of the configuration file: each setting with its help; the given ones set."""
+    yield "# Settings of edge-compress; flags take precedence: edge-compress --config edge-compress.toml --seed 1"
+    yield "# Paths are relative to this file."
+    assert context.parent is not None  # the group has the options of a run
+    for option in context.parent.command.params:
+        name = option.name or ""
+        if not isinstance(option, click.Option) or name in _OURS or name == "file":
+            continue
+        yield ""
+        yield from (f"# {line}" for line in textwrap.wrap(option.help or "", 100))
+        key = settings.key(name)
+        value = given.get(name)
+        if value is None:
+            default = getattr(settings.Config, name, None)
+            yield f"# {key} = {settings.toml_value(default)}" if default not in (None, ()) else f"# {key} ="
+        else:
+            yield f"{key} = {settings.toml_value(value)}"
+    yield ""

@@ -1,0 +1,74 @@
+"""`init` writes what a run reads, and nothing over what is there; `--dry-run` writes nothing at all."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.cli.main import main
+from edge_compress.pipeline.task.recipe import read_recipe
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_fresh_configuration_reads_back_and_names_every_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--target", "phone", "--model", "net.py:factory", "--weights", "net.pt", "--data", "npz:set.npz"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "edge-compress.toml"
+    assert not (tmp_path / "recipe.py").exists()
+    text = (tmp_path / "edge-compress.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(text) == {"target": ["phone"], "model": "net.py:factory", "weights": "net.pt", "data": "npz:set.npz"}
+    keys = {settings.key(name) for name in settings.Config.__dataclass_fields__} - {"json", "quiet", "verbose"}
+    written = {line.removeprefix("# ").split(" =")[0] for line in text.splitlines() if " =" in line}
+    assert keys <= written
+    config = settings.load(tmp_path / "edge-compress.toml", {})
+    assert (config.model, config.targets) == (f"{tmp_path}/net.py:factory", ("phone",))
+    assert config.evaluations == 200
+
+
+def test_the_defaults_that_are_commented_out_are_the_defaults(tmp_path: Path) -> None:
+    assert main(["init", "--model", "net.py:factory"]) == 0
+    lines = (tmp_path / "edge-compress.toml").read_text(encoding="utf-8").splitlines()
+    shown = [line[2:] for line in lines if line.startswith("# ") and " = " in line and not line.startswith("# out")]
+    (tmp_path / "shown.toml").write_text("target = ['x86']\n" + "\n".join(shown), encoding="utf-8")
+    plain = settings.load(None, {"targets": ("x86",)})
+    shown_config = settings.load(tmp_path / "shown.toml", {"out": str(plain.out)})
+    differing = set(settings.differences(shown_config, plain))
+    assert differing <= {"evaluations", "finetune-epochs"}  # fewer for digits, the default data
+
+
+def test_a_fresh_recipe_is_one_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "new"]) == 0
+    capsys.readouterr()
+    assert tomllib.loads((tmp_path / "new" / "edge-compress.toml").read_text())["recipe"] == "recipe.py"
+    assert read_recipe(tmp_path / "new" / "recipe.py").model is not None
+    assert main(["inspect", "--recipe", "new/recipe.py"]) == 0
+    assert "samples: train" in capsys.readouterr().out
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--config", "new/edge-compress.toml", "--dry-run", "--quiet", "--finetune-epochs", "2"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("network: recipe.py, ")
+    assert any(line.startswith("fine-tuning: 2 epochs") for line in out)
+    assert "agreement" in "\n".join(out)
+    assert out[-1].startswith("in all about ")
+    assert {p for p in sorted(tmp_path.rglob("*")) if "cache" not in p.parts and "__pycache__" not in p.parts} <= set(before)
+
+
+@pytest.mark.parametrize("there", ["edge-compress.toml", "recipe.py"])
+def test_nothing_is_written_over(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / there).write_text("mine")
+    assert main(["init"]) == 2
+    assert f"{there} exists" in capsys.readouterr().err
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir() if p.is_file()] == [(there, "mine")]
+
+
+def test_what_a_run_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["init", "--target", "toaster"]) == 2
+    assert main(["init", "--weights", "net.pt"]) == 2
+    assert capsys.readouterr().err.count("edge-compress: ") == 2
+    assert not list(tmp_path.glob("*.toml"))
