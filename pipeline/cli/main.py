@@ -248,9 +248,10 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
     from ..report.pages import summary
     from ..report.report import read_report
     from ..run import run_pipeline
-    from ..run.dry_run import dry_run as tried
 
     if dry_run:
+        from ..run.dry_run import dry_run as tried
+
         with stdout_kept_clean():
             lines = tried(config, Progress(quiet=config.quiet, verbose=config.verbose))
         click.echo("\n".join(lines))
