@@ -10,7 +10,6 @@ import click
 
 from .. import config as settings
 from ..errors import InputError
-from ..files import atomic_write
 
 CONFIG, RECIPE = "edge-compress.toml", "recipe.py"
 _OURS = ("config", "json", "quiet", "verbose", "dry_run", "version", "help")  # of a call, not of a run
@@ -85,6 +84,8 @@ def init(
     for name in files:
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists", do="name another folder, or remove it")
+    from ..files import atomic_write
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -114,7 +114,7 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
 
 def test_the_command_line_has_every_setting_and_its_help_says_what_holds_without_it() -> None:
     options = {p.name: p for p in cli.params}
-    assert set(options) - {"file", "version"} == {f.name for f in dataclasses.fields(Config)}
+    assert set(options) - {"file", "version", "dry_run"} == {f.name for f in dataclasses.fields(Config)}
     for name, option in options.items():
         text = getattr(option, "help", "")
         assert name == "version" or "[default: " in text, name
