@@ -14,8 +14,6 @@ from enum import StrEnum
 from .options import Pattern, Precision
 from .signature import TOP1, FileTensor, Metric, Signature
 
-SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
-
 
 @dataclass(frozen=True)
 class FileRef:
@@ -271,6 +269,7 @@ class Accuracy:
     drop_ci95: tuple[float, float] | None = (0.0, 0.0)  # None: not known
     interval: str = "paired, over the test images"  # what `drop_ci95` is
     correct: str = ""  # base64 of one bit per image, in their order: 1 where a classifier is right; "" where not kept
+    classes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)  # see `verify.by_class`
 
 
 @dataclass(frozen=True)

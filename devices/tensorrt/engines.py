@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
 from ...pipeline.options import Precision
-from ...pipeline.types import SPARSITY_KEY
+from ...pipeline.signature import SPARSITY_KEY
 from ..transport.base import Completed
 from ..transport.connection import IDLE_S, Connection
 from . import loop as tensorrt_loop

@@ -197,7 +197,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     is_flag=True,
     flag_value=True,
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.  [default: off]")
 @_option("--quiet", "Print no progress; RUN/run.log has it all the same.", "off", is_flag=True, flag_value=True)
 @_option("--verbose", "Print a line for each step instead of bars.", "off", is_flag=True, flag_value=True)
 @_option("--json", "Print only the report, as JSON, on stdout.", "off", is_flag=True, flag_value=True)

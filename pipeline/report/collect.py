@@ -12,6 +12,7 @@ from ...targets.base import Target
 from ..config import Config
 from ..run_context import RunContext
 from ..types import Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Solved, TargetResult, Verdict
+from ..verify.by_class import remarks
 from ..verify.gates import Allowed
 from ..verify.references import References
 from .report import (
@@ -112,7 +113,7 @@ def report_of(
             prunable_macs_share=prunable_macs_share,
         ),
         targets={name: _target(result) for name, result in targets.items()},
-        notes=(*run.notes, *_on_budget(config, search, targets)),
+        notes=(*run.notes, *_on_budget(config, search, targets), *_on_classes(targets)),
     )
 
 
@@ -181,6 +182,13 @@ def _on_budget(config: Config, search: SearchResult, results: dict[str, TargetRe
             if result.latency is not None and result.latency.speedup.median * search.budget < _WITHIN:
                 ratio = 1.0 / result.latency.speedup.median
                 yield f"{name}: the artifact takes {ratio:.3f} of the dense latency, more than the budget of {search.budget:.3f}."
+
+
+def _on_classes(results: dict[str, TargetResult]) -> Iterator[str]:
+    """Notes on classes that lost much more than the average says."""
+    for name, result in results.items():
+        if result.accuracy is not None:
+            yield from remarks(name, result.accuracy.classes)
 
 
 def _packages(chosen: Sequence[Target]) -> dict[str, str]:

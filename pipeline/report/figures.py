@@ -12,11 +12,13 @@ from markupsafe import Markup
 from ..options import Precision
 from ..signature import TOP1
 from ..types import Kind, Speedup
+from ..verify.by_class import worst
 from .format import DASH, Table, bare, count, fixed, interval, labelled, millis, percent, points, seconds, size, tag
 from .plots import pareto
 from .plots import svg as plots
 from .report import Report, Search, Tried
 
+_WORST = 5  # classes
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
 
 
@@ -94,6 +96,18 @@ def front_table(report: Report, name: str) -> Table:
         if p.target == name
     )
     return Table(f"Budgets on {name}", head, rows)
+
+
+def class_table(report: Report, name: str) -> Table:
+    """The classes that lost most; none for other networks than classifiers."""
+    accuracy = report.targets[name].accuracy
+    classes = accuracy.classes if accuracy else {}
+    rows = []
+    for label, lost, ends in worst(classes)[:_WORST]:
+        samples, dense, artifact, _ = classes[label]
+        rows.append((label, str(samples), str(dense), str(artifact), fixed(lost), interval(ends)))
+    head = ("Class", "test samples", "right, dense", "right, artifact", "points lost", "95 % interval")
+    return Table(f"Classes that lost most on {name}", head, tuple(rows))
 
 
 def _ratio(speedup: Speedup | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import atomic_write
 from ..types import FileRef
-from .figures import figures, finetune_table, front_table, kept_table
+from .figures import class_table, figures, finetune_table, front_table, kept_table
 from .format import Table, fixed, md, md_table, moment
 from .rendering import render
 from .report import Refusal, Report, TargetReport, to_text
@@ -50,7 +50,8 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         pictures={} if folder is None else {name: _pictures(target, folder) for name, target in report.targets.items()},
         budgets=[table for name in report.targets if (table := front_table(report, name)).rows],
         plots=figures(report),
-        comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]],
+        comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]]
+        + [table for name in built if (table := class_table(report, name)).rows],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
         uses=[(name, _interface(report, name), snippets(report, name)) for name in report.targets if snippets(report, name)],
@@ -74,7 +75,12 @@ def to_markdown(report: Report) -> str:
         lines += [f"## {md(name)}: {head.state}", "", md(head.sentence), ""]
         lines += [f"- {md(reason)}" for reason in head.reasons] + [f"- {tip}" for tip in head.advice]
         lines += [""] if head.reasons or head.advice else []
-        for table in (dense_and_artifact(report, name), how_measured(report, name), conversion(report, name)):
+        for table in (
+            dense_and_artifact(report, name),
+            class_table(report, name),
+            how_measured(report, name),
+            conversion(report, name),
+        ):
             lines += md_table(table) if table else []
     for name in report.targets:
         lines += md_table(front_table(report, name))

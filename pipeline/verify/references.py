@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from ..errors import InputError
 from ..network.calling import Outputs, count_of
 from ..run_context import RunContext
 from ..run_folder import Stage
+from ..signature import TOP1
 from ..task.samples import Batch, Samples
 from ..task.task import Predict, agreement, artifact_predictor, batches_of, judged, torch_predictor
 from ..types import Accuracy, Artifact, Checkpoint, Kind
+from .by_class import by_class
 from .gates import compare
 
 IntArray = NDArray[np.int64]
@@ -60,7 +62,7 @@ def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, studen
 
 def accuracy_stage(run: RunContext, before: Stage, artifact: Artifact) -> Stage:
     """Where the accuracy of an artifact's file, computed on this machine, is kept."""
-    return run.folder.stage(f"accuracy-{artifact.target}", "3", {}, (before.key, artifact.file.sha256))
+    return run.folder.stage(f"accuracy-{artifact.target}", "4", {}, (before.key, artifact.file.sha256))
 
 
 def accuracy_here(run: RunContext, target: Target, artifact: Artifact, networks: Networks, kind: Kind) -> Accuracy:
@@ -90,10 +92,16 @@ def recorded(outputs: Outputs) -> Predict:
 def _accuracy(run: RunContext, samples: Samples, predict: Predict, networks: Networks, kind: Kind) -> Accuracy:
     task, device = run.loaded.task, run.compute.device
     dense, pruned = torch_predictor(run.loaded.module, device), torch_predictor(networks.pruned, device)
-    own, before, agreed = task.judge(), task.judge(), []
+    own, before, agreed, labels = task.judge(), task.judge(), [], []
     for batch in batches_of(samples):
         answered, wanted = predict(batch), dense(batch)
         own.update(answered, batch, wanted)
         before.update(wanted, batch, wanted)
         agreed.append(agreement(answered, pruned(batch)))
-    return compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)
+        labels.append(batch.targets)
+    found = compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)
+    each = before.per_sample(), own.per_sample()
+    if task.metric != TOP1 or each[0] is None or each[1] is None:
+        return found
+    classes = by_class(torch.cat(labels).numpy(), each[0] > 50.0, each[1] > 50.0, run.loaded.subject.data.classes)
+    return replace(found, classes=classes)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.signature import image_signature
-from edge_compress.pipeline.types import SPARSITY_KEY, Kind
+from edge_compress.pipeline.signature import SPARSITY_KEY, image_signature
+from edge_compress.pipeline.types import Kind
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Interface, Structure
 from edge_compress.targets.tensorrt import parser_check as tensorrt_check

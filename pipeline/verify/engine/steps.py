@@ -22,7 +22,8 @@ from ...files import atomic_write, file_ref
 from ...network.calling import tensors_of
 from ...run_context import RunContext
 from ...run_folder import Stage
-from ...types import SPARSITY_KEY, Artifact, FileRef, Kind, OnDevice, Timing
+from ...signature import SPARSITY_KEY
+from ...types import Artifact, FileRef, Kind, OnDevice, Timing
 from .. import golden
 from ..device_answers import IMAGES, compared
 from ..statistics import evenly_spaced

@@ -1,0 +1,55 @@
+"""What became of single classes: an average over all images hides that a rare class was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .statistics import paired_ci95
+
+LARGE_PP = 5.0  # points of a class's recall that are worth a remark, where the interval excludes 0
+Counts = Mapping[str, tuple[int, int, int, int]]
+
+
+def by_class(
+    labels: NDArray[np.int64], dense: NDArray[np.bool_], artifact: NDArray[np.bool_], names: Sequence[str]
+) -> dict[str, tuple[int, int, int, int]]:
+    """Class -> its test samples, those that the dense network has right, that the artifact has, and that only the dense has.
+
+    Args:
+        labels: class of each sample (n,).
+        dense: whether the dense network is right (n,).
+        artifact: whether the artifact is right (n,).
+        names: of the classes; without them they are numbered.
+    """
+    found = {}
+    for label in np.unique(labels):
+        own = labels == label
+        counts = (own.sum(), dense[own].sum(), artifact[own].sum(), (dense[own] & ~artifact[own]).sum())
+        name = names[label] if 0 <= label < len(names) else str(label)
+        found[name] = tuple(int(count) for count in counts)
+    return found  # type: ignore[return-value]
+
+
+def worst(classes: Counts) -> list[tuple[str, float, tuple[float, float]]]:
+    """Each class with the points of recall it lost and their 95 % interval (Tango's); the largest loss first."""
+
+    def lost(counts: tuple[int, int, int, int]) -> tuple[float, tuple[float, float]]:
+        samples, dense, artifact, only = counts
+        return 100.0 * (dense - artifact) / samples, paired_ci95(only, only - (dense - artifact), samples)
+
+    found = [(name, *lost(counts)) for name, counts in classes.items()]
+    return sorted(found, key=lambda entry: -entry[1])
+
+
+def remarks(target: str, classes: Counts) -> Iterator[str]:
+    """A sentence on the class that lost most, where that is more than chance and much more than the others."""
+    for name, points, (low, high) in worst(classes)[:1]:
+        samples, dense, artifact, _ = classes[name]
+        if points >= LARGE_PP and low > 0:
+            yield (
+                f"{target}: class {name!r} lost most: {dense} of its {samples} test samples were right, now {artifact}"
+                f" ({points:.1f} points, 95 % interval {low:.1f} to {high:.1f})."
+            )
