@@ -65,7 +65,7 @@ from ..verify.engine import result as engine_result
 from ..verify.gates import Allowed, allowed
 from ..verify.pictures import pictures_of
 from ..verify.places import places_of
-from ..verify.references import Networks, references_of
+from ..verify.references import Networks, glance_at, references_of
 from ..verify.unpruned import unpruned_of
 
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
@@ -145,6 +145,7 @@ def _prepared(
 ) -> Prepared:
     config, folder = run.config, run.folder
     subject_key = _prepare_subject(run)
+    glance_at(run, subject_key)
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)

@@ -16,13 +16,15 @@ from ..network.calling import Outputs, count_of
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..signature import TOP1
-from ..task.samples import Batch, Samples
+from ..task.samples import Batch, Samples, head
 from ..task.task import Predict, agreement, artifact_predictor, batches_of, judged, torch_predictor
 from ..types import Accuracy, Artifact, Checkpoint, Kind
 from .by_class import by_class
 from .gates import compare
+from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
+GLANCED = 200  # samples
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,41 @@ class References:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """The dense network on some samples of the search split, before anything is done to it."""
+
+    value: float  # of the metric
+    samples: int
+
+
+@dataclass(frozen=True)
 class Networks:
     """The PyTorch networks that an artifact is compared with, and what they are worth."""
 
     values: References
     pruned: nn.Module
+
+
+def glance_at(run: RunContext, subject_key: str) -> None:
+    """Says what a dense classifier is worth on some images of the search split, and warns where that is chance.
+
+    Everything after is judged against that network, so wrong weights, labels or preprocessing would pass unseen.
+    """
+    loaded, task = run.loaded, run.loaded.task
+    stage = run.folder.stage("glance", "1", {"samples": GLANCED}, (subject_key,))
+    if task.metric != TOP1 or stage.result(Glance) is not None:
+        return
+    some = head(loaded.data.search, GLANCED)
+    found = Glance(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
+    shown = task.metric.shown(found.value)
+    run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} images of the search split")
+    chance = 100.0 / max(len(loaded.subject.data.classes), 1)
+    if share_ci95(found.value, found.samples)[0] <= chance:
+        stage.note(
+            f"The dense network is right on {found.value:.1f} % of {found.samples} search images, which is chance for"
+            f" {len(loaded.subject.data.classes)} classes: check the weights, the order of the classes, --mean and --std."
+        )
+    stage.finish(found)
 
 
 def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> Networks:
