@@ -9,6 +9,7 @@ Nothing heavy is imported before it is used.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from .pipeline.axes.inspect import inspect
     from .pipeline.cli.api import Result, compress, load
     from .pipeline.task.recipe import Recipe
+
+# From 1.29 on ONNX Runtime sends usage data to its maker by default, and keeps a device id; read once, when it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = version("edge-compress")
 __all__ = ["Recipe", "Result", "__version__", "compress", "inspect", "load"]

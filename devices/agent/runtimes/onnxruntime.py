@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,6 +18,8 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, package: str) -> None:
         import numpy
+
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would send usage data, from a thread of its own
         import onnxruntime
 
         self.numpy, self.runtime, self.version = numpy, onnxruntime, str(onnxruntime.__version__)
