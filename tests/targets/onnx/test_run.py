@@ -1,5 +1,12 @@
 """Answers of a file do not depend on how many images are given at once."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 import user_net
