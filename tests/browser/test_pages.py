@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edge_compress.pipeline.report.front import point_of
 from edge_compress.pipeline.report.pages import to_html
 from edge_compress.pipeline.report.run_comparison import to_html as comparison
+from edge_compress.pipeline.signature import FileTensor
 from edge_compress.pipeline.types import Kind, Verdict
 from fake_run import fake_results, fake_target, fake_timing, to_report
 
@@ -67,7 +69,22 @@ def _failed() -> str:
     return to_html(to_report(fake_results(targets={"x86": fake_target(verdict=verdict)})))
 
 
+def _budgets() -> str:
+    target = fake_target()
+    assert target.artifact is not None
+    assert target.accuracy is not None
+    sides = {"inputs": (FileTensor("input", (1, 3, 32, 32), "NCHW"),), "outputs": (FileTensor("logits", (1, 10)),)}
+    accuracy = dataclasses.replace(
+        target.accuracy, classes={"cat": (500, 460, 440, 25), "a class with a long name": (10, 10, 4, 6)}
+    )
+    target = dataclasses.replace(target, artifact=dataclasses.replace(target.artifact, **sides), accuracy=accuracy)
+    report = to_report(fake_results(targets={"x86": target}))
+    points = [point_of(report, "x86", budget, f"budgets/{budget}", budget == "0.3") for budget in ("0.7", "0.5", "0.3")]
+    return to_html(dataclasses.replace(report, front=tuple(points)))
+
+
 PAGES = {
+    "budgets": _budgets,
     "report": lambda: to_html(to_report(fake_results(blocks=9, evaluations=200))),
     "failed": _failed,
     "comparison": _comparison,
@@ -124,6 +141,6 @@ def test_the_comparison_reads_as_it_should(tmp_path: Path) -> None:
     assert "a run with <b>a long name</b> & more" in text  # as text, not as markup
     assert 'columnheader "median latency, ms"' in text
     assert "2.31× (emulated)" in text
-    assert "Not drawn, for want of a measured latency: emulated (jetson) (latency emulated)" in text
+    assert "Not drawn, for lack of a measured latency: emulated (jetson) (latency emulated)" in text
     assert 'rowheader "conv1"' in text
     assert "3/16" in text
