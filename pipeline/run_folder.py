@@ -190,6 +190,15 @@ class Stage:
             return None
         return value
 
+    def differing(self, setting: str) -> set[str]:
+        """Names of the parts of one setting, a dataclass, that the latest other result of a stage of this name differs in."""
+        others = [file for file in self.folder.parent.glob(f"{self.name}-*/result.json") if file.parent != self.folder]
+        for file in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                one, other = json.loads(file.read_bytes())["settings"][setting], self.record["settings"][setting]
+                return {name for name in {**one, **other} if one.get(name) != other.get(name)}
+        return set()
+
     def note(self, text: str) -> None:
         """Keeps a remark on how the result was made (what was reduced, left out): the report shows it whenever it is used."""
         if text not in self.notes():

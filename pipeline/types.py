@@ -92,6 +92,7 @@ class Subject:
     cost: ModelCost
     signature: Signature
     metric: Metric = TOP1
+    code: str = ""  # digest of the user's code that makes the network, or the version of the package that does
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ...pipeline.errors import DeviceError
 from ..transport.connection import Connection, LoadedModel
 from .stats import half_width, paired_ratios
 from .timing import Samples, TimingSession, TimingSettings
@@ -22,6 +24,8 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
     deadline_s = settings.deadline_s(len(models))
     warm = {"op": "warm", "handles": handles, "floor_ns": settings.min_sample_ms * 1e6, "window": settings.warmup_window}
     warmed, _ = agent.ask({**warm, "seconds": settings.warmup_seconds}, deadline_s, what)
+    _require(agent, what, "seconds", warmed["seconds"])
+    _require(agent, what, "k", warmed["k"], above=True)
     wall: list[list[float]] = [[] for _ in models]
     cpu: list[list[float]] = [[] for _ in models]
     temperatures_c: list[list[float]] = []
@@ -31,6 +35,9 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
         much = {"rounds": min(check, settings.max_pairs) - done, "seconds": max(0.0, settings.max_seconds - seconds)}
         request = {"op": "pairs", "handles": handles, "k": warmed["k"], "seed": seed + done, **much}
         answer, _ = agent.ask(request, deadline_s, what)
+        _require(agent, what, "wall_ns", answer["wall_ns"], above=True)
+        _require(agent, what, "cpu_ns", answer["cpu_ns"])
+        _require(agent, what, "seconds", answer["seconds"])
         for kept, more in ((wall, answer["wall_ns"]), (cpu, answer["cpu_ns"])):
             for own, new in zip(kept, more, strict=True):
                 own.extend(new)
@@ -59,6 +66,23 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
         peak_rss_bytes=peak_rss_bytes,
         machine={str(key): str(value) for key, value in (board["machine"] | state).items() if value},
     )
+
+
+def _require(agent: Connection, what: str, name: str, values: Any, *, above: bool = False) -> None:
+    """Checks that times of a board are numbers from 0 on, or above it.
+
+    Raises:
+        DeviceError: one is not.
+    """
+    each = values if isinstance(values, list) else [values]
+    try:
+        found = np.concatenate([np.atleast_1d(np.asarray(part, np.float64)) for part in each])
+    except (ValueError, TypeError):
+        found = np.array([np.nan])
+    bad = found[~(np.isfinite(found) & ((found > 0) if above else (found >= 0)))]
+    if len(bad):
+        expected = f"numbers {'above' if above else 'of at least'} 0"
+        raise DeviceError(f"{agent.name}: {what}: {name}", found=str(bad[0]), expected=expected)
 
 
 def _widest(wall: Sequence[Sequence[float]], block: int) -> float:

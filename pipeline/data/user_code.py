@@ -53,6 +53,25 @@ def user_factory(spec: str, what: str) -> UserFactory:
     return UserFactory(f"{path.name}:{attribute}" if is_file else spec, function, module)
 
 
+def code_digest(module: ModuleType) -> str:
+    """SHA-256 of a module's file and of the imported files beside and below it; what is installed is not the user's."""
+    source = getattr(module, "__file__", None)
+    if source is None:
+        return ""
+    folder = Path(source).resolve().parent
+    found = {Path(source).resolve()}
+    for other in list(sys.modules.values()):
+        file = getattr(other, "__file__", None)
+        path = Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
+        if path is not None and path.is_relative_to(folder) and "site-packages" not in path.relative_to(folder).parts:
+            found.add(path)
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        with suppress(OSError):  # removed since
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
     """The module that a Python file is; it can import the modules beside it. `what` is for messages.
 

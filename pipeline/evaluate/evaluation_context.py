@@ -41,6 +41,7 @@ class Bench:
     meter: Meter
     cache: LatencyCache | None  # None where nothing is measured
     memo: Path  # file of finished evaluations
+    note: Callable[[str], None] = lambda _: None  # told what was reduced or left out
     precision: Precision = Precision.FP32  # what candidates answer in
     sized: bool = False  # whether the artifact's size is limited: candidates then say theirs
     reused: int = 0  # latencies read back from an earlier measurement on the same device
@@ -181,11 +182,11 @@ def open_bench(
     sized = config.max_size is not None
     try:
         if estimated:
-            yield EstimatingBench(inputs, hessians, reward, prober, _NoMeter(), None, memo, precision, sized)
+            yield EstimatingBench(inputs, hessians, reward, prober, _NoMeter(), None, memo, note, precision, sized)
             return
         cache = LatencyCache(context, latencies)
         with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
-            yield Bench(inputs, hessians, reward, prober, meter, cache, memo, precision, sized)
+            yield Bench(inputs, hessians, reward, prober, meter, cache, memo, note, precision, sized)
     finally:
         hessians.close()
 

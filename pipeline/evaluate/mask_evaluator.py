@@ -57,7 +57,7 @@ class MaskEvaluator:
         self._dense_moments = reward.dense_moments(net)
         self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
-        self._memo = Memo(bench.memo)
+        self._memo = Memo(bench.memo, bench.note)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:

@@ -53,7 +53,7 @@ class TableEvaluator(ABC, Generic[Network]):
     def __init__(self, knobs: tuple[Knob, ...], bench: Bench) -> None:
         self._knobs, self.bench = knobs, bench
         self._table: dict[tuple[int, int], float] = {}
-        self._memo = Memo(bench.memo)
+        self._memo = Memo(bench.memo, bench.note)
 
     @property
     def knobs(self) -> tuple[Knob, ...]:

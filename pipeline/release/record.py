@@ -59,6 +59,8 @@ def open_record(path: Path) -> Iterator[Record]:
             report = read_report(Path(folder) / REPORT)
             if manifest.target not in report.targets:
                 raise VerifyError(f"{path.name}: {REPORT} has no target {manifest.target}")
+            if wrong := bundle.contradictions(manifest, report):
+                raise VerifyError(f"{path.name}: manifest and {REPORT} contradict each other", found="; ".join(wrong))
             yield Record(str(path), Path(folder), report, (manifest.target,), manifest=manifest)
         return
     root = _root_of(path) if path.exists() else None

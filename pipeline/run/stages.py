@@ -57,6 +57,7 @@ from ..types import (
     Epoch,
     FileRef,
     Plan,
+    Subject,
     TargetResult,
     Verdict,
 )
@@ -68,6 +69,7 @@ from ..verify.places import places_of
 from ..verify.references import Networks, glance_at, references_of
 from ..verify.unpruned import unpruned_of
 
+_PARTS = {"code": "the model's code", "model_sha256": "the weights", "data": "the data", "preprocess": "the preprocessing"}
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 
 
@@ -256,6 +258,10 @@ def _prepare_subject(run: RunContext) -> str:
         "subject", "2", {"subject": to_json(subject)}
     )  # another thread count changes its weights by rounding
     if not run.loaded.untrained:
+        if stage.result(Subject) is None:
+            if changed := [said for name, said in _PARTS.items() if name in stage.differing("subject")]:
+                run.ui.say(f"changed since the last call in this folder: {', '.join(changed)}; all stages are made again")
+            stage.finish(subject)
         return stage.key
     ref = stage.result(FileRef)
     if ref is None:

@@ -72,7 +72,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     signature = image_signature(shape, len(info.classes))
     data = image_data(images, preprocess)
     example = data.train.batch(np.arange(1)).inputs
-    subject = Subject(model.name, model.sha256, info, preprocess, cost_of(model.module, example), signature)
+    subject = Subject(model.name, model.sha256, info, preprocess, cost_of(model.module, example), signature, code=model.code)
     untrained = config.model == DIGITS_MODEL and config.weights is None
     return Loaded(subject, model.module, Classification(), data, example, untrained, images)
 

@@ -24,7 +24,7 @@ from ..data.digits import MEAN as DIGITS_MEAN
 from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from ..data.user_code import importable, own_randomness, user_factory
+from ..data.user_code import code_digest, importable, own_randomness, user_factory
 from ..errors import InputError, UnavailableError
 from ..network.weights import state_sha256
 from ..types import Crop
@@ -47,6 +47,7 @@ class LoadedModel:
     sha256: str  # of the state dict
     mean: Statistics | None  # per channel, of pixels in [0, 1]; None: not known
     std: Statistics | None
+    code: str = ""  # digest of the user's code, or the version of the package that makes the network
 
 
 def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tuple[int, int, int]) -> LoadedModel:
@@ -76,7 +77,7 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     _probe(spec, module, classes, image_shape)
     fits = loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(loaded.std) == channels
     mean, std = (loaded.mean, loaded.std) if fits else (None, None)
-    return LoadedModel(module, loaded.name, state_sha256(module), mean, std)
+    return LoadedModel(module, loaded.name, state_sha256(module), mean, std, loaded.code)
 
 
 def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn.Module:
@@ -243,7 +244,8 @@ def _made(spec: str, classes: int, channels: int) -> LoadedModel:
     if not rest:
         raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
     if scheme == "torchvision":
-        return LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD)
+        version = f"torchvision {torchvision.__version__}"
+        return LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD, version)
     if scheme == "timm":
         return _from_timm(spec, rest, classes, channels)
     return _from_factory(spec, classes, channels)
@@ -274,7 +276,7 @@ def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel
         raise InputError(f"model {spec} cannot be made", found=f"{type(error).__name__}: {error}", do="use another") from error
     facts: Any = module.default_cfg
     mean, std = (tuple(float(v) for v in facts[key]) if facts.get(key) else None for key in ("mean", "std"))
-    return LoadedModel(module, spec, "", mean, std)
+    return LoadedModel(module, spec, "", mean, std, f"timm {timm.__version__}")
 
 
 def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
@@ -295,7 +297,7 @@ def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     if lazy:
         raise InputError(f"model {spec}", found=f"{lazy[0]} without a shape", expected="no lazy layers", do="give its sizes")
     mean, std = (_statistics(spec, factory.module, name, channels) for name in ("MEAN", "STD"))
-    return LoadedModel(module, factory.name, "", mean, std)
+    return LoadedModel(module, factory.name, "", mean, std, code_digest(factory.module))
 
 
 def _statistics(spec: str, module: ModuleType, name: str, channels: int) -> Statistics | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...calibration.ranges import Histogram, Range, count
 from ...pipeline.errors import BuildError
 from ..base import Arrays, FloatArray
-from .file import constant, graph_of, quiet, read, write
+from .file import constant, graph_of, op_name, quiet, read, write
 
 _NUMPY = {2: np.int32, 4: np.int64, 6: np.bool_}  # of tensor types in the schema that are not float
 
@@ -34,6 +34,7 @@ def collect(data: bytes, inputs: Sequence[Arrays], *, threads: int = 1) -> dict[
         )
         interpreter.allocate_tensors()
     places = _activations(data)
+    padded = {graph.tensors[int(op.outputs[0])].name.decode() for op, _, graph in _padded_with_infinity(read(data))}
     entries = interpreter.get_input_details()
 
     def run(blocks: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
@@ -43,7 +44,8 @@ def collect(data: bytes, inputs: Sequence[Arrays], *, threads: int = 1) -> dict[
                 for detail, array in zip(entries, each, strict=True):
                     interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[at : at + 1], dtype=detail["dtype"]))
                 interpreter.invoke()
-                yield [interpreter.get_tensor(index) for index in places.values()]
+                found = {name: interpreter.get_tensor(index) for name, index in places.items()}
+                yield [_without_padding(values) if name in padded else values for name, values in found.items()]
 
     return count(list(places), run, inputs)
 
@@ -57,8 +59,8 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
     Raises:
         BuildError: the quantizer refused the network.
     """
-    model = read(data)
-    graph = graph_of(model)
+    model, ranges = _padded_with_the_lowest(read(data), ranges)
+    data, graph = write(model), graph_of(model)
     (signature,) = (signature.signatureKey.decode() for signature in model.signatureDefs)
     entries = [graph.tensors[int(at)] for at in graph.inputs]
     sample: dict[str, NDArray[Any]] = {
@@ -83,6 +85,33 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
             ones = (1,) * ranks[name]
             values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
         return _result(work, values)
+
+
+def _padded_with_infinity(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """The paddings by -inf, which come before maxima, as (operator, the constant's tensor, graph)."""
+    graph = graph_of(model)
+    for op in graph.operators:
+        if op_name(model, op) == "PADV2":
+            tensor = graph.tensors[int(op.inputs[2])]
+            value = constant(model, tensor)
+            if value is not None and np.isneginf(value).all():
+                yield op, tensor, graph
+
+
+def _without_padding(values: FloatArray) -> FloatArray:
+    """The padding takes the lowest number there is: it is no observation."""
+    finite = values[np.isfinite(values)]
+    return np.where(np.isneginf(values), finite.min() if finite.size else 0.0, values).astype(values.dtype)
+
+
+def _padded_with_the_lowest(model: Any, ranges: Mapping[str, Range]) -> tuple[Any, dict[str, Range]]:
+    """The network with the lowest number of what is padded in place of -inf, which int8 does not have: the same maxima."""
+    found = dict(ranges)
+    for op, tensor, graph in _padded_with_infinity(model):
+        before, after = (graph.tensors[int(at)].name.decode() for at in (op.inputs[0], op.outputs[0]))
+        found[after] = found.get(before, found[after])
+        model.buffers[tensor.buffer].data = np.full(1, found[after][0], np.float32).view(np.uint8)
+    return model, found
 
 
 def with_int8_weights(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,3 +34,23 @@ def test_what_a_killed_run_left_is_cut_off_and_written_again(tmp_path: Path, lea
     memo.add(SECOND)
     again = Memo(path)
     assert [again.get(levels) for levels in ((0, 2), (1, 0))] == [FIRST, SECOND]
+
+
+def test_every_flipped_bit_is_found_costs_one_line_and_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "memo"
+    memo = Memo(path)
+    for candidate in (FIRST, SECOND):
+        memo.add(candidate)
+    good = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(300):
+        at, bit = generator.randrange(len(good)), generator.randrange(8)
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
+        said: list[str] = []
+        found = Memo(path, said.append)
+        kept = [found.get(candidate.levels) for candidate in (FIRST, SECOND)]
+        assert all(one in (None, wanted) for one, wanted in zip(kept, (FIRST, SECOND), strict=True))
+        if kept != [FIRST, SECOND]:
+            assert said or at >= good.rstrip(b"\n").rfind(b"\n")  # an unfinished last line is no damage
+            assert any(kept) or b"\n" not in (good[at : at + 1],)
+        assert [Memo(path, pytest.fail).get(c.levels) for c in (FIRST, SECOND)] == kept
