@@ -123,11 +123,24 @@ def _decode(path: Path, crop: Crop) -> UInt8Array:
     resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
     try:
         with Image.open(path) as image:
-            cropped = transforms.CenterCrop(crop.size)(resize(image.convert("RGB")))
+            cropped = transforms.CenterCrop(crop.size)(resize(_eight_bits(image).convert("RGB")))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow on broken PNGs
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error
     return np.asarray(cropped, np.uint8)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel; Pillow's own conversion cuts 16-bit grey off at 255.
+
+    Raises:
+        ValueError: its numbers have no known range.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no known range: save as 8 or 16 bit")
+    return image
 
 
 def _digest(root: Path, paths: list[Path]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -54,22 +55,41 @@ def user_factory(spec: str, what: str) -> UserFactory:
 
 
 def code_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's file and of the imported files beside and below it; what is installed is not the user's."""
+    """SHA-256 of a module's file and of the files beside and below it that it imports, and those import; "" without a file."""
     source = getattr(module, "__file__", None)
-    if source is None:
+    if source is None or not source.endswith(".py"):
         return ""
-    folder = Path(source).resolve().parent
-    found = {Path(source).resolve()}
-    for other in list(sys.modules.values()):
-        file = getattr(other, "__file__", None)
-        path = Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
-        if path is not None and path.is_relative_to(folder) and "site-packages" not in path.relative_to(folder).parts:
-            found.add(path)
-    digest = hashlib.sha256()
+    first = Path(source).resolve()
+    folder, digest, found, waiting = first.parent, hashlib.sha256(), {first}, [first]
+    while waiting:
+        new = _imports(waiting.pop(), folder) - found
+        found |= new
+        waiting += new
     for path in sorted(found):
-        with suppress(OSError):  # removed since
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _imports(path: Path, folder: Path) -> set[Path]:
+    """Files below a folder that a file's import statements name."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError):
+        return set()
+    named: list[tuple[Path, str]] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            named += [(folder, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else folder
+            named += [(start, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
+    found = set()
+    for start, dotted in named:
+        parts = dotted.split(".")
+        for end in range(1, len(parts) + 1):
+            place = start.joinpath(*parts[:end])
+            found |= {file.resolve() for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    return {file for file in found if file.is_relative_to(folder)}
 
 
 def load_file(path: Path, what: str, spec: str = "") -> ModuleType:

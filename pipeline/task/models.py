@@ -31,7 +31,10 @@ from ..types import Crop
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
+# keys under which training scripts put the state dict; averaged weights first, which are what such scripts evaluate
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
+MOST_WRAPPED = 5
+COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
 
@@ -165,8 +168,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(what, found=found, expected="a state dict", do=do) from error
-    while isinstance(content, Mapping) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)):
-        content = content[key]
+    for _ in range(MOST_WRAPPED):  # a dict can hold itself
+        key = next((k for k in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
+        content = content if key is None else content[key]
     if not isinstance(content, Mapping) or not content:
         found = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(what, found=found, expected="a state dict", do=do)
@@ -174,10 +178,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     if strange:
         found = f"{strange[0]!r} with a {type(content[strange[0]]).__name__}"
         raise InputError(what, found=found, expected="a state dict: names with tensors", do=do)
-    state = dict(content)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in content.items() if name.rpartition(".")[2] not in COUNTERS}
+    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
@@ -188,6 +191,7 @@ def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *
         InputError: names or shapes differ, or a value is NaN or infinite. The module is then unchanged, or not to be used.
     """
     own = module.state_dict()
+    state = _of_one_part(state, own)
     # BatchNorm's count of batches is absent from old files and does nothing in inference
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
@@ -214,6 +218,16 @@ def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *
             raise InputError(f"weights {name}", found=found, expected="finite numbers", do="use an earlier checkpoint")
 
 
+def _of_one_part(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The entries below the one prefix under which all of the model's names are, such as Lightning's `model.`; else all."""
+    first = next(iter(own), "")
+    prefixes = {name.removesuffix(first) for name in state if first and name.endswith(f".{first}")}
+    fitting = [p for p in prefixes if all(p + name in state for name in own if not name.endswith("num_batches_tracked"))]
+    if len(fitting) != 1 or first in state:
+        return state
+    return {name.removeprefix(fitting[0]): tensor for name, tensor in state.items() if name.startswith(fitting[0])}
+
+
 def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:
     """Runs one black image through the network and checks that it returns one logit per class."""
     shape = (1, *image_shape)
@@ -230,10 +244,29 @@ def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, i
     if tuple(output.shape) != (1, classes):
         found, expected = f"output {tuple(output.shape)}", f"(1, {classes}): one logit for each class of the data"
         do = "give the data the network was trained on"
+        if tuple(output.shape) == (1, 1) and classes == 2:
+            do = "wrap it: return torch.cat([-y / 2, y / 2], 1), which is two logits with the same probabilities"
         raise InputError(f"model {spec}: classes do not match", found=found, expected=expected, do=do)
     if not bool(torch.isfinite(output).all()):
         do = "check the weights, BatchNorm's variances first"
         raise InputError(f"model {spec}: its output", found="NaN or infinity", expected="finite logits", do=do)
+    _refuse_random(spec, module, shape)
+
+
+def _refuse_random(spec: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Two answers for the same image that differ, as with a dropout that is always on, can be compared with nothing."""
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), own_randomness(1):
+        one, other = module(images), module(images)
+    if not torch.equal(one, other) and not torch.allclose(one, other, rtol=1e-3, atol=1e-5):
+        do = "pass training=self.training to functional dropout"
+        found = "two answers for the same image that differ in eval mode"
+        raise InputError(f"model {spec}: its output", found=found, expected="one answer", do=do)
+    without = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is None]
+    if without:
+        found = f"BatchNorm without running statistics ({without[0]})"
+        do = "make it with track_running_stats=True, so that an image's answer does not depend on the others of its batch"
+        raise InputError(f"model {spec}", found=found, expected="fixed statistics in eval mode", do=do)
 
 
 def _made(spec: str, classes: int, channels: int) -> LoadedModel:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import user_net
@@ -67,3 +70,19 @@ def test_the_baseline_is_the_users_dense_network(ended: tuple[Run, Finished]) ->
     run, _ = ended
     inputs = inputs_of(run.data.test)
     np.testing.assert_allclose(in_runtime(run.baseline, inputs), in_torch(run.dense, inputs), rtol=1e-3, atol=1e-3)
+
+
+def test_changed_code_with_the_same_weights_is_another_network_and_that_is_said(
+    workshop: Workshop, here: Callable[[list[str]], Finished], tmp_path: Path
+) -> None:
+    source = Path(user_net.__file__).read_text(encoding="utf-8")
+    net = tmp_path / "net.py"
+    net.write_text(source, encoding="utf-8")
+    options = {"precision": "fp32", "search": "uniform", "evaluations": 1, "finetune_epochs": 0, "latency_budget": 1}
+    arguments = workshop.arguments(tmp_path / "run", model=f"{net}:projected", min_speedup=0, **options)
+    first = here(arguments)
+    assert "sensitivity" in first.stages
+    net.write_text(source.replace("relu", "gelu"), encoding="utf-8")
+    second = here(arguments)
+    assert "changed since the last call in this folder: the model's code; all stages are made again" in second.err
+    assert "sensitivity" in second.stages

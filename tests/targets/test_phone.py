@@ -372,3 +372,35 @@ class Holder(nn.Module):
 def test_an_operator_that_does_not_convert_is_named_with_its_module(monkeypatch):
     with pytest.raises(BuildError, match=r"aten\.kthvalue\S* in .*stage\.1.*replace this operation"):
         phone.TARGET.prober(canonical(Holder(), SHAPE), image_signature(SHAPE), Precision.INT8)
+
+
+@converts
+def test_the_padding_in_front_of_a_maximum_is_no_observation_and_costs_nothing(inputs, images, tmp_path):
+    torch.manual_seed(0)
+    stem = torch.nn.Sequential(  # of every ResNet
+        torch.nn.Conv2d(SHAPE[0], 8, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(3, 2, 1),
+        torch.nn.Conv2d(8, 8, 3),
+        torch.nn.MaxPool2d(3, 2, 1),  # of negative numbers too
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(5),
+    ).eval()
+    with torch.no_grad():
+        expected = stem(torch.from_numpy(inputs)).numpy()
+    request = BuildRequest(
+        module=stem,
+        baseline=phone.TARGET.baseline(stem, Interface(image_signature(SHAPE), tuple("abcde"), MEAN, STD)),
+        signature=image_signature(SHAPE),
+        classes=tuple("abcde"),
+        precision=Precision.INT8,
+        calibration=[images[:12]],
+        score=lambda predict: 100.0 * float((predict(images).argmax(1) == expected.argmax(1)).mean()),
+        folder=tmp_path,
+        mean=MEAN,
+        std=STD,
+    )
+    artifact = phone.TARGET.build(request)
+    assert artifact.precision == "int8"
+    with phone.TARGET.runner(tmp_path / "model.tflite") as model:
+        assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.95

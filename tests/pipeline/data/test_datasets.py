@@ -360,3 +360,25 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     everything = Split(data.train.source, np.arange(20))
     with pytest.raises(InputError, match=r"b/003\.png"):
         everything.read(np.arange(20))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("I;16", "png"), ("I;16B", "tif")])
+def test_sixteen_bit_grey_keeps_its_shades(kind: str, suffix: str, tmp_path: Path) -> None:
+    shades = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(">u2" if kind == "I;16B" else "<u2")
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.fromarray(shades).save(tmp_path / label / f"{i}.{suffix}")
+    images = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(64, 64)).test.read(np.arange(4))
+    assert abs(float(images.mean()) - 127.5) < 2
+    assert len(np.unique(images)) > 200
+
+
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / label / f"{i}.tif")
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 8))
+    with pytest.raises(InputError, match="no known range"):
+        data.test.read(np.arange(4))

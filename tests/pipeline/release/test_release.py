@@ -429,6 +429,39 @@ def test_an_artifact_that_answers_otherwise_does_not_verify(
     assert "outputs differ" in err
 
 
+@pytest.mark.parametrize(
+    ("change_of", "words"),
+    [
+        (lambda m, r: m.update(passed=not m["passed"]), "passed is"),
+        (lambda m, r: m["numbers"][0].update(value=99.9), "differs"),
+        (lambda m, r: m.update(artifact=next(f["path"] for f in m["files"] if "baseline" in f["path"])), "artifact is"),
+        (lambda m, r: r["targets"]["x86"].update(artifact=None), "no artifact"),
+        (lambda m, r: m.update(precision="fp16"), "precision is"),
+    ],
+    ids=["passed", "a figure", "another file", "none", "precision"],
+)
+def test_a_manifest_that_contradicts_the_report_beside_it_is_damage_though_every_digest_is_right(
+    change_of: Callable[[dict[str, Any], dict[str, Any]], None],
+    words: str,
+    shipped: Path,
+    tmp_path: Path,
+    ended: Callable[..., tuple[int, str, str]],
+) -> None:
+    files = dict(unpack(shipped).files)
+    manifest, report = json.loads(files["manifest.json"]), json.loads(files["report.json"])
+    change_of(manifest, report)
+    data = json.dumps(report).encode()
+    for entry in manifest["files"]:
+        if entry["path"] == "report.json":
+            entry |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    path = tmp_path / shipped.name
+    files |= {"report.json": data, "manifest.json": json.dumps(manifest).encode()}
+    path.write_bytes(pack(Archive(unpack(shipped).folder, files)))
+    code, _, err = ended("verify", path)
+    assert code == 1, err
+    assert words in err
+
+
 @pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "artifacts/../../x", "a\\b"])
 def test_a_report_that_names_files_elsewhere_is_refused(path: str, shipped: Path, run: Path, tmp_path: Path) -> None:
     report = change(run, artifact__path=path)

@@ -387,3 +387,50 @@ def test_any_one_missing_extra_or_reshaped_key_is_named(data: st.DataObject) -> 
 def test_read_state_strips_nothing_that_only_some_keys_have(tmp_path: Path) -> None:
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "net.pt")
     assert set(read_state(tmp_path / "net.pt")) == {"module.a", "b"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()} | {"loss.weight": torch.ones(3)}},
+        lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+        lambda s: {"model_state_dict": s, "epoch": 3},
+        lambda s: {"net": s},
+        lambda s: {"state_dict": {k: torch.zeros_like(v) for k, v in s.items()}, "state_dict_ema": s},
+        lambda s: s | {"conv.total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
+    ],
+    ids=["lightning", "compiled and parallel", "model_state_dict", "net", "averaged", "thop"],
+)
+def test_checkpoints_as_training_scripts_write_them_give_the_network(net: Path, form: Any) -> None:
+    state = made(net).state_dict()
+    assert load(f"{net}:fixed", saved(net, form(state), "form.pt")).sha256 == load(f"{net}:fixed", saved(net, state)).sha256
+
+
+def test_a_state_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "itself.pt")
+    with pytest.raises(InputError, match="state dict"):
+        read_state(tmp_path / "itself.pt")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            "nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 5))",
+            "without running statistics",
+        ),
+        ("Always()", "two answers for the same image"),
+    ],
+    ids=["BatchNorm without statistics", "dropout that is always on"],
+)
+def test_networks_without_one_answer_for_an_image_are_refused_at_the_start(body: str, words: str, tmp_path: Path) -> None:
+    source = "import torch\nfrom torch import nn\nclass Always(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    source += "        self.fc = nn.Linear(192, 5)\n    def forward(self, x):\n"
+    source += "        return nn.functional.dropout(self.fc(x.flatten(1)), 0.5)\n"
+    (tmp_path / "odd.py").write_text(f"{source}def factory():\n    torch.manual_seed(0)\n    return {body}\n")
+    module = user_factory(f"{tmp_path}/odd.py:factory", "model").function()
+    torch.save(module.state_dict(), tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=words):
+        load_model(f"{tmp_path}/odd.py:factory", tmp_path / "odd.pt", classes=5, image_shape=(3, 8, 8))
