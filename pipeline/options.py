@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
+
 
 class Pattern(StrEnum):
     """What is pruned."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 INPUT_NAME = "input"
 LOGITS = "logits"
-SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..pipeline.errors import BuildError, UnavailableError
-from ..pipeline.options import Pattern, Precision
-from ..pipeline.signature import SPARSITY_KEY, Signature
+from ..pipeline.options import SPARSITY_KEY, Pattern, Precision
+from ..pipeline.signature import Signature
 from ..pipeline.types import Artifact
 from .base import BuildRequest, Converted, Limits, Runner, artifact_bytes
 from .onnx.target import OnnxTarget, best_int8, facts_of, sides_of, taken

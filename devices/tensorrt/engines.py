@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
-from ...pipeline.options import Precision
-from ...pipeline.signature import SPARSITY_KEY
+from ...pipeline.options import SPARSITY_KEY, Precision
 from ..transport.base import Completed
 from ..transport.connection import IDLE_S, Connection
 from . import loop as tensorrt_loop

@@ -147,11 +147,11 @@ def _prepared(
 ) -> Prepared:
     config, folder = run.config, run.folder
     subject_key = _prepare_subject(run)
-    glance_at(run, subject_key)
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
+    glance_at(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
     expected = _planned(run, subject_key, pruning, len(chosen))

@@ -26,7 +26,7 @@ from ..data.digits import DigitsResNet
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, importable, own_randomness, user_factory
 from ..errors import InputError, UnavailableError
-from ..network.weights import state_sha256
+from ..network.weights import of_one_part, state_sha256
 from ..types import Crop
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
@@ -191,7 +191,7 @@ def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *
         InputError: names or shapes differ, or a value is NaN or infinite. The module is then unchanged, or not to be used.
     """
     own = module.state_dict()
-    state = _of_one_part(state, own)
+    state = of_one_part(state, own)
     # BatchNorm's count of batches is absent from old files and does nothing in inference
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
@@ -216,16 +216,6 @@ def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *
             bad = int((~torch.isfinite(tensor)).sum())
             found = f"NaN or infinity in {key} ({bad} of {tensor.numel()} values)"
             raise InputError(f"weights {name}", found=found, expected="finite numbers", do="use an earlier checkpoint")
-
-
-def _of_one_part(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The entries below the one prefix under which all of the model's names are, such as Lightning's `model.`; else all."""
-    first = next(iter(own), "")
-    prefixes = {name.removesuffix(first) for name in state if first and name.endswith(f".{first}")}
-    fitting = [p for p in prefixes if all(p + name in state for name in own if not name.endswith("num_batches_tracked"))]
-    if len(fitting) != 1 or first in state:
-        return state
-    return {name.removeprefix(fitting[0]): tensor for name, tensor in state.items() if name.startswith(fitting[0])}
 
 
 def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:

@@ -59,7 +59,7 @@ def glance_at(run: RunContext, subject_key: str) -> None:
     """
     loaded, task = run.loaded, run.loaded.task
     stage = run.folder.stage("glance", "1", {"samples": GLANCED}, (subject_key,))
-    if task.metric != TOP1 or stage.result(Glance) is not None:
+    if not loaded.subject.data.classes or task.metric != TOP1 or stage.result(Glance) is not None:
         return
     some = head(loaded.data.search, GLANCED)
     found = Glance(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
@@ -130,10 +130,11 @@ def _accuracy(run: RunContext, samples: Samples, predict: Predict, networks: Net
         own.update(answered, batch, wanted)
         before.update(wanted, batch, wanted)
         agreed.append(agreement(answered, pruned(batch)))
-        labels.append(batch.targets)
+        if isinstance(batch.targets, torch.Tensor):  # not those of a recipe, which can be anything
+            labels.append(batch.targets)
     found = compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)
     each = before.per_sample(), own.per_sample()
-    if task.metric != TOP1 or each[0] is None or each[1] is None:
+    if task.metric != TOP1 or not labels or each[0] is None or each[1] is None:
         return found
     classes = by_class(torch.cat(labels).numpy(), each[0] > 50.0, each[1] > 50.0, run.loaded.subject.data.classes)
     return replace(found, classes=classes)

@@ -18,11 +18,11 @@ import user_net
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
-from edge_compress.pipeline import run
 from edge_compress.pipeline.build import artifact as artifacts
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import channels, finalists, searching
+from edge_compress.pipeline.run import stages as run
 from edge_compress.pipeline.task.task import judged, torch_predictor
 from edge_compress.pipeline.types import Epoch, Timing
 from edge_compress.pipeline.verify import artifact as verify_artifact

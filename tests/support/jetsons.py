@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import trtexec_standin
-from edge_compress.pipeline.signature import SPARSITY_KEY
+from edge_compress.pipeline.options import SPARSITY_KEY
 from onnx import TensorProto, helper, numpy_helper
 
 MODE = '#!/bin/sh\necho "NV Power Mode: 15W"\n'

@@ -20,9 +20,9 @@ from ....targets.base import FloatArray, Target
 from ...errors import BuildError, UnavailableError
 from ...files import atomic_write, file_ref
 from ...network.calling import tensors_of
+from ...options import SPARSITY_KEY
 from ...run_context import RunContext
 from ...run_folder import Stage
-from ...signature import SPARSITY_KEY
 from ...types import Artifact, FileRef, Kind, OnDevice, Timing
 from .. import golden
 from ..device_answers import IMAGES, compared
