@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.options import SPARSITY_KEY, Pattern, Precision, image_signature
+from edge_compress.pipeline.options import SPARSITY_KEY, Pattern, Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
+from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.types import Kind
 from edge_compress.targets import jetson
 from edge_compress.targets.base import BuildRequest, Estimator, Interface, Structure
