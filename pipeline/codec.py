@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
 from enum import StrEnum
@@ -20,6 +22,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return str(value) if isinstance(value, StrEnum) else value
+
+
+def json_sha256(value: object) -> str:
+    """Returns the SHA-256, in hex, of JSON data, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
 
 def from_json(cls: type[T], data: Any) -> T:

@@ -79,7 +79,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, or a copy where the file system has no links; what was there is replaced."""
+    """Hard-links `source` to `target`, or copies it where links are not supported; an existing file is replaced atomically."""
     if target.exists() and target.samefile(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class RunContext:
 
 
 def lend_seconds(folder: RunFolder, other: Path) -> None:
-    """Gives another run folder the times of the stages so far, where it has none yet."""
+    """Copies the durations of the stages so far to another run folder that has none yet."""
     file = _seconds_file(folder)
     target = other / file.relative_to(folder.path)
     if file.is_file() and not target.exists():

@@ -14,7 +14,6 @@ files they name; a result whose digests do not match is recomputed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .codec import from_json, to_json
+from .codec import from_json, json_sha256, to_json
 from .config import Config, differences, load, to_toml
 from .errors import InputError
 from .files import atomic_write, disk_errors, is_scratch, link_or_copy, says_full, sha256_file
@@ -89,7 +88,7 @@ class RunFolder:
             inputs: keys of the stages and digests of the files that it reads.
         """
         record = {"stage": name, "version": version, "settings": to_json(settings), "inputs": list(inputs)}
-        key = hashlib.sha256(_canonical(record)).hexdigest()
+        key = json_sha256(record)
         folder = self.path / "stages" / f"{name}-{key[:16]}"
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ class RunFolder:
         return list(dict.fromkeys(note for stage in self._stages for note in stage.notes()))
 
     def share(self, other: Path) -> None:
-        """Gives another run folder the finished stages asked for so far; files are linked, not copied."""
+        """Hard-links the finished stages requested so far into another run folder."""
         for stage in self._stages:
             for file in stage.files():
                 link_or_copy(file, other / file.relative_to(self.path))
@@ -181,7 +180,7 @@ class Stage:
             return None
         try:
             stored = json.loads(file.read_bytes())
-            if stored["key"] != self.key or stored["sha256"] != hashlib.sha256(_canonical(stored["result"])).hexdigest():
+            if stored["key"] != self.key or stored["sha256"] != json_sha256(stored["result"]):
                 raise ValueError("its digest does not match")
             value = from_json(cls, stored["result"])
             self._check_files(value)
@@ -191,7 +190,7 @@ class Stage:
         return value
 
     def differing(self, setting: str) -> set[str]:
-        """Names of the parts of one setting, a dataclass, that the latest other result of a stage of this name differs in."""
+        """Returns the fields of one setting, a dataclass, that changed since the latest other result of this stage."""
         others = [file for file in self.folder.parent.glob(f"{self.name}-*/result.json") if file.parent != self.folder]
         for file in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -215,7 +214,7 @@ class Stage:
             return [f"{self.name}: remarks of an earlier call cannot be read ({error})"]
 
     def files(self) -> list[Path]:
-        """The stage's files: all of them where it is finished, else its remarks."""
+        """Returns the stage's files; of an unfinished stage its notes alone."""
         if self._file.is_file():
             return [path for path in self.folder.rglob("*") if path.is_file()]
         return [path for path in [self.folder / _NOTES_NAME] if path.is_file()]
@@ -229,7 +228,7 @@ class Stage:
         """
         self._check_files(value)
         result = to_json(value)
-        stored = {**self.record, "key": self.key, "sha256": hashlib.sha256(_canonical(result)).hexdigest(), "result": result}
+        stored = {**self.record, "key": self.key, "sha256": json_sha256(result), "result": result}
         atomic_write(self._file, json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
     def once(self, cls: type[T], make: Callable[[], T]) -> T:
@@ -254,7 +253,7 @@ class Stage:
 
 
 def file_refs(value: object) -> Iterator[FileRef]:
-    """All files that a result names."""
+    """Yields all file references in a result."""
     if isinstance(value, FileRef):
         yield value
     elif is_dataclass(value) and not isinstance(value, type):
@@ -266,7 +265,3 @@ def file_refs(value: object) -> Iterator[FileRef]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from file_refs(item)
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

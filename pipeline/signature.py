@@ -45,14 +45,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """One tensor that an artifact's file takes or gives, as it stands in the file."""
+    """One input or output tensor of an artifact's file."""
 
     name: str
     shape: tuple[int, ...]  # the batch first
     layout: str = ""  # of images: "NCHW" or "NHWC"
     dtype: str = "float32"  # numpy's name for it
     scaling: str = ""  # what its numbers are, in a formula
-    scale: float | None = None  # of whole-number steps: number = (step - zero_point) * scale; None: the numbers themselves
+    scale: float | None = None  # of a quantized tensor: real = (quantized - zero_point) * scale; None: not quantized
     zero_point: int = 0
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 Arrays = NDArray[Any] | tuple[NDArray[Any], ...]  # one tensor, or several in the order of the signature; samples along axis 0
+AS_GIVEN = "as the PyTorch network takes them"  # inputs of a file that normalises nothing
 Network = TypeVar("Network")
 
 
@@ -225,7 +226,7 @@ class Target(Protocol):
     ) -> Artifact:
         """Writes `model.FORMAT` (`data`) and `baseline.FORMAT` into the request's folder; returns their record.
 
-        `sides` are the inputs and outputs as they stand in the file.
+        `sides`: the input and the output tensors of the file.
         """
         request.folder.mkdir(parents=True, exist_ok=True)
         files = {}

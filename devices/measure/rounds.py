@@ -69,7 +69,7 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
 
 
 def _require(agent: Connection, what: str, name: str, values: Any, *, above: bool = False) -> None:
-    """Checks that times of a board are numbers from 0 on, or above it.
+    """Validates times that a board reports: finite, and at least 0, or above 0.
 
     Raises:
         DeviceError: one is not.

@@ -11,12 +11,12 @@ from pathlib import Path
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import BuildRequest, Structure, Target
-from ..files import atomic_write
+from ..files import atomic_write, link_or_copy
 from ..options import Precision
 from ..pattern.base import Pruning
 from ..progress import Bar
 from ..run_context import RunContext
-from ..run_folder import Stage
+from ..run_folder import Stage, file_refs
 from ..types import Artifact, Baseline, Speedup
 
 SESSIONS = 3  # enough to tell which of two files is faster
@@ -62,10 +62,10 @@ def precision_for(
 
 
 def built_faster(run: RunContext, stage: Stage, target: Target, request: BuildRequest, device: Device | None) -> Artifact:
-    """The artifact of a request; in float where int8 had to leave layers in float and the file is slower for it.
+    """Returns the built artifact, in float where int8 with some layers left in float is the slower file.
 
-    Whether int8 pays was told from the dense network with all of its layers in int8. Around a layer in float the others'
-    outputs are converted there and back, which can cost more than int8 saves. A precision that the user asked for stays.
+    `precision_for` compares float with int8 in all layers. Each layer left in float adds a dequantize and a quantize operator,
+    which can cost more than int8 saves. A precision that the user asked for stays.
 
     Raises:
         UnavailableError, BuildError: see `Target.build`.
@@ -78,15 +78,17 @@ def built_faster(run: RunContext, stage: Stage, target: Target, request: BuildRe
         return artifact
     scratch = stage.folder / "float"
     scratch.mkdir(exist_ok=True)
-    whole = replace(request, precision=Precision.FP32)
-    float_file = scratch / target.build(replace(whole, folder=scratch)).file.path
+    in_float = target.build(replace(request, precision=Precision.FP32, folder=scratch))
+    float_file = scratch / in_float.file.path
     with run.ui.bar("timing int8 against float", SESSIONS + 1) as bar:
         found = _compared(run, target, device, float_file, request.folder / artifact.file.path, bar)
     if found.median > 1.0:
         return artifact
     said = f"with {left} in float the int8 file is {found.median:.2f} times as fast as the float file"
     stage.note(f"{target.name}: {said}, which is taken instead.")
-    return target.build(whole)
+    for ref in file_refs(in_float):
+        link_or_copy(scratch / ref.path, request.folder / ref.path)
+    return in_float
 
 
 def _compared(run: RunContext, target: Target, device: Device, slow: Path, fast: Path, bar: Bar) -> Speedup:

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from ... import targets
 from .. import config as settings
 from .. import options
-from ..errors import BuildError, EdgeCompressError
+from ..errors import BuildError, EdgeCompressError, InputError
 from ..options import Pattern, Precision
 from .beginning import init
 from .finished_runs import release, report, verify
@@ -242,6 +242,8 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
             )
         return 0
     config = settings.load(file, flags)
+    if dry_run and config.json:
+        raise InputError("--dry-run with --json", expected="one of them: a dry run has no report")
     if sys.stderr.isatty() and not config.quiet:  # nothing else is seen meanwhile
         click.echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
     from ..progress import Progress

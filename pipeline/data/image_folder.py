@@ -131,7 +131,7 @@ def _decode(path: Path, crop: Crop) -> UInt8Array:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel; Pillow's own conversion cuts 16-bit grey off at 255.
+    """Returns the image with 8 bits a channel; Pillow's own conversion clips 16-bit greyscale at 255.
 
     Raises:
         ValueError: its numbers have no known range.

@@ -55,7 +55,7 @@ def user_factory(spec: str, what: str) -> UserFactory:
 
 
 def code_digest(module: ModuleType) -> str:
-    """SHA-256 of a module's file and of the files beside and below it that it imports, and those import; "" without a file."""
+    """Returns the SHA-256 of a module's source and of its local imports, transitively; "" where it has no source file."""
     source = getattr(module, "__file__", None)
     if source is None or not source.endswith(".py"):
         return ""
@@ -71,7 +71,7 @@ def code_digest(module: ModuleType) -> str:
 
 
 def _imports(path: Path, folder: Path) -> set[Path]:
-    """Files below a folder that a file's import statements name."""
+    """Returns the files below a folder that a source file imports."""
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
     except (SyntaxError, ValueError, RecursionError):

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..codec import from_json, to_json
+from ..codec import from_json, json_sha256, to_json
 from ..files import atomic_write
 from ..types import Candidate
 
 
 class Memo:
-    """Finished evaluations by levels, each with a digest. A line that does not match its digest is left out and said.
+    """Finished evaluations by levels, one line each with its checksum. Corrupt lines are dropped and reported.
 
     Args:
         path: the file; made with the first evaluation.
-        note: told how many lines were damaged; a last one that a killed run left unfinished is no damage.
+        note: called with the number of corrupt lines. A truncated last line, of a killed run, is dropped without a report.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None] = lambda text: None) -> None:
         self._path = path
-        self._known: dict[tuple[int, ...], Candidate] = {}
-        data = path.read_bytes() if path.is_file() else b""
-        lines = data.splitlines(keepends=True)
-        for line in lines:
-            if (candidate := _read(line)) is not None:
-                self._known[candidate.levels] = candidate
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if damaged := sum(_read(line) is None for line in whole):
-            note(f"{damaged} of {len(whole)} kept evaluations are damaged ({path.name}): evaluated again")
-        if damaged or len(whole) < len(lines):
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        found = [(line, _read(line)) for line in lines]
+        self._known = {candidate.levels: candidate for _, candidate in found if candidate is not None}
+        corrupt = sum(candidate is None and line.endswith(b"\n") for line, candidate in found)
+        if corrupt:
+            note(f"{corrupt} of {len(lines)} kept evaluations are corrupt ({path.name}): evaluated again")
+        if corrupt or (lines and not lines[-1].endswith(b"\n")):
             atomic_write(path, "".join(map(_line, self._known.values())))
 
     def get(self, levels: tuple[int, ...]) -> Candidate | None:
@@ -49,19 +44,15 @@ class Memo:
 
 def _line(candidate: Candidate) -> str:
     found = to_json(candidate)
-    return json.dumps({**found, "check": _check(found)}) + "\n"
+    return json.dumps({**found, "check": json_sha256(found)}) + "\n"
 
 
 def _read(line: bytes) -> Candidate | None:
-    """The candidate of a line; None where it is damaged."""
+    """Returns the candidate of a line; None where the line is corrupt."""
     try:
         found = json.loads(line)
         check = found.pop("check")
         candidate = from_json(Candidate, found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return candidate if check == _check(found) else None
-
-
-def _check(found: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+    return candidate if check == json_sha256(found) else None

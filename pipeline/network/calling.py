@@ -17,6 +17,8 @@ from ...targets.base import Arrays
 Inputs = Any  # a tensor, or a tuple or dict of tensors; the samples along axis 0
 Outputs = tuple[Tensor, ...]  # in the order of the signature
 
+SAME = 1e-3  # deviation that rounding in float32 may cause, such as with another batch size
+
 
 def call(module: nn.Module, inputs: Inputs) -> Outputs:
     """The outputs of a network that gives a tensor or a tuple of tensors."""
@@ -50,6 +52,12 @@ def answers_in_parts(module: nn.Module, inputs: Inputs, batch: int, device: str 
         part = pytree.tree_map_only(Tensor, partial(_slice, start=start, stop=stop, device=device), inputs)
         parts.append(tuple(output.float().cpu() for output in call(module, part)))
     return tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+
+def deviation(one: Tensor, other: Tensor, of: Tensor) -> float:
+    """Returns the largest difference of two outputs of the same shape, relative to the range of `of`."""
+    span = float(of.max() - of.min()) or 1.0 if of.numel() else 1.0
+    return float((one.float() - other.float()).abs().max()) / span
 
 
 def _slice(tensor: Tensor, start: int, stop: int, device: str) -> Tensor:

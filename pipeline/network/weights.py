@@ -46,13 +46,3 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def state_sha256(module: nn.Module) -> str:
     """`digest_of` a module's state dict."""
     return digest_of(module.state_dict())
-
-
-def of_one_part(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The entries below the one prefix under which all of the model's names are, such as Lightning's `model.`; else all."""
-    first = next(iter(own), "")
-    prefixes = {name.removesuffix(first) for name in state if first and name.endswith(f".{first}")}
-    fitting = [p for p in prefixes if all(p + name in state for name in own if not name.endswith("num_batches_tracked"))]
-    if len(fitting) != 1 or first in state:
-        return state
-    return {name.removeprefix(fitting[0]): tensor for name, tensor in state.items() if name.startswith(fitting[0])}

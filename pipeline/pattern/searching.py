@@ -87,6 +87,7 @@ def searched(
                 ranking_stage.finish(ranking)
             with run.stage("latency table"):
                 evaluator.follow(ranking)
+            counted = (0, 0)  # latencies that earlier budgets' results have; the table's go to the first
             for i, (budget, stage) in enumerate(zip(budgets, stages, strict=True)):
                 if results[i] is not None:
                     continue
@@ -94,7 +95,9 @@ def searched(
                     run.ui.say(f"budget {budget} ({i + 1} of {len(budgets)})")
                 found = _chosen(run, pruning, evaluator, _share(budget, bench))
                 error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
-                results[i] = replace(found, latency_reused=bench.reused, latency_measured=bench.measured, table_error=error)
+                reused, measured = bench.reused - counted[0], bench.measured - counted[1]
+                counted = (bench.reused, bench.measured)
+                results[i] = replace(found, latency_reused=reused, latency_measured=measured, table_error=error)
                 stage.finish(results[i])
     assert ranking is not None
     return [Searched(found, ranking, stage) for found, stage in zip(results, stages, strict=True) if found is not None]

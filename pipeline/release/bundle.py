@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..codec import from_json, to_json
@@ -166,18 +166,18 @@ def differences(refs: tuple[FileRef, ...], files: Mapping[str, bytes]) -> list[s
 
 
 def contradictions(manifest: Manifest, report: Report) -> list[str]:
-    """In what a manifest says something else than the report in the same bundle, a sentence each."""
-    if report.targets[manifest.target].artifact is None:
+    """Returns the fields in which a manifest disagrees with the report in the same bundle, a sentence each."""
+    artifact = report.targets[manifest.target].artifact
+    if artifact is None:
         return [f"the report has no artifact for {manifest.target}"]
     expected = manifest_of(manifest.name, report, manifest.target, {})
-    names = [field.name for field in fields(Manifest) if field.name not in ("files", "schema")]
+    names = [field.name for field in fields(Manifest) if field.name not in ("files", "schema", "numbers")]
     pairs = {name: (getattr(manifest, name), getattr(expected, name)) for name in names}
-    wrong = [f"{name} is {one!r}, not {other!r}" for name, (one, other) in pairs.items() if one != other and name != "numbers"]
-    own, theirs = ({number.name: number for number in found} for found in pairs["numbers"])
+    wrong = [f"{name} is {one!r}, not {other!r}" for name, (one, other) in pairs.items() if one != other]
+    # how a number is described may differ between versions of this tool, the number may not
+    own, theirs = ({n.name: replace(n, protocol="", device="") for n in m.numbers} for m in (manifest, expected))
     wrong += [f"{name} differs" for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
-    refs = {ref.path: ref.sha256 for ref in manifest.files}
-    artifact = report.targets[manifest.target].artifact
-    if artifact is not None and refs.get(artifact.path) != artifact.sha256:
+    if artifact.sha256 not in [ref.sha256 for ref in manifest.files if ref.path == artifact.path]:
         wrong.append(f"{artifact.path} is not the report's artifact")
     return wrong
 

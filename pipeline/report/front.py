@@ -1,4 +1,4 @@
-"""The front of a run with several budgets: what each budget's network is worth, and how fast it is."""
+"""The Pareto front of a run with several latency budgets: metric against measured latency."""
 
 from __future__ import annotations
 

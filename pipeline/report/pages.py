@@ -54,7 +54,7 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         + [table for name in built if (table := class_table(report, name)).rows],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
-        uses=[(name, _interface(report, name), snippets(report, name)) for name in report.targets if snippets(report, name)],
+        uses=[(name, _interface(report, name), code) for name in report.targets if (code := snippets(report, name))],
     )
 
 
@@ -94,7 +94,7 @@ def to_markdown(report: Report) -> str:
 
 
 def to_use(report: Report, name: str) -> list[str]:
-    """The lines of "Use it" in Markdown: what a target's file takes and gives, and code that runs it."""
+    """Returns the lines of "Use it" in Markdown: input and output tensors, and inference code."""
     found = snippets(report, name)
     if not found:
         return []

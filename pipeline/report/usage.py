@@ -1,9 +1,11 @@
-"""Use it: what an artifact takes and gives, and code that runs it, for the report, the run folder and the bundle."""
+"""Inference code and the input and output tensors of an artifact ("Use it"), for the report, the run folder and the bundle."""
 
 from __future__ import annotations
 
 import keyword
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..signature import FileTensor
 from .format import Table
@@ -21,12 +23,12 @@ _SNIPPETS = {  # by target: language, what it needs, template
     ),
     "jetson": (("Python (on the Jetson)", "TensorRT and PyTorch of JetPack", "use_tensorrt.py.jinja"),),
 }
-_TYPES = {"float32": ("float", "Float"), "int8": ("int8_t", "Byte"), "int64": ("int64_t", "Long"), "int32": ("int32_t", "Int")}
+_C_TYPES = {"float32": "float", "float64": "double", "float16": "Ort::Float16_t", "bool": "bool"}  # others: such as int64_t
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """Code that runs an artifact."""
+    """Inference code in one language."""
 
     language: str
     syntax: str  # its name for highlighters
@@ -35,7 +37,7 @@ class Snippet:
 
 
 def interface(target: str, artifact: ReportedArtifact, labels: tuple[str, ...]) -> Table:
-    """What the file takes and gives."""
+    """Returns the table of the file's input and output tensors."""
     rows = [(f"input {tensor.name}", *_cells(tensor)) for tensor in artifact.inputs]
     rows += [(f"output {tensor.name}", *_cells(tensor)) for tensor in artifact.outputs]
     if labels:
@@ -45,11 +47,11 @@ def interface(target: str, artifact: ReportedArtifact, labels: tuple[str, ...]) 
 
 
 def snippets(report: Report, target: str) -> tuple[Snippet, ...]:
-    """Code for a target's artifact; () where there is none, or it is of an older run."""
+    """Returns inference code for a target's artifact; () where there is none, or it is of an older run."""
     artifact = report.targets[target].artifact
     if artifact is None or not artifact.inputs:
         return ()
-    image = artifact.inputs[0].layout
+    image, sides = artifact.inputs[0].layout, (*artifact.inputs, *artifact.outputs)
     values = {
         "file": artifact.path.rpartition("/")[2],
         "inputs": artifact.inputs,
@@ -60,7 +62,8 @@ def snippets(report: Report, target: str) -> tuple[Snippet, ...]:
         "size": (artifact.inputs[0].shape[1:3] if image == "NHWC" else artifact.inputs[0].shape[2:4]) if image else (),
         "mean": list(report.preprocess.mean),
         "std": list(report.preprocess.std),
-        "c_types": [_TYPES.get(tensor.dtype, ("float", "Float"))[0] for tensor in artifact.inputs],
+        "c_types": {tensor.dtype: _C_TYPES.get(tensor.dtype, f"{tensor.dtype}_t") for tensor in sides},
+        "bytes": {tensor.dtype: np.dtype(tensor.dtype).itemsize for tensor in sides},
     }
     return tuple(
         Snippet(name, template.split(".")[1], needs, render(template, **values))

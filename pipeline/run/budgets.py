@@ -1,4 +1,4 @@
-"""Several latency budgets in one run: what comes before the search, and its answers for candidates, are shared.
+"""Several latency budgets in one run: scores, latency table and evaluated candidates are shared.
 
 In the run folder:
     runs/a/                 the shared stages; report, plan and artifacts of the fastest network that passes all gates
@@ -32,7 +32,7 @@ def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> 
     Args:
         config: all options.
         ui: told of what happens.
-        recipe: what is compressed, where it is no file that `config` names.
+        recipe: a `Recipe` object, in place of a file named in `config`.
 
     Returns:
         The exit code: 0 if every gate of every target was passed, with several budgets by one network at least; else 1.
@@ -60,14 +60,15 @@ def _searched(before: Prepared) -> list[Config]:
     run, budgets = before.run, before.run.config.latency_budget
     each = -(-run.config.evaluations // len(budgets))
     if each < run.config.evaluations:
-        run.ui.say(f"  {run.config.evaluations} evaluations: {each} for each of {len(budgets)} budgets")
+        run.notes.append(f"{run.config.evaluations} evaluations were shared: {each} for each of {len(budgets)} budgets.")
+        run.ui.say(f"  {run.notes[-1]}")
     run.config = replace(run.config, evaluations=each, max_minutes=None)
     before.searched(budgets)
     return [replace(run.config, latency_budget=(budget,), out=run.config.out / FOLDER / str(budget)) for budget in budgets]
 
 
 def _publish(folder: Path, runs: Sequence[Config], notes: Sequence[str]) -> None:
-    """Makes the preferred run's files those of the whole run, and writes its report with the front."""
+    """Links the preferred run's files into the run folder, and writes its report with the Pareto front."""
     reports = [read_report(each.out / "report.json") for each in runs]
     taken = preferred(reports)
     points: list[FrontPoint] = []
@@ -80,7 +81,7 @@ def _publish(folder: Path, runs: Sequence[Config], notes: Sequence[str]) -> None
 
 
 def _put(report: Report, source: Path, folder: Path) -> None:
-    """The files that a report names, and the artifacts' folders, beside the report of the whole run."""
+    """Links the files that a report names, and the artifacts' folders, into the run folder."""
     shutil.rmtree(folder / "artifacts", ignore_errors=True)
     artifacts = [path.relative_to(source) for path in (source / "artifacts").rglob("*") if path.is_file()]
     for relative in [*artifacts, Path("plan.json"), *(Path(ref.path) for ref in file_refs(report))]:

@@ -66,7 +66,7 @@ from ..verify.engine import result as engine_result
 from ..verify.gates import Allowed, allowed
 from ..verify.pictures import pictures_of
 from ..verify.places import places_of
-from ..verify.references import Networks, glance_at, references_of
+from ..verify.references import Networks, references_of, sanity_check
 from ..verify.unpruned import unpruned_of
 
 _PARTS = {"code": "the model's code", "model_sha256": "the weights", "data": "the data", "preprocess": "the preprocessing"}
@@ -151,7 +151,7 @@ def _prepared(
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
-    glance_at(run, subject_key)
+    sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
     expected = _planned(run, subject_key, pruning, len(chosen))
@@ -202,7 +202,7 @@ def _compressed(before: Prepared) -> int:
 
 
 def _planned(run: RunContext, subject_key: str, pruning: Pruning, targets: int) -> dict[str, float]:
-    """How long the stages to come will take, in seconds; said too. With --max-minutes, takes fewer evaluations and epochs.
+    """Returns the estimated seconds of each remaining stage, and prints them. --max-minutes reduces evaluations and epochs.
 
     What was timed is kept, so that a resumed run does the same.
     """

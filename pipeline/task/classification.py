@@ -51,7 +51,7 @@ class Classification:
         return value / 100.0
 
     def picture(self, batch: Batch, outputs: Outputs) -> None:
-        """Returns None: there is no visualisation of class scores; see `Task.picture`."""
+        """Returns None: no visualisation for classification."""
 
 
 class RightOnes:

@@ -45,11 +45,12 @@ class Loaded:
     example: Inputs  # of one sample
     untrained: bool = False  # the embedded network without weights: it has to be trained first
     images: DataSet | None = None  # what `data` is made of, where it is images
+    remarks: tuple[str, ...] = ()  # on how the checkpoint was read
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats for the report."""
-        return () if self.subject.data.test_given else (TEST_WAS_CUT,)
+        return self.remarks if self.subject.data.test_given else (*self.remarks, TEST_WAS_CUT)
 
 
 def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
@@ -74,7 +75,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     example = data.train.batch(np.arange(1)).inputs
     subject = Subject(model.name, model.sha256, info, preprocess, cost_of(model.module, example), signature, code=model.code)
     untrained = config.model == DIGITS_MODEL and config.weights is None
-    return Loaded(subject, model.module, Classification(), data, example, untrained, images)
+    return Loaded(subject, model.module, Classification(), data, example, untrained, images, model.notes)
 
 
 def image_shape_of(info: DataInfo) -> tuple[int, int, int]:
@@ -95,7 +96,8 @@ def load_recipe(recipe: Recipe, seed: int) -> Loaded:
     info = DataInfo(recipe.name, digest, (), (), Splits(len(data.train), len(data.search), len(data.test)))
     example = pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], probe)
     cost = cost_of(module, example)
-    subject = Subject(recipe.name, state_sha256(module), info, Preprocess((), (), "none"), cost, signature, task.metric)
+    plain = Preprocess((), (), "none")
+    subject = Subject(recipe.name, state_sha256(module), info, plain, cost, signature, task.metric, recipe.digest)
     return Loaded(subject, module, task, data, example)
 
 

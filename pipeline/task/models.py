@@ -5,17 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import pickle
-import re
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -26,18 +20,13 @@ from ..data.digits import DigitsResNet
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, importable, own_randomness, user_factory
 from ..errors import InputError, UnavailableError
-from ..network.weights import of_one_part, state_sha256
+from ..network.calling import SAME, deviation
+from ..network.weights import state_sha256
 from ..types import Crop
+from .checkpoint import put_state, read_state
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at
-# keys under which training scripts put the state dict; averaged weights first, which are what such scripts evaluate
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
-MOST_WRAPPED = 5
-COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
-PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
-
 Statistics = tuple[float, ...]
 
 
@@ -51,6 +40,7 @@ class LoadedModel:
     mean: Statistics | None  # per channel, of pixels in [0, 1]; None: not known
     std: Statistics | None
     code: str = ""  # digest of the user's code, or the version of the package that makes the network
+    notes: tuple[str, ...] = ()  # how the checkpoint was read, where that was a choice
 
 
 def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tuple[int, int, int]) -> LoadedModel:
@@ -70,17 +60,18 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     if weights is None and spec != "digits-resnet":
         do = "give its trained state dict with --weights"
         raise InputError(f"model {spec}", found="no weights", expected="a trained network", do=do)
-    state = None if weights is None else read_state(weights)
+    notes: list[str] = []
+    state = None if weights is None else read_state(weights, notes.append)
     channels = image_shape[0]
     with own_randomness():
         loaded = _made(spec, classes, channels)
     module = loaded.module.to("cpu", torch.float32).eval()
     if state is not None and weights is not None:
-        put_state(module, state, weights.name, classes=classes)
+        put_state(module, state, weights.name, classes=classes, note=notes.append)
     _probe(spec, module, classes, image_shape)
     fits = loaded.mean is not None and loaded.std is not None and len(loaded.mean) == len(loaded.std) == channels
     mean, std = (loaded.mean, loaded.std) if fits else (None, None)
-    return LoadedModel(module, loaded.name, state_sha256(module), mean, std, loaded.code)
+    return LoadedModel(module, loaded.name, state_sha256(module), mean, std, loaded.code, tuple(notes))
 
 
 def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn.Module:
@@ -143,81 +134,6 @@ def resized(crop: Crop, size: int) -> Crop:
     return replace(crop, size=size, resize=round(size * crop.resize / crop.size))
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the state dict in a `.safetensors`, `.pt` or `.pth` file, without wrappers and prefixes of training scripts.
-
-    Raises:
-        InputError: no such file, another format, a pickle of code, or not a state dict.
-    """
-    what, do = f"weights {path.name}", "save it with torch.save(model.state_dict(), FILE)"
-    if not path.is_file():
-        raise InputError(f"weights {path}", found="no such file", expected="a state dict", do="check the path")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise InputError(what, found=f"a {path.suffix or 'nameless'} file", expected=".safetensors, .pt or .pth", do=do)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on how the file was written
-            if path.suffix == ".safetensors":
-                content: Any = safetensors.torch.load_file(path)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"a pickle of code ({named[1]})" if named else "a pickle that torch does not load as plain tensors"
-        raise InputError(what, found=found, expected="a state dict, which is plain tensors", do=do) from error
-    except (*UNREADABLE, safetensors.SafetensorError) as error:
-        found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:200]})"
-        raise InputError(what, found=found, expected="a state dict", do=do) from error
-    for _ in range(MOST_WRAPPED):  # a dict can hold itself
-        key = next((k for k in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
-        content = content if key is None else content[key]
-    if not isinstance(content, Mapping) or not content:
-        found = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise InputError(what, found=found, expected="a state dict", do=do)
-    strange = [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
-    if strange:
-        found = f"{strange[0]!r} with a {type(content[strange[0]]).__name__}"
-        raise InputError(what, found=found, expected="a state dict: names with tensors", do=do)
-    state = {name: tensor for name, tensor in content.items() if name.rpartition(".")[2] not in COUNTERS}
-    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
-def put_state(module: nn.Module, state: Mapping[str, torch.Tensor], name: str, *, classes: int) -> None:
-    """Loads `state` into `module`, cast to its types; `name` and `classes` are for messages.
-
-    Raises:
-        InputError: names or shapes differ, or a value is NaN or infinite. The module is then unchanged, or not to be used.
-    """
-    own = module.state_dict()
-    state = of_one_part(state, own)
-    # BatchNorm's count of batches is absent from old files and does nothing in inference
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    if missing or unexpected:
-        lists = (("missing", missing), ("unexpected", unexpected))
-        found = ", ".join(f"{len(keys)} {word} keys (first: {keys[0]})" for word, keys in lists if keys)
-        expected = f"the {len(own)} keys of the model's state dict"
-        raise InputError(f"weights {name}: of another model", found=found, expected=expected, do="check --model and --weights")
-    mismatched = [k for k in own if k in state and state[k].shape != own[k].shape]
-    if mismatched:
-        key = mismatched[0]
-        found, expected = f"{key} of shape {tuple(state[key].shape)}", f"{tuple(own[key].shape)}"
-        heads = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1:]
-        if heads and all(k in (f"{heads[0]}.weight", f"{heads[0]}.bias") for k in mismatched):
-            do = f"did you mean data with {len(state[key])} classes? This has {classes}; give the data the network was trained on"
-            raise InputError(f"weights {name}: classes do not match", found=found, expected=expected, do=do)
-        found += f" ({len(mismatched)} keys of another shape)"
-        raise InputError(f"weights {name}: of another model", found=found, expected=expected, do="check --model and --weights")
-    module.load_state_dict(dict(state), strict=False)
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            found = f"NaN or infinity in {key} ({bad} of {tensor.numel()} values)"
-            raise InputError(f"weights {name}", found=found, expected="finite numbers", do="use an earlier checkpoint")
-
-
 def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:
     """Runs one black image through the network and checks that it returns one logit per class."""
     shape = (1, *image_shape)
@@ -240,15 +156,15 @@ def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, i
     if not bool(torch.isfinite(output).all()):
         do = "check the weights, BatchNorm's variances first"
         raise InputError(f"model {spec}: its output", found="NaN or infinity", expected="finite logits", do=do)
-    _refuse_random(spec, module, shape)
+    _require_deterministic(spec, module, shape)
 
 
-def _refuse_random(spec: str, module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Two answers for the same image that differ, as with a dropout that is always on, can be compared with nothing."""
+def _require_deterministic(spec: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuses a network that in eval mode draws random numbers, or takes its BatchNorm statistics from the batch."""
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), own_randomness(1):
         one, other = module(images), module(images)
-    if not torch.equal(one, other) and not torch.allclose(one, other, rtol=1e-3, atol=1e-5):
+    if deviation(one, other, one) > SAME:
         do = "pass training=self.training to functional dropout"
         found = "two answers for the same image that differ in eval mode"
         raise InputError(f"model {spec}: its output", found=found, expected="one answer", do=do)

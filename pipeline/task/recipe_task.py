@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..network.calling import Inputs, Outputs, call
+from ..network.calling import SAME, Inputs, Outputs, call, deviation
 from ..signature import Metric, Signature
 from .recipe import Recipe, Structure, deployed, network_of
 from .recipe_data import Targets
@@ -19,7 +19,6 @@ from .samples import Batch, Data
 from .task import agreement, scaled_distance, signature_of
 
 KEPT_BYTES = 512 << 20  # of outputs and targets that a judge keeps, for intervals
-SAME = 1e-3  # of an output's range: what the size of a batch may change in float32
 AGREEMENT = Metric("agreement", "%")
 EQUAL = 1e-4  # relative: a metric whose value is this close to the mean of its samples' values is that mean
 
@@ -219,13 +218,12 @@ def _steady(recipe: Recipe, network: nn.Module, probe: Batch, structure: Structu
     if len(alone) != len(outputs):
         raise recipe.wrong("model().forward", f"{len(alone)} outputs for one sample, {len(outputs)} for two", "a fixed number")
     for name, one, two, single in zip(structure.names, outputs, again, alone, strict=True):
-        span = float(one.max() - one.min()) or 1.0 if one.numel() else 1.0
-        if one.shape != two.shape or float((one.float() - two.float()).abs().max()) > SAME * span:
+        if one.shape != two.shape or deviation(one, two, one) > SAME:
             raise recipe.wrong(f"output {name}", "another answer to the same inputs", "the same every time", "no random numbers")
         if single.shape[1:] != one.shape[1:]:
             found = f"shape {tuple(single.shape[1:])} for one sample, {tuple(one.shape[1:])} for two"
             raise recipe.wrong(f"output {name}", found, "one shape")
-        if float((one[:1].float() - single.float()).abs().max()) > SAME * span:
+        if deviation(one[:1], single, one) > SAME:
             raise recipe.wrong(f"output {name}", "an answer that depends on the other samples of the batch", "one sample each")
 
 

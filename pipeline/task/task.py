@@ -84,7 +84,7 @@ class Task(Protocol):
         ...
 
     def picture(self, batch: Batch, outputs: Outputs) -> NDArray[np.uint8] | None:
-        """Returns a visualisation of one sample and its outputs (batch size 1), RGB (H, W, 3); None where the task has none."""
+        """Returns an RGB visualisation (H, W, 3) of a sample and its outputs, batch size 1; None if the task has none."""
         ...
 
     def share(self, value: float, dense: float) -> float:

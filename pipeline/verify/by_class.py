@@ -1,4 +1,4 @@
-"""What became of single classes: an average over all images hides that a rare class was lost."""
+"""Per-class accuracy of the dense network and the artifact: the average hides that a rare class was lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Counts = Mapping[str, tuple[int, int, int, int]]
 def by_class(
     labels: NDArray[np.int64], dense: NDArray[np.bool_], artifact: NDArray[np.bool_], names: Sequence[str]
 ) -> dict[str, tuple[int, int, int, int]]:
-    """Class -> its test samples, those that the dense network has right, that the artifact has, and that only the dense has.
+    """Returns, for each class, the counts of test samples: all, correct by the dense network, by the artifact, by the dense only.
 
     Args:
         labels: class of each sample (n,).
@@ -27,14 +27,14 @@ def by_class(
     found = {}
     for label in np.unique(labels):
         own = labels == label
-        counts = (own.sum(), dense[own].sum(), artifact[own].sum(), (dense[own] & ~artifact[own]).sum())
-        name = names[label] if 0 <= label < len(names) else str(label)
-        found[name] = tuple(int(count) for count in counts)
-    return found  # type: ignore[return-value]
+        counts = own, own & dense, own & artifact, own & dense & ~artifact
+        samples, right, still, lost = (int(np.count_nonzero(each)) for each in counts)
+        found[names[label] if 0 <= label < len(names) else str(label)] = samples, right, still, lost
+    return found
 
 
 def worst(classes: Counts) -> list[tuple[str, float, tuple[float, float]]]:
-    """Each class with the points of recall it lost and their 95 % interval (Tango's); the largest loss first."""
+    """Returns each class with its drop of recall in points and the 95 % interval (Tango's); the largest drop first."""
 
     def lost(counts: tuple[int, int, int, int]) -> tuple[float, tuple[float, float]]:
         samples, dense, artifact, only = counts
@@ -45,7 +45,7 @@ def worst(classes: Counts) -> list[tuple[str, float, tuple[float, float]]]:
 
 
 def remarks(target: str, classes: Counts) -> Iterator[str]:
-    """A sentence on the class that lost most, where that is more than chance and much more than the others."""
+    """Yields a warning on the class with the largest drop of recall, where its interval excludes 0."""
     for name, points, (low, high) in worst(classes)[:1]:
         samples, dense, artifact, _ = classes[name]
         if points >= LARGE_PP and low > 0:

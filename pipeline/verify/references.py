@@ -24,7 +24,7 @@ from .gates import compare
 from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
-GLANCED = 200  # samples
+SANITY_SAMPLES = 200  # samples
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class References:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """The dense network on some samples of the search split, before anything is done to it."""
+class SanityCheck:
+    """Value of the metric of the dense network on the first samples of the search split, before the search."""
 
-    value: float  # of the metric
+    value: float
     samples: int
 
 
@@ -52,17 +52,17 @@ class Networks:
     pruned: nn.Module
 
 
-def glance_at(run: RunContext, subject_key: str) -> None:
-    """Says what a dense classifier is worth on some images of the search split, and warns where that is chance.
+def sanity_check(run: RunContext, subject_key: str) -> None:
+    """Reports the dense classifier's accuracy on some images of the search split, with a warning at chance level.
 
-    Everything after is judged against that network, so wrong weights, labels or preprocessing would pass unseen.
+    All later figures are relative to the dense network, so wrong weights, labels or preprocessing would pass unnoticed.
     """
     loaded, task = run.loaded, run.loaded.task
-    stage = run.folder.stage("glance", "1", {"samples": GLANCED}, (subject_key,))
-    if not loaded.subject.data.classes or task.metric != TOP1 or stage.result(Glance) is not None:
+    stage = run.folder.stage("sanity-check", "1", {"samples": SANITY_SAMPLES}, (subject_key,))
+    if not loaded.subject.data.classes or task.metric != TOP1 or stage.result(SanityCheck) is not None:
         return
-    some = head(loaded.data.search, GLANCED)
-    found = Glance(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
+    some = head(loaded.data.search, SANITY_SAMPLES)
+    found = SanityCheck(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
     shown = task.metric.shown(found.value)
     run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} images of the search split")
     chance = 100.0 / max(len(loaded.subject.data.classes), 1)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ...pipeline.signature import FileTensor, Signature
-from ..base import BuildRequest, Converted, Interface, Runner, Target
+from ..base import AS_GIVEN, BuildRequest, Converted, Interface, Runner, Target
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .int8 import Recipe
 
 PIXELS = "float32 NCHW, already scaled and normalised"
-AS_GIVEN = "as the PyTorch network takes them"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch")
 
 
@@ -49,13 +48,13 @@ def taken(signature: Signature, classes: tuple[str, ...]) -> str:
         return f"input: {PIXELS}; output: logits"
     sides = signature.inputs, signature.outputs
     inputs, outputs = (", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs) for specs in sides)
-    return f"inputs as the PyTorch network takes them, one sample: {inputs}; outputs: {outputs}"
+    return f"inputs {AS_GIVEN}, one sample: {inputs}; outputs: {outputs}"
 
 
 def sides_of(
     model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]]:
-    """The inputs and outputs of a file; with `mean` and `std` its inputs are normalised pixels."""
+    """Returns the input and output tensors of a file; with `mean` and `std` its inputs are normalised pixels."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     def tensor(value: onnx.ValueInfoProto, layout: str, scaling: str) -> FileTensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,8 @@ def collect(data: bytes, inputs: Sequence[Arrays], *, threads: int = 1) -> dict[
         )
         interpreter.allocate_tensors()
     places = _activations(data)
-    padded = {graph.tensors[int(op.outputs[0])].name.decode() for op, _, graph in _padded_with_infinity(read(data))}
+    model = read(data)
+    padded = {graph_of(model).tensors[int(op.outputs[0])].name.decode() for op in _infinite_paddings(model)}
     entries = interpreter.get_input_details()
 
     def run(blocks: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
@@ -59,8 +61,11 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
     Raises:
         BuildError: the quantizer refused the network.
     """
-    model, ranges = _padded_with_the_lowest(read(data), ranges)
-    data, graph = write(model), graph_of(model)
+    model = read(data)
+    graph = graph_of(model)
+    if any(_infinite_paddings(model)):
+        ranges = _pad_with_lowest(model, ranges)
+        data = write(model)
     (signature,) = (signature.signatureKey.decode() for signature in model.signatureDefs)
     entries = [graph.tensors[int(at)] for at in graph.inputs]
     sample: dict[str, NDArray[Any]] = {
@@ -87,31 +92,44 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
         return _result(work, values)
 
 
-def _padded_with_infinity(model: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """The paddings by -inf, which come before maxima, as (operator, the constant's tensor, graph)."""
+def _infinite_paddings(model: Any) -> list[Any]:
+    """Returns the PADV2 operators that pad with -inf: those before max pooling."""
     graph = graph_of(model)
+    found = []
     for op in graph.operators:
-        if op_name(model, op) == "PADV2":
-            tensor = graph.tensors[int(op.inputs[2])]
-            value = constant(model, tensor)
-            if value is not None and np.isneginf(value).all():
-                yield op, tensor, graph
+        value = constant(model, graph.tensors[int(op.inputs[2])]) if op_name(model, op) == "PADV2" else None
+        if value is not None and np.isneginf(value).all():
+            found.append(op)
+    return found
 
 
 def _without_padding(values: FloatArray) -> FloatArray:
-    """The padding takes the lowest number there is: it is no observation."""
+    """Replaces -inf padding by the smallest finite activation, which leaves the calibrated range as it is."""
     finite = values[np.isfinite(values)]
     return np.where(np.isneginf(values), finite.min() if finite.size else 0.0, values).astype(values.dtype)
 
 
-def _padded_with_the_lowest(model: Any, ranges: Mapping[str, Range]) -> tuple[Any, dict[str, Range]]:
-    """The network with the lowest number of what is padded in place of -inf, which int8 does not have: the same maxima."""
-    found = dict(ranges)
-    for op, tensor, graph in _padded_with_infinity(model):
+def _pad_with_lowest(model: Any, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Lets every -inf padding pad with the lower end of its input's range, in place; returns the ranges with the outputs' equal.
+
+    int8 has no -inf, and the maxima stay the same. Each padding gets a constant of its own, because files share equal ones.
+    """
+    graph, found = graph_of(model), dict(ranges)
+    for op in _infinite_paddings(model):
         before, after = (graph.tensors[int(at)].name.decode() for at in (op.inputs[0], op.outputs[0]))
         found[after] = found.get(before, found[after])
-        model.buffers[tensor.buffer].data = np.full(1, found[after][0], np.float32).view(np.uint8)
-    return model, found
+        tensor, buffer = (copy.copy(part) for part in _constant_parts(model, op.inputs[2]))
+        buffer.data = np.full(1, found[after][0], np.float32).view(np.uint8)
+        model.buffers = [*model.buffers, buffer]
+        tensor.buffer, tensor.name = len(model.buffers) - 1, f"{after}/padding".encode()
+        graph.tensors = [*graph.tensors, tensor]
+        op.inputs = np.array([*op.inputs[:2], len(graph.tensors) - 1], np.int32)
+    return found
+
+
+def _constant_parts(model: Any, at: Any) -> tuple[Any, Any]:
+    tensor = graph_of(model).tensors[int(at)]
+    return tensor, model.buffers[tensor.buffer]
 
 
 def with_int8_weights(data: bytes) -> bytes:

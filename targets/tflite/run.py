@@ -8,7 +8,7 @@ import numpy as np
 
 from ...pipeline.errors import BuildError
 from ...pipeline.signature import FileTensor, Signature
-from ..base import Arrays, FloatArray, Infer, Runner
+from ..base import AS_GIVEN, Arrays, FloatArray, Infer, Runner
 from .file import op_counts, quiet
 
 DELEGATE = "DELEGATE"  # the operator that represents everything XNNPACK took over
@@ -94,7 +94,7 @@ def facts_of(data: bytes, threads: int) -> dict[str, str]:
 
 
 def sides_of(data: bytes, signature: Signature, *, pixels: bool) -> tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]]:
-    """The inputs and outputs of a file that takes stored pixels, or what the network with this signature takes."""
+    """Returns the input and output tensors of a file; with `pixels` its input is stored pixels, else what the network takes."""
     from ai_edge_litert.interpreter import Interpreter
 
     with quiet():
@@ -106,10 +106,10 @@ def sides_of(data: bytes, signature: Signature, *, pixels: bool) -> tuple[tuple[
         name, shape, kind = str(detail["name"]), tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
         if kind == np.float32 or not scale:
             return FileTensor(name, shape, layout, kind.name, said)
-        steps = f"(step - zero_point) * scale: {said}, scale {scale:.6g}, zero point {zero}"
+        steps = f"(quantized - zero_point) * scale: {said}, scale {scale:.6g}, zero point {zero}"
         return FileTensor(name, shape, layout, kind.name, steps, float(scale), int(zero))
 
-    given = "pixels 0..255" if pixels else "as the PyTorch network takes them"
+    given = "pixels 0..255" if pixels else AS_GIVEN
     inputs = tuple(tensor(detail, "NHWC" if pixels else "", given) for detail in interpreter.get_input_details())
     names = [spec.name for spec in signature.outputs]
     return inputs, tuple(tensor(detail, "", name) for detail, name in zip(interpreter.get_output_details(), names, strict=True))

@@ -77,18 +77,10 @@ def prober(net):
     return made
 
 
-@pytest.fixture(scope="module")
-def built(tiny, inputs, images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phone")
-    with torch.no_grad():
-        expected = tiny(torch.from_numpy(inputs)).argmax(1).numpy()
-
-    def score(predict):
-        return 100.0 * float((predict(images).argmax(1) == expected).mean())
-
-    request = BuildRequest(
-        module=tiny,
-        baseline=phone.TARGET.baseline(tiny, Interface(image_signature(SHAPE), tuple("abcde"), MEAN, STD)),
+def int8_request(module, images, score, folder):
+    return BuildRequest(
+        module=module,
+        baseline=phone.TARGET.baseline(module, Interface(image_signature(SHAPE), tuple("abcde"), MEAN, STD)),
         signature=image_signature(SHAPE),
         classes=tuple("abcde"),
         precision=Precision.INT8,
@@ -98,6 +90,18 @@ def built(tiny, inputs, images, tmp_path_factory):
         mean=MEAN,
         std=STD,
     )
+
+
+@pytest.fixture(scope="module")
+def built(tiny, inputs, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phone")
+    with torch.no_grad():
+        expected = tiny(torch.from_numpy(inputs)).argmax(1).numpy()
+
+    def score(predict):
+        return 100.0 * float((predict(images).argmax(1) == expected).mean())
+
+    request = int8_request(tiny, images, score, folder)
     return folder, phone.TARGET.build(request), request
 
 
@@ -388,19 +392,11 @@ def test_the_padding_in_front_of_a_maximum_is_no_observation_and_costs_nothing(i
     ).eval()
     with torch.no_grad():
         expected = stem(torch.from_numpy(inputs)).numpy()
-    request = BuildRequest(
-        module=stem,
-        baseline=phone.TARGET.baseline(stem, Interface(image_signature(SHAPE), tuple("abcde"), MEAN, STD)),
-        signature=image_signature(SHAPE),
-        classes=tuple("abcde"),
-        precision=Precision.INT8,
-        calibration=[images[:12]],
-        score=lambda predict: 100.0 * float((predict(images).argmax(1) == expected.argmax(1)).mean()),
-        folder=tmp_path,
-        mean=MEAN,
-        std=STD,
-    )
-    artifact = phone.TARGET.build(request)
+
+    def score(predict):
+        return 100.0 * float((predict(images).argmax(1) == expected.argmax(1)).mean())
+
+    artifact = phone.TARGET.build(int8_request(stem, images, score, tmp_path))
     assert artifact.precision == "int8"
     with phone.TARGET.runner(tmp_path / "model.tflite") as model:
         assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.95

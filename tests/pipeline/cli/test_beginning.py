@@ -72,3 +72,8 @@ def test_what_a_run_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixtur
     assert main(["init", "--weights", "net.pt"]) == 2
     assert capsys.readouterr().err.count("edge-compress: ") == 2
     assert not list(tmp_path.glob("*.toml"))
+
+
+def test_a_dry_run_has_no_report_to_print(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--target", "x86", "--dry-run", "--json"]) == 2
+    assert "--dry-run with --json" in capsys.readouterr().err

@@ -51,6 +51,6 @@ def test_every_flipped_bit_is_found_costs_one_line_and_is_said(tmp_path: Path) -
         kept = [found.get(candidate.levels) for candidate in (FIRST, SECOND)]
         assert all(one in (None, wanted) for one, wanted in zip(kept, (FIRST, SECOND), strict=True))
         if kept != [FIRST, SECOND]:
-            assert said or at >= good.rstrip(b"\n").rfind(b"\n")  # an unfinished last line is no damage
+            assert said or at >= good.rstrip(b"\n").rfind(b"\n")  # a truncated last line is not reported
             assert any(kept) or b"\n" not in (good[at : at + 1],)
         assert [Memo(path, pytest.fail).get(c.levels) for c in (FIRST, SECOND)] == kept

@@ -13,7 +13,8 @@ import torch
 from edge_compress.pipeline.data.user_code import user_factory
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
-from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, load_model, put_state, read_state
+from edge_compress.pipeline.task.checkpoint import put_state, read_state
+from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, load_model
 from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -404,6 +405,18 @@ def test_read_state_strips_nothing_that_only_some_keys_have(tmp_path: Path) -> N
 def test_checkpoints_as_training_scripts_write_them_give_the_network(net: Path, form: Any) -> None:
     state = made(net).state_dict()
     assert load(f"{net}:fixed", saved(net, form(state), "form.pt")).sha256 == load(f"{net}:fixed", saved(net, state)).sha256
+
+
+def test_what_was_chosen_or_ignored_in_a_checkpoint_is_said(net: Path) -> None:
+    state = made(net).state_dict()
+    lightning = {"state_dict": {f"model.{k}": v for k, v in state.items()} | {"loss.weight": torch.ones(3)}}
+    averaged = {"state_dict": state, "state_dict_ema": state}
+    notes = [load(f"{net}:fixed", saved(net, form, "form.pt")).notes for form in (lightning, averaged, state)]
+    assert notes == [
+        ("weights: the prefix 'model.' was removed; 1 other entries ignored, first loss.weight",),
+        ("weights: 'state_dict_ema' of the checkpoint was used, not 'state_dict'",),
+        (),
+    ]
 
 
 def test_a_state_that_holds_itself_is_refused(tmp_path: Path) -> None:

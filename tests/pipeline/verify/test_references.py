@@ -1,4 +1,4 @@
-"""A dense network that is no better than chance is named before anything is compared with it."""
+"""A dense classifier at chance-level accuracy triggers a warning before the search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.verify.references import glance_at
+from edge_compress.pipeline.verify.references import sanity_check
 from torch import nn
 
 
@@ -46,7 +46,7 @@ def test_chance_is_said_once_and_is_in_the_report(permuted: bool, tmp_path: Path
     for _ in range(2):
         with RunFolder(config, said.append) as folder:
             run: Any = SimpleNamespace(folder=folder, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append))
-            glance_at(run, "key")
+            sanity_check(run, "key")
             notes = folder.notes()
     assert sum(line.startswith("  dense network: ") for line in said) == 1
     assert [("which is chance for 10 classes" in note) for note in notes] == [True] * permuted

@@ -1,0 +1,128 @@
+"""Reads state dicts from checkpoints as training scripts write them. Nothing is unpickled but tensors."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+# keys under which training scripts put the state dict; averaged weights first, which are what such scripts evaluate
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
+MOST_WRAPPED = 5
+COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
+PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
+
+
+def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, torch.Tensor]:
+    """Returns the state dict in a `.safetensors`, `.pt` or `.pth` file, without wrappers and prefixes of training scripts.
+
+    `note` is called with a sentence where the file has several state dicts.
+
+    Raises:
+        InputError: no such file, another format, a pickle of code, or not a state dict.
+    """
+    what, do = f"weights {path.name}", "save it with torch.save(model.state_dict(), FILE)"
+    if not path.is_file():
+        raise InputError(f"weights {path}", found="no such file", expected="a state dict", do="check the path")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise InputError(what, found=f"a {path.suffix or 'nameless'} file", expected=".safetensors, .pt or .pth", do=do)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on how the file was written
+            if path.suffix == ".safetensors":
+                content: Any = safetensors.torch.load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"a pickle of code ({named[1]})" if named else "a pickle that torch does not load as plain tensors"
+        raise InputError(what, found=found, expected="a state dict, which is plain tensors", do=do) from error
+    except (*UNREADABLE, safetensors.SafetensorError) as error:
+        found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:200]})"
+        raise InputError(what, found=found, expected="a state dict", do=do) from error
+    for _ in range(MOST_WRAPPED):  # a dict can hold itself
+        keys = [k for k in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)]
+        if len(keys) > 1:
+            note(f"weights: {keys[0]!r} of the checkpoint was used, not {', '.join(map(repr, keys[1:]))}")
+        content = content[keys[0]] if keys else content
+    if not isinstance(content, Mapping) or not content:
+        found = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(what, found=found, expected="a state dict", do=do)
+    strange = [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+    if strange:
+        found = f"{strange[0]!r} with a {type(content[strange[0]]).__name__}"
+        raise InputError(what, found=found, expected="a state dict: names with tensors", do=do)
+    state = {name: tensor for name, tensor in content.items() if name.rpartition(".")[2] not in COUNTERS}
+    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def put_state(
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    name: str,
+    *,
+    classes: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Loads `state` into `module`, cast to its types; `name` and `classes` are for messages.
+
+    `note` is called with a sentence where a prefix of the names was removed.
+
+    Raises:
+        InputError: names or shapes differ, or a value is NaN or infinite. The module is then unchanged, or not to be used.
+    """
+    own = module.state_dict()
+    state = _without_prefix(state, own, note)
+    # BatchNorm's count of batches is absent from old files and does nothing in inference
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    if missing or unexpected:
+        lists = (("missing", missing), ("unexpected", unexpected))
+        found = ", ".join(f"{len(keys)} {word} keys (first: {keys[0]})" for word, keys in lists if keys)
+        expected = f"the {len(own)} keys of the model's state dict"
+        raise InputError(f"weights {name}: of another model", found=found, expected=expected, do="check --model and --weights")
+    mismatched = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if mismatched:
+        key = mismatched[0]
+        found, expected = f"{key} of shape {tuple(state[key].shape)}", f"{tuple(own[key].shape)}"
+        heads = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1:]
+        if heads and all(k in (f"{heads[0]}.weight", f"{heads[0]}.bias") for k in mismatched):
+            do = f"did you mean data with {len(state[key])} classes? This has {classes}; give the data the network was trained on"
+            raise InputError(f"weights {name}: classes do not match", found=found, expected=expected, do=do)
+        found += f" ({len(mismatched)} keys of another shape)"
+        raise InputError(f"weights {name}: of another model", found=found, expected=expected, do="check --model and --weights")
+    module.load_state_dict(dict(state), strict=False)
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            found = f"NaN or infinity in {key} ({bad} of {tensor.numel()} values)"
+            raise InputError(f"weights {name}", found=found, expected="finite numbers", do="use an earlier checkpoint")
+
+
+def _without_prefix(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], note: Callable[[str], None]
+) -> Mapping[str, torch.Tensor]:
+    """Returns the entries below the one prefix, such as Lightning's `model.`, that has all of the model's names; else all."""
+    first = next(iter(own), "")
+    prefixes = {name.removesuffix(first) for name in state if first and name.endswith(f".{first}")}
+    fitting = [p for p in prefixes if all(p + name in state for name in own if not name.endswith("num_batches_tracked"))]
+    if len(fitting) != 1 or first in state:
+        return state
+    (prefix,) = fitting
+    others = [name for name in state if not name.startswith(prefix)]
+    ignored = f"; {len(others)} other entries ignored, first {others[0]}" if others else ""
+    note(f"weights: the prefix {prefix!r} was removed{ignored}")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
