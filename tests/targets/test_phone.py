@@ -399,4 +399,4 @@ def test_the_padding_in_front_of_a_maximum_is_no_observation_and_costs_nothing(i
     artifact = phone.TARGET.build(int8_request(stem, images, score, tmp_path))
     assert artifact.precision == "int8"
     with phone.TARGET.runner(tmp_path / "model.tflite") as model:
-        assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.95
+        assert np.corrcoef(model(images).ravel(), expected.ravel())[0, 1] > 0.99
