@@ -149,7 +149,7 @@ def ours(
         form="canonical",
         latencies=latencies,
     ) as bench:
-        evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, bench)
+        evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, way.candidates, bench)
         ranking = rank_units(way.net, way.coupling, way.knobs, evaluator, bench.inputs, way.score, None, way.seed)
         evaluator.order = ranking.order
         how = SearchSettings("ppo", evaluations, macs / dense, seed=config.seed, limits="density")

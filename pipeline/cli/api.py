@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from .. import config as settings
 from ..codec import from_json
 from ..errors import InputError
-from ..network.weights import load_weights
 from ..pattern.rebuild import rebuilt
 from ..progress import Progress
 from ..report.report import Report, read_report
@@ -115,8 +115,9 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder}/plan.json cannot be read", found=str(error), do="run again") from error
     with _left_as_it_was():
-        module = rebuilt(model(), report.signature, plan)
-        load_weights(folder, report.pruned.state, module)
+        state = load_file(folder / report.pruned.state.path)
+        module = rebuilt(model(), report.signature, plan, state)
+        module.load_state_dict(state)
     return module.eval()
 
 

@@ -49,15 +49,13 @@ class CandidateGraph:
     Args:
         net: canonical dense network, eval mode, shapes propagated.
         image_shape: (C, H, W).
-        calibration: (n, C, H, W) network inputs that the dense network's activation ranges are taken on: candidates answer in
-            int8. None: in float.
 
     Raises:
         BuildError: the exporter refused the network, a layer's values are not in what it gave, or the runtime does not answer
             as the network does.
     """
 
-    def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...], calibration: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, net: fx.GraphModule, image_shape: tuple[int, ...]) -> None:
         channels, height, width = image_shape
         self._after = {str(n.target): name for n, _ in layer_nodes(net) if (name := _norm_after(net, n))}
         model = export_float(_drawn(net, self._after), image_signature((channels, height, width)))
@@ -73,11 +71,19 @@ class CandidateGraph:
         missing = sorted(self._written - exported)
         if missing:
             raise BuildError(f"{missing[0]} is not in the exported graph", do="replace the operation that reads this layer")
-        real = self._model(net, Structure({}))
-        self._compare(net, real, image_shape)
-        if calibration is not None:
-            found = ranges(collect(real, [calibration], threads=torch.get_num_threads()), RECIPE.ranges)
-            self._dense = Graph(quantize(real, found, RECIPE))
+        self._real = self._model(net, Structure({}))
+        self._compare(net, self._real, image_shape)
+
+    def in_int8(self, calibration: NDArray[np.float32]) -> CandidateGraph:
+        """Returns the graph in int8.
+
+        Args:
+            calibration: (n, C, H, W) network inputs that the dense network's activation ranges are taken on.
+        """
+        found = ranges(collect(self._real, [calibration], threads=torch.get_num_threads()), RECIPE.ranges)
+        same = copy.copy(self)
+        same._dense = Graph(quantize(self._real, found, RECIPE))
+        return same
 
     def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (n, classes) of the candidate.

@@ -38,14 +38,15 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
         coupling: Coupling,
         knobs: tuple[Knob, ...],
         order: Mapping[str, tuple[int, ...]],
+        graph: CandidateGraph,
         bench: Bench,
     ) -> None:
         super().__init__(knobs, bench)
         self.net, self.coupling, self.order = net, coupling, order
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self._sizes: dict[tuple[int, ...], float] = {}
-        reward = bench.reward
-        self._graph = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:]), reward.calibration(bench.precision))
+        calibration = bench.reward.calibration(bench.precision)
+        self._graph = graph if calibration is None else graph.in_int8(calibration)
 
     def plan(self, levels: tuple[int, ...]) -> Plan:
         """See `TableEvaluator.plan`."""

@@ -51,7 +51,8 @@ class MaskEvaluator:
         self._cost = ModelCost(sum(p.numel() for p in net.parameters()), bench.prober.macs(self._structure))
         self._latency = math.nan
         reward = bench.reward
-        self._graph = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:]), reward.calibration(bench.precision))
+        graph, calibration = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:])), reward.calibration(bench.precision)
+        self._graph = graph if calibration is None else graph.in_int8(calibration)
         self._candidate = copy.deepcopy(net).eval()
         self._statistics = {name: value.clone() for name, value in net.named_buffers()}
         self._dense_moments = reward.dense_moments(net)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
 from torch import Tensor, fx, nn
 
 from ...targets.base import Limits, Prober, Target
+from ..evaluate.candidate_graph import CandidateGraph
 from ..evaluate.channel_evaluator import StitchedEvaluator
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
@@ -40,12 +45,32 @@ class Channels:
         score: str,
         seed: int,
         compute: Compute = CPU,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.compute = compute
+        self.compute, self.notes = compute, tuple(notes)
         self.net, self.image_shape, self.score, self.seed = net, image_shape, score, seed
         self.coupling = couple(net)
         self.knobs = knobs_for(self.coupling, limits)
         self.widest = widest_activation(net)
+
+    @cached_property
+    def candidates(self) -> CandidateGraph:
+        """The exported graph that candidates are cut from, see `evaluate.candidate_graph`."""
+        return CandidateGraph(self.net, self.image_shape)
+
+    def check(self) -> None:
+        """Checks what the search builds on: the exported graph, and that pruned is masked with drawn units out of every group.
+
+        Raises:
+            BuildError: the exporter or the runtime refused the network, or its channels are coupled in another way.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        order = {k.name: tuple(torch.randperm(k.size, generator=generator).tolist()) for k in self.knobs}
+        deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in self.knobs)
+        blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(self.knobs))
+        for levels in (deepest, blocks):
+            check_equivalence(self.net, self.coupling, plan_for(self.knobs, levels, order, ""), self.image_shape)
+        assert self.candidates
 
     @property
     def prunable_macs_share(self) -> float:
@@ -94,7 +119,10 @@ class Channels:
     def remarks(self, runtime: str) -> tuple[str, ...]:
         """The share of the network that can be pruned; below one half also what keeps most of the rest; branches that stay."""
         coupling, share = self.coupling, self.prunable_macs_share
-        told = [f"{share:.0%} of the multiply-accumulates are in layers that get cheaper when channels are removed."]
+        told = [
+            f"{share:.0%} of the multiply-accumulates are in layers that get cheaper when channels are removed.",
+            *self.notes,
+        ]
         if share < 0.5:
             told += [
                 f"{lock.operation} in {lock.module or 'the network'} keeps {lock.macs_share:.0%} of them and"
@@ -109,7 +137,7 @@ class Channels:
 
 class _ChannelEvaluator(StitchedEvaluator):
     def __init__(self, way: Channels, bench: Bench) -> None:
-        super().__init__(way.net, way.coupling, way.knobs, {}, bench)
+        super().__init__(way.net, way.coupling, way.knobs, {}, way.candidates, bench)
         self._way = way
 
     def rank(self, lambda_: float | None) -> Sensitivity:
@@ -118,10 +146,4 @@ class _ChannelEvaluator(StitchedEvaluator):
 
     def follow(self, ranking: Sensitivity) -> None:
         self.order = ranking.order
-        # Pruned == masked with every group cut and with every second block out, before anything is built on the graph.
-        deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in self.knobs)
-        blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(self.knobs))
-        for levels in (deepest, blocks):
-            plan = plan_for(self.knobs, levels, ranking.order, "")
-            check_equivalence(self.net, self.coupling, plan, self._way.image_shape)
         self.fill_table()

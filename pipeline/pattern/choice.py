@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ...targets.base import Limits, Target
+from ..axes.capture import plain
 from ..config import Config
-from ..errors import InputError
+from ..errors import BuildError, InputError
 from ..graph.trace import canonical
 from ..network.compute import Compute
 from ..options import Pattern
@@ -84,37 +85,44 @@ def pruning_for(
     if not loaded.subject.signature.is_image_classifier:
         raise InputError(f"--pattern {pattern}", found="a recipe", expected="--pattern channel", do="leave it out")
     image_shape = loaded.subject.signature.image_shape
-    net = canonical(loaded.module, image_shape)
+    module, notes = plain(loaded.module)
+    net = canonical(module, image_shape)
     scores = ConnectionScores(net, inputs, config.score, config.seed, compute)
-    return Masks(net, image_shape, pattern, scores, root, inputs, compute)
+    return Masks(net, image_shape, pattern, scores, root, inputs, compute, notes)
 
 
 def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute) -> Pruning:
     """By channels of the traced image classifier; else, or where most of that is kept, by units of the exported network."""
     how = config.score, config.seed, compute
-    module, signature = loaded.module, loaded.subject.signature
-    captured = module, loaded.example, signature, limits, *how
-    if not signature.is_image_classifier:
-        if config.max_size is not None:
-            raise InputError("--max-size", found="a recipe", do="leave it out")
-        return Units(*captured)
-    image_shape = signature.image_shape
+    signature = loaded.subject.signature
+    traced = _traced(loaded, limits, how) if signature.is_image_classifier else None
+    if isinstance(traced, Channels) and (config.max_size is not None or traced.prunable_macs_share >= ENOUGH):
+        return traced
+    if config.max_size is not None:
+        found = "a recipe" if traced is None else f"a network captured by torch.export, since {traced}"
+        raise InputError("--max-size", found=found, do="leave it out")
     try:
-        channels = Channels(canonical(module, image_shape), image_shape, limits, *how)
-    except InputError as untraced:
-        try:
-            units = Units(*captured)
-        except InputError as error:
-            if "cannot be traced" in untraced.what:
-                raise error from untraced
-            raise untraced from error
-        if config.max_size is not None:
-            raise InputError("--max-size", found="a network captured by torch.export", do="leave it out") from untraced
-        return units
-    if config.max_size is not None or channels.prunable_macs_share >= ENOUGH:
-        return channels
+        units = Units(loaded.module, loaded.example, signature, limits, *how)
+    except InputError as error:
+        if isinstance(traced, Channels):
+            return traced
+        if isinstance(traced, InputError) and "cannot be traced" not in traced.what:
+            raise traced from error
+        raise error from traced
+    if isinstance(traced, Channels) and traced.prunable_macs_share >= units.prunable_macs_share:
+        return traced
+    if isinstance(traced, BuildError):
+        units.notes += (f"Not pruned by its traced layers: {traced}",)
+    return units
+
+
+def _traced(loaded: Loaded, limits: Limits, how: tuple[str, int, Compute]) -> Channels | InputError | BuildError:
+    """Channels of the traced network, checked; or why there are none."""
+    shape = loaded.subject.signature.image_shape
     try:
-        units = Units(*captured)
-    except InputError:
-        return channels
-    return units if units.prunable_macs_share > channels.prunable_macs_share else channels
+        module, notes = plain(loaded.module)
+        channels = Channels(canonical(module, shape), shape, limits, *how, notes)
+        channels.check()
+    except (InputError, BuildError) as error:
+        return error
+    return channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +48,9 @@ class Masks:
         root: Path,
         inputs: Callable[[], Tensor],
         compute: Compute,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = tuple(notes)
         self.net, self.pattern, self.scores, self.root, self._inputs = net, pattern, scores, root, inputs
         self._compute, self._image_shape = compute, image_shape
         self.knobs = mask_knobs(net, pattern)
@@ -113,11 +115,13 @@ class Masks:
         """That zeros buy no latency, or on TensorRT that two of four may."""
         if runtime == "tensorrt" and self.pattern is Pattern.TWO_FOUR:
             return (
+                *self.notes,
                 "TensorRT has kernels for two of four; whether they are faster a board decides, kernel by kernel and for the"
                 " whole network. The search did not count on it: every candidate has the latency of the dense structure, and the"
                 " budget was on density.",
             )
         return (
+            *self.notes,
             f"{runtime} stores the zeros of a mask densely, so they buy no latency: every candidate has the latency of the dense"
             " structure, measured once, and a speedup comes from the artifact's precision alone. The budget was on density.",
         )

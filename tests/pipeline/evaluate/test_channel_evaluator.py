@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.evaluate.candidate_graph import CandidateGraph
 from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
@@ -167,7 +168,7 @@ def exported() -> StitchedEvaluator:
     net, coupling = nets.subject(NAME)
     empty = RewardSamples(Batch(nets.images(1), torch.zeros(1)), nets.images(1), Classification(), net)
     bench = Bench(empty.batch.inputs, {}, empty, Prober(), Meter(), None, Path("none"))
-    return StitchedEvaluator(net, coupling, (), {}, bench)
+    return StitchedEvaluator(net, coupling, (), {}, CandidateGraph(net, nets.SHAPE), bench)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def make(exported, images, grams, tmp_path, monkeypatch) -> Make:
         meter = Meter()
         stored = LatencyCache({"device": "test"}, tmp_path / cache)
         bench = Bench(images.batch.inputs, grams, images, prober or Prober(), meter, stored, tmp_path / memo)
-        return StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench), meter
+        return StitchedEvaluator(net, coupling, knobs, order_of(coupling), CandidateGraph(net, nets.SHAPE), bench), meter
 
     return build
 
@@ -368,7 +369,7 @@ def test_knobs_that_change_the_network_alike_share_one_entry(grams, images, tmp_
         bench = Bench(
             images.batch.inputs, grams, images, Prober(), meter, LatencyCache({"device": name}, tmp_path), tmp_path / name
         )
-        evaluator = StitchedEvaluator(net, coupling, knobs, order_of(coupling), bench)
+        evaluator = StitchedEvaluator(net, coupling, knobs, order_of(coupling), CandidateGraph(net, nets.SHAPE), bench)
         evaluator.fill_table()
         entries = [(i, level) for i, k in enumerate(knobs) for level in range(1, len(k.kept))]
         return {entry: evaluator.latency_estimate(single(evaluator, *entry)) for entry in entries}

@@ -6,24 +6,27 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import user_net
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.network.compute import CPU
 from edge_compress.pipeline.options import Pattern
+from edge_compress.pipeline.pattern.base import Pruning
 from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.choice import pruning_for
 from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.types import Plan
 from edge_compress.targets.x86 import TARGET
 from torch import nn
 
 
-def chosen(module: nn.Module, tmp_path) -> object:
+def chosen(module: nn.Module, tmp_path, pattern: Pattern = Pattern.CHANNEL) -> Pruning:
     config = Config(("x86",), out=tmp_path)
     signature = image_signature((1, 8, 8), 10)
     loaded = SimpleNamespace(module=module.eval(), example=torch.rand(1, 1, 8, 8), subject=SimpleNamespace(signature=signature))
-    return pruning_for(Pattern.CHANNEL, loaded, TARGET.limits, config, lambda: None, tmp_path, CPU)
+    return pruning_for(pattern, loaded, TARGET.limits, config, lambda: None, tmp_path, CPU)
 
 
 @pytest.mark.parametrize(("factory", "way"), [("projected", Channels), ("attending", Units), ("shared", Units)])
@@ -31,6 +34,58 @@ def test_a_network_that_cannot_be_traced_or_shares_layers_is_captured_whole(fact
     found = chosen(getattr(user_net, factory)(), tmp_path)
     assert type(found) is way
     assert found.knobs
+
+
+class Shuffled(nn.Module):
+    """Channel shuffle by view: traced, but its constants say how many channels there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.c, self.d = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(self.a(x).relu()).relu()
+        x = x.view(x.shape[0], 2, 8, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.d(self.c(x).relu().mean((2, 3)))
+
+
+class Resized(nn.Module):
+    """Interpolation to a size: traced, but ONNX Runtime does not take the graph with a free batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2, 1), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        return self.c((y + F.interpolate(self.b(y), size=y.shape[-2:], mode="bilinear")).mean((2, 3)))
+
+
+def test_a_traced_network_whose_candidates_cannot_run_is_captured_whole_and_that_is_said(tmp_path) -> None:
+    found = chosen(Resized(), tmp_path)
+    assert type(found) is Units
+    assert any("Not pruned by its traced layers: ONNX Runtime cannot run" in remark for remark in found.remarks("onnxruntime"))
+
+
+@pytest.mark.parametrize("kind", [Shuffled, Resized])
+def test_what_is_captured_whole_runs_without_most_of_its_units(kind: type, tmp_path) -> None:
+    found = chosen(kind(), tmp_path)
+    plan = Plan(Pattern.CHANNEL, "", {k.name: tuple(range(k.kept[-1])) for k in found.knobs if k.kind != "block"})
+    with torch.no_grad():
+        assert found.blank(plan)(torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("fold", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("pattern", [Pattern.CHANNEL, Pattern.WEIGHT])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_are_computed_at_every_call_are_folded_for_every_pattern_and_that_is_said(fold, pattern, tmp_path) -> None:
+    net = nn.Sequential(fold(nn.Conv2d(1, 16, 3)), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    found = chosen(net, tmp_path, pattern)
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(found.net(x), net.eval()(x), atol=1e-5)
+    assert any("folded into weight" in remark for remark in found.remarks("onnxruntime"))
 
 
 def test_a_network_that_neither_can_capture_is_refused_with_the_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
