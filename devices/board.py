@@ -127,9 +127,9 @@ def _parse(path: Path) -> Board:
             raise InputError(f"{where}: {key}", found=found, expected="letters, digits and . _ - as in a name")
     values["python"] = values.get("python") or "python3"
     board = Board(path.stem, class_=values.pop("class", ""), file=str(path), **values)
-    if board.threads < 1 or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
+    if not 1 <= board.threads <= 1024 or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
         found = f"{board.threads}, {board.affinity}"
-        raise InputError(f"{where}: threads, affinity", found=found, expected="threads >= 1, cpus >= 0")
+        raise InputError(f"{where}: threads, affinity", found=found, expected="1 to 1024 threads, cpus >= 0")
     if not set(board.precisions) <= set(PRECISIONS):
         raise InputError(f"{where}: precisions", found=str(list(board.precisions)), expected=f"of {', '.join(PRECISIONS)}")
     return board

@@ -69,3 +69,8 @@ def deepest_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Returns the text with control characters, and bytes that are no text, escaped: no terminal acts on them."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

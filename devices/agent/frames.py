@@ -13,7 +13,7 @@ from typing import Any
 
 MAGIC = b"\0edge-compress agent 1\n"  # before the first frame: what a login shell prints comes earlier and is skipped
 _HEAD = struct.Struct(">II")
-_MOST = 1 << 30  # bytes of a header or a payload
+_MOST_HEADER, _MOST_PAYLOAD = 64 << 20, 1 << 30  # bytes
 
 
 class Refusal(Exception):
@@ -70,13 +70,18 @@ class Channel:
         """
         self._fill(_HEAD.size, deadline, watch)
         sizes = _HEAD.unpack(self._held[: _HEAD.size])
-        if max(sizes) > _MOST:
+        if sizes[0] > _MOST_HEADER or sizes[1] > _MOST_PAYLOAD:
             raise Gone("bytes that are no frame came")
         self._fill(_HEAD.size + sum(sizes), deadline, watch)
         middle, end = _HEAD.size + sizes[0], _HEAD.size + sum(sizes)
         head, payload = bytes(self._held[_HEAD.size : middle]), bytes(self._held[middle:end])
         del self._held[:end]
-        header = json.loads(head)
+        try:
+            header = json.loads(head)
+        except (ValueError, RecursionError) as error:
+            raise Gone("bytes that are no frame came") from error
+        if not isinstance(header, dict):
+            raise Gone("bytes that are no frame came")
         return header, payload
 
     def skip_to(self, mark: bytes, deadline: float | None) -> None:

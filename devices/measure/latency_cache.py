@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ...pipeline.errors import InputError
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
 NOISY_MAX_AGE = timedelta(hours=12)  # an interrupted run is resumed by then; a busy day poisons no later search
+LOCK_S = 120.0  # a lock is held while a few lines are read or written
 _SKEW = timedelta(days=1)  # a clock may be wrong by so much
 
 
@@ -111,8 +112,14 @@ class LatencyCache:
     def _locked(self) -> Iterator[None]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_suffix(".lock")):
+            with FileLock(self.path.with_suffix(".lock"), LOCK_S):
                 yield
+        except Timeout as error:
+            raise InputError(
+                f"latency cache {self.path.parent}",
+                found=f"another process has held its lock for {LOCK_S:.0f} s",
+                do="end that process, or set EDGE_COMPRESS_CACHE to another folder",
+            ) from error
         except OSError as error:
             what, do = f"latency cache {self.path.parent}", "set EDGE_COMPRESS_CACHE to another folder"
             found = error.strerror or str(error)

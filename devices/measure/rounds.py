@@ -26,6 +26,8 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
     warmed, _ = agent.ask({**warm, "seconds": settings.warmup_seconds}, deadline_s, what)
     _require(agent, what, "seconds", warmed["seconds"])
     _require(agent, what, "k", warmed["k"], above=True)
+    if len(warmed["k"]) != len(models):
+        raise DeviceError(f"{agent.name}: {what}: k", found=f"{len(warmed['k'])} numbers", expected=f"{len(models)}")
     wall: list[list[float]] = [[] for _ in models]
     cpu: list[list[float]] = [[] for _ in models]
     temperatures_c: list[list[float]] = []
@@ -38,6 +40,10 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
         _require(agent, what, "wall_ns", answer["wall_ns"], above=True)
         _require(agent, what, "cpu_ns", answer["cpu_ns"])
         _require(agent, what, "seconds", answer["seconds"])
+        rows = {len(row) for row in (*answer["wall_ns"], *answer["cpu_ns"])}
+        if len(answer["wall_ns"]) != len(models) or len(answer["cpu_ns"]) != len(models) or len(rows) != 1 or rows == {0}:
+            expected = "as many of each model, at least 1"
+            raise DeviceError(f"{agent.name}: {what}", found=f"{sorted(rows)} times", expected=expected)
         for kept, more in ((wall, answer["wall_ns"]), (cpu, answer["cpu_ns"])):
             for own, new in zip(kept, more, strict=True):
                 own.extend(new)

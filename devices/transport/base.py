@@ -6,6 +6,7 @@ What differs between ssh and adb is how a command line is made and what their me
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import tempfile
@@ -158,17 +159,29 @@ class Transport(ABC):
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = start(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            deadline = time.monotonic() + deadline_s
             try:
-                code = process.wait(deadline_s)
-            except subprocess.TimeoutExpired as error:
-                raise self.late(what, deadline_s) from error
+                while True:
+                    try:
+                        code = process.wait(min(_LOOK_S, max(0.0, deadline - time.monotonic())))
+                        break
+                    except subprocess.TimeoutExpired as error:
+                        if time.monotonic() >= deadline:
+                            raise self.late(what, deadline_s) from error
+                        self._bounded(what, out, err)
             finally:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
+            self._bounded(what, out, err)
             out.seek(0)
             err.seek(0)
             return Completed(code, out.read(), err.read().decode(errors="replace"))
+
+    def _bounded(self, what: str, *outputs: IO[bytes]) -> None:
+        """Raises BoardError where a program has written more than any of those that are run does."""
+        if any(os.fstat(output.fileno()).st_size > MOST_OUTPUT for output in outputs):
+            raise self.error(what, f"more than {MOST_OUTPUT >> 20} MiB of output", "a few lines")
 
 
 class Stream:
@@ -210,6 +223,9 @@ class Stream:
             DeviceError: the link, the agent or the board failed, or took too long. The stream is closed then.
         """
         deadline = time.monotonic() + deadline_s + LINK_SLACK_S
+        if os.fstat(self._stderr.fileno()).st_size > MOST_OUTPUT:
+            self.close()
+            raise self._transport.error(what, f"more than {MOST_OUTPUT >> 20} MiB of messages", "an answer")
         try:
             self._channel.send({**request, "deadline_s": deadline_s}, payload, deadline)
             return self._channel.receive(deadline)
@@ -236,8 +252,8 @@ class Stream:
         with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe closes a moment before it can be waited for
             self.process.wait(5)
         code = self.process.poll()
-        self._stderr.seek(0)
-        message = self._stderr.read()[-4000:].decode(errors="replace")
+        self._stderr.seek(-min(4000, os.fstat(self._stderr.fileno()).st_size), os.SEEK_END)
+        message = self._stderr.read(4000).decode(errors="replace")
         self.close()
         known = self._transport.explain(message)
         if known is not None:
@@ -259,6 +275,8 @@ class AgentEnded(BoardError):
         super().__init__(f"board {board}: {what}", found=found, expected="an answer", do=do)
 
 
+MOST_OUTPUT = 64 << 20  # bytes that a program on the board, or its link, may write
+_LOOK_S = 1.0  # between looks at how much it has written
 LINK_SLACK_S = 15.0  # of a request, for the way there and back; ssh notices a dead link after as long
 # what a board's own shell and tools say
 BOARD_FAULTS = (

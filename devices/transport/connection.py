@@ -19,6 +19,7 @@ from ...pipeline.types import Kind
 from .. import agent as agent_package
 from ..agent import tensors
 from ..agent.main import WRONG_FILE
+from .answers import REFUSAL, SHAPES, checked
 from .base import AgentEnded, BoardError, Stream, Transport
 
 Array = NDArray[Any]
@@ -85,9 +86,16 @@ class Connection:
             InputError: the request asks for what the board does not have.
         """
         answer, data = self.stream.ask(request, deadline_s, what, payload)
-        if answer["ok"]:
-            return answer, data
-        raise _refused(str(answer["kind"]), str(answer["error"]), self.name, what, deadline_s)
+        try:
+            done = checked({"ok": bool}, answer)["ok"]
+            found = checked(SHAPES.get(request["op"], {}) if done else REFUSAL, answer)
+        except ValueError as error:
+            self.stream.close()
+            do = "see what answers there: it is no agent of this version"
+            raise DeviceError(f"board {self.name}: {what}", found=f"an answer in which {error}", do=do) from error
+        if done:
+            return found, data
+        raise _refused(found["kind"], found["error"], self.name, what, deadline_s)
 
     def hello(self) -> dict[str, Any]:
         """The board's description; see `describe_board` of the agent."""
@@ -198,7 +206,10 @@ class LoadedModel:
         """
         request = {"op": "layers", "handle": self.handle, "runs": runs}
         answer, _ = self._connection.ask(request, deadline_s, f"profiling {self.name}")
-        return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
+        try:
+            return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DeviceError(f"board {self._connection.name}: profiling {self.name}", found=f"layers such as {error}") from error
 
     def peak_rss_bytes(self) -> int:
         """Peak resident memory of its process in bytes, 0 where it cannot be read."""
@@ -233,6 +244,8 @@ def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[st
     except tensors.SizeError as error:
         do = "they were cut off; run the same command again"
         raise DeviceError(where, found=f"{error.found} bytes", expected=f"{error.expected} bytes", do=do) from error
+    except (TypeError, ValueError, OverflowError) as error:  # a type or a shape that numpy does not know
+        raise DeviceError(where, found=str(error), expected="arrays") from error
 
 
 def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> EdgeCompressError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError, VerifyError
+from ..errors import InputError, VerifyError, printable
 
 if TYPE_CHECKING:
     from ..audit.audit import Check
@@ -61,7 +61,7 @@ def verify(
         for check in found:
             checks.append(check)
             if stored is None and check.holds:
-                click.echo(check.line)
+                click.echo(printable(check.line))
 
     tell(audit.signature(path, public_key))
     with open_record(path) as record:
@@ -70,13 +70,13 @@ def verify(
             tell(audit.measured_again(record, data, recipe, device, progress.Progress()))
         rows = () if stored is None else compare(stored, audit.report_with(record, checks), record.targets)
     if stored is not None:
-        click.echo(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name))
+        click.echo(printable(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name)))
     if broken := [check.line for check in checks if not check.holds]:
         raise VerifyError(f"{path} does not match its record", found="; ".join(broken))
     if worse := [f"{row.target}: {row.worse}" for row in rows if row.worse]:
         raise VerifyError(f"{path} got worse", found="; ".join(worse))
     if stored is None:
-        click.echo(f"{path}: all checks passed")
+        click.echo(printable(f"{path}: all checks passed"))
     return 0
 
 
@@ -111,10 +111,10 @@ def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tup
     )
 
     def say(text: str) -> None:
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
     for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign, say=say):
-        click.echo(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}")
+        click.echo(printable(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}"))
         click.echo(f"  SHA-256 {bundle.sha256}")
     return 0
 
@@ -149,7 +149,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
         folder = runs[0] if runs[0].is_dir() else runs[0].parent
         for name, render in (("report.md", to_markdown), ("report.html", to_html)):
             atomic_write(folder / name, render(reports[0]))
-            click.echo(str(folder / name))
+            click.echo(printable(str(folder / name)))
         return 0
     from ..report.run_comparison import to_html as comparison
 
@@ -161,5 +161,5 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
             [(run.stem if run.suffix == ".json" else run.resolve().name, found) for run, found in zip(runs, reports, strict=True)]
         ),
     )
-    click.echo(str(file))
+    click.echo(printable(str(file)))
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def inspect(
             network = initial_network(model, weights, channels=found_shape[0])
             generator = torch.Generator().manual_seed(0)
             found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join((*told, *_lines(found))))
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else printable("\n".join((*told, *_lines(found)))))
     return 0
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -20,9 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from ... import targets
 from .. import config as settings
 from .. import options
-from ..errors import BuildError, EdgeCompressError, InputError
+from ..errors import BuildError, InputError, printable
 from ..options import Pattern, Precision
 from .beginning import init
+from .ending import ended
 from .finished_runs import release, report, verify
 from .inspection import inspect
 from .on_devices import devices, profile
@@ -256,7 +256,7 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
 
         with stdout_kept_clean():
             lines = tried(config, Progress(quiet=config.quiet, verbose=config.verbose))
-        click.echo("\n".join(lines))
+        click.echo(printable("\n".join(lines)))
         return 0
     report = config.out / "report.json"
     try:
@@ -267,7 +267,9 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
             click.echo(report.read_text(encoding="utf-8").rstrip())
         raise
     click.echo(
-        report.read_text(encoding="utf-8").rstrip() if config.json else "\n".join(summary(read_report(report), config.out))
+        report.read_text(encoding="utf-8").rstrip()
+        if config.json
+        else printable("\n".join(summary(read_report(report), config.out)))
     )
     return code
 
@@ -277,25 +279,10 @@ for command in (init, inspect, profile, devices, verify, release, report):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code. An error of the tree is one line on stderr; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # handled like Ctrl-C: folders are left in order, locks are released
-    try:
+    """Runs the command line and returns its exit code, see `ending.ended`."""
+
+    def call() -> int:
         with cli.make_context("edge-compress", list(sys.argv[1:] if arguments is None else arguments)) as context:
             return int(cli.invoke(context))
-    except click.exceptions.Exit as done:  # --help, --version
-        return done.exit_code
-    except click.ClickException as error:
-        return _failed(f"{error.format_message().rstrip('.')}; see edge-compress --help", error.exit_code)
-    except EdgeCompressError as error:
-        return _failed(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _failed("interrupted; run the same command again to resume", 130)
 
-
-def _failed(text: str, code: int) -> int:
-    click.echo(f"edge-compress: {' '.join(text.split())}", err=True)
-    return code
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    return ended(call)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UnavailableError
+from ..errors import UnavailableError, printable
 
 
 @click.command()
@@ -19,10 +19,10 @@ from ..errors import UnavailableError
     show_default=True,
     help="A name from `edge-compress devices`, a TOML file, or class:NAME for any free board of that class.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="COUNT", help="Threads of the runtime.  [default: the device's]")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="Threads of the runtime.  [default: the device's]")
 @click.option(
     "--sessions",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     metavar="COUNT",
     default=5,
     show_default=True,
@@ -49,7 +49,7 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
     result = profiling.profile(models, device, timing, progress.Progress())
-    click.echo("\n".join(profiling.table(result)))
+    click.echo(printable("\n".join(profiling.table(result))))
     if out is not None:
         from ..codec import to_json
         from ..files import atomic_write
@@ -58,7 +58,7 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "profile.json", json.dumps(to_json(result), indent=1) + "\n")
         atomic_write(out / "profile.html", to_html(result))
-        click.echo(f"profile: {out / 'profile.html'}")
+        click.echo(printable(f"profile: {out / 'profile.html'}"))
     return 0
 
 
@@ -79,7 +79,7 @@ def devices(context: click.Context) -> int:
                 facts.append(f"class {board.class_}")
             if board.transport != "local" and not board.address:
                 facts.append("a template without an address")
-            click.echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
+            click.echo(printable(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip()))
     return 0
 
 
@@ -97,7 +97,7 @@ def check(name: str) -> int:
 
     board = boards.load(name)
     lines, lacking = board_check.check(board)
-    click.echo("\n".join(lines))
+    click.echo(printable("\n".join(lines)))
     if lacking:
         raise UnavailableError(f"device {board.name} is not ready", found="; ".join(lacking))
     click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")

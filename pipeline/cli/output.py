@@ -11,7 +11,8 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[None]:
     """Redirects to stderr what libraries print (torch.onnx does, and C++ below it): stdout is the caller's."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:

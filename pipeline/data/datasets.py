@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def _split(spec: str, data: SourceData, seed: int) -> DataSet:
     splits = Splits(len(train), len(search), len(test))
     given = data.test is not None or data.test_seed is not None
     info = DataInfo(data.name, data.sha256, data.classes, data.image_shape, splits, data.crop, given)
-    return DataSet(info, train, search, test)
+    return DataSet(info, train, search, test, data.notes)
 
 
 def _digits() -> SourceData:
@@ -134,7 +133,11 @@ def _npz(spec: str, path: Path) -> SourceData:
                     raise InputError(f"data {spec}: {key}", found="an object array", expected=expected, do=do) from error
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise InputError(
+            f"data {spec}", found="arrays that do not fit in the memory", do="store fewer or smaller images"
+        ) from error
+    except Exception as error:  # numpy, zipfile and the codecs below them raise a dozen kinds on damaged or encrypted files
         raise damaged from error
     return _from_arrays(spec, f"npz:{path.name}", arrays)
 
@@ -149,7 +152,12 @@ def _factory(spec: str) -> SourceData:
     if not isinstance(arrays, Mapping):
         expected = "a mapping with " + ", ".join(NPZ_KEYS)
         raise InputError(f"data {spec}", found=f"a {type(arrays).__name__}", expected=expected, do="return a dict of arrays")
-    return _from_arrays(spec, factory.name, arrays)
+    try:
+        plain = {key: np.asarray(arrays[key]) for key in (*NPZ_KEYS, "classes") if key in arrays}
+    except Exception as error:  # ragged lists, tensors without values, a mapping whose own code raises
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"data {spec}", found=found, expected="arrays", do="return plain numpy arrays") from error
+    return _from_arrays(spec, factory.name, plain)
 
 
 def _from_arrays(spec: str, name: str, arrays: Mapping[str, Any]) -> SourceData:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from ..network.compute import usable_cpus
 from ..types import Crop
 from .splits import IntArray, SourceData, UInt8Array
 
+TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
+SUFFIXES = (*datasets.folder.IMG_EXTENSIONS, ".jfif")
+_ORIENTATION = 0x0112  # the EXIF tag
+_NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # what lies there blocks or never ends
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
 
 
@@ -50,32 +57,48 @@ class FolderSource:
 def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
     """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes sorted.
 
+    Hidden files and folders (`.ipynb_checkpoints`) are left out. The header of every image is read.
+
     Raises:
-        InputError: no such folder, no images, or classes that differ between training and test folder.
+        InputError: no such folder, no images, a file that is no image, or classes that differ between training and test folder.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
         raise InputError(f"data {spec}", found=found, expected="a folder with one folder per class", do="check the path")
     parts = [folder]
-    if (folder / "train").is_dir():
-        held_out = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
+    found_parts = {child.name.casefold(): child for child in sorted(folder.iterdir(), reverse=True) if child.is_dir()}
+    train = [found_parts[name] for name in TRAIN if name in found_parts]
+    if train:
+        held_out = [found_parts[name] for name in HELD_OUT if name in found_parts]
         if not held_out:
             expected, do = "train and test (or val)", "add the test images, or put the class folders straight into the folder"
             raise InputError(f"data {spec}", found="train without test", expected=expected, do=do)
-        parts = [folder / "train", held_out[0]]
+        parts = [train[0], held_out[0]]
     opened = [_open_part(spec, part) for part in parts]
-    classes = opened[0].classes
-    if opened[-1].classes != classes:
-        differing = sorted(set(classes) ^ set(opened[-1].classes))
-        found = f"{len(classes)} classes in train, {len(opened[-1].classes)} in {parts[-1].name}, {differing[0]!r} in one only"
+    classes, others = opened[0][0], opened[-1][0]
+    if others != classes:
+        differing = sorted(set(classes) ^ set(others))
+        found = f"{len(classes)} classes in train, {len(others)} in {parts[-1].name}, {differing[0]!r} in one only"
         raise InputError(f"data {spec}", found=found, expected="the same class folders in both", do="make the folders alike")
     sources = [
-        FolderSource(tuple(Path(path) for path, _ in part.samples), np.asarray(part.targets, np.int64), crop) for part in opened
+        FolderSource(tuple(Path(path) for path, _ in images), np.array([label for _, label in images], np.int64), crop)
+        for _, images in opened
     ]
-    sha256 = _digest(folder, [path for source in sources for path in source.paths])
+    sha256, turned = _looked_at(folder, [path for source in sources for path in source.paths])
+    notes = []
+    if turned:
+        notes.append(
+            f"{turned} images carry an EXIF orientation, which is not applied, as in torchvision's ImageFolder: if the network"
+            " was trained on turned images, turn the files."
+        )
+    if len(classes) > 10 and all(name.isdecimal() for name in classes):
+        notes.append(
+            f"The class folders are numbers in the order of text, as in torchvision's ImageFolder: {', '.join(classes[:4])} are"
+            " the classes 0 to 3."
+        )
     name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
     test = sources[1] if len(sources) > 1 else None  # None where DIR contains the class folders themselves
-    return SourceData(name, tuple(classes), shape, sha256, sources[0], test, crop=crop)
+    return SourceData(name, tuple(classes), shape, sha256, sources[0], test, crop=crop, notes=tuple(notes))
 
 
 def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -111,9 +134,29 @@ def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
     return f"torchvision:{name}", arrays
 
 
-def _open_part(spec: str, part: Path) -> Any:
+def _is_image(name: str) -> bool:
+    path = Path(name)
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+        return False
     try:
-        return datasets.ImageFolder(str(part))
+        whole = path.resolve(strict=True)
+        plain = stat.S_ISREG(whole.stat().st_mode) and not any(whole.is_relative_to(place) for place in _NO_FILES)
+        found = "a pipe, a device or a socket"
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        plain, found = False, getattr(error, "strerror", None) or str(error)
+    if not plain:
+        raise InputError(f"image {path}", found=found, expected="a file", do="remove it")
+    return True
+
+
+def _open_part(spec: str, part: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Names of the class folders, sorted, and (path, class number) of every image."""
+    try:
+        classes = sorted(child.name for child in part.iterdir() if child.is_dir() and not child.name.startswith("."))
+        if not classes:
+            raise FileNotFoundError(f"no class folder in {part}")
+        numbers = {name: number for number, name in enumerate(classes)}
+        return classes, datasets.folder.make_dataset(str(part), numbers, is_valid_file=_is_image)
     except (FileNotFoundError, OSError) as error:
         found, do = f"{error}", "put images (.jpg, .png, .bmp, .webp, ...) into one folder per class"
         raise InputError(f"data {spec}: {part.name}", found=found, expected="class folders with images", do=do) from error
@@ -121,12 +164,8 @@ def _open_part(spec: str, part: Path) -> Any:
 
 def _decode(path: Path, crop: Crop) -> UInt8Array:
     resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
-    try:
-        with Image.open(path) as image:
-            cropped = transforms.CenterCrop(crop.size)(resize(_eight_bits(image).convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow on broken PNGs
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error
+    with _decoding(path), Image.open(path) as image:
+        cropped = transforms.CenterCrop(crop.size)(resize(_eight_bits(image).convert("RGB")))
     return np.asarray(cropped, np.uint8)
 
 
@@ -143,11 +182,34 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _digest(root: Path, paths: list[Path]) -> str:
-    """SHA-256 of relative paths and file contents."""
+def _looked_at(root: Path, paths: list[Path]) -> tuple[str, int]:
+    """SHA-256 of relative paths and file contents, and how many images are to be turned by their EXIF orientation.
+
+    Raises:
+        InputError: a file cannot be read or is not an image.
+    """
     ordered = sorted(paths)
-    digest = hashlib.sha256()
+    digest, turned = hashlib.sha256(), 0
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, contents in zip(ordered, pool.map(sha256_file, ordered), strict=True):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + bytes.fromhex(contents))
-    return digest.hexdigest()
+        for path, (contents, turns) in zip(ordered, pool.map(_header, ordered), strict=True):
+            digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(contents))
+            turned += turns
+    return digest.hexdigest(), turned
+
+
+def _header(path: Path) -> tuple[str, bool]:
+    """SHA-256 of an image file, and whether it carries an orientation other than upright."""
+    with _decoding(path), Image.open(path) as image:
+        turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return sha256_file(path), turned
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise what they like on broken files
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error

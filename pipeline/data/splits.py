@@ -78,6 +78,7 @@ class DataSet:
     train: Split
     search: Split
     test: Split
+    notes: tuple[str, ...] = ()  # how the images were read, where that was a choice
 
 
 class SourceData(NamedTuple):
@@ -91,6 +92,7 @@ class SourceData(NamedTuple):
     test: ImageSource | None = None  # None: a fifth of `train`, cut with `test_seed` or else with the run's seed
     test_seed: int | None = None
     crop: Crop | None = None  # image folders
+    notes: tuple[str, ...] = ()  # how the images were read, where that was a choice
 
 
 def network_inputs(pixels: UInt8Array, prep: Preprocess) -> NDArray[np.float32]:

@@ -30,6 +30,7 @@ _FIXED = bytes.fromhex("1f8b0804 00000000 02ff 2400 4543 2000")  # deflate, an e
 _BODY = len(_FIXED) + hashlib.sha256().digest_size
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
+_CHUNK = 1 << 20
 _SLACK = 1 << 20  # what may be unpacked of an archive however small
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _KINDS = {
@@ -67,10 +68,12 @@ def pack(archive: Archive) -> bytes:
     for name in (archive.folder, *archive.files):
         if complaint := _complaint(name):
             raise ValueError(f"{name!r}: {complaint}")
-    tar = _tar(archive)
     engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    trailer = struct.pack("<II", zlib.crc32(tar), len(tar) & 0xFFFFFFFF)
-    body = engine.compress(tar) + engine.flush() + trailer
+    crc, size, packed = 0, 0, []
+    for part in _tar(archive):
+        crc, size = zlib.crc32(part, crc), size + len(part)
+        packed.append(engine.compress(part))
+    body = b"".join([*packed, engine.flush(), struct.pack("<II", crc, size & 0xFFFFFFFF)])
     return _FIXED + hashlib.sha256(body).digest() + body
 
 
@@ -99,7 +102,7 @@ def unpack(path: Path) -> Archive:
         raise _damaged(name, body)
     tar = b"".join(_inflate(name, body))
     archive = _archive(name, dict(_members(name, tar)))
-    if _tar(archive) != tar:
+    if not _is_made_of(tar, _tar(archive)):
         raise VerifyError(f"{name} is refused", found="headers or padding that differ from what `edge-compress release` writes")
     return archive
 
@@ -113,13 +116,23 @@ def extract(archive: Archive, into: Path) -> None:
             file.write(data)
 
 
-def _tar(archive: Archive) -> bytes:
-    parts = []
+def _tar(archive: Archive) -> Iterator[bytes]:
+    """The tar archive in parts."""
     for name, data in sorted(archive.files.items()):
         info = tarfile.TarInfo(f"{archive.folder}/{name}")
         info.size, info.mode = len(data), 0o644
-        parts += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK)]
-    return b"".join([*parts, _END])
+        yield from (info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK))
+    yield _END
+
+
+def _is_made_of(data: bytes, parts: Iterator[bytes]) -> bool:
+    """Whether the parts one after the other are the data."""
+    view, at = memoryview(data), 0
+    for part in parts:
+        if view[at : at + len(part)] != part:
+            return False
+        at += len(part)
+    return at == len(data)
 
 
 def _complaint(name: str) -> str | None:
@@ -133,21 +146,23 @@ def _complaint(name: str) -> str | None:
 
 def _inflate(name: str, body: memoryview) -> Iterator[bytes]:
     """The tar archive in parts, never more than the limits allow."""
-    engine, rest = zlib.decompressobj(-zlib.MAX_WBITS), bytes(body)
+    engine, rest, at = zlib.decompressobj(-zlib.MAX_WBITS), b"", 0
     left = min(MAX_UNPACKED_BYTES, len(body) * MAX_RATIO + _SLACK)
     crc, size = 0, 0
     while not engine.eof:
+        if not rest:
+            rest, at = bytes(body[at : at + _CHUNK]), at + _CHUNK
         try:
-            part = engine.decompress(rest, 1 << 20)
+            part = engine.decompress(rest, _CHUNK)
         except zlib.error as error:
             raise VerifyError(f"{name} is refused", found="compressed data that cannot be unpacked") from error
         rest, crc, size = engine.unconsumed_tail, zlib.crc32(part, crc), size + len(part)
         if size > left:
             raise VerifyError(f"{name} is refused", found=f"more than {left} bytes in {len(body)} packed ones, as in a bomb")
-        if not part and not rest and not engine.eof:
+        if not part and not rest and at >= len(body) and not engine.eof:
             raise VerifyError(f"{name} is refused", found="compressed data that are cut short")
         yield part
-    trailer = engine.unused_data
+    trailer = engine.unused_data + bytes(body[at : at + _CHUNK])
     if len(trailer) > 8:
         raise VerifyError(f"{name} is refused", found=f"{len(trailer) - 8} bytes after its end")
     if trailer != struct.pack("<II", crc, size & 0xFFFFFFFF):

@@ -43,6 +43,11 @@ class Record:
         """Path of a file that the report names."""
         return self.root / ref.path
 
+    def is_link(self, name: str) -> bool:
+        """Whether a path below the root is a symbolic link, or leads through one: what lies behind it is not the run's."""
+        parts = Path(name).parts
+        return any(self.root.joinpath(*parts[: end + 1]).is_symlink() for end in range(len(parts)))
+
 
 @contextmanager
 def open_record(path: Path) -> Iterator[Record]:
@@ -96,10 +101,15 @@ def digest_findings(record: Record) -> tuple[list[str], int]:
         if record.file is not None and record.file.resolve() != file.resolve():
             continue
         looked += 1
+        if record.is_link(ref.path):
+            findings.append(f"{name}: {ref.path} is a symbolic link, not a file of the run")
+            continue
         found = file_ref(file, record.root) if file.is_file() else None
         findings += [f"{name}: {text}" for text in bundle.complaint(ref, found, "report")]
-    if record.file is not None and not looked and record.file.name not in ("report.html", "report.md"):
-        findings.append(f"{record.file.name} is not named in the report")
+    if record.file is not None and not looked:
+        drawn = record.file.name in ("report.html", "report.md")
+        why = "is drawn from report.json and has no record of its own" if drawn else "is not named in the report"
+        findings.append(f"{record.file.name} {why}")
     return findings, looked
 
 

@@ -110,6 +110,8 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
 
 def _archive(record: Record, target: str, licenses: Mapping[str, bytes]) -> Archive:
     report = record.report
+    if links := [name for name in (*_COPIED, CONFIG_NAME) if record.is_link(name)]:
+        raise VerifyError(f"{record.root / links[0]}", found="a symbolic link", expected="a file of the run", do="run again")
     files = {name: _read(record.root / name) for name in _COPIED}
     files |= {ref.path: _read(record.path(ref)) for name, ref in files_of(record) if name == target}
     if masks := report.pruned.masks:

@@ -45,7 +45,7 @@ class Loaded:
     example: Inputs  # of one sample
     untrained: bool = False  # the embedded network without weights: it has to be trained first
     images: DataSet | None = None  # what `data` is made of, where it is images
-    remarks: tuple[str, ...] = ()  # on how the checkpoint was read
+    remarks: tuple[str, ...] = ()  # on how the checkpoint and the images were read
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     example = data.train.batch(np.arange(1)).inputs
     subject = Subject(model.name, model.sha256, info, preprocess, cost_of(model.module, example), signature, code=model.code)
     untrained = config.model == DIGITS_MODEL and config.weights is None
-    return Loaded(subject, model.module, Classification(), data, example, untrained, images, model.notes)
+    return Loaded(subject, model.module, Classification(), data, example, untrained, images, (*model.notes, *images.notes))
 
 
 def image_shape_of(info: DataInfo) -> tuple[int, int, int]:

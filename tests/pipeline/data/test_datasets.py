@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -355,11 +356,53 @@ def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "a", 10, 1)
     write_images(tmp_path / "b", 10, 2)
-    (tmp_path / "b" / "003.png").write_bytes((tmp_path / "b" / "003.png").read_bytes()[:40])
+    whole = (tmp_path / "b" / "003.png").read_bytes()
+    (tmp_path / "b" / "003.png").write_bytes(whole[:45])  # its header is there, its pixels are not
     data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9))
     everything = Split(data.train.source, np.arange(20))
     with pytest.raises(InputError, match=r"b/003\.png"):
         everything.read(np.arange(20))
+    (tmp_path / "b" / "003.png").write_bytes(b"no image")
+    assert "b/003.png" in refusal(f"imagefolder:{tmp_path}")  # before anything is computed
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "dangling", "loop", "endless"])
+@pytest.mark.timeout(60)
+def test_what_is_called_an_image_and_is_no_file_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+    write_images(tmp_path / "a", 10, 1)
+    write_images(tmp_path / "b", 10, 2)
+    odd = tmp_path / "b" / "odd.png"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        places = {"device": "/dev/zero", "dangling": tmp_path / "gone", "loop": odd, "endless": "/proc/self/mem"}
+        odd.symlink_to(places[kind])
+    assert "b/odd.png" in refusal(f"imagefolder:{tmp_path}")
+
+
+def test_hidden_folders_other_names_of_the_splits_and_jfif_are_understood(tmp_path: Path) -> None:
+    for part, count in (("Train", 10), ("validation", 3)):
+        for label in "ab":
+            write_images(tmp_path / part / label, count, ord(label))
+        write_images(tmp_path / part / ".ipynb_checkpoints", 1, 9)
+    Image.fromarray(np.full((9, 12, 3), 7, np.uint8)).save(tmp_path / "Train" / "a" / "more.jfif", "jpeg")
+    Image.fromarray(np.full((9, 12, 3), 7, np.uint8)).save(tmp_path / "Train" / "a" / "._more.png")
+    data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9))
+    assert data.info.classes == ("a", "b")
+    assert len(data.train) + len(data.search) == 21
+    assert len(data.test) == 6
+
+
+def test_images_that_carry_an_orientation_and_classes_that_are_numbers_are_told(tmp_path: Path) -> None:
+    for label in range(11):
+        write_images(tmp_path / str(label), 2, label)
+    image = Image.fromarray(np.full((9, 12, 3), 7, np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "3" / "turned.jpg", exif=exif)
+    turned, numbers = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9)).notes
+    assert turned.startswith("1 images carry an EXIF orientation")
+    assert "0, 1, 10, 2 are the classes 0 to 3" in numbers
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("I;16", "png"), ("I;16B", "tif")])

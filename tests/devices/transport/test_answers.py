@@ -1,0 +1,69 @@
+"""What a board may answer: anything else is refused with the place where it is wrong, before anything relies on it."""
+
+from __future__ import annotations
+
+import pytest
+from edge_compress.devices.transport.answers import REFUSAL, SHAPES, checked
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+GOOD = {
+    "has": {"has": True},
+    "warm": {"k": [1, 2], "seconds": 0.5},
+    "pairs": {
+        "wall_ns": [[1.0, 2.0], [3, 4]],
+        "cpu_ns": [[1.0, 2.0], [3, 4]],
+        "seconds": 1,
+        "peak_rss_bytes": 5,
+        "temperatures_c": [[]],
+        "frequencies_mhz": [],
+    },
+    "runtime": {"package": "onnxruntime", "version": "1.32.0", "new in a later agent": None},
+    "run": {"tensors": [{"name": "y", "dtype": "float32", "shape": [1, 10]}]},
+}
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_an_answer_of_its_shape_comes_through_unchanged(op: str) -> None:
+    assert checked(SHAPES[op], GOOD[op]) == GOOD[op]
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "told"),
+    [
+        ("has", {"has": 1}, "has is of type int"),
+        ("warm", {"k": "12"}, "k is of type str, not a list"),
+        ("warm", {"k": [True]}, r"k\[0\] is of type bool"),
+        ("warm", {"seconds": float("nan")}, "seconds is nan"),
+        ("pairs", {"wall_ns": [[1, None]]}, r"wall_ns\[0\]\[1\] is missing"),
+        ("pairs", {"peak_rss_bytes": 10**30}, "peak_rss_bytes is too large"),
+        ("runtime", {"version": "1" * 5000}, "version has 5000 characters"),
+        ("run", {"tensors": [{"name": "y", "shape": []}]}, r"tensors\[0\] has no dtype"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused_with_its_place(op: str, change: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        checked(SHAPES[op], {**GOOD[op], **change})
+
+
+def test_what_would_act_on_a_terminal_is_escaped() -> None:
+    found = checked(REFUSAL, {"kind": "load", "error": "\x1b[2Jbad\x07"})
+    assert found["error"] == "\\x1b[2Jbad\\x07"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(sorted(SHAPES["hello"])), inner),
+    max_leaves=20,
+)
+
+
+@given(op=st.sampled_from(sorted(SHAPES)), answer=_JSON)
+@settings(deadline=None)
+def test_any_json_is_taken_or_refused_by_value_error(op: str, answer: object) -> None:
+    told = ""
+    try:
+        checked(SHAPES[op], answer)
+    except ValueError as error:
+        told = str(error)
+    assert told.isprintable()
