@@ -61,7 +61,7 @@ def open_record(path: Path) -> Iterator[Record]:
         manifest, files = bundle.read(path)
         with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
             archive.extract(files, Path(folder))
-            report = read_report(Path(folder) / REPORT)
+            report = _read(Path(folder) / REPORT)
             if manifest.target not in report.targets:
                 raise VerifyError(f"{path.name}: {REPORT} has no target {manifest.target}")
             if wrong := bundle.contradictions(manifest, report):
@@ -71,7 +71,7 @@ def open_record(path: Path) -> Iterator[Record]:
     root = _root_of(path) if path.exists() else None
     if root is None:
         raise InputError(f"nothing to verify at {path}", expected="a bundle, a run folder, or an artifact inside one")
-    report = read_report(root / REPORT)
+    report = _read(root / REPORT)
     yield Record(str(path), root, report, tuple(report.targets), file=path if path.is_file() and path.name != REPORT else None)
 
 
@@ -81,7 +81,7 @@ def full_report(path: Path) -> Report:
     Raises:
         InputError: it cannot be read, or is not a report.
     """
-    return read_report(path / REPORT if path.is_dir() else path)
+    return _read(path / REPORT if path.is_dir() else path)
 
 
 def files_of(record: Record) -> tuple[tuple[str, FileRef], ...]:
@@ -111,6 +111,21 @@ def digest_findings(record: Record) -> tuple[list[str], int]:
         why = "is drawn from report.json and has no record of its own" if drawn else "is not named in the report"
         findings.append(f"{record.file.name} {why}")
     return findings, looked
+
+
+def _read(path: Path) -> Report:
+    """The report in a file, with at least one target, each with an artifact of its own.
+
+    Raises:
+        InputError: it cannot be read, or is not a report.
+    """
+    report = read_report(path)
+    if not report.targets:
+        raise InputError(f"{path} is not a report", found="no target", do="run again")
+    for name, target in report.targets.items():
+        if target.artifact is not None and not target.artifact.path.startswith(f"artifacts/{name}/"):
+            raise InputError(f"{path} is not a report", found=f"{target.artifact.path} as the artifact of {name}", do="run again")
+    return report
 
 
 def _root_of(path: Path) -> Path | None:

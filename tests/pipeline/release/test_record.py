@@ -54,6 +54,31 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_page_that_is_drawn_from_the_report_has_no_record_to_hold_against(run):
+    (run / "report.md").write_text("forged")
+    assert findings(run / "report.md") == ["report.md is drawn from report.json and has no record of its own"]
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_link_in_the_place_of_a_file_is_found_even_where_what_it_leads_to_is_right(run, tmp_path, where):
+    inside = run / "artifacts" / "x86"
+    if where == "folder":
+        inside.rename(tmp_path / "moved")
+        inside.symlink_to(tmp_path / "moved")
+    else:
+        (inside / "model.bin").rename(tmp_path / "moved.bin")
+        (inside / "model.bin").symlink_to(tmp_path / "moved.bin")
+    assert findings(run) == ["x86: artifacts/x86/model.bin is a symbolic link, not a file of the run"]
+
+
+@pytest.mark.parametrize(("targets", "told"), [({}, "no target"), ("other", "artifacts/x86/model.bin as the artifact of phone")])
+def test_a_report_without_targets_or_with_renamed_ones_is_none(run, targets, told):
+    x86 = json.loads((run / "report.json").read_text())["targets"]["x86"]
+    (run / "report.json").write_text(report_of(targets if targets == {} else {"phone": x86}))
+    with pytest.raises(InputError, match=told):
+        findings(run)
+
+
 def test_a_run_as_it_was_written_holds(run):
     assert findings(run) == []
     assert findings(run / "artifacts" / "x86" / "model.bin") == []

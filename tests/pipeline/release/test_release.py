@@ -259,6 +259,14 @@ def test_a_file_that_is_not_what_the_report_says_is_refused_and_named(name: str,
     assert not (tmp_path / "dist").exists()
 
 
+@pytest.mark.parametrize("name", ["report.html", "plan.json", "config.toml", "artifacts/x86/model.onnx"])
+def test_nothing_that_a_link_leads_to_is_bundled(name: str, run: Path, tmp_path: Path) -> None:
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VerifyError, match="symbolic link"):
+        release([run], tmp_path / "dist")
+
+
 def test_one_run_that_may_not_be_shipped_holds_back_all(made: Path, run: Path, tmp_path: Path) -> None:
     change(run, verdict={"passed": False, "reasons": ["speedup: not real"]})
     with pytest.raises(VerifyError, match="speedup: not real"):
@@ -283,7 +291,10 @@ def test_a_target_that_was_not_built_is_left_out_and_said(
     assert "left out, it was not built: jetson: no TensorRT here" in err
     assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
     graph = report["targets"]["x86"]["artifact"]  # what an engine would be built from is there
-    report["targets"]["jetson"]["artifact"] = graph
+    (run / "artifacts" / "jetson").mkdir()
+    for name in ("model.onnx", "baseline.onnx"):
+        shutil.copy(run / "artifacts" / "x86" / name, run / "artifacts" / "jetson" / name)
+    report["targets"]["jetson"]["artifact"] = json.loads(json.dumps(graph).replace("artifacts/x86/", "artifacts/jetson/"))
     (run / "report.json").write_text(json.dumps(report))
     assert ended("release", run, "--out", tmp_path / "dist")[0] == 0
     report["targets"]["jetson"] |= {"status": "failed", "artifact": None}
