@@ -23,6 +23,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
+from ..network.wrappers import unwrapped
 from .folding import fold_computed_weights
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -125,15 +126,8 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
     Raises:
         InputError: it is not a module with weights of its own.
     """
-    notes: list[str] = []
-    while True:
-        inner = getattr(module, "_orig_mod", None) or (
-            module.module if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
-        )
-        if not isinstance(inner, nn.Module):
-            break
-        notes.append(f"{type(module).__name__} was unwrapped")
-        module = inner
+    module, taken = unwrapped(module)
+    notes = [f"{name} was unwrapped" for name in taken]
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, nn.Module):
         raise InputError(
             "the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import importlib
+import pathlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -20,12 +26,20 @@ from ..errors import InputError
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 MOST_WRAPPED = 5
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
+_MULTIARRAY: Any = importlib.import_module("numpy._core.multiarray")
+HARMLESS: list[Any] = [  # what training scripts keep beside the weights; making one runs no code of the file's
+    *(argparse.Namespace, pathlib.PosixPath, codecs.encode),
+    *(np.dtype, np.ndarray, _MULTIARRAY.scalar, _MULTIARRAY._reconstruct),
+    *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "uint8", "float32", "float64", "str")),
+    (_MULTIARRAY.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
+    (_MULTIARRAY._reconstruct, "numpy.core.multiarray._reconstruct"),
+]
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
 
 
 def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, torch.Tensor]:
-    """Returns the state dict in a `.safetensors`, `.pt` or `.pth` file, without wrappers and prefixes of training scripts.
+    """Returns the state dict in a `.safetensors` file or one of `torch.save`, without wrappers and prefixes of training scripts.
 
     `note` is called with a sentence where the file has several state dicts.
 
@@ -35,10 +49,10 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
     what, do = f"weights {path.name}", "save it with torch.save(model.state_dict(), FILE)"
     if not path.is_file():
         raise InputError(f"weights {path}", found="no such file", expected="a state dict", do="check the path")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise InputError(what, found=f"a {path.suffix or 'nameless'} file", expected=".safetensors, .pt or .pth", do=do)
+    if program := _program(path):
+        raise InputError(what, found=program, expected="a state dict", do=f"{do} of the network it was made from")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # remarks on how the file was written
             if path.suffix == ".safetensors":
                 content: Any = safetensors.torch.load_file(path)
@@ -64,9 +78,47 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
         found = f"{strange[0]!r} with a {type(content[strange[0]]).__name__}"
         raise InputError(what, found=found, expected="a state dict: names with tensors", do=do)
     state = {name: tensor for name, tensor in content.items() if name.rpartition(".")[2] not in COUNTERS}
+    for name, tensor in state.items():
+        if kind := _unusual(tensor):
+            raise InputError(what, found=f"{name}, {kind} tensor", expected="dense tensors of real numbers", do=do)
+    state = _masked(state, note)
     while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _program(path: Path) -> str:
+    """What program a file holds instead of a state dict; "" for none."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    return "a program of torch.export" if "archive_format" in names or "serialized_exported_program.json" in names else ""
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """What kind of tensor it is, with its article; "" for a dense one of real numbers."""
+    kinds = {
+        "a sparse": tensor.layout is not torch.strided,
+        "a quantised": tensor.is_quantized,
+        "a meta": tensor.is_meta,
+        "a complex": tensor.is_complex(),
+    }
+    return next((kind for kind, holds in kinds.items() if holds), "")
+
+
+def _masked(state: Mapping[str, torch.Tensor], note: Callable[[str], None]) -> dict[str, torch.Tensor]:
+    """The state with the weights that `torch.nn.utils.prune` keeps apart from their masks put together again."""
+    found = dict(state)
+    for name in [name for name in state if name.endswith("_orig")]:
+        plain = name.removesuffix("_orig")
+        mask = state.get(f"{plain}_mask")
+        if mask is not None and plain not in state and mask.shape == state[name].shape:
+            found[plain] = found.pop(name) * found.pop(f"{plain}_mask")
+            note(f"weights: {plain} was pruned in training: its mask was applied")
+    return found
 
 
 def put_state(

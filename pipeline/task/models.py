@@ -22,6 +22,7 @@ from ..data.user_code import code_digest, importable, own_randomness, user_facto
 from ..errors import InputError, UnavailableError
 from ..network.calling import SAME, deviation
 from ..network.weights import state_sha256
+from ..network.wrappers import unwrapped
 from ..types import Crop
 from .checkpoint import put_state, read_state
 
@@ -65,7 +66,9 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
     channels = image_shape[0]
     with own_randomness():
         loaded = _made(spec, classes, channels)
-    module = loaded.module.to("cpu", torch.float32).eval()
+    module, taken = unwrapped(loaded.module)
+    notes += [f"model: {name} was unwrapped" for name in taken]
+    module = module.to("cpu", torch.float32).eval()
     if state is not None and weights is not None:
         put_state(module, state, weights.name, classes=classes, note=notes.append)
     _probe(spec, module, classes, image_shape)
@@ -82,7 +85,7 @@ def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn
         UnavailableError: timm is not installed.
     """
     with own_randomness():
-        module = _made(spec, CLASSES, channels).module.to("cpu", torch.float32).eval()
+        module = unwrapped(_made(spec, CLASSES, channels).module)[0].to("cpu", torch.float32).eval()
     if weights is not None:
         put_state(module, read_state(weights), weights.name, classes=CLASSES)
     return module

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -313,7 +315,7 @@ class Code:
 def test_weights_that_are_no_state_dict_are_refused(net: Path) -> None:
     spec = f"{net}:fixed"
     assert "no such file" in refusal(spec, net.parent / "absent.pt")
-    assert "expected .safetensors, .pt or .pth" in refusal(spec, net)
+    assert "expected a state dict" in refusal(spec, net)  # a Python file
     message = refusal(spec, saved(net, nn.Linear(2, 2), "module.pt"))
     assert "a pickle of code (torch.nn.modules.linear.Linear)" in message
     assert "torch.save(model.state_dict(), FILE)" in message
@@ -399,12 +401,57 @@ def test_read_state_strips_nothing_that_only_some_keys_have(tmp_path: Path) -> N
         lambda s: {"net": s},
         lambda s: {"state_dict": {k: torch.zeros_like(v) for k, v in s.items()}, "state_dict_ema": s},
         lambda s: s | {"conv.total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
+        lambda s: {"state_dict": s, "best": np.float64(0.9), "args": argparse.Namespace(lr=0.1), "from": Path("runs/a")},
+        lambda s: {"state_dict": s, "curve": np.arange(3.0)},
+        lambda s: (
+            {("conv.weight_orig" if k == "conv.weight" else k): v for k, v in s.items()}
+            | {"conv.weight_mask": torch.ones_like(s["conv.weight"])}
+        ),
     ],
-    ids=["lightning", "compiled and parallel", "model_state_dict", "net", "averaged", "thop"],
+    ids=["lightning", "compiled and parallel", "model_state_dict", "net", "averaged", "thop", "what else", "array", "pruned"],
 )
 def test_checkpoints_as_training_scripts_write_them_give_the_network(net: Path, form: Any) -> None:
     state = made(net).state_dict()
     assert load(f"{net}:fixed", saved(net, form(state), "form.pt")).sha256 == load(f"{net}:fixed", saved(net, state)).sha256
+
+
+@pytest.mark.parametrize("wrapper", ["torch.compile", "nn.DataParallel"])
+def test_a_network_in_a_wrapper_is_the_network_and_that_is_said(net: Path, wrapper: str) -> None:
+    net.write_text(f"{net.read_text()}\n\ndef wrapped():\n    return {wrapper}(fixed())\n")
+    weights = saved(net, made(net).state_dict())
+    found = load(f"{net}:wrapped", weights)
+    assert found.sha256 == load(f"{net}:fixed", weights).sha256
+    assert found.notes[0].endswith("was unwrapped")
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "bin", "tar", ""])
+def test_a_file_is_read_by_what_is_in_it_not_by_its_name(net: Path, suffix: str) -> None:
+    state = made(net).state_dict()
+    assert set(read_state(saved(net, state, f"net.{suffix}" if suffix else "net"))) == set(state)
+
+
+def test_programs_are_named_as_what_they_are(net: Path) -> None:
+    torch.jit.trace(made(net), torch.zeros(1, 3, 8, 8)).save(str(net.parent / "scripted.pt"))
+    exported = torch.export.export(made(net), (torch.zeros(1, 3, 8, 8),))
+    torch.export.save(exported, net.parent / "exported.pt2")
+    assert "found a TorchScript program" in refusal(f"{net}:fixed", net.parent / "scripted.pt")
+    assert "found a program of torch.export" in refusal(f"{net}:fixed", net.parent / "exported.pt2")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.to_sparse(), "conv.weight, a sparse tensor"),
+        (lambda t: t.to(torch.complex64), "conv.weight, a complex tensor"),
+        (lambda t: t.to("meta"), "conv.weight, a meta tensor"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "conv.weight, a quantised tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_another_kind_are_refused_by_name(net: Path, change: Any, told: str) -> None:
+    state = made(net).state_dict()
+    state["conv.weight"] = change(state["conv.weight"])
+    assert told in refusal(f"{net}:fixed", saved(net, state))
 
 
 def test_what_was_chosen_or_ignored_in_a_checkpoint_is_said(net: Path) -> None:
