@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..types import Crop, DataInfo, Splits
 from .image_folder import open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
-from .user_code import user_factory
+from .user_code import user_factory, users_code
 
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -145,7 +145,8 @@ def _npz(spec: str, path: Path) -> SourceData:
 def _factory(spec: str) -> SourceData:
     factory = user_factory(spec, "data")
     try:
-        arrays = factory.function()
+        with users_code(Path(spec.rpartition(":")[0]).expanduser().resolve().parent):
+            arrays = factory.function()
     except (Exception, SystemExit) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"data {spec}: the factory failed", found=found, do="call it on its own to see where") from error

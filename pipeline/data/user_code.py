@@ -8,13 +8,14 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -98,12 +99,12 @@ def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
     Raises:
         InputError: its code raises.
     """
-    with importable(path.resolve().parent), _refused(f"{what} {spec or path}", path.stem):
+    with users_code(path.resolve().parent), _refused(f"{what} {spec or path}", path.stem):
         return _run_file(path)
 
 
 def _imported(place: str, what: str, spec: str) -> ModuleType:
-    with importable(Path.cwd()), _refused(f"{what} {spec}", place):
+    with users_code(Path.cwd()), _refused(f"{what} {spec}", place):
         return importlib.import_module(place)
 
 
@@ -135,12 +136,21 @@ def _run_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Appends `folder` to the import path."""
+def users_code(folder: Path) -> Iterator[None]:
+    """Appends `folder` to the import path; `os._exit` raises SystemExit inside: it would end the run without a word."""
+    leave, process = os._exit, os.getpid()
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() != process:  # a child that was forked ends so
+            leave(status)
+        raise SystemExit(f"os._exit({status})")
+
     sys.path.append(str(folder))
+    os._exit = told
     try:
         yield
     finally:
+        os._exit = leave
         with suppress(ValueError):  # the user's code took it out itself
             sys.path.remove(str(folder))
 

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
 from ..types import Candidate, Knob
 from . import knapsack
@@ -178,6 +179,7 @@ def run(log: SearchLog, rng: np.random.Generator) -> None:
             seed=settings.seed,
             device="cpu",
         )
+        model.set_logger(Logger(folder=None, output_formats=[]))  # else it makes a folder of its own
         if warm and log.tried:
             mean = env.action(log.leader.levels)
         else:

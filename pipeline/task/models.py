@@ -18,7 +18,7 @@ from ..data.digits import MEAN as DIGITS_MEAN
 from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from ..data.user_code import code_digest, importable, own_randomness, user_factory
+from ..data.user_code import code_digest, own_randomness, user_factory, users_code
 from ..errors import InputError, UnavailableError
 from ..network.calling import SAME, deviation
 from ..network.weights import state_sha256
@@ -226,7 +226,7 @@ def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     try:
         takes = inspect.signature(factory.function).parameters
         folder = Path(spec.rpartition(":")[0]).expanduser().resolve().parent
-        with importable(folder):
+        with users_code(folder):
             module = factory.function(**({"num_classes": classes} if "num_classes" in takes else {}))
     except (Exception, SystemExit) as error:
         found = f"{type(error).__name__}: {error}"

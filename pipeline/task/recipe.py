@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.user_code import importable, load_file, own_randomness
+from ..data.user_code import load_file, own_randomness, users_code
 from ..errors import InputError
 from ..network.calling import Outputs
 
@@ -89,7 +89,7 @@ class Recipe:
     def calling(self, function: str) -> Iterator[None]:
         """Whatever the user's code raises inside becomes an error that names the function; modules beside it can be imported."""
         try:
-            with importable(Path.cwd() if self._file is None else self._file.parent):
+            with users_code(Path.cwd() if self._file is None else self._file.parent):
                 yield
         except InputError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BuildError, UnavailableError
+from ...pipeline.errors import BuildError, UnavailableError, deepest_cause
 from ..base import Arrays, Runner
 
 if TYPE_CHECKING:
     import onnx
 
+_LONGEST_S = 600.0  # for an answer: a file from outside can hold a loop without an end
 _BLOCK = 64  # samples a call, where the file allows more than one
 _TYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names of types that numpy calls otherwise
 Answer = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]  # tensors by name to outputs in order
@@ -27,7 +29,7 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
     With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own int8 kernels.
 
     Raises:
-        BuildError: the runtime refused the model.
+        BuildError: the runtime refused the model; from the runner: or its inputs, or it had no answer in time.
     """
     import onnxruntime
 
@@ -46,11 +48,22 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
         raise BuildError(f"ONNX Runtime does not run {name} on the CPU", found=str(session.get_providers()))
     entries = session.get_inputs()
     first = entries[0].shape[0] if entries[0].shape else 1
-    return in_blocks(
-        [(entry.name, _numpy(entry.type)) for entry in entries],
-        lambda given: session.run(None, given),
-        first if isinstance(first, int) else _BLOCK,
-    )
+
+    def answer(given: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        once = onnxruntime.RunOptions()
+        alarm = threading.Timer(_LONGEST_S, setattr, (once, "terminate", True))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            found: Sequence[NDArray[Any]] = session.run(None, given, once)
+            return found
+        except Exception as error:  # its exceptions share no base but this one
+            found_text = f"no answer after {_LONGEST_S:.0f} s" if once.terminate else deepest_cause(error)
+            raise BuildError(f"ONNX Runtime cannot run {name}", found=found_text) from error
+        finally:
+            alarm.cancel()
+
+    return in_blocks([(entry.name, _numpy(entry.type)) for entry in entries], answer, first if isinstance(first, int) else _BLOCK)
 
 
 def _numpy(kind: str) -> str:
@@ -72,6 +85,8 @@ def in_blocks(entries: Sequence[tuple[str, str]], answer: Answer, block: int) ->
 
     def predict(inputs: Arrays) -> Arrays:
         each = inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(each) != len(entries):
+            raise BuildError("the model's inputs", found=f"{len(each)} given", expected=f"{len(entries)}")
         if not len(each[0]):  # the outputs of no sample have shapes too
             one = predict(tuple(np.zeros((1, *array.shape[1:]), array.dtype) for array in each))
             return tuple(array[:0] for array in one) if isinstance(one, tuple) else one[:0]

@@ -21,7 +21,7 @@ def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: 
     instead of the interpreter, by the names of the file's tensors.
 
     Raises:
-        BuildError: the runtime refused the model, or does not give it to XNNPACK.
+        BuildError: the runtime refused the model, or does not give it to XNNPACK; from the runner: or its inputs.
     """
     with quiet():
         from ai_edge_litert.interpreter import Interpreter
@@ -39,13 +39,18 @@ def predictor(data: bytes, threads: int = 1, *, name: str = "the model", infer: 
         if infer is not None:
             found = infer({detail["name"]: values for detail, values in zip(entries, given, strict=True)})
             return [np.asarray(found[detail["name"]]) for detail in outputs]
-        for detail, values in zip(entries, given, strict=True):
-            interpreter.set_tensor(detail["index"], values)
-        interpreter.invoke()
+        try:
+            for detail, values in zip(entries, given, strict=True):
+                interpreter.set_tensor(detail["index"], values)
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:  # values of another shape, or an operator that gave up
+            raise BuildError(f"LiteRT cannot run {name}", found=str(error)[:500]) from error
         return [np.asarray(interpreter.get_tensor(detail["index"])) for detail in outputs]
 
     def predict(inputs: Arrays) -> Arrays:
         each = inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(each) != len(entries):
+            raise BuildError("the model's inputs", found=f"{len(each)} given", expected=f"{len(entries)}")
         if not len(each[0]):  # the outputs of no sample have shapes too
             one = predict(tuple(np.zeros((1, *array.shape[1:]), array.dtype) for array in each))
             return tuple(array[:0] for array in one) if isinstance(one, tuple) else one[:0]

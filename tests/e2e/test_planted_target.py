@@ -48,7 +48,7 @@ TARGET = Planted()
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder with one more target in it, in the place of targets/; the others stay importable."""
+    """A folder with one more target in it, in the place of targets/; the others stay users_code."""
     folder = tmp_path / "targets"
     folder.mkdir()
     (folder / "planted.py").write_text(MODULE)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from edge_compress.pipeline.data.user_code import code_digest, importable, user_factory
+import pytest
+from edge_compress.pipeline.data.datasets import load_data
+from edge_compress.pipeline.data.user_code import code_digest, user_factory, users_code
+from edge_compress.pipeline.errors import InputError
 
 
 def test_the_import_path_is_as_before(tmp_path: Path) -> None:
     before = list(sys.path)
-    with importable(tmp_path):
+    with users_code(tmp_path):
         assert sys.path == [*before, str(tmp_path)]
     assert sys.path == before
 
 
 def test_user_code_may_take_its_folder_off_the_import_path_itself(tmp_path: Path) -> None:
     before = list(sys.path)
-    with importable(tmp_path):
+    with users_code(tmp_path):
         sys.path.remove(str(tmp_path))
     assert sys.path == before
 
@@ -41,3 +45,17 @@ def test_the_digest_of_code_covers_the_file_and_what_it_imports_beside_it(tmp_pa
     assert second != first
     (tmp_path / "parts_of_it.py").write_text("def made(): return 2\n")
     assert digest() not in (first, second)
+
+
+def test_code_that_ends_the_process_is_refused_and_its_forked_children_may_end(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text("import os\n\ndef make():\n    os._exit(9)\n")
+    (tmp_path / "forking.py").write_text(
+        "import os\n\ndef make():\n    child = os.fork()\n    if child == 0:\n        os._exit(7)\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+    )
+    leave = os._exit
+    with pytest.raises(InputError, match=r"SystemExit: os\._exit\(9\)"):
+        load_data(f"{tmp_path / 'leaving.py'}:make", seed=0)
+    with pytest.raises(InputError, match="a int"):  # the child's exit code came back
+        load_data(f"{tmp_path / 'forking.py'}:make", seed=0)
+    assert os._exit is leave

@@ -3,6 +3,7 @@ import math
 import random
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -379,3 +380,9 @@ def test_a_size_limit_nobody_keeps_is_said_with_what_was_reached():
     assert best is nearer
     assert "1,000 bytes" in notes[0]
     assert "1,500 bytes" in notes[0]
+
+
+def test_a_search_leaves_nothing_in_the_temporary_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    search(ResNet20(), settings("ppo", 20))
+    assert list(tmp_path.iterdir()) == []

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
 import torch
 import user_net
+from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.signature import image_signature
+from edge_compress.targets.onnx import run
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.run import predictor, simulate
+from onnx import TensorProto, helper
 
 
 def test_a_graph_whose_reshapes_name_one_sample_is_simulated_sample_by_sample() -> None:
@@ -24,6 +29,43 @@ def test_a_graph_whose_reshapes_name_one_sample_is_simulated_sample_by_sample() 
         expected = net(torch.from_numpy(images)).numpy()
     for runner in (simulate(data), predictor(data)):
         np.testing.assert_allclose(runner(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def relu(*nodes: onnx.NodeProto) -> bytes:
+    """A file from x to y, both (1, 2), by one Relu or by other nodes."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
+    graph = helper.make_graph(list(nodes) or [helper.make_node("Relu", ["x"], ["y"])], "graph", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("given", [np.zeros((1, 3), np.float32), (np.zeros((1, 2), np.float32),) * 2], ids=["shape", "count"])
+def test_inputs_that_a_file_does_not_take_are_refused_in_one_line(given) -> None:
+    with pytest.raises(BuildError) as refused:
+        predictor(relu())(given)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_LONGEST_S", 0.5)
+    true = helper.make_node("Constant", [], ["true"], value=helper.make_tensor("", TensorProto.BOOL, [], [True]))
+    most = helper.make_node("Constant", [], ["most"], value=helper.make_tensor("", TensorProto.INT64, [], [2**62]))
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_in"], ["go"]), helper.make_node("Relu", ["v_in"], ["v"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_in", TensorProto.FLOAT, [1, 2]),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [1, 2]),
+        ],
+    )
+    endless = relu(true, most, helper.make_node("Loop", ["most", "true", "x"], ["y"], body=body))
+    with pytest.raises(BuildError, match="no answer after"):
+        predictor(endless)(np.zeros((1, 2), np.float32))
 
 
 TELLING = """
