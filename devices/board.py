@@ -111,7 +111,7 @@ def _files() -> dict[str, Path]:
 def _parse(path: Path) -> Board:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError, numbers without end
         raise InputError(f"board file {path}", found=f"not TOML: {error}") from error
     except OSError as error:
         raise InputError(f"board file {path}", found=error.strerror or str(error), expected="a readable file") from error

@@ -38,7 +38,10 @@ def _text(value: Any, _: Path) -> str:
 def _path(value: Any, base: Path) -> Path:
     if not isinstance(value, str | Path):
         raise ValueError("a path")
-    return Path(os.path.normpath(base / Path(value).expanduser()))
+    try:
+        return Path(os.path.normpath(base / Path(value).expanduser()))
+    except RuntimeError as error:  # ~name of nobody here
+        raise ValueError("the home folder of a user of this machine") from error
 
 
 def _spec(value: Any, base: Path) -> str:
@@ -279,7 +282,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a TOML file") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError, numbers without end
         raise InputError(f"{path} is not TOML", found=str(error)) from error
 
 

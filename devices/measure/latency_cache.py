@@ -145,7 +145,7 @@ def _valid(line: bytes) -> tuple[str, Ratio] | None:
         whole = data["check"] == _check(data)
         counts = -_SKEW <= age <= (NOISY_MAX_AGE if ratio.is_noisy else MAX_AGE)
         return (str(data["key"]), ratio) if whole and counts else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

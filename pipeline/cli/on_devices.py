@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UnavailableError, printable
+from ..errors import BuildError, InputError, UnavailableError, printable
 
 
 @click.command()
@@ -48,7 +48,10 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     board = named(device)[0]
     runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
-    result = profiling.profile(models, device, timing, progress.Progress())
+    try:
+        result = profiling.profile(models, device, timing, progress.Progress())
+    except BuildError as error:  # nothing is built here: the file is the user's
+        raise InputError(error.what, found=error.found, expected=error.expected, do=error.do) from error
     click.echo(printable("\n".join(profiling.table(result))))
     if out is not None:
         from ..codec import to_json

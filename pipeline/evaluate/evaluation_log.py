@@ -53,6 +53,6 @@ def _read(line: bytes) -> Candidate | None:
         found = json.loads(line)
         check = found.pop("check")
         candidate = from_json(Candidate, found)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return candidate if check == json_sha256(found) else None

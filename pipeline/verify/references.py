@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ...targets.base import Target
 from ..errors import InputError
@@ -25,6 +25,7 @@ from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
 SANITY_SAMPLES = 200  # samples
+FEW_TEST_SAMPLES = 200  # below, an interval is wider than seven points either way
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
     All later figures are relative to the dense network, so wrong weights, labels or preprocessing would pass unnoticed.
     """
     loaded, task = run.loaded, run.loaded.task
-    stage = run.folder.stage("sanity-check", "1", {"samples": SANITY_SAMPLES}, (subject_key,))
+    stage = run.folder.stage("sanity-check", "2", {"samples": SANITY_SAMPLES}, (subject_key,))
     if not loaded.subject.data.classes or task.metric != TOP1 or stage.result(SanityCheck) is not None:
         return
     some = head(loaded.data.search, SANITY_SAMPLES)
@@ -71,7 +72,28 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
             f"The dense network is right on {found.value:.1f} % of {found.samples} search images, which is chance for"
             f" {len(loaded.subject.data.classes)} classes: check the weights, the order of the classes, --mean and --std."
         )
+    if len(loaded.data.test) < FEW_TEST_SAMPLES:
+        count = len(loaded.data.test)
+        low, high = share_ci95(50.0, count)
+        stage.note(
+            f"The test split has {count} images: an accuracy on it is known to about {(high - low) / 2:.0f} points either way"
+            " (95 % interval), and a smaller loss cannot be told from none."
+        )
+    if kind := _normalised(torch_predictor(loaded.module, run.compute.device)(some.batch(np.arange(min(8, len(some)))))[0]):
+        stage.note(
+            f"The network's outputs are {kind}, not logits: classes and gates are the same, distillation sees them as they are."
+        )
     stage.finish(found)
+
+
+def _normalised(outputs: Tensor) -> str:
+    """What kind of outputs (n, classes) they are where each sample's are a distribution; "" for logits."""
+    outputs = outputs.double()
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(len(outputs)).double(), atol=1e-3):
+        return "probabilities"
+    if bool((outputs <= 0).all()) and torch.allclose(outputs.exp().sum(1), torch.ones(len(outputs)).double(), atol=1e-3):
+        return "logarithms of probabilities"
+    return ""
 
 
 def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> Networks:

@@ -1,4 +1,4 @@
-"""A dense classifier at chance-level accuracy triggers a warning before the search."""
+"""What makes later figures doubtful is said before the search: accuracy at chance, few test images, no logits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.task.load import load_subject
+from edge_compress.pipeline.task.samples import head
 from edge_compress.pipeline.verify.references import sanity_check
 from torch import nn
 
@@ -34,19 +35,42 @@ class Rolled(nn.Module):
         return logits.roll(1, 1)
 
 
-@pytest.mark.parametrize("permuted", [False, True], ids=["good", "classes in another order"])
-def test_chance_is_said_once_and_is_in_the_report(permuted: bool, tmp_path: Path) -> None:
-    config = Config(("x86",), out=tmp_path / "run")
-    loaded = load_subject(config)
-    batch = loaded.data.train.batch(np.arange(1000))
-    network = fitted(batch.inputs, torch.as_tensor(batch.targets))
-    network = nn.Sequential(network, Rolled()).eval() if permuted else network
-    loaded = replace(loaded, module=network)
-    said: list[str] = []
+def notes_on(network: nn.Module, folder: Path, said: list[str], test_samples: int | None = None) -> list[str]:
+    """What is noted on a network for the digits, by two calls."""
+    config = Config(("x86",), out=folder)
+    loaded = replace(load_subject(config), module=network)
+    if test_samples is not None:
+        loaded = replace(loaded, data=replace(loaded.data, test=head(loaded.data.test, test_samples)))
     for _ in range(2):
-        with RunFolder(config, said.append) as folder:
-            run: Any = SimpleNamespace(folder=folder, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append))
+        with RunFolder(config, said.append) as opened:
+            run: Any = SimpleNamespace(folder=opened, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append))
             sanity_check(run, "key")
-            notes = folder.notes()
+            notes = opened.notes()
+    return list(notes)
+
+
+@pytest.fixture(scope="module")
+def good() -> nn.Module:
+    batch = load_subject(Config(("x86",))).data.train.batch(np.arange(1000))
+    return fitted(batch.inputs, torch.as_tensor(batch.targets))
+
+
+@pytest.mark.parametrize("permuted", [False, True], ids=["good", "classes in another order"])
+def test_chance_is_said_once_and_is_in_the_report(good: nn.Module, permuted: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+    notes = notes_on(nn.Sequential(good, Rolled()).eval() if permuted else good, tmp_path / "run", said)
     assert sum(line.startswith("  dense network: ") for line in said) == 1
     assert [("which is chance for 10 classes" in note) for note in notes] == [True] * permuted
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [(nn.Softmax(1), "are probabilities, not logits"), (nn.LogSoftmax(1), "are logarithms of probabilities")]
+)
+def test_outputs_that_are_no_logits_are_said(good: nn.Module, last: nn.Module, told: str, tmp_path: Path) -> None:
+    (note,) = notes_on(nn.Sequential(good, last).eval(), tmp_path / "run", [])
+    assert told in note
+
+
+def test_a_test_split_too_small_to_conclude_from_is_said_with_its_interval(good: nn.Module, tmp_path: Path) -> None:
+    (note,) = notes_on(good, tmp_path / "run", [], test_samples=20)
+    assert note.startswith("The test split has 20 images: an accuracy on it is known to about 20 points either way")
