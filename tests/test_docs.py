@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -111,3 +112,13 @@ def test_source_files_named_in_the_documents_exist() -> None:
     for page in PAGES:
         named = re.findall(r"`((?:pipeline|targets|devices|calibration)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
         assert [name for name in named if name != "targets/NAME.py" and not (ROOT / name).exists()] == [], page
+
+
+def test_the_image_is_made_of_files_and_extras_that_exist() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sources = [name for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for name in line.split()[:-1]]
+    assert sources
+    assert [name for name in sources if not (ROOT / name).exists()] == []
+    (extras,) = re.findall(r"'\.\[([a-z,-]+)\]'", text)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(known)
