@@ -19,8 +19,9 @@ from ..graph.units import Block
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
+from ..network.output_rows import rows_of, rows_seen
 from ..options import Pattern
-from ..score.layer_inputs import positions_last, unfold
+from ..score.layer_inputs import positions_last, strip_columns, unfold
 from ..types import Plan
 from .least_squares import DAMPING, solve_intercept
 from .memory import SOLVING_BYTES
@@ -253,18 +254,24 @@ class _Lockstep:
         """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
         flat_target = positions_last(module, target)
         positions = flat_target.shape[2]
-        per_image = max(1, min(positions, MAX_COLUMNS // len(inputs)))
+        most = MAX_COLUMNS // len(inputs)
+        per_image = max(1, min(positions, most))
         k = module.weight[0].numel()
         gram = torch.zeros(k + 1, k + 1, dtype=torch.float64, device=inputs.device)
         cross = torch.zeros(len(module.weight), k + 1, dtype=torch.float64, device=inputs.device)
         for start in range(0, len(inputs), 50):
             part = slice(start, start + 50)
-            # Another even set of positions for every chunk, so that all of them are seen.
-            picks = (torch.arange(per_image) * positions // per_image + start // 50) % positions
-            rows = None if per_image == positions else picks.to(inputs.device)
-            x = columns(inputs[part], module, rows)
+            # Another even set of rows, or positions, for every chunk, so that all of them are seen.
+            rows = rows_seen(target.shape[2], target.shape[3], start // 50, most) if isinstance(module, nn.Conv2d) else []
+            if isinstance(module, nn.Conv2d) and len(rows) < target.shape[2]:
+                x = strip_columns(module, inputs[part], rows).permute(1, 0, 2).flatten(1)
+                t = rows_of(target[part], rows)
+            else:
+                picks = (torch.arange(per_image) * positions // per_image + start // 50) % positions
+                some = None if per_image == positions else picks.to(inputs.device)
+                x = columns(inputs[part], module, some)
+                t = flat_target[part] if some is None else flat_target[part][:, :, some]
             x = torch.cat([x, x.new_ones(1, x.shape[1])])
-            t = flat_target[part] if rows is None else flat_target[part][:, :, rows]
             t = t.permute(1, 0, 2).flatten(1)
             gram += (x @ x.T).double()
             cross += (t @ x.T).double()

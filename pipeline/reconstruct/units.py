@@ -22,6 +22,7 @@ from ..axes.program import Layer, Program
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
+from ..network.output_rows import rows_of
 from ..score.layer_moments import CHUNK, LayerMoments, counted
 from .least_squares import DAMPING, damping_of, solve_intercept
 from .memory import SOLVING_BYTES
@@ -218,20 +219,24 @@ class _Lockstep:
         weight = self.small.tensor(layer.weight)
         flat = layer.outputs(target)
         positions = flat.shape[2]
-        each = max(1, min(positions, MAX_COLUMNS // len(inputs)))
+        most = MAX_COLUMNS // len(inputs)
+        each = max(1, min(positions, most))
         k = weight[0].numel()
         gram = torch.zeros(k + 1, k + 1, dtype=torch.float64, device=inputs.device)
         cross = torch.zeros(len(weight), k + 1, dtype=torch.float64, device=inputs.device)
         constant, seen = 1.0 if normed or layer.bias is not None else 0.0, 0
         for start in range(0, len(inputs), CHUNK):
             part = slice(start, start + CHUNK)
-            # another even set of positions for every chunk, so that all of them are seen
-            picks = (torch.arange(each, device=inputs.device) * positions // each + start // CHUNK) % positions
-            own = None if self.valid is None else self.valid[part]
-            own = own if own is None or own.shape[1] != positions else own[:, picks.to(own.device)]
-            x = counted(layer.columns(inputs[part])[:, :, picks], own)
+            rows = layer.rows(target, start // CHUNK, most)
+            if rows is not None:
+                x, t = counted(layer.columns_of(inputs[part], rows), None), counted(rows_of(target[part], rows), None)
+            else:
+                # another even set of positions for every chunk, so that all of them are seen
+                picks = (torch.arange(each, device=inputs.device) * positions // each + start // CHUNK) % positions
+                own = None if self.valid is None else self.valid[part]
+                own = own if own is None or own.shape[1] != positions else own[:, picks.to(own.device)]
+                x, t = counted(layer.columns(inputs[part])[:, :, picks], own), counted(flat[part][:, :, picks], own)
             x = torch.cat([x, x.new_full((1, x.shape[1]), constant)])
-            t = counted(flat[part][:, :, picks], own)
             seen += x.shape[1]
             gram += (x @ x.T).double()
             cross += (t @ x.T).double()

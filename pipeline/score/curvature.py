@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 from ..errors import InputError
 from ..network.calling import call
 from ..network.exact_mode import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
-from .layer_inputs import parts, positions_of, squared, unfolded
+from ..network.output_rows import rows_seen
+from .layer_inputs import check_positions, padded, parts, positions_of, squared, strip_columns, unfolded
 
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
 
@@ -160,6 +161,9 @@ def local_hessian(
 ) -> dict[str, Tensor]:
     """The layer-local Hessian X X^T, the mean over images and output positions of each layer's (unfolded) inputs.
 
+    Of large maps it is the mean over some of the rows, see `network.output_rows`: at 224 pixels all positions would cost as
+    much as many forward passes.
+
     It is the Hessian (but for the factor 2) of the squared error of the layer's output, the same for every output row (OBC,
     Frantar & Alistarh 2022). Products of float32 chunks are summed in float64; memory is 12 k^2 bytes for each layer asked for.
 
@@ -182,10 +186,13 @@ def local_hessian(
     chosen = every if layers is None else {name: every[name] for name in layers}
     sums: dict[str, Tensor] = {}
     columns: dict[str, int] = {}
+    turn: dict[str, int] = {}  # batches that a layer has seen
 
     def record(name: str, layer: Layer, x: Tensor, out: Tensor) -> None:
+        seen = turn.get(name, 0)
+        turn[name] = seen + 1
         for start, stop in parts(layer, x, out, chunk):
-            u = unfolded(layer, x[start:stop], positions_of(layer, out), name).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
+            u = _columns(name, layer, x[start:stop], out[start:stop], seen).permute(1, 2, 0, 3).flatten(2)  # (groups, k, n*L)
             product = (u @ u.transpose(1, 2)).double()
             sums[name] = sums[name].add_(product) if name in sums else product
             columns[name] = columns.get(name, 0) + u.shape[2]
@@ -199,6 +206,14 @@ def local_hessian(
             raise InputError(f"layer {name!r} is never called in the forward pass", do="leave it out")
     done = {name: (sums.pop(name) / columns[name]).to(place.dtype) for name in chosen if name in sums}
     return finite({name: h[0] if h.shape[0] == 1 else h for name, h in done.items()})
+
+
+def _columns(name: str, layer: Layer, x: Tensor, out: Tensor, turn: int) -> Tensor:
+    """What the output positions read that the Hessian is taken on: (n, groups, k, L)."""
+    if not isinstance(layer, nn.Conv2d) or len(rows := rows_seen(out.shape[2], out.shape[3], turn)) == out.shape[2]:
+        return unfolded(layer, x, positions_of(layer, out), name)
+    check_positions(name, layer, padded(layer, x), (0, 0), out)
+    return strip_columns(layer, x, rows).unflatten(1, (layer.groups, -1))
 
 
 def like(inputs: Any, place: Tensor) -> Any:

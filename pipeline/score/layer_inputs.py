@@ -11,6 +11,7 @@ from torch.nn.grad import conv2d_weight
 
 from ..errors import InputError
 from ..network.exact_mode import Layer
+from ..network.output_rows import strips
 
 CACHED = 1 << 18  # elements of per-image gradients formed at a time on a CPU: they are squared before they leave its cache
 
@@ -24,6 +25,12 @@ def padded(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 def unfold(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     """What each output position reads: (n, C * kh * kw, positions)."""
     return F.unfold(padded(layer, inputs), layer.kernel_size, layer.dilation, 0, layer.stride)
+
+
+def strip_columns(layer: nn.Conv2d, inputs: Tensor, rows: list[int]) -> Tensor:
+    """What the positions of some output rows read: (rows * n, C * kh * kw, W), see `network.output_rows.strips`."""
+    part = strips(padded(layer, inputs), rows, layer.kernel_size[0], layer.dilation[0], layer.stride[0])
+    return F.unfold(part, layer.kernel_size, layer.dilation, 0, layer.stride)
 
 
 def positions_last(layer: Layer, values: Tensor) -> Tensor:
@@ -81,7 +88,7 @@ def _squared_by_groups(name: str, layer: nn.Conv2d, inputs: Tensor, gradient: Te
     padding = layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
         padding, inputs = (0, 0), padded(layer, inputs)
-    _check_positions(name, layer, inputs, padding, gradient)
+    check_positions(name, layer, inputs, padding, gradient)
     total = torch.zeros_like(layer.weight, requires_grad=False)
     for x, g in zip(*(torch.split(t, max(1, chunk // total.numel())) for t in (inputs, gradient)), strict=True):
         found: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
@@ -97,7 +104,8 @@ def _squared_by_groups(name: str, layer: nn.Conv2d, inputs: Tensor, gradient: Te
     return total
 
 
-def _check_positions(name: str, layer: nn.Conv2d, inputs: Tensor, padding: tuple[int, ...], output: Tensor) -> None:
+def check_positions(name: str, layer: nn.Conv2d, inputs: Tensor, padding: tuple[int, ...], output: Tensor) -> None:
+    """Raises InputError where a layer's padding does not give the output's shape (a convolution with a forward of its own)."""
     sizes = zip(inputs.shape[2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
     expected = tuple(
         (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for size, pad, dilation, kernel, stride in sizes

@@ -18,6 +18,8 @@ BYTES_PER_ENTRY = 40  # of a layer's second moments, while they are summed and s
 class LayerMoments:
     """Second moments of the inputs, and energy of the outputs, of every convolution without groups and every linear layer.
 
+    Of large maps the moments are those of some rows, see `network.output_rows`.
+
     Args:
         coupling: of the dense network.
         inputs: network inputs, the samples along axis 0; whole chunks of them are used.
@@ -39,19 +41,19 @@ class LayerMoments:
         with exact_arithmetic("cpu"), torch.no_grad():
             for start in range(0, samples(inputs) - size + 1, size):
                 own = None if valid is None else valid[start : start + size]
-                self._pass(program.fed(part_of(inputs, start, start + size)), own)
+                self._pass(program.fed(part_of(inputs, start, start + size)), own, start // size)
 
-    def _pass(self, program: Program, valid: torch.Tensor | None) -> None:
+    def _pass(self, program: Program, valid: torch.Tensor | None, turn: int) -> None:
         layers = {layer.node: layer for layer in program.layers()}
         for k, node in enumerate(program.nodes):
             if node.op == "output":
                 break
             program.value(node)
             if node in layers:
-                self._add(layers[node], program, valid)
+                self._add(layers[node], program, valid, turn)
             program.drop(k)
 
-    def _add(self, layer: Layer, program: Program, valid: torch.Tensor | None) -> None:
+    def _add(self, layer: Layer, program: Program, valid: torch.Tensor | None, turn: int) -> None:
         name, weight = layer.weight, program.tensor(layer.weight)
         self.bias[name] = layer.bias
         squares = counted(layer.outputs(program.env[layer.node]), valid).double().square().sum(1)
@@ -59,7 +61,8 @@ class LayerMoments:
         if BYTES_PER_ENTRY * weight[0].numel() ** 2 > self._bytes:
             self.left_out[name] = None
             return
-        x = counted(layer.columns(program.env[layer.data]), valid)
+        rows = layer.rows(program.env[layer.node], turn)
+        x = counted(layer.columns_of(program.env[layer.data], rows), valid)
         x = torch.cat([x, x.new_full((1, x.shape[1]), 0.0 if layer.bias is None else 1.0)])
         found = (x @ x.T).double()
         self.gram[name] = self.gram[name] + found if name in self.gram else found
