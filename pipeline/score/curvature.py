@@ -213,7 +213,8 @@ def _columns(name: str, layer: Layer, x: Tensor, out: Tensor, turn: int) -> Tens
     if not isinstance(layer, nn.Conv2d) or len(rows := rows_seen(out.shape[2], out.shape[3], turn)) == out.shape[2]:
         return unfolded(layer, x, positions_of(layer, out), name)
     check_positions(name, layer, padded(layer, x), (0, 0), out)
-    return strip_columns(layer, x, rows).unflatten(1, (layer.groups, -1))
+    columns = strip_columns(layer, x, rows)
+    return columns.reshape(len(columns), layer.groups, -1, columns.shape[2])
 
 
 def like(inputs: Any, place: Tensor) -> Any:
