@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..files import sha256_file
 from ..network.compute import usable_cpus
 from ..types import Crop
+from .file_digests import Looked, looked_at
 from .splits import IntArray, SourceData, UInt8Array
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
@@ -189,19 +190,17 @@ def _looked_at(root: Path, paths: list[Path]) -> tuple[str, int]:
         InputError: a file cannot be read or is not an image.
     """
     ordered = sorted(paths)
-    digest, turned = hashlib.sha256(), 0
-    with ThreadPoolExecutor(THREADS) as pool:
-        for path, (contents, turns) in zip(ordered, pool.map(_header, ordered), strict=True):
-            digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(contents))
-            turned += turns
-    return digest.hexdigest(), turned
+    found = looked_at(root, ordered, _header, THREADS)
+    digest = hashlib.sha256()
+    for path, each in zip(ordered, found, strict=True):
+        digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(each.sha256))
+    return digest.hexdigest(), sum(each.turned for each in found)
 
 
-def _header(path: Path) -> tuple[str, bool]:
-    """SHA-256 of an image file, and whether it carries an orientation other than upright."""
+def _header(path: Path) -> Looked:
     with _decoding(path), Image.open(path) as image:
         turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-        return sha256_file(path), turned
+        return Looked(sha256_file(path), turned)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Masks:
         With the pattern `weight` and the score `hasa` they are chosen by OBS saliency (`optimal_brain_surgeon.chosen_masks`),
         else they are the highest-scored ones.
         """
-        stage = before.run.stage("masks", "2", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
+        stage = before.run.stage("masks", "3", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
         plan = stage.result(Plan)
         if plan is None:
             masks = masks_for(self.pattern, self.knobs, levels, self.scores.at(ranking.lambda_))
