@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...pipeline.errors import InputError
+from ...pipeline.errors import InputError, UnavailableError
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
@@ -41,6 +41,7 @@ class LatencyCache:
 
     Raises:
         InputError: the folder or file cannot be written.
+        UnavailableError: another process holds the lock.
     """
 
     def __init__(self, context: Mapping[str, str], folder: Path | None = None) -> None:
@@ -115,7 +116,7 @@ class LatencyCache:
             with FileLock(self.path.with_suffix(".lock"), LOCK_S):
                 yield
         except Timeout as error:
-            raise InputError(
+            raise UnavailableError(
                 f"latency cache {self.path.parent}",
                 found=f"another process has held its lock for {LOCK_S:.0f} s",
                 do="end that process, or set EDGE_COMPRESS_CACHE to another folder",

@@ -1,7 +1,7 @@
 """What a board's answers must look like: the one place where they are looked at before anything relies on them.
 
-A shape is a type, a list of one shape, a dict of a shape's values, or a dict of named shapes, whose further keys are not looked
-at: a newer agent may say more.
+A shape is a type (`int`: a count, at least 0), a list of one shape, a dict with the key "*" for any keys, or a dict of named
+shapes, whose further keys are not looked at: a newer agent may say more.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def checked(shape: Any, value: Any) -> Any:
     """Returns a value of the given shape, its texts without control characters.
 
     Raises:
-        ValueError: it has another shape, or a number that is not finite or below zero in a size; the message names the place.
+        ValueError: it has another shape, a number that is not finite, or a count below zero; the message names the place.
     """
     return _checked(shape, value, "it")
 
@@ -81,6 +81,8 @@ def _checked(shape: Any, value: Any, at: str) -> Any:
         return printable(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{at} is too large a number")
+    if shape is int and value < 0:
+        raise ValueError(f"{at} is {value}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{at} is {value}")
     return value

@@ -26,7 +26,8 @@ def ended(call: Callable[[], int]) -> int:
     A signal to end is handled like Ctrl-C: folders are left in order, locks are released.
     """
     for number in _ENDED:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and that is to stay so
+            signal.signal(number, _interrupt)
     _open_standard_streams()
     try:
         code = call()

@@ -14,7 +14,8 @@ import pytest
 from edge_compress.devices.measure import latency_cache
 from edge_compress.devices.measure.latency_cache import LatencyCache, cache_folder
 from edge_compress.devices.measure.timing import NOISY_RATIO, Ratio
-from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.errors import InputError, UnavailableError
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,3 +218,10 @@ def test_an_impossible_ratio_in_the_file_does_not_count(tmp_path, ratio):
     with cache.path.open("a") as file:
         file.write(json.dumps({**sound, "check": check}) + "\n")
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5  # else the line above was refused for another reason
+
+
+def test_a_lock_that_another_process_holds_on_to_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency_cache, "LOCK_S", 0.2)
+    first = LatencyCache({"device": "a"}, tmp_path)
+    with FileLock(first.path.with_suffix(".lock")), pytest.raises(UnavailableError, match="held its lock"):
+        LatencyCache({"device": "a"}, tmp_path)

@@ -37,6 +37,7 @@ def test_an_answer_of_its_shape_comes_through_unchanged(op: str) -> None:
         ("warm", {"seconds": float("nan")}, "seconds is nan"),
         ("pairs", {"wall_ns": [[1, None]]}, r"wall_ns\[0\]\[1\] is missing"),
         ("pairs", {"peak_rss_bytes": 10**30}, "peak_rss_bytes is too large"),
+        ("pairs", {"peak_rss_bytes": -1}, "peak_rss_bytes is -1"),
         ("runtime", {"version": "1" * 5000}, "version has 5000 characters"),
         ("run", {"tensors": [{"name": "y", "shape": []}]}, r"tensors\[0\] has no dtype"),
     ],

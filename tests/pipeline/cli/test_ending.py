@@ -96,6 +96,15 @@ def test_more_signals_do_not_break_off_the_cleaning_up(number: int, tmp_path: Pa
     assert (tmp_path / "cleaned").exists()
 
 
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    body = "os.kill(os.getpid(), 1)\ntime.sleep(0.2)\nprint('on')"
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    (tmp_path / "script.py").write_text(f"{START}def call():\n{indented}\n    return 0\nsys.exit(ended(call))")
+    command = ["nohup", sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
 def test_control_characters_and_bytes_that_are_no_text_are_shown_escaped() -> None:
     assert printable("a\x1b[31m\udcffé\n") == "a\\x1b[31m\\udcffé\n"
     assert click.unstyle(printable("\x1b[1mx")) == "\\x1b[1mx"
