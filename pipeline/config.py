@@ -21,8 +21,10 @@ from .. import targets as target_modules
 from .errors import InputError
 from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
+LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size")
-_NOT_IN_RESULT = ("out", "json", "quiet", "verbose", "require_artifact")  # what may differ between two calls of the same run
+# what may differ between two calls of the same run
+_NOT_IN_RESULT = ("out", "json", "max_memory", "quiet", "verbose", "require_artifact")
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -137,10 +139,20 @@ def _drop(value: Any, _: Path) -> Drop:
     return Drop.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
 
 
+def _memory(value: Any, base: Path) -> int:
+    try:
+        found = _size(value, base)
+    except ValueError as error:
+        raise ValueError("such as 4GB or 512MB") from error
+    if found < LEAST_MEMORY:
+        raise ValueError(f"at least {LEAST_MEMORY // 10**6}MB")
+    return found
+
+
 def _size(value: Any, _: Path) -> int:
-    """Parses bytes, kB or MB (powers of ten)."""
+    """Parses bytes, kB, MB or GB (powers of ten)."""
     text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    units = {"MB": 10**6, "kB": 10**3, "": 1}
+    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "": 1}
     unit = next(unit for unit in units if text.endswith(unit))
     try:
         count = float(text.removesuffix(unit))
@@ -200,6 +212,7 @@ class Config:
     mask: Annotated[MaskMode, _choice(MaskMode)] = MaskMode.FIXED
     seed: Annotated[int, _integer(0)] = 0
     accelerator: Annotated[Accelerator, _choice(Accelerator)] = Accelerator.AUTO
+    max_memory: Annotated[int | None, _memory] = None  # bytes for scoring and reconstruction; None: half of what is free
     threads: Annotated[int, _integer(1, 1024)] = 1  # of the artifact's runtime
     out: Annotated[Path, _path] = Path("runs/run")  # `load` makes it runs/MODEL-TARGETS of the working folder
     json: Annotated[bool, _bool] = False

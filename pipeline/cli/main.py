@@ -181,6 +181,12 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     metavar="NUMBER",
 )
 @_option("--accelerator", "Where the network is scored, reconstructed and fine-tuned.", type=_choice(options.Accelerator))
+@_option(
+    "--max-memory",
+    "Memory that scoring and reconstruction may take, such as 4GB; what had to be reduced for it is in the report.",
+    "half of what is free",
+    metavar="SIZE",
+)
 @_option("--threads", "Threads of the artifact's runtime during measurement.", type=int, metavar="COUNT")
 @_option("--out", "Run folder. Re-running the same command resumes an interrupted run.", "runs/MODEL-TARGET", metavar="DIR")
 @click.option(

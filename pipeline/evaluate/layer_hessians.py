@@ -10,12 +10,13 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..network.calling import Inputs
+from ..network.calling import Inputs, elements_of
 from ..network.compute import Compute
+from ..network.memory import answered_at_once
 from ..network.modes import borrowed
 from ..reconstruct.memory import SOLVING_BYTES
 from ..score.curvature import local_hessian
-from ..task.samples import batches
+from ..task.samples import BATCH, batches
 
 HESSIAN_IMAGES = 500  # at 8x8 positions each that is 50 columns for every row of a 576 x 576 matrix
 TAKING_BYTES = 12  # for each entry while a Hessian is summed: float64, and a float32 product
@@ -81,7 +82,8 @@ class LayerHessians(Mapping[str, Tensor]):
         if name not in self._written:
             self._held = {}
             with borrowed(self._net, self._compute.device):
-                found = local_hessian(self._net, batches(self._inputs[:HESSIAN_IMAGES]), part)
+                size = answered_at_once(elements_of(self._inputs), BATCH)
+                found = local_hessian(self._net, batches(self._inputs[:HESSIAN_IMAGES], size), part)
             found = {layer: hessian.cpu() for layer, hessian in found.items()}
             if len(self._parts) == 1:
                 self._held = found

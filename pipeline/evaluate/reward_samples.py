@@ -15,8 +15,9 @@ from torch import nn
 from ...targets.base import FloatArray
 from ..errors import InputError
 from ..network.batchnorm import Moments, input_moments, match_moments
-from ..network.calling import Inputs, Outputs, answers_in_parts, moved
+from ..network.calling import Inputs, Outputs, answers_in_parts, elements_of, moved
 from ..network.compute import CPU, Compute
+from ..network.memory import answered_at_once
 from ..network.modes import borrowed
 from ..options import Precision
 from ..signature import TOP1
@@ -75,7 +76,8 @@ class RewardSamples:
         """A network's outputs for the samples, in float."""
         device = self.compute.device
         with borrowed(net, device), torch.inference_mode():
-            return answers_in_parts(net.eval(), self.batch.inputs, BATCH, device)
+            size = answered_at_once(elements_of(self.batch.inputs), BATCH)
+            return answers_in_parts(net.eval(), self.batch.inputs, size, device)
 
     def require_value(self) -> None:
         """Checks that the metric has a value for the dense network.

@@ -33,6 +33,11 @@ def count_of(inputs: Inputs) -> int:
     return len(pytree.tree_leaves(inputs)[0])
 
 
+def elements_of(inputs: Inputs) -> int:
+    """Elements of one sample of network inputs."""
+    return sum(tensor[0].numel() for tensor in pytree.tree_leaves(inputs))
+
+
 def moved(inputs: Inputs, device: str, layout: torch.memory_format | None = None) -> Inputs:
     """The inputs on a device; images (n, C, H, W) in a memory format."""
 

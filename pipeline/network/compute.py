@@ -41,6 +41,8 @@ def compute_for(config: Config) -> Compute:
     if device == "cuda":
         free = min(free, torch.cuda.mem_get_info()[0])
     memory = max(LEAST_BYTES, int(SHARE * free))
+    if config.max_memory is not None:
+        memory = min(memory, config.max_memory)
     return Compute(device, fast_bfloat16(device), memory, threads_to_use())
 
 

@@ -8,9 +8,10 @@ from typing import Protocol
 from torch import Tensor, fx
 
 from ..graph.trace import layer_nodes
-from ..network.compute import Compute
+from ..network.compute import CPU, Compute
+from ..network.memory import differentiated_at_once
 from ..network.modes import borrowed
-from ..task.samples import batches
+from ..task.samples import BATCH, batches
 from . import criteria as hasa
 from .curvature import gauss_newton
 from .ranking import CURVATURE_IMAGES
@@ -72,5 +73,7 @@ class ConnectionScores:
 
     def curvature(self) -> dict[str, Tensor]:
         """Gauss-Newton diagonal: layer -> curvature of the weight's shape."""
+        inputs = self._inputs()[:CURVATURE_IMAGES]
         with borrowed(self.net, None if self._compute is None else self._compute.device):
-            return gauss_newton(self.net, batches(self._inputs()[:CURVATURE_IMAGES]), seed=self._seed)
+            size = differentiated_at_once(self.net.eval(), inputs, self._compute or CPU, BATCH)
+            return gauss_newton(self.net, batches(inputs, size), seed=self._seed)

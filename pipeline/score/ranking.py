@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
 from ..network.compute import CPU, Compute
+from ..network.memory import differentiated_at_once
 from ..network.modes import borrowed
 from ..options import Score
-from ..task.samples import batches
+from ..task.samples import BATCH, batches
 from ..types import Knob, Plan, Sensitivity
 from . import criteria as hasa
 from .curvature import gauss_newton
@@ -57,8 +58,9 @@ class UnitScores:
         self.name, self._seed = hasa.known(score), seed
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         self._groups = coupling.units
-        images = batches(inputs[:CURVATURE_IMAGES])
         with borrowed(net, compute.device):
+            net.eval()
+            images = batches(inputs[:CURVATURE_IMAGES], differentiated_at_once(net, inputs, compute, BATCH))
             connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
             units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == Score.HASA else None
         self._connections = None if connections is None else {name: found.cpu() for name, found in connections.items()}

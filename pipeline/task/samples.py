@@ -142,9 +142,9 @@ def scoring_inputs(train: Samples, seed: int) -> Inputs:
     return training_inputs(train, SCORING_SAMPLES, seed)
 
 
-def batches(inputs: torch.Tensor) -> list[LabelledBatch]:
+def batches(inputs: torch.Tensor, size: int = BATCH) -> list[LabelledBatch]:
     """Network inputs (n, C, H, W) in batches for a curvature that asks for no labels."""
-    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(inputs, BATCH)]
+    return [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(inputs, size)]
 
 
 def calibration_set(train: Samples, target: Target | None, count: int, seed: int, batch: int = 50) -> Sequence[Arrays]:

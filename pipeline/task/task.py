@@ -18,12 +18,14 @@ from torch.utils import _pytree as pytree
 
 from ...targets.base import Runner, Target
 from ..errors import InputError
-from ..network.calling import Inputs, Outputs, call, moved, per_sample, tensors_of
+from ..network.calling import Inputs, Outputs, call, elements_of, moved, per_sample, tensors_of
+from ..network.memory import answered_at_once
 from ..network.modes import borrowed
 from ..signature import Metric, Signature, TensorSpec
 from .samples import Batch, Samples
 
-BATCH = 100  # samples that a network answers at once
+BATCH = 100  # samples that a network answers at once, at most
+FIRST = 8  # that tell how large they are
 Predict = Callable[[Batch], Outputs]  # a network's or an artifact's outputs for a batch
 IntArray = NDArray[np.int64]
 
@@ -108,10 +110,14 @@ def artifact_predictor(target: Target, run: Runner) -> Predict:
     return lambda batch: tensors_of(run(batch.artifact_inputs(target)))
 
 
-def batches_of(samples: Samples, size: int = BATCH) -> Iterator[Batch]:
-    """All samples of a split, as they are, in order."""
-    for first in range(0, len(samples), size):
-        yield samples.batch(np.arange(first, min(first + size, len(samples))))
+def batches_of(samples: Samples, most: int = BATCH) -> Iterator[Batch]:
+    """All samples of a split, as they are, in order; of large ones a few at once."""
+    first, size = 0, min(FIRST, most)
+    while first < len(samples):
+        batch = samples.batch(np.arange(first, min(first + size, len(samples))))
+        first += size
+        size = answered_at_once(elements_of(batch.inputs), most)
+        yield batch
 
 
 def judged(task: Task, samples: Samples, predict: Predict, dense: nn.Module | None = None, device: str = "cpu") -> Judge:

@@ -283,7 +283,29 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, bytes_: int) -> None:
     assert load(None, {**FLAGS, "max_size": bytes_}).max_size == bytes_
 
 
-@pytest.mark.parametrize("text", ["0", "-5", "half", "1GB", "nan", "kB", "0.4", "1e999"])
+@pytest.mark.parametrize("text", ["0", "-5", "half", "1TB", "nan", "kB", "0.4", "1e999"])
 def test_a_size_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--max-size.*98496, or 500kB"):
         load(None, {**FLAGS, "max_size": text})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4GB", 4 * 10**9), ("512MB", 512 * 10**6)])
+def test_memory_is_a_size_of_some_hundreds_of_megabytes_at_least(text: str, expected: int) -> None:
+    assert load(None, {"targets": ("x86",), "max_memory": text}).max_memory == expected
+    with pytest.raises(InputError, match="at least 256MB"):
+        load(None, {"targets": ("x86",), "max_memory": "100MB"})
+    with pytest.raises(InputError, match="such as 4GB"):
+        load(None, {"targets": ("x86",), "max_memory": "much"})
+
+
+@pytest.mark.parametrize("content", [b"x = " + b"[" * 3000, b"seed = " + b"9" * 5000])
+def test_a_file_that_is_too_deep_or_has_numbers_without_end_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.toml is not TOML"):
+        load(file, {})
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(InputError, match="home folder of a user of this machine"):
+        load(None, {"targets": ("x86",), "out": "~nobody-of-this-name/x"})

@@ -248,13 +248,16 @@ def test_the_summary_says_verdict_artifact_and_report_and_the_exit_code_is_the_p
 def test_verify_gives_its_findings_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(json.dumps(REPORT))
     entry = {"sha256": "00" * 32, "size_bytes": 1}
-    report["targets"]["x86"]["artifact"] |= {**entry, "path": "a.onnx", "baseline": {**entry, "path": "b.onnx"}}
+    folder = "artifacts/x86"
+    baseline = {**entry, "path": f"{folder}/b.onnx"}
+    report["targets"]["x86"]["artifact"] |= {**entry, "path": f"{folder}/a.onnx", "baseline": baseline}
     Path("report.json").write_text(json.dumps(report))
-    Path("b.onnx").write_text("ab")
+    Path(folder).mkdir(parents=True)
+    Path(folder, "b.onnx").write_text("ab")
     assert main(["verify", "."]) == 1
     line = one_line(capsys)
-    assert "x86: a.onnx is missing" in line
-    assert "x86: b.onnx has 2 bytes, not 1" in line
+    assert "x86: artifacts/x86/a.onnx is missing" in line
+    assert "x86: artifacts/x86/b.onnx has 2 bytes, not 1" in line
 
 
 def test_report_writes_both_documents_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ def test_every_image_of_the_split_is_answered_in_order():
     expected = to_input(pixels[split.indices], prep).numpy().reshape(17, 3, -1).mean(2)  # plain, whatever training varied
     target = Runtime()
     target.open, predict = 1, artifact_predictor(target, target.run)
-    answered = [predict(batch)[0].numpy() for batch in batches_of(ImageSamples(split, prep), size=5)]
+    answered = [predict(batch)[0].numpy() for batch in batches_of(ImageSamples(split, prep), 5)]
     np.testing.assert_allclose(np.concatenate(answered), expected, rtol=1e-6)
     assert target.batches == [5, 5, 5, 2]
 
