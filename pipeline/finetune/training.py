@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from ..codec import to_json
@@ -56,6 +57,7 @@ class FinetuneSettings:
     batch: int = 128
     weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
     search_samples: int = 5000  # of the search split, at most, to tell epochs apart
+    frozen_norms: bool = False  # BatchNorm keeps its running statistics, see `batchnorm.statistics_fit`
     autocast: bool = False  # bfloat16 in the student's and the teacher's forward pass
     device: str = "cpu"
 
@@ -93,8 +95,9 @@ def finetune(
     """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
 
     The loss is the task's, see `Task.training_loss`; teacher and student see the same augmented samples. Equal epochs: the later
-    one wins. The student is in eval mode afterwards, on its old device. Every epoch ends with a checkpoint in `folder`; a call
-    with the same arguments and initial student resumes from it. A checkpoint of anything else is not used.
+    one wins. Where none is as good as the untrained student, its weights are kept. The student is in eval mode afterwards, on
+    its old device. Every epoch ends with a checkpoint in `folder`; a call with the same arguments and initial student resumes
+    from it. A checkpoint of anything else is not used.
 
     Several processes that call it alike end with the same weights: each works on its part of every batch and of the search split,
     gradients and accuracy are means over all images, rank 0 writes the checkpoint.
@@ -138,12 +141,18 @@ def finetune(
             note(unused)
         world.agree("checkpoint", json.dumps([to_json(state.history), state.best_value]))
         forward = world.parallel(student)
+
+        def value_now() -> float:
+            own = judged(task, search, torch_predictor(student, settings.device, layout), guide, settings.device).value()
+            return world.mean_of(own, len(search))
+
+        if not state.history and settings.epochs:
+            state.keep_if_best(sign * value_now())  # what training has to be as good as
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
             start = time.perf_counter()
             loss = _run_epoch(state, forward, teacher, data.train, task, settings, epoch, layout, progress, world)
             world.average_buffers(student)
-            own = judged(task, search, torch_predictor(student, settings.device, layout), guide, settings.device).value()
-            value = world.mean_of(own, len(search))
+            value = value_now()
             state.keep_if_best(sign * value)
             if remask is not None and epoch < settings.epochs:
                 student.eval()
@@ -155,6 +164,8 @@ def finetune(
                 file.store(state)
             if progress is not None:
                 progress(done)
+        if state.history and all(sign * epoch.search_value < state.best_value for epoch in state.history):
+            note("No epoch of fine-tuning was as good on the search split as the network before it, whose weights were kept.")
         state.finish()
     student.eval()
     return state.history
@@ -222,6 +233,9 @@ def _run_epoch(
     made = batches(train, settings, epoch, world)
     steps, losses = count * settings.epochs, []
     state.student.train()
+    for layer in state.student.modules():
+        if settings.frozen_norms and isinstance(layer, _BatchNorm):
+            layer.eval()
     with _own_randomness(device, _epoch_seed(settings, epoch, world.rank)):
         # on the CPU a second thread would only take turns with the first
         for step, batch in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -12,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .calling import Inputs, call
 
+FAR = 0.5  # deviations that the mean of an ordinary channel is off in a layer whose statistics are not the data's
+TWICE = 2.0  # or its variance, as a factor
 Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
 
 
@@ -21,6 +24,30 @@ def input_moments(module: nn.Module, inputs: Inputs) -> Moments:
     with _before_norms(module, lambda name, norm, x: found.update({name: _moments(x)})), torch.no_grad():
         call(module, inputs)
     return found
+
+
+def statistics_fit(module: nn.Module, inputs: Inputs) -> bool:
+    """Returns whether the running statistics of a network's BatchNorm layers are those of its data.
+
+    They are not where BatchNorm was folded into convolutions (mean 0, variance 1) or came from other data. Such a network
+    computes something else in train mode, where a batch's own statistics are used.
+
+    Args:
+        module: the network, eval mode.
+        inputs: network inputs, augmented as in training.
+    """
+    strange = []
+    layers = dict(module.named_modules())
+    for name, (mean, var) in input_moments(module, inputs).items():
+        norm = layers[name]
+        assert isinstance(norm, _BatchNorm)  # _before_norms
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        spread = (var + norm.eps).sqrt()
+        shifted = ((mean - norm.running_mean).abs() / spread).median() > FAR
+        scaled = ((var + norm.eps) / (norm.running_var + norm.eps)).log().abs().median() > math.log(TWICE)
+        strange.append(bool(shifted | scaled))
+    return 2 * sum(strange) <= len(strange)
 
 
 def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mapping[str, torch.Tensor]) -> None:

@@ -30,9 +30,11 @@ from ..build.precision import precision_for
 from ..codec import to_json
 from ..config import Config
 from ..errors import BuildError, UnavailableError
+from ..evaluate.reward_samples import STATISTICS_SAMPLES
 from ..files import atomic_write
 from ..finetune.digits import EPOCHS, train_digits
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
+from ..network.batchnorm import statistics_fit
 from ..network.compute import Compute, compute_for
 from ..network.cost import cost_of
 from ..network.weights import load_weights, save_weights, state_sha256
@@ -294,10 +296,13 @@ def _finetune(
         autocast=run.compute.autocast,
     )
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
-    stage = run.folder.stage("finetune", "3", settings, (before.key,))
+    stage = run.folder.stage("finetune", "4", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     student = pruning.blank(plan)
     if checkpoint is None:
+        if not statistics_fit(loaded.module, training_inputs(loaded.data.train, STATISTICS_SAMPLES, config.seed + 3)):
+            how = replace(how, frozen_norms=True)
+            stage.note("BatchNorm keeps its statistics in fine-tuning: the network's own are not those of these data.")
         load_weights(run.folder.path, start, student)
         steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
