@@ -231,3 +231,21 @@ def test_a_graph_that_answers_otherwise_than_the_network_is_refused_before_the_s
         net.var.fill_(4.0)
     with pytest.raises(BuildError, match=r"does not answer as the network does: found a difference of .*, first at b,"):
         CandidateGraph(canonical(net, nets.SHAPE), nets.SHAPE)
+
+
+def test_the_ranges_of_candidates_are_those_with_the_least_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a value far out in one image, ranges that hold it leave few steps for the others."""
+    net, images = nets.subject("Vgg")[0], nets.images(64)
+    images[0, 0, :4, :4] = 60.0
+    graph, ways = CandidateGraph(net, nets.SHAPE), candidate.RANGES
+    with torch.no_grad():
+        exact = net(images)
+
+    def error(*kinds: str) -> float:
+        monkeypatch.setattr(candidate, "RANGES", kinds)
+        found = graph.in_int8(images.numpy()).answers(net, Structure({}), images.numpy())
+        return float((torch.from_numpy(found) - exact).square().mean())
+
+    each = {way: error(way) for way in ways}
+    assert len(set(each.values())) > 1
+    assert error(*ways) == min(each.values())

@@ -11,7 +11,7 @@ from batchnorm_statistics import reestimate_on
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.preprocess import augmented, to_input
 from edge_compress.pipeline.data.splits import DataSet, Split
-from edge_compress.pipeline.network.batchnorm import input_moments, match_moments
+from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, statistics_fit
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Preprocess
 from torch import nn
@@ -212,3 +212,13 @@ def test_moments_of_kept_channels_are_those_of_the_dense_network(net: nn.Module,
             getattr(small[1], name).copy_(getattr(net[1], name)[stay])
         match_moments(small, input_moments(net, images), images, {"1": stay})
         torch.testing.assert_close(small(images), net[:2](images)[:, stay], rtol=1e-4, atol=1e-4)  # type: ignore[index]
+
+
+def test_statistics_that_are_not_the_datas_are_told_apart(net: nn.Module, data: DataSet) -> None:
+    images = augmented(data.train.read(np.arange(128)), PREP, torch.Generator().manual_seed(1))
+    assert statistics_fit(net, images)
+    assert statistics_fit(_folded(net), images)  # its factors were near 1, as right after training began
+    for norm in _norms(net):
+        norm.weight.data.mul_(torch.linspace(2.0, 8.0, len(norm.weight)))
+    assert not statistics_fit(_folded(net), images)
+    assert statistics_fit(nn.Sequential(nn.Conv2d(1, 4, 3)).eval(), images)  # no BatchNorm
