@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,11 @@ from ..signature import INPUT_NAME, image_signature
 
 BATCH = 250
 SAME = 1e-3  # largest difference from the network's answers, as a share of their largest value, that float32 may make
-RECIPE = Recipe("min-max", 8 if has_vnni() else 7)
-RANGES = ("min-max", "percentile-99.999", "percentile-99.99")  # ways to take ranges; large maps have outliers
+RECIPES = tuple(  # large maps have outliers; without VNNI sums of 8-bit weights can saturate
+    Recipe(method, bits)
+    for method in ("min-max", "percentile-99.999", "percentile-99.99")
+    for bits in ((8,) if has_vnni() else (8, 7))
+)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 
 Layer = nn.Conv2d | nn.Linear
@@ -64,7 +66,7 @@ class CandidateGraph:
         model = export_float(_drawn(net, self._after), image_signature((channels, height, width)))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        self._dense = Graph(model)
+        self._dense, self.recipe = Graph(model), RECIPES[0]
         exported = set(self._dense.constants)
         # A BatchNorm that has no statistics of its own in the graph is part of the layer before it.
         self._norms = {layer: norm for layer, norm in self._after.items() if f"{norm}.running_mean" not in exported}
@@ -78,17 +80,18 @@ class CandidateGraph:
         self._compare(net, self._real, image_shape)
 
     def in_int8(self, calibration: NDArray[np.float32]) -> CandidateGraph:
-        """Returns the graph in int8, with the ranges by which the dense network's answers differ least from those in float.
+        """Returns the graph in int8, by the recipe with which the dense network's answers differ least from those in float.
 
         Args:
             calibration: (n, C, H, W) network inputs that the dense network's activation ranges are taken on.
         """
         seen = collect(self._real, [calibration], threads=torch.get_num_threads())
         exact = _run(self._real, calibration)[0]
-        tried = [quantize(self._real, ranges(seen, method), replace(RECIPE, ranges=method)) for method in RANGES]
+        tried = [quantize(self._real, ranges(seen, recipe.ranges), recipe) for recipe in RECIPES]
         errors = [float(np.square(_run(model, calibration)[0] - exact).mean()) for model in tried]
+        best = int(np.argmin(errors))
         same = copy.copy(self)
-        same._dense = Graph(tried[int(np.argmin(errors))])
+        same._dense, same.recipe = Graph(tried[best]), RECIPES[best]
         return same
 
     def answers(self, net: nn.Module, structure: Structure, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -148,7 +151,7 @@ class CandidateGraph:
             raise BuildError(f"the candidate has no {min(lost)}")
         if lost := values.keys() - places:
             raise BuildError(f"{min(lost)} of the candidate has no place in the cut graph")
-        fill(editor, {name: value.detach().cpu().numpy() for name, value in values.items()}, STEPS[RECIPE.weight_bits])
+        fill(editor, {name: value.detach().cpu().numpy() for name, value in values.items()}, STEPS[self.recipe.weight_bits])
         return editor.build()
 
     def _values(self, net: nn.Module) -> dict[str, torch.Tensor]:

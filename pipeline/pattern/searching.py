@@ -57,7 +57,7 @@ def searched(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
-    candidates = run.folder.stage("candidates", "1", settings, (ranking_stage.key,))  # its folder keeps the answers
+    candidates = run.folder.stage("candidates", "2", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
     stages = [run.folder.stage("search", "9", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
