@@ -24,6 +24,7 @@ from ..finetune.training import FinetuneSettings, batch_for
 from ..network.calling import call, moved
 from ..network.modes import borrowed
 from ..pattern.finalists import SEQUENTIAL_SAMPLES
+from ..score.ranking import CURVATURE_IMAGES
 from ..search.search import FINALISTS
 from ..task.load import Loaded
 from ..types import Knob
@@ -76,9 +77,11 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     judged = min(len(data.search), FinetuneSettings(1, 0).search_samples)
     entries = sum(len(knob.kept) - 1 for knob in knobs)
     budgets = len(config.latency_budget)
-    shared = {"scoring": SCORED * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
+    scored = SCORED * min(1.0, len(data.train) / CURVATURE_IMAGES)
+    solved = min(SEQUENTIAL_SAMPLES, len(data.train))
+    shared = {"scoring": scored * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
     each = {
-        "reconstruction": FINALISTS * (4 * SEQUENTIAL_SAMPLES + rewarded) * forward,
+        "reconstruction": FINALISTS * (4 * solved + rewarded) * forward,
         "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
         "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),

@@ -41,6 +41,14 @@ def test_every_stage_grows_with_what_it_does() -> None:
     assert {name for name in few if few[name] == many[name]} == {"scoring", "reconstruction", "build", "verification"}
 
 
+def test_scoring_and_reconstruction_use_no_more_samples_than_there_are() -> None:
+    config = Config(("x86",))
+    few, more, most = (estimate(Paces(0.01, 2.0), loaded(samples=n), (), config, 1) for n in (200, 400, 4000))
+    assert more["scoring"] == pytest.approx(2 * few["scoring"])
+    assert more["reconstruction"] - few["reconstruction"] == pytest.approx(4 * 4 * 200 * 0.01)
+    assert most["reconstruction"] - few["reconstruction"] == pytest.approx(4 * 4 * 800 * 0.01)
+
+
 @given(st.floats(0.1, 1000.0), st.integers(1, 400), st.integers(0, 60))
 def test_what_fits_is_left_alone_and_what_does_not_is_reduced_to_the_time_there_is(
     minutes: float, count: int, epochs: int
