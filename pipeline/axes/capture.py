@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
-from ..network.wrappers import unwrapped
+from ..network.modes import unwrapped
 from .folding import fold_computed_weights
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]

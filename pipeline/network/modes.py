@@ -1,4 +1,4 @@
-"""Restores a module's device and train/eval modes after use."""
+"""A module's device and train/eval modes, restored after use; and what training scripts put around it, taken off."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ def borrowed(module: nn.Module, device: str | None = None) -> Iterator[None]:
             module.to(home)
         for layer, training in modes.items():
             layer.training = training
+
+
+def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Returns the network inside torch.compile, DataParallel or DistributedDataParallel, and the names of these classes."""
+    taken: list[str] = []
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module, taken
+        taken.append(type(module).__name__)
+        module = inner

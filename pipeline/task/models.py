@@ -21,8 +21,8 @@ from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, own_randomness, user_factory, users_code
 from ..errors import InputError, UnavailableError
 from ..network.calling import SAME, deviation
+from ..network.modes import unwrapped
 from ..network.weights import state_sha256
-from ..network.wrappers import unwrapped
 from ..types import Crop
 from .checkpoint import put_state, read_state
 

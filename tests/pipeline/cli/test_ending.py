@@ -81,7 +81,8 @@ def test_more_signals_do_not_break_off_the_cleaning_up(number: int, tmp_path: Pa
         "    print('cleaning', flush=True)\n    time.sleep(1)\n    open('cleaned', 'w').close()"
     )
     indented = "\n".join(f"    {line}" for line in body.splitlines())
-    code = f"{START}def call():\n{indented}\n    return 0\nsys.exit(ended(call))"
+    reset = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # these tests may run under nohup
+    code = f"{START}{reset}def call():\n{indented}\n    return 0\nsys.exit(ended(call))"
     running = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
