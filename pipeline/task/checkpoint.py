@@ -91,8 +91,11 @@ def _program(path: Path) -> str:
     """What program a file holds instead of a state dict; "" for none."""
     if not zipfile.is_zipfile(path):
         return ""
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):  # what is wrong with it, torch says
+        return ""
     if "constants.pkl" in names:
         return "a TorchScript program"
     return "a program of torch.export" if "archive_format" in names or "serialized_exported_program.json" in names else ""

@@ -323,6 +323,9 @@ def test_weights_that_are_no_state_dict_are_refused(net: Path) -> None:
     assert "found a Tensor" in refusal(spec, saved(net, torch.zeros(3), "tensor.pt"))
     assert "an empty one" in refusal(spec, saved(net, {}, "empty.pt"))
     assert "'epoch' with a int" in refusal(spec, saved(net, {"epoch": 3}, "epoch.pt"))
+    end_only = b"PK\x05\x06" + b"\xff" * 18  # is_zipfile() takes it for a zip
+    (net.parent / "end.pt").write_bytes(b"x" * 40 + end_only)
+    assert "expected a state dict" in refusal(spec, net.parent / "end.pt")
     for name in ("noise.pt", "noise.safetensors", "nothing.pt", "zip.pth"):
         content = {"nothing.pt": b"", "zip.pth": b"PK\x03\x04 and then nothing"}.get(name, b"\x93 no weights in here")
         (net.parent / name).write_bytes(content)
