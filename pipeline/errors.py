@@ -72,5 +72,5 @@ def deepest_cause(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters, and bytes that are no text, escaped: no terminal acts on them."""
+    """Returns the text with control characters and undecodable bytes escaped, safe to print on a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -27,13 +27,18 @@ LOCK_S = 120.0  # a lock is held while a few lines are read or written
 _SKEW = timedelta(days=1)  # a clock may be wrong by so much
 
 
-def cache_folder() -> Path:
-    """$EDGE_COMPRESS_CACHE/latency, else edge-compress/latency in $XDG_CACHE_HOME or ~/.cache."""
+def user_cache() -> Path:
+    """Returns $EDGE_COMPRESS_CACHE, else edge-compress in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("EDGE_COMPRESS_CACHE", "")
     if own:
-        return Path(own) / "latency"
+        return Path(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "edge-compress" / "latency"
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "edge-compress"
+
+
+def cache_folder() -> Path:
+    """Returns the folder of the latency caches, in `user_cache`."""
+    return user_cache() / "latency"
 
 
 class LatencyCache:

@@ -179,7 +179,7 @@ class Transport(ABC):
             return Completed(code, out.read(), err.read().decode(errors="replace"))
 
     def _bounded(self, what: str, *outputs: IO[bytes]) -> None:
-        """Raises BoardError where a program has written more than any of those that are run does."""
+        """Raises BoardError if the output exceeds `MOST_OUTPUT`."""
         if any(os.fstat(output.fileno()).st_size > MOST_OUTPUT for output in outputs):
             raise self.error(what, f"more than {MOST_OUTPUT >> 20} MiB of output", "a few lines")
 

@@ -19,8 +19,8 @@ from ...pipeline.types import Kind
 from .. import agent as agent_package
 from ..agent import tensors
 from ..agent.main import WRONG_FILE
-from .answers import REFUSAL, SHAPES, checked
 from .base import AgentEnded, BoardError, Stream, Transport
+from .schemas import REFUSAL, SCHEMAS, validated
 
 Array = NDArray[Any]
 
@@ -87,12 +87,12 @@ class Connection:
         """
         answer, data = self.stream.ask(request, deadline_s, what, payload)
         try:
-            done = checked({"ok": bool}, answer)["ok"]
-            found = checked(SHAPES.get(request["op"], {}) if done else REFUSAL, answer)
+            done = validated({"ok": bool}, answer)["ok"]
+            found = validated(SCHEMAS.get(request["op"], {}) if done else REFUSAL, answer)
         except ValueError as error:
             self.stream.close()
-            do = "see what answers there: it is no agent of this version"
-            raise DeviceError(f"board {self.name}: {what}", found=f"an answer in which {error}", do=do) from error
+            do = "check that the agent on the board is of this version"
+            raise DeviceError(f"board {self.name}: {what}", found=f"an invalid reply: {error}", do=do) from error
         if done:
             return found, data
         raise _refused(found["kind"], found["error"], self.name, what, deadline_s)

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ..network.output_rows import MOST_POSITIONS, rows_seen, strips
+from ..network.row_sampling import MOST_POSITIONS, input_strips, sampled_rows
 from .capture import Captured, as_example, capture, operator_name
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
@@ -161,20 +161,20 @@ class Layer:
         return -1 if self.linear else 1
 
     def rows(self, outputs: torch.Tensor, turn: int, positions: int = MOST_POSITIONS) -> list[int] | None:
-        """The rows of its outputs that tell enough, see `network.output_rows`; None: all positions are to be taken."""
+        """The sampled rows of its outputs, see `network.row_sampling`; None: all positions."""
         if self.linear or outputs.ndim != 4:
             return None
-        found = rows_seen(outputs.shape[2], outputs.shape[3], turn, positions)
+        found = sampled_rows(outputs.shape[2], outputs.shape[3], turn, positions)
         return None if len(found) == outputs.shape[2] else found
 
     def columns_of(self, inputs: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
-        """What the positions of some output rows read: (samples, k, positions), in the order of `network.output_rows.strips`."""
+        """The unfolded inputs of output rows (rows * n, k, W), see `network.row_sampling`; None: of all positions."""
         if rows is None:
             return self.columns(inputs)
         sizes = self._program.tensor(self.weight).shape[2:]
         stride, padding, dilation = (self._tuple(at, default) for at, default in ((3, 1), (4, 0), (5, 1)))
         bordered = torch.nn.functional.pad(inputs, [p for pad in reversed(padding) for p in (pad, pad)])
-        part = strips(bordered, rows, sizes[0], dilation[0], stride[0])
+        part = input_strips(bordered, rows, sizes[0], dilation[0], stride[0])
         return torch.nn.functional.unfold(part, sizes, dilation, 0, stride)
 
     def columns(self, inputs: torch.Tensor) -> torch.Tensor:

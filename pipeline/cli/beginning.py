@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from .. import config as settings
-from ..errors import InputError, printable
+from ..errors import InputError
+from .output import echo
 
 CONFIG, RECIPE = "edge-compress.toml", "recipe.py"
 _OURS = ("config", "json", "quiet", "verbose", "dry_run", "version", "help")  # of a call, not of a run
@@ -93,11 +94,10 @@ def init(
     except OSError as error:
         raise InputError(f"{folder} cannot be written", found=error.strerror or str(error)) from error
     for name in files:
-        click.echo(printable(str(folder / name)))
+        echo(str(folder / name))
     if model is None:
-        recipe = printable(str(folder / RECIPE))
-        click.echo(f"next: fill in {recipe}, try it with edge-compress inspect --recipe {recipe}")
-    click.echo(printable(f"next: edge-compress --config {folder / CONFIG} --dry-run"))
+        echo(f"next: fill in {folder / RECIPE}, try it with edge-compress inspect --recipe {folder / RECIPE}")
+    echo(f"next: edge-compress --config {folder / CONFIG} --dry-run")
     return 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError, VerifyError, printable
+from ..errors import InputError, VerifyError
+from .output import echo
 
 if TYPE_CHECKING:
     from ..audit.audit import Check
@@ -61,7 +63,7 @@ def verify(
         for check in found:
             checks.append(check)
             if stored is None and check.holds:
-                click.echo(printable(check.line))
+                echo(check.line)
 
     tell(audit.signature(path, public_key))
     with open_record(path) as record:
@@ -70,13 +72,13 @@ def verify(
             tell(audit.measured_again(record, data, recipe, device, progress.Progress()))
         rows = () if stored is None else compare(stored, audit.report_with(record, checks), record.targets)
     if stored is not None:
-        click.echo(printable(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name)))
+        echo(to_markdown(rows, [(check.line, check.holds) for check in checks], path.name))
     if broken := [check.line for check in checks if not check.holds]:
         raise VerifyError(f"{path} does not match its record", found="; ".join(broken))
     if worse := [f"{row.target}: {row.worse}" for row in rows if row.worse]:
         raise VerifyError(f"{path} got worse", found="; ".join(worse))
     if stored is None:
-        click.echo(printable(f"{path}: all checks passed"))
+        echo(f"{path}: all checks passed")
     return 0
 
 
@@ -110,12 +112,9 @@ def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tup
         None if key is None else signing.signer(key, lambda: str(click.prompt(f"password of {key}", hide_input=True, err=True)))
     )
 
-    def say(text: str) -> None:
-        click.echo(printable(text), err=True)
-
-    for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign, say=say):
-        click.echo(printable(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}"))
-        click.echo(f"  SHA-256 {bundle.sha256}")
+    for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign, say=partial(echo, err=True)):
+        echo(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}")
+        echo(f"  SHA-256 {bundle.sha256}")
     return 0
 
 
@@ -149,7 +148,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
         folder = runs[0] if runs[0].is_dir() else runs[0].parent
         for name, render in (("report.md", to_markdown), ("report.html", to_html)):
             atomic_write(folder / name, render(reports[0]))
-            click.echo(printable(str(folder / name)))
+            echo(str(folder / name))
         return 0
     from ..report.run_comparison import to_html as comparison
 
@@ -161,5 +160,5 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
             [(run.stem if run.suffix == ".json" else run.resolve().name, found) for run, found in zip(runs, reports, strict=True)]
         ),
     )
-    click.echo(printable(str(file)))
+    echo(str(file))
     return 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError, printable
+from ..errors import InputError
+from .output import echo, stdout_kept_clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +65,6 @@ def inspect(
     shape = _shape(input_shape) if input_shape is not None else None
     if shape is not None and image_size is not None:
         raise InputError("--input-shape with --image-size", expected="one of them", do="leave one out")
-    from .output import stdout_kept_clean
-
     with stdout_kept_clean():
         import torch
 
@@ -82,7 +81,7 @@ def inspect(
             network = initial_network(model, weights, channels=found_shape[0])
             generator = torch.Generator().manual_seed(0)
             found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else printable("\n".join((*told, *_lines(found)))))
+    echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join((*told, *_lines(found))))
     return 0
 
 

@@ -19,14 +19,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from ... import targets
 from .. import config as settings
 from .. import options
-from ..errors import BuildError, InputError, printable
+from ..errors import BuildError, InputError
 from ..options import Pattern, Precision
 from .beginning import init
-from .ending import ended
+from .exit_codes import exit_code_of
 from .finished_runs import release, report, verify
 from .inspection import inspect
 from .on_devices import devices, profile
-from .output import stdout_kept_clean
+from .output import echo, stdout_kept_clean
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -251,7 +251,7 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
     if dry_run and config.json:
         raise InputError("--dry-run with --json", expected="one of them: a dry run has no report")
     if sys.stderr.isatty() and not config.quiet:  # nothing else is seen meanwhile
-        click.echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
+        echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
     from ..progress import Progress
     from ..report.pages import summary
     from ..report.report import read_report
@@ -262,7 +262,7 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
 
         with stdout_kept_clean():
             lines = tried(config, Progress(quiet=config.quiet, verbose=config.verbose))
-        click.echo(printable("\n".join(lines)))
+        echo("\n".join(lines))
         return 0
     report = config.out / "report.json"
     try:
@@ -270,13 +270,9 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
             code: int = run_pipeline(config, Progress(quiet=config.quiet, verbose=config.verbose))
     except BuildError:  # refused before the search; the report says so
         if config.json and report.is_file():
-            click.echo(report.read_text(encoding="utf-8").rstrip())
+            echo(report.read_text(encoding="utf-8").rstrip())
         raise
-    click.echo(
-        report.read_text(encoding="utf-8").rstrip()
-        if config.json
-        else printable("\n".join(summary(read_report(report), config.out)))
-    )
+    echo(report.read_text(encoding="utf-8").rstrip() if config.json else "\n".join(summary(read_report(report), config.out)))
     return code
 
 
@@ -285,10 +281,10 @@ for command in (init, inspect, profile, devices, verify, release, report):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code, see `ending.ended`."""
+    """Runs the command line and returns its exit code, see `exit_codes.exit_code_of`."""
 
     def call() -> int:
         with cli.make_context("edge-compress", list(sys.argv[1:] if arguments is None else arguments)) as context:
             return int(cli.invoke(context))
 
-    return ended(call)
+    return exit_code_of(call)

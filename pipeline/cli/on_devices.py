@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..errors import BuildError, InputError, UnavailableError, printable
+from ..errors import BuildError, InputError, UnavailableError
+from .output import echo
 
 
 @click.command()
@@ -52,7 +53,7 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
         result = profiling.profile(models, device, timing, progress.Progress())
     except BuildError as error:  # nothing is built here: the file is the user's
         raise InputError(error.what, found=error.found, expected=error.expected, do=error.do) from error
-    click.echo(printable("\n".join(profiling.table(result))))
+    echo("\n".join(profiling.table(result)))
     if out is not None:
         from ..codec import to_json
         from ..files import atomic_write
@@ -61,7 +62,7 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "profile.json", json.dumps(to_json(result), indent=1) + "\n")
         atomic_write(out / "profile.html", to_html(result))
-        click.echo(printable(f"profile: {out / 'profile.html'}"))
+        echo(f"profile: {out / 'profile.html'}")
     return 0
 
 
@@ -82,7 +83,7 @@ def devices(context: click.Context) -> int:
                 facts.append(f"class {board.class_}")
             if board.transport != "local" and not board.address:
                 facts.append("a template without an address")
-            click.echo(printable(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip()))
+            echo(f"{board.name}: {', '.join(board.targets)}; {', '.join(facts)}. {board.notes}".rstrip())
     return 0
 
 
@@ -100,8 +101,8 @@ def check(name: str) -> int:
 
     board = boards.load(name)
     lines, lacking = board_check.check(board)
-    click.echo(printable("\n".join(lines)))
+    echo("\n".join(lines))
     if lacking:
         raise UnavailableError(f"device {board.name} is not ready", found="; ".join(lacking))
-    click.echo(f"device {board.name} is ready for {', '.join(board.targets)}")
+    echo(f"device {board.name} is ready for {', '.join(board.targets)}")
     return 0

@@ -1,4 +1,4 @@
-"""Keeps stdout for the caller."""
+"""Writes to the terminal; keeps stdout for the caller."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+
+import click
+
+from ..errors import printable
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints text with control characters escaped, on stdout or stderr."""
+    click.echo(printable(text), err=err)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
-"""SHA-256 of many files, kept between runs: a file is read again only when its size or one of its times has changed.
+"""Caches the SHA-256 of files between runs: a file is read again only if its size, timestamps or inode changed.
 
-One file in the cache folder for each image folder. It is a matter of speed alone: damaged, or written by another version, it is
-left aside.
+There is one cache file per image folder. A corrupt one, or one of another version, is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...devices.measure.latency_cache import cache_folder
+from ...devices.measure.latency_cache import user_cache
 from ..codec import json_sha256
 from ..errors import UnavailableError
 from ..files import atomic_write
@@ -22,28 +21,28 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen of a file when it was read."""
+class FileDigest:
+    """The digest of an image file, and whether its EXIF orientation is other than upright."""
 
     sha256: str
-    turned: bool  # an image with an orientation other than upright
+    rotated: bool
 
     @property
     def valid(self) -> bool:
-        """Whether the values are of their types."""
-        return isinstance(self.sha256, str) and len(self.sha256) == 64 and isinstance(self.turned, bool)
+        """Whether both fields have their types."""
+        return isinstance(self.sha256, str) and len(self.sha256) == 64 and isinstance(self.rotated, bool)
 
 
-def looked_at(root: Path, paths: Sequence[Path], look: Callable[[Path], Looked], threads: int) -> list[Looked]:
-    """Returns what `look` says of each file, from the cache where the file is as it was.
+def file_digests(root: Path, paths: Sequence[Path], look: Callable[[Path], FileDigest], threads: int) -> list[FileDigest]:
+    """Returns the digest of each file, in order, cached where the file is unchanged.
 
     Args:
-        root: names the cache.
-        paths: files.
-        look: reads a file; called in several threads.
-        threads: how many.
+        root: the folder of the files; identifies the cache.
+        paths: the files.
+        look: computes the digest of one file; called from several threads.
+        threads: number of threads.
     """
-    place = cache_folder().parent / "images" / f"{hashlib.sha256(bytes(root.resolve())).hexdigest()[:32]}.json"
+    place = user_cache() / "images" / f"{hashlib.sha256(bytes(root.resolve())).hexdigest()[:32]}.json"
     known = _read(place)
     states = [_state(path) for path in paths]
     keys = [path.as_posix() for path in paths]
@@ -57,27 +56,27 @@ def looked_at(root: Path, paths: Sequence[Path], look: Callable[[Path], Looked],
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Changes whenever the file does; the time of the last change of its entry cannot be set by a program."""
+    """Returns (size, mtime, ctime, inode): programs can set the mtime, but not the ctime."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _read(place: Path) -> dict[str, tuple[tuple[int, ...], Looked]]:
+def _read(place: Path) -> dict[str, tuple[tuple[int, ...], FileDigest]]:
     try:
         data = json.loads(place.read_bytes())
         if data["version"] != _VERSION or data["check"] != json_sha256(data["files"]):
             return {}
-        found = {key: (tuple(state), Looked(*looked)) for key, (state, looked) in data["files"].items()}
+        found = {key: (tuple(state), FileDigest(*digest)) for key, (state, digest) in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return found if all(looked.valid for _, looked in found.values()) else {}
+    return found if all(digest.valid for _, digest in found.values()) else {}
 
 
-def _write(place: Path, files: dict[str, tuple[tuple[int, ...], Looked]]) -> None:
-    """Writes the cache, where that is possible."""
-    plain = {key: [list(state), [looked.sha256, looked.turned]] for key, (state, looked) in files.items()}
+def _write(place: Path, files: dict[str, tuple[tuple[int, ...], FileDigest]]) -> None:
+    """Writes the cache; a failure is ignored."""
+    plain = {key: [list(state), [digest.sha256, digest.rotated]] for key, (state, digest) in files.items()}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(place, json.dumps({"version": _VERSION, "files": plain, "check": json_sha256(plain)}))
-    except (OSError, UnavailableError, UnicodeError):  # read-only, full, or a name that is no text
+    except (OSError, UnavailableError, UnicodeError):  # read-only or full file system, undecodable file name
         return

@@ -23,13 +23,13 @@ from ..errors import InputError
 from ..files import sha256_file
 from ..network.compute import usable_cpus
 from ..types import Crop
-from .file_digests import Looked, looked_at
+from .file_digests import FileDigest, file_digests
 from .splits import IntArray, SourceData, UInt8Array
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
 SUFFIXES = (*datasets.folder.IMG_EXTENSIONS, ".jfif")
 _ORIENTATION = 0x0112  # the EXIF tag
-_NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # what lies there blocks or never ends
+_NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # reading there may block or never end
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
 
 
@@ -58,10 +58,10 @@ class FolderSource:
 def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
     """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes sorted.
 
-    Hidden files and folders (`.ipynb_checkpoints`) are left out. The header of every image is read.
+    Hidden files and folders (`.ipynb_checkpoints`) are ignored. The header of every image is read.
 
     Raises:
-        InputError: no such folder, no images, a file that is no image, or classes that differ between training and test folder.
+        InputError: missing folder, no images, an unreadable image, or classes that differ between training and test folder.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
@@ -85,12 +85,12 @@ def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
         FolderSource(tuple(Path(path) for path, _ in images), np.array([label for _, label in images], np.int64), crop)
         for _, images in opened
     ]
-    sha256, turned = _looked_at(folder, [path for source in sources for path in source.paths])
+    sha256, rotated = _digest(folder, [path for source in sources for path in source.paths])
     notes = []
-    if turned:
+    if rotated:
         notes.append(
-            f"{turned} images carry an EXIF orientation, which is not applied, as in torchvision's ImageFolder: if the network"
-            " was trained on turned images, turn the files."
+            f"{rotated} images carry an EXIF orientation, which is not applied, as in torchvision's ImageFolder: if the network"
+            " was trained on rotated images, rotate the files."
         )
     if len(classes) > 10 and all(name.isdecimal() for name in classes):
         notes.append(
@@ -183,24 +183,24 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _looked_at(root: Path, paths: list[Path]) -> tuple[str, int]:
-    """SHA-256 of relative paths and file contents, and how many images are to be turned by their EXIF orientation.
+def _digest(root: Path, paths: list[Path]) -> tuple[str, int]:
+    """SHA-256 of relative paths and file contents, and the number of images with an EXIF orientation.
 
     Raises:
         InputError: a file cannot be read or is not an image.
     """
     ordered = sorted(paths)
-    found = looked_at(root, ordered, _header, THREADS)
+    found = file_digests(root, ordered, _header, THREADS)
     digest = hashlib.sha256()
     for path, each in zip(ordered, found, strict=True):
         digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(each.sha256))
-    return digest.hexdigest(), sum(each.turned for each in found)
+    return digest.hexdigest(), sum(each.rotated for each in found)
 
 
-def _header(path: Path) -> Looked:
+def _header(path: Path) -> FileDigest:
     with _decoding(path), Image.open(path) as image:
-        turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-        return Looked(sha256_file(path), turned)
+        rotated = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return FileDigest(sha256_file(path), rotated)
 
 
 @contextmanager

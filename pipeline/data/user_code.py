@@ -137,7 +137,7 @@ def _run_file(path: Path) -> ModuleType:
 
 @contextmanager
 def users_code(folder: Path) -> Iterator[None]:
-    """Appends `folder` to the import path; `os._exit` raises SystemExit inside: it would end the run without a word."""
+    """Appends `folder` to the import path; inside, `os._exit` raises SystemExit, or the run would end without a message."""
     leave, process = os._exit, os.getpid()
 
     def told(status: int) -> NoReturn:

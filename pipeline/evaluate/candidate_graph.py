@@ -28,7 +28,7 @@ from ...targets.onnx.graph import Graph
 from ...targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
 from ..errors import BuildError, deepest_cause
 from ..graph.trace import layer_nodes, shape_of
-from ..network.memory import answered_at_once
+from ..network.memory import inference_batch_size
 from ..signature import INPUT_NAME, image_signature
 
 BATCH = 250
@@ -228,7 +228,7 @@ def _run(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> Sequence[NDArra
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        size = answered_at_once(inputs[0].size, BATCH)
+        size = inference_batch_size(inputs[0].size, BATCH)
         parts = [session.run(None, {INPUT_NAME: inputs[i : i + size]}) for i in range(0, len(inputs), size)]
     except Exception as error:  # its exceptions share no base but this one
         raise BuildError("ONNX Runtime cannot run a candidate of the network", found=deepest_cause(error)) from error

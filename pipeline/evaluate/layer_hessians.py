@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..network.calling import Inputs, elements_of
 from ..network.compute import Compute
-from ..network.memory import answered_at_once
+from ..network.memory import inference_batch_size
 from ..network.modes import borrowed
 from ..reconstruct.memory import SOLVING_BYTES
 from ..score.curvature import local_hessian
@@ -82,7 +82,7 @@ class LayerHessians(Mapping[str, Tensor]):
         if name not in self._written:
             self._held = {}
             with borrowed(self._net, self._compute.device):
-                size = answered_at_once(elements_of(self._inputs), BATCH)
+                size = inference_batch_size(elements_of(self._inputs), BATCH)
                 found = local_hessian(self._net, batches(self._inputs[:HESSIAN_IMAGES], size), part)
             found = {layer: hessian.cpu() for layer, hessian in found.items()}
             if len(self._parts) == 1:

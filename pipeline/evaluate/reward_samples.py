@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..network.batchnorm import Moments, input_moments, match_moments
 from ..network.calling import Inputs, Outputs, answers_in_parts, elements_of, moved
 from ..network.compute import CPU, Compute
-from ..network.memory import answered_at_once
+from ..network.memory import inference_batch_size
 from ..network.modes import borrowed
 from ..options import Precision
 from ..signature import TOP1
@@ -76,7 +76,7 @@ class RewardSamples:
         """A network's outputs for the samples, in float."""
         device = self.compute.device
         with borrowed(net, device), torch.inference_mode():
-            size = answered_at_once(elements_of(self.batch.inputs), BATCH)
+            size = inference_batch_size(elements_of(self.batch.inputs), BATCH)
             return answers_in_parts(net.eval(), self.batch.inputs, size, device)
 
     def require_value(self) -> None:

@@ -57,7 +57,7 @@ class FinetuneSettings:
     batch: int = 128
     weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
     search_samples: int = 5000  # of the search split, at most, to tell epochs apart
-    frozen_norms: bool = False  # BatchNorm keeps its running statistics, see `batchnorm.statistics_fit`
+    frozen_norms: bool = False  # BatchNorm keeps its running statistics, see `batchnorm.statistics_match_data`
     autocast: bool = False  # bfloat16 in the student's and the teacher's forward pass
     device: str = "cpu"
 
@@ -165,7 +165,7 @@ def finetune(
             if progress is not None:
                 progress(done)
         if state.history and all(sign * epoch.search_value < state.best_value for epoch in state.history):
-            note("No epoch of fine-tuning was as good on the search split as the network before it, whose weights were kept.")
+            note("No epoch of fine-tuning matched the network before it on the search split: the initial weights were kept.")
         state.finish()
     student.eval()
     return state.history

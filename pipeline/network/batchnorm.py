@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .calling import Inputs, call
 
-FAR = 0.5  # deviations that the mean of an ordinary channel is off in a layer whose statistics are not the data's
-TWICE = 2.0  # or its variance, as a factor
+FAR = 0.5  # largest median deviation of the means of a layer's channels, in standard deviations, for a match
+TWICE = 2.0  # largest median factor between their variances
 Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
 
 
@@ -26,11 +26,11 @@ def input_moments(module: nn.Module, inputs: Inputs) -> Moments:
     return found
 
 
-def statistics_fit(module: nn.Module, inputs: Inputs) -> bool:
-    """Returns whether the running statistics of a network's BatchNorm layers are those of its data.
+def statistics_match_data(module: nn.Module, inputs: Inputs) -> bool:
+    """Returns whether the running statistics of a network's BatchNorm layers match its data.
 
-    They are not where BatchNorm was folded into convolutions (mean 0, variance 1) or came from other data. Such a network
-    computes something else in train mode, where a batch's own statistics are used.
+    They do not after BatchNorm folding (mean 0, variance 1), or if they were computed on other data. In train mode, with batch
+    statistics, such a network computes another function.
 
     Args:
         module: the network, eval mode.

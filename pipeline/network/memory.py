@@ -1,4 +1,4 @@
-"""How many samples a network takes at once, by what their activations need."""
+"""Batch sizes from the memory that activations take."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils import _pytree as pytree
 from .calling import Inputs, call
 from .compute import Compute
 
-ENOUGH_BYTES = 1 << 30  # of activations at once: on a processor more makes nothing faster
-ANSWERED = 1 << 22  # elements of the inputs that are answered at once, without gradients
+ENOUGH_BYTES = 1 << 30  # of activations: a larger batch is not faster on a CPU
+ANSWERED = 1 << 22  # input elements of an inference batch
 
 
-def backward_bytes(module: nn.Module, sample: Inputs) -> int:
-    """Returns the bytes that autograd keeps of a forward pass on these inputs, parameters and buffers apart."""
+def saved_activation_bytes(module: nn.Module, sample: Inputs) -> int:
+    """Returns the bytes that autograd saves for the backward pass, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
 
@@ -28,27 +28,27 @@ def backward_bytes(module: nn.Module, sample: Inputs) -> int:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs: Any = call(module, sample)
-    assert outputs  # alive until here, or a storage could be counted twice under one address
+    assert outputs  # keeps the graph alive: a freed storage's address could be reused
     return sum(kept.values())
 
 
-def differentiated_at_once(module: nn.Module, inputs: Inputs, compute: Compute, most: int) -> int:
-    """Returns how many samples, at most `most`, go through a backward pass at once.
+def backward_batch_size(module: nn.Module, inputs: Inputs, compute: Compute, most: int) -> int:
+    """Returns the batch size for forward and backward passes.
 
     Args:
         module: the network, eval mode.
         inputs: of at least one sample.
-        compute: its memory is used, on a processor up to `ENOUGH_BYTES`.
-        most: samples.
+        compute: limits the memory; on the CPU `ENOUGH_BYTES` does too.
+        most: largest batch size.
     """
     first = next(module.parameters())
     one = pytree.tree_map_only(Tensor, lambda t: t[:1].to(first.device), inputs)
     bound = compute.memory_bytes // 4
     if compute.device == "cpu":
         bound = min(bound, ENOUGH_BYTES)
-    return max(1, min(most, bound // max(1, 2 * backward_bytes(module, one))))
+    return max(1, min(most, bound // max(1, 2 * saved_activation_bytes(module, one))))
 
 
-def answered_at_once(elements: int, most: int) -> int:
-    """Returns how many samples of so many input elements, at most `most`, are answered at once."""
+def inference_batch_size(elements: int, most: int) -> int:
+    """Returns the batch size, at most `most`, for inference on samples of so many input elements."""
     return max(1, min(most, ANSWERED // max(1, elements)))

@@ -1,4 +1,4 @@
-"""A module's device and train/eval modes, restored after use; and what training scripts put around it, taken off."""
+"""Restores a module's device and train/eval modes after use; unwraps torch.compile and DataParallel."""
 
 from __future__ import annotations
 

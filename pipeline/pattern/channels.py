@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...targets.base import Limits, Prober, Target
+from ..errors import BuildError
 from ..evaluate.candidate_graph import CandidateGraph
 from ..evaluate.channel_evaluator import StitchedEvaluator
 from ..evaluate.evaluation_context import Bench
@@ -58,19 +59,22 @@ class Channels:
         """The exported graph that candidates are cut from, see `evaluate.candidate_graph`."""
         return CandidateGraph(self.net, self.image_shape)
 
-    def check(self) -> None:
-        """Checks what the search builds on: the exported graph, and that pruned is masked with drawn units out of every group.
+    def fault(self) -> str:
+        """Returns why candidates of this network cannot be built, "" if they can.
 
-        Raises:
-            BuildError: the exporter or the runtime refused the network, or its channels are coupled in another way.
+        The exported graph must give the network's outputs, and pruning random units of every group must equal masking them.
         """
         generator = torch.Generator().manual_seed(self.seed)
         order = {k.name: tuple(torch.randperm(k.size, generator=generator).tolist()) for k in self.knobs}
         deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in self.knobs)
         blocks = tuple(i % 2 if k.kind == "block" else 0 for i, k in enumerate(self.knobs))
-        for levels in (deepest, blocks):
-            check_equivalence(self.net, self.coupling, plan_for(self.knobs, levels, order, ""), self.image_shape)
-        assert self.candidates
+        try:
+            for levels in (deepest, blocks):
+                check_equivalence(self.net, self.coupling, plan_for(self.knobs, levels, order, ""), self.image_shape)
+            assert self.candidates
+        except BuildError as error:
+            return str(error)
+        return ""
 
     @property
     def prunable_macs_share(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from ...targets.base import Limits, Target
 from ..axes.capture import plain
 from ..config import Config
-from ..errors import BuildError, InputError
+from ..errors import InputError
 from ..graph.trace import canonical
 from ..network.compute import Compute
 from ..options import Pattern
+from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..task.load import Loaded
 from .base import Pruning
@@ -22,6 +24,13 @@ from .masks import Masks
 from .units import Units
 
 ENOUGH = 0.8  # share of the multiply-accumulates that can be pruned from which a traced network is not captured again
+
+
+@dataclass(frozen=True)
+class TracedCheck:
+    """The result of `Channels.fault`."""
+
+    fault: str
 
 
 def pattern_for(config: Config, targets: list[Target]) -> Pattern:
@@ -65,6 +74,7 @@ def pruning_for(
     inputs: Callable[[], Tensor],
     root: Path,
     compute: Compute,
+    check: Stage | None = None,
 ) -> Pruning:
     """Returns the strategy that prunes by a pattern.
 
@@ -76,12 +86,13 @@ def pruning_for(
         inputs: gives training images (n, C, H, W), augmented; asked for when connections have to be scored.
         root: the run folder.
         compute: where scoring and reconstruction run.
+        check: stores whether a traced network passed its check, so that a resumed run does not export it again.
 
     Raises:
         InputError: nothing in the network can be pruned so.
     """
     if pattern is Pattern.CHANNEL:
-        return _structured(loaded, limits, config, compute)
+        return _structured(loaded, limits, config, compute, check)
     if not loaded.subject.signature.is_image_classifier:
         raise InputError(f"--pattern {pattern}", found="a recipe", expected="--pattern channel", do="leave it out")
     image_shape = loaded.subject.signature.image_shape
@@ -91,11 +102,11 @@ def pruning_for(
     return Masks(net, image_shape, pattern, scores, root, inputs, compute, notes)
 
 
-def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute) -> Pruning:
+def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute, check: Stage | None) -> Pruning:
     """By channels of the traced image classifier; else, or where most of that is kept, by units of the exported network."""
     how = config.score, config.seed, compute
     signature = loaded.subject.signature
-    traced = _traced(loaded, limits, how) if signature.is_image_classifier else None
+    traced = _traced(loaded, limits, how, check) if signature.is_image_classifier else None
     if isinstance(traced, Channels) and (config.max_size is not None or traced.prunable_macs_share >= ENOUGH):
         return traced
     if config.max_size is not None:
@@ -108,21 +119,21 @@ def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute
             return traced
         if isinstance(traced, InputError) and "cannot be traced" not in traced.what:
             raise traced from error
-        raise error from traced
+        raise error from (traced if isinstance(traced, InputError) else None)
     if isinstance(traced, Channels) and traced.prunable_macs_share >= units.prunable_macs_share:
         return traced
-    if isinstance(traced, BuildError):
+    if isinstance(traced, str):
         units.notes += (f"Not pruned by its traced layers: {traced}",)
     return units
 
 
-def _traced(loaded: Loaded, limits: Limits, how: tuple[str, int, Compute]) -> Channels | InputError | BuildError:
-    """Channels of the traced network, checked; or why there are none."""
+def _traced(loaded: Loaded, limits: Limits, how: tuple[str, int, Compute], check: Stage | None) -> Channels | InputError | str:
+    """Channels of the traced network; or why it cannot be traced, or why its candidates cannot be built."""
     shape = loaded.subject.signature.image_shape
     try:
         module, notes = plain(loaded.module)
         channels = Channels(canonical(module, shape), shape, limits, *how, notes)
-        channels.check()
-    except (InputError, BuildError) as error:
+    except InputError as error:
         return error
-    return channels
+    found = TracedCheck(channels.fault()) if check is None else check.once(TracedCheck, lambda: TracedCheck(channels.fault()))
+    return found.fault or channels

@@ -19,7 +19,7 @@ from ..graph.units import Block
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
-from ..network.output_rows import rows_of, rows_seen
+from ..network.row_sampling import output_strips, sampled_rows
 from ..options import Pattern
 from ..score.layer_inputs import positions_last, strip_columns, unfold
 from ..types import Plan
@@ -262,10 +262,10 @@ class _Lockstep:
         for start in range(0, len(inputs), 50):
             part = slice(start, start + 50)
             # Another even set of rows, or positions, for every chunk, so that all of them are seen.
-            rows = rows_seen(target.shape[2], target.shape[3], start // 50, most) if isinstance(module, nn.Conv2d) else []
+            rows = sampled_rows(target.shape[2], target.shape[3], start // 50, most) if isinstance(module, nn.Conv2d) else []
             if isinstance(module, nn.Conv2d) and len(rows) < target.shape[2]:
                 x = strip_columns(module, inputs[part], rows).permute(1, 0, 2).flatten(1)
-                t = rows_of(target[part], rows)
+                t = output_strips(target[part], rows)
             else:
                 picks = (torch.arange(per_image) * positions // per_image + start // 50) % positions
                 some = None if per_image == positions else picks.to(inputs.device)

@@ -22,7 +22,7 @@ from ..axes.program import Layer, Program
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
-from ..network.output_rows import rows_of
+from ..network.row_sampling import output_strips
 from ..score.layer_moments import CHUNK, LayerMoments, counted
 from .least_squares import DAMPING, damping_of, solve_intercept
 from .memory import SOLVING_BYTES
@@ -229,7 +229,7 @@ class _Lockstep:
             part = slice(start, start + CHUNK)
             rows = layer.rows(target, start // CHUNK, most)
             if rows is not None:
-                x, t = counted(layer.columns_of(inputs[part], rows), None), counted(rows_of(target[part], rows), None)
+                x, t = counted(layer.columns_of(inputs[part], rows), None), counted(output_strips(target[part], rows), None)
             else:
                 # another even set of positions for every chunk, so that all of them are seen
                 picks = (torch.arange(each, device=inputs.device) * positions // each + start // CHUNK) % positions

@@ -126,7 +126,7 @@ def _tar(archive: Archive) -> Iterator[bytes]:
 
 
 def _is_made_of(data: bytes, parts: Iterator[bytes]) -> bool:
-    """Whether the parts one after the other are the data."""
+    """Returns whether the data are the concatenation of the parts."""
     view, at = memoryview(data), 0
     for part in parts:
         if view[at : at + len(part)] != part:

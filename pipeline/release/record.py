@@ -44,7 +44,7 @@ class Record:
         return self.root / ref.path
 
     def is_link(self, name: str) -> bool:
-        """Whether a path below the root is a symbolic link, or leads through one: what lies behind it is not the run's."""
+        """Whether a path below the root is a symbolic link or contains one: it may lead out of the run folder."""
         parts = Path(name).parts
         return any(self.root.joinpath(*parts[: end + 1]).is_symlink() for end in range(len(parts)))
 
@@ -114,7 +114,7 @@ def digest_findings(record: Record) -> tuple[list[str], int]:
 
 
 def _read(path: Path) -> Report:
-    """The report in a file, with at least one target, each with an artifact of its own.
+    """Returns the report in a file, which has at least one target, and each artifact in its target's folder.
 
     Raises:
         InputError: it cannot be read, or is not a report.

@@ -34,7 +34,7 @@ from ..evaluate.reward_samples import STATISTICS_SAMPLES
 from ..files import atomic_write
 from ..finetune.digits import EPOCHS, train_digits
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
-from ..network.batchnorm import statistics_fit
+from ..network.batchnorm import statistics_match_data
 from ..network.compute import Compute, compute_for
 from ..network.cost import cost_of
 from ..network.weights import load_weights, save_weights, state_sha256
@@ -152,7 +152,8 @@ def _prepared(
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
-    pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
+    check = folder.stage("traced-check", "1", {"seed": config.seed, "multiple": limits.channel_multiple}, (subject_key,))
+    pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute, check)
     sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])
@@ -300,9 +301,9 @@ def _finetune(
     checkpoint = stage.result(Checkpoint)
     student = pruning.blank(plan)
     if checkpoint is None:
-        if not statistics_fit(loaded.module, training_inputs(loaded.data.train, STATISTICS_SAMPLES, config.seed + 3)):
+        if not statistics_match_data(loaded.module, training_inputs(loaded.data.train, STATISTICS_SAMPLES, config.seed + 3)):
             how = replace(how, frozen_norms=True)
-            stage.note("BatchNorm keeps its statistics in fine-tuning: the network's own are not those of these data.")
+            stage.note("BatchNorm is frozen in fine-tuning: the network's running statistics do not match the data.")
         load_weights(run.folder.path, start, student)
         steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
         with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ..graph.trace import layer_nodes
 from ..network.compute import CPU, Compute
-from ..network.memory import differentiated_at_once
+from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..task.samples import BATCH, batches
 from . import criteria as hasa
@@ -75,5 +75,5 @@ class ConnectionScores:
         """Gauss-Newton diagonal: layer -> curvature of the weight's shape."""
         inputs = self._inputs()[:CURVATURE_IMAGES]
         with borrowed(self.net, None if self._compute is None else self._compute.device):
-            size = differentiated_at_once(self.net.eval(), inputs, self._compute or CPU, BATCH)
+            size = backward_batch_size(self.net.eval(), inputs, self._compute or CPU, BATCH)
             return gauss_newton(self.net, batches(inputs, size), seed=self._seed)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from ..errors import InputError
 from ..network.calling import call
 from ..network.exact_mode import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
-from ..network.output_rows import rows_seen
+from ..network.row_sampling import sampled_rows
 from .layer_inputs import check_positions, padded, parts, positions_of, squared, strip_columns, unfolded
 
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
@@ -161,8 +161,7 @@ def local_hessian(
 ) -> dict[str, Tensor]:
     """The layer-local Hessian X X^T, the mean over images and output positions of each layer's (unfolded) inputs.
 
-    Of large maps it is the mean over some of the rows, see `network.output_rows`: at 224 pixels all positions would cost as
-    much as many forward passes.
+    On large feature maps it is the mean over sampled rows, see `network.row_sampling`.
 
     It is the Hessian (but for the factor 2) of the squared error of the layer's output, the same for every output row (OBC,
     Frantar & Alistarh 2022). Products of float32 chunks are summed in float64; memory is 12 k^2 bytes for each layer asked for.
@@ -209,8 +208,8 @@ def local_hessian(
 
 
 def _columns(name: str, layer: Layer, x: Tensor, out: Tensor, turn: int) -> Tensor:
-    """What the output positions read that the Hessian is taken on: (n, groups, k, L)."""
-    if not isinstance(layer, nn.Conv2d) or len(rows := rows_seen(out.shape[2], out.shape[3], turn)) == out.shape[2]:
+    """Returns the unfolded inputs that the Hessian is computed on: (n, groups, k, L)."""
+    if not isinstance(layer, nn.Conv2d) or len(rows := sampled_rows(out.shape[2], out.shape[3], turn)) == out.shape[2]:
         return unfolded(layer, x, positions_of(layer, out), name)
     check_positions(name, layer, padded(layer, x), (0, 0), out)
     columns = strip_columns(layer, x, rows)

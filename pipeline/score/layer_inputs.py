@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_weight
 
 from ..errors import InputError
 from ..network.exact_mode import Layer
-from ..network.output_rows import strips
+from ..network.row_sampling import input_strips
 
 CACHED = 1 << 18  # elements of per-image gradients formed at a time on a CPU: they are squared before they leave its cache
 
@@ -28,8 +28,8 @@ def unfold(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 
 
 def strip_columns(layer: nn.Conv2d, inputs: Tensor, rows: list[int]) -> Tensor:
-    """What the positions of some output rows read: (rows * n, C * kh * kw, W), see `network.output_rows.strips`."""
-    part = strips(padded(layer, inputs), rows, layer.kernel_size[0], layer.dilation[0], layer.stride[0])
+    """Returns the unfolded inputs of output rows: (rows * n, C * kh * kw, W), see `network.row_sampling.input_strips`."""
+    part = input_strips(padded(layer, inputs), rows, layer.kernel_size[0], layer.dilation[0], layer.stride[0])
     return F.unfold(part, layer.kernel_size, layer.dilation, 0, layer.stride)
 
 

@@ -18,7 +18,7 @@ BYTES_PER_ENTRY = 40  # of a layer's second moments, while they are summed and s
 class LayerMoments:
     """Second moments of the inputs, and energy of the outputs, of every convolution without groups and every linear layer.
 
-    Of large maps the moments are those of some rows, see `network.output_rows`.
+    On large feature maps the moments are those of sampled rows, see `network.row_sampling`.
 
     Args:
         coupling: of the dense network.

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from ..graph.coupling import Coupling
 from ..graph.knobs import plan_for
 from ..network.compute import CPU, Compute
-from ..network.memory import differentiated_at_once
+from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..options import Score
 from ..task.samples import BATCH, batches
@@ -60,7 +60,7 @@ class UnitScores:
         self._groups = coupling.units
         with borrowed(net, compute.device):
             net.eval()
-            images = batches(inputs[:CURVATURE_IMAGES], differentiated_at_once(net, inputs, compute, BATCH))
+            images = batches(inputs[:CURVATURE_IMAGES], backward_batch_size(net, inputs, compute, BATCH))
             connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
             units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == Score.HASA else None
         self._connections = None if connections is None else {name: found.cpu() for name, found in connections.items()}

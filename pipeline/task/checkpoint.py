@@ -27,7 +27,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "mo
 MOST_WRAPPED = 5
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
 _MULTIARRAY: Any = importlib.import_module("numpy._core.multiarray")
-HARMLESS: list[Any] = [  # what training scripts keep beside the weights; making one runs no code of the file's
+HARMLESS: list[Any] = [  # types that checkpoints often contain; constructing one runs no code from the file
     *(argparse.Namespace, pathlib.PosixPath, codecs.encode),
     *(np.dtype, np.ndarray, _MULTIARRAY.scalar, _MULTIARRAY._reconstruct),
     *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "uint8", "float32", "float64", "str")),
@@ -88,13 +88,13 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
 
 
 def _program(path: Path) -> str:
-    """What program a file holds instead of a state dict; "" for none."""
+    """Returns the kind of program a file contains (TorchScript, torch.export); "" if it is none."""
     if not zipfile.is_zipfile(path):
         return ""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile):  # what is wrong with it, torch says
+    except (OSError, ValueError, zipfile.BadZipFile):  # torch.load reports what is wrong
         return ""
     if "constants.pkl" in names:
         return "a TorchScript program"
@@ -102,7 +102,7 @@ def _program(path: Path) -> str:
 
 
 def _unusual(tensor: torch.Tensor) -> str:
-    """What kind of tensor it is, with its article; "" for a dense one of real numbers."""
+    """Returns "a sparse", "a quantised", "a meta" or "a complex"; "" for a dense real tensor."""
     kinds = {
         "a sparse": tensor.layout is not torch.strided,
         "a quantised": tensor.is_quantized,
@@ -113,7 +113,7 @@ def _unusual(tensor: torch.Tensor) -> str:
 
 
 def _masked(state: Mapping[str, torch.Tensor], note: Callable[[str], None]) -> dict[str, torch.Tensor]:
-    """The state with the weights that `torch.nn.utils.prune` keeps apart from their masks put together again."""
+    """Returns the state dict with the masks of `torch.nn.utils.prune` applied to their weights."""
     found = dict(state)
     for name in [name for name in state if name.endswith("_orig")]:
         plain = name.removesuffix("_orig")

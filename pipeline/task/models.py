@@ -85,9 +85,9 @@ def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn
         UnavailableError: timm is not installed.
     """
     with own_randomness():
-        module = unwrapped(_made(spec, CLASSES, channels).module)[0].to("cpu", torch.float32).eval()
+        module = _made(spec, CLASSES, channels).module.to("cpu", torch.float32).eval()
     if weights is not None:
-        put_state(module, read_state(weights), weights.name, classes=CLASSES)
+        put_state(unwrapped(module)[0], read_state(weights), weights.name, classes=CLASSES)
     return module
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ...targets.base import Runner, Target
 from ..errors import InputError
 from ..network.calling import Inputs, Outputs, call, elements_of, moved, per_sample, tensors_of
-from ..network.memory import answered_at_once
+from ..network.memory import inference_batch_size
 from ..network.modes import borrowed
 from ..signature import Metric, Signature, TensorSpec
 from .samples import Batch, Samples
@@ -116,7 +116,7 @@ def batches_of(samples: Samples, most: int = BATCH) -> Iterator[Batch]:
     while first < len(samples):
         batch = samples.batch(np.arange(first, min(first + size, len(samples))))
         first += size
-        size = answered_at_once(elements_of(batch.inputs), most)
+        size = inference_batch_size(elements_of(batch.inputs), most)
         yield batch
 
 

@@ -87,7 +87,7 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
 
 
 def _normalised(outputs: Tensor) -> str:
-    """What kind of outputs (n, classes) they are where each sample's are a distribution; "" for logits."""
+    """Returns "probabilities" or "logarithms of probabilities" for normalised outputs (n, classes), "" for logits."""
     outputs = outputs.double()
     if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(len(outputs)).double(), atol=1e-3):
         return "probabilities"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from edge_compress.pipeline.data.file_digests import Looked, looked_at
+from edge_compress.pipeline.data.file_digests import FileDigest, file_digests
 from edge_compress.pipeline.files import sha256_file
 
 
@@ -29,12 +29,12 @@ def read_again(files: list[Path]) -> list[str]:
     """Names of the files that are read; what is told of all of them is right."""
     seen: list[str] = []
 
-    def look(path: Path) -> Looked:
+    def look(path: Path) -> FileDigest:
         seen.append(path.name)
-        return Looked(sha256_file(path), path.name == "3.png")
+        return FileDigest(sha256_file(path), path.name == "3.png")
 
-    found = looked_at(files[0].parent, files, look, 2)
-    assert found == [Looked(sha256_file(path), path.name == "3.png") for path in files]
+    found = file_digests(files[0].parent, files, look, 2)
+    assert found == [FileDigest(sha256_file(path), path.name == "3.png") for path in files]
     return sorted(seen)
 
 

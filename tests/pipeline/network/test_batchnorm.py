@@ -11,7 +11,7 @@ from batchnorm_statistics import reestimate_on
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.preprocess import augmented, to_input
 from edge_compress.pipeline.data.splits import DataSet, Split
-from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, statistics_fit
+from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, statistics_match_data
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Preprocess
 from torch import nn
@@ -216,9 +216,9 @@ def test_moments_of_kept_channels_are_those_of_the_dense_network(net: nn.Module,
 
 def test_statistics_that_are_not_the_datas_are_told_apart(net: nn.Module, data: DataSet) -> None:
     images = augmented(data.train.read(np.arange(128)), PREP, torch.Generator().manual_seed(1))
-    assert statistics_fit(net, images)
-    assert statistics_fit(_folded(net), images)  # its factors were near 1, as right after training began
+    assert statistics_match_data(net, images)
+    assert statistics_match_data(_folded(net), images)  # its factors were near 1, as right after training began
     for norm in _norms(net):
         norm.weight.data.mul_(torch.linspace(2.0, 8.0, len(norm.weight)))
-    assert not statistics_fit(_folded(net), images)
-    assert statistics_fit(nn.Sequential(nn.Conv2d(1, 4, 3)).eval(), images)  # no BatchNorm
+    assert not statistics_match_data(_folded(net), images)
+    assert statistics_match_data(nn.Sequential(nn.Conv2d(1, 4, 3)).eval(), images)  # no BatchNorm

@@ -8,7 +8,7 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.network.compute import CPU, Compute
-from edge_compress.pipeline.network.memory import answered_at_once, backward_bytes, differentiated_at_once
+from edge_compress.pipeline.network.memory import backward_batch_size, inference_batch_size, saved_activation_bytes
 from torch import nn
 
 
@@ -16,36 +16,36 @@ def test_bytes_are_those_of_the_activations_and_grow_with_the_samples() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.Sigmoid())
     x = torch.randn(1, 3, 16, 16)
     expected = 4 * 16 * 16 * (3 + 8 + 4)  # the first input, what ReLU gives, what sigmoid gives
-    assert backward_bytes(net, x) == expected
-    assert backward_bytes(net, x.expand(4, -1, -1, -1)) == 4 * expected
+    assert saved_activation_bytes(net, x) == expected
+    assert saved_activation_bytes(net, x.expand(4, -1, -1, -1)) == 4 * expected
 
 
 @pytest.mark.parametrize("name", ["OptionA", "Mobile"])
 def test_the_measure_changes_nothing_in_the_network(name: str) -> None:
     net = nets.drawn(getattr(nets, name))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    backward_bytes(net, torch.randn(1, *nets.SHAPE))
+    saved_activation_bytes(net, torch.randn(1, *nets.SHAPE))
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
 def test_less_memory_means_fewer_samples_and_at_least_one() -> None:
     net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU()).eval()
     x = torch.randn(2, 3, 64, 64)
-    found = [differentiated_at_once(net, x, Compute(memory_bytes=size), 100) for size in (1 << 40, 1 << 28, 1 << 24, 1)]
+    found = [backward_batch_size(net, x, Compute(memory_bytes=size), 100) for size in (1 << 40, 1 << 28, 1 << 24, 1)]
     assert found[0] == 100
     assert found == sorted(found, reverse=True)
     assert found[-1] == 1
-    assert found[1] * 2 * backward_bytes(net, x[:1]) <= 1 << 26
-    assert answered_at_once(3 * 32 * 32, 250) == 250
-    assert answered_at_once(3 * 224 * 224, 250) == 27
-    assert answered_at_once(10**9, 250) == 1
+    assert found[1] * 2 * saved_activation_bytes(net, x[:1]) <= 1 << 26
+    assert inference_batch_size(3 * 32 * 32, 250) == 250
+    assert inference_batch_size(3 * 224 * 224, 250) == 27
+    assert inference_batch_size(10**9, 250) == 1
 
 
 def test_the_removal_curvature_of_large_images_stays_within_the_bound() -> None:
     net = nn.Sequential(*(layer for _ in range(40) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))).eval()
     images = torch.randn(100, 3, 256, 256)
-    each = backward_bytes(net, images[:1])
-    count = differentiated_at_once(net, images, CPU, 100)
+    each = saved_activation_bytes(net, images[:1])
+    count = backward_batch_size(net, images, CPU, 100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for part in images.split(count)[:3]:
         net(part).sum().backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from edge_compress.devices.transport.answers import REFUSAL, SHAPES, checked
+from edge_compress.devices.transport.schemas import REFUSAL, SCHEMAS, validated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ GOOD = {
 
 @pytest.mark.parametrize("op", GOOD)
 def test_an_answer_of_its_shape_comes_through_unchanged(op: str) -> None:
-    assert checked(SHAPES[op], GOOD[op]) == GOOD[op]
+    assert validated(SCHEMAS[op], GOOD[op]) == GOOD[op]
 
 
 @pytest.mark.parametrize(
@@ -44,27 +44,27 @@ def test_an_answer_of_its_shape_comes_through_unchanged(op: str) -> None:
 )
 def test_an_answer_of_another_shape_is_refused_with_its_place(op: str, change: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        checked(SHAPES[op], {**GOOD[op], **change})
+        validated(SCHEMAS[op], {**GOOD[op], **change})
 
 
 def test_what_would_act_on_a_terminal_is_escaped() -> None:
-    found = checked(REFUSAL, {"kind": "load", "error": "\x1b[2Jbad\x07"})
+    found = validated(REFUSAL, {"kind": "load", "error": "\x1b[2Jbad\x07"})
     assert found["error"] == "\\x1b[2Jbad\\x07"
 
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(sorted(SHAPES["hello"])), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(sorted(SCHEMAS["hello"])), inner),
     max_leaves=20,
 )
 
 
-@given(op=st.sampled_from(sorted(SHAPES)), answer=_JSON)
+@given(op=st.sampled_from(sorted(SCHEMAS)), answer=_JSON)
 @settings(deadline=None)
 def test_any_json_is_taken_or_refused_by_value_error(op: str, answer: object) -> None:
     told = ""
     try:
-        checked(SHAPES[op], answer)
+        validated(SCHEMAS[op], answer)
     except ValueError as error:
         told = str(error)
     assert told.isprintable()

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import click
 import pytest
-from edge_compress.pipeline.cli.ending import ended
+from edge_compress.pipeline.cli.exit_codes import exit_code_of
 from edge_compress.pipeline.errors import printable
 
-START = "import sys; from edge_compress.pipeline.cli.ending import ended; import click, os, time\n"
+START = "import sys; from edge_compress.pipeline.cli.exit_codes import exit_code_of; import click, os, time\n"
 
 
 def run(body: str, **more: object) -> subprocess.CompletedProcess[str]:
     """A process whose call has a body."""
     indented = "\n".join(f"    {line}" for line in body.splitlines())
-    code = f"{START}def call():\n{indented}\n    return 0\nsys.exit(ended(call))"
+    code = f"{START}def call():\n{indented}\n    return 0\nsys.exit(exit_code_of(call))"
     return subprocess.run([sys.executable, "-c", code], text=True, stderr=subprocess.PIPE, check=False, timeout=60, **more)
 
 
@@ -46,7 +46,7 @@ def test_what_the_system_refuses_is_one_line(body: str, code: int, told: str, tm
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        ended(lambda: 1 // 0)
+        exit_code_of(lambda: 1 // 0)
 
 
 def test_a_full_disk_behind_stdout_is_told() -> None:
@@ -68,7 +68,7 @@ def test_closed_streams_change_nothing(closed: str, tmp_path: Path) -> None:
     body = "    click.echo('a')\n    click.echo('b', err=True)\n    open('kept', 'w').write('own')\n    return 0\n"
     code = f"{START}def call():\n{body}"
     script = tmp_path / "script.py"
-    script.write_text(code + "sys.exit(ended(call))")
+    script.write_text(code + "sys.exit(exit_code_of(call))")
     done = subprocess.run(["sh", "-c", f"{sys.executable} {script} {closed}"], check=False, cwd=tmp_path, timeout=60)
     assert done.returncode == 0
     assert (tmp_path / "kept").read_text() == "own"  # a file that is opened later does not take a stream's place
@@ -82,7 +82,7 @@ def test_more_signals_do_not_break_off_the_cleaning_up(number: int, tmp_path: Pa
     )
     indented = "\n".join(f"    {line}" for line in body.splitlines())
     reset = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # these tests may run under nohup
-    code = f"{START}{reset}def call():\n{indented}\n    return 0\nsys.exit(ended(call))"
+    code = f"{START}{reset}def call():\n{indented}\n    return 0\nsys.exit(exit_code_of(call))"
     running = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
@@ -100,7 +100,7 @@ def test_more_signals_do_not_break_off_the_cleaning_up(number: int, tmp_path: Pa
 def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     body = "os.kill(os.getpid(), 1)\ntime.sleep(0.2)\nprint('on')"
     indented = "\n".join(f"    {line}" for line in body.splitlines())
-    (tmp_path / "script.py").write_text(f"{START}def call():\n{indented}\n    return 0\nsys.exit(ended(call))")
+    (tmp_path / "script.py").write_text(f"{START}def call():\n{indented}\n    return 0\nsys.exit(exit_code_of(call))")
     command = ["nohup", sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "on\n")

@@ -1,7 +1,7 @@
-"""What a board's answers must look like: the one place where they are looked at before anything relies on them.
+"""Validates board replies against schemas before use.
 
-A shape is a type (`int`: a count, at least 0), a list of one shape, a dict with the key "*" for any keys, or a dict of named
-shapes, whose further keys are not looked at: a newer agent may say more.
+A schema is a type (`int`: a count, at least 0), a list of one schema, a dict with the key "*" for any keys, or a dict of named
+schemas. Additional keys are ignored, for newer agents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_ENTRIES = 1_000_000  # of a list
 _NUMBER = (int, float)
 _TEXTS = {"*": str}  # any keys
 _TENSOR = {"name": str, "dtype": str, "shape": [int]}
-SHAPES: dict[str, Any] = {
+SCHEMAS: dict[str, Any] = {
     "hello": {
         "machine": _TEXTS,
         "host": str,
@@ -49,31 +49,30 @@ SHAPES: dict[str, Any] = {
 REFUSAL = {"kind": str, "error": str}
 
 
-def checked(shape: Any, value: Any) -> Any:
-    """Returns a value of the given shape, its texts without control characters.
+def validated(schema: Any, value: Any) -> Any:
+    """Returns the value if it matches the schema, with control characters in its strings escaped.
 
     Raises:
-        ValueError: it has another shape, a number that is not finite, or a count below zero; the message names the place.
+        ValueError: it does not match; a number is not finite, or a count is negative. The message names the field.
     """
-    return _checked(shape, value, "it")
+    return _validated(schema, value, "it")
 
 
-def _checked(shape: Any, value: Any, at: str) -> Any:
-    if isinstance(shape, dict):
+def _validated(schema: Any, value: Any, at: str) -> Any:
+    if isinstance(schema, dict):
         if not isinstance(value, dict) or len(value) > MOST_ENTRIES:
             raise ValueError(f"{at} is {_kind(value)}, not a table")
-        if missing := [key for key in shape if key not in value and key != "*"]:
+        if missing := [key for key in schema if key not in value and key != "*"]:
             raise ValueError(f"{at} has no {missing[0]}")
-        shapes = {key: shape.get(key, shape.get("*")) for key in value}
+        schemas = {key: schema.get(key, schema.get("*")) for key in value}
         names = {key: printable(str(key))[:MOST_TEXT] for key in value}
-        return {
-            names[key]: each if shapes[key] is None else _checked(shapes[key], each, names[key]) for key, each in value.items()
-        }
-    if isinstance(shape, list):
+        known = {names[key]: _validated(schemas[key], value[key], names[key]) for key in value if schemas[key] is not None}
+        return {names[key]: value[key] for key in value} | known
+    if isinstance(schema, list):
         if not isinstance(value, list) or len(value) > MOST_ENTRIES:
             raise ValueError(f"{at} is {_kind(value)}, not a list")
-        return [_checked(shape[0], each, f"{at}[{number}]") for number, each in enumerate(value)]
-    if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
+        return [_validated(schema[0], each, f"{at}[{number}]") for number, each in enumerate(value)]
+    if not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
         raise ValueError(f"{at} is {_kind(value)}")
     if isinstance(value, str):
         if len(value) > MOST_TEXT:
@@ -81,7 +80,7 @@ def _checked(shape: Any, value: Any, at: str) -> Any:
         return printable(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{at} is too large a number")
-    if shape is int and value < 0:
+    if schema is int and value < 0:
         raise ValueError(f"{at} is {value}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{at} is {value}")
