@@ -172,7 +172,8 @@ def compensation_repairs_what_removal_broke(run: Run) -> None:
 
 
 def fine_tuning_learns(run: Run) -> None:
-    """It moved the weights that compensation left, and ended closer to the dense one's answers than the mere cut is.
+    """It moved the weights that compensation left, or says that no epoch matched them; and it ended closer to the dense one's answers
+    than the mere cut is.
 
     Closer than the compensated network it need not be: two epochs do not repay what they disturb where little was removed.
     """
@@ -183,13 +184,15 @@ def fine_tuning_learns(run: Run) -> None:
     )
     start = compensate.sequential(run.net, run.coupling, run.plan, images)
     moved = [(a - b).norm() / a.norm() for a, b in zip(start.parameters(), run.pruned.parameters(), strict=True) if a.ndim == 4]
-    assert min(moved) > 1e-3
+    reached = percent_right(in_torch(run.pruned, inputs_of(run.data.search)), run.data.search)
+    best = max(epoch["search_value"] for epoch in history)
+    if any("the initial weights were kept" in note for note in run.report["notes"]):
+        assert reached > best
+    else:
+        assert min(moved) > 1e-3
+        assert reached == pytest.approx(best, abs=0.4)  # one image
     bare = prune(run.net, run.coupling, run.plan)
     assert _divergence(run.dense, run.pruned, run.data.test) < _divergence(run.dense, bare, run.data.test)
-    best = max(epoch["search_value"] for epoch in history)
-    assert percent_right(in_torch(run.pruned, inputs_of(run.data.search)), run.data.search) == pytest.approx(
-        best, abs=0.4
-    )  # one image
 
 
 def _divergence(dense: nn.Module, module: nn.Module, split: Split) -> float:
