@@ -1,7 +1,5 @@
 """`python -m edge_compress`: the command line."""
 
-import sys
+from edge_compress.pipeline.cli.main import script
 
-from edge_compress.pipeline.cli.main import main
-
-sys.exit(main())
+script()

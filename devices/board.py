@@ -109,6 +109,8 @@ def _files() -> dict[str, Path]:
 
 
 def _parse(path: Path) -> Board:
+    if path.exists() and not path.is_file():
+        raise InputError(f"board file {path}", found="not a regular file", expected="a TOML file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError, numbers without end

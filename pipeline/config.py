@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
 from .errors import InputError
+from .files import read_regular
 from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
@@ -187,8 +188,8 @@ class Config:
     model: Annotated[str, _spec] = "digits-resnet"
     weights: Annotated[Path | None, _path] = None
     data: Annotated[str, _spec] = "digits"
-    mean: Annotated[tuple[float, ...] | None, _channels(_number(-math.inf))] = None  # None: the model's own, else ImageNet's
-    std: Annotated[tuple[float, ...] | None, _channels(_number(0.0, above=True))] = None
+    mean: Annotated[tuple[float, ...] | None, _channels(_number(-1e6, 1e6))] = None  # None: the model's own, else ImageNet's
+    std: Annotated[tuple[float, ...] | None, _channels(_number(1e-6, 1e6))] = None
     augment: Annotated[Augment | None, _choice(Augment)] = None  # None: "shift" for digits, else "crop-flip"
     image_size: Annotated[int | None, _integer(4, 4096)] = None  # pixels, of image files; None: the model's own, else 224
     device: Annotated[str, _device] = "local"
@@ -292,7 +293,7 @@ def key(field_name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a TOML file") from error
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError, numbers without end
@@ -305,7 +306,14 @@ def _parsed(name: str, value: object, where: str, base: Path) -> Any:
             raise ValueError("UTF-8 text")
         return get_type_hints(Config, include_extras=True)[name].__metadata__[0](value, base)
     except (ValueError, OverflowError) as error:
-        raise InputError(where, found=repr(value), expected=str(error)) from error
+        raise InputError(where, found=_shown(value), expected=str(error)) from error
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except ValueError:  # an integer beyond Python's limit of digits
+        return "a number of several thousand digits"
 
 
 def _short(model: str) -> str:

@@ -67,8 +67,23 @@ def deepest_cause(error: BaseException) -> str:
     """Returns the root cause of an error in one line: converters and exporters bury it under a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return _named(error, next((line for line in _text_of(error).splitlines() if line.strip()), ""))
+
+
+def described(error: BaseException) -> str:
+    """Returns the type and the text of an error of foreign code in one line of at most some 300 characters."""
+    return _named(error, _text_of(error))
+
+
+def _named(error: BaseException, text: str) -> str:
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}".rstrip(": ")
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own __str__ fails
+        return ""
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +35,28 @@ def file_ref(path: Path, base: Path) -> FileRef:
     return FileRef(path.relative_to(base).as_posix(), sha256_file(path), path.stat().st_size)
 
 
+def read_regular(path: Path) -> bytes:
+    """Returns the bytes of a regular file, without waiting for a writer where the path is a named pipe.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file atomically: to a temporary name in the same folder, fsynced, then renamed.
 
     Raises:
+        OSError: there is a folder, a pipe, a socket or a device under that name, or the folder cannot be written.
         UnavailableError: the disk is full. An existing file is left unchanged.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with disk_errors(path):

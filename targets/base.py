@@ -114,6 +114,8 @@ def artifact_bytes(path: Path) -> bytes:
     Raises:
         BuildError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise BuildError(f"{path.name} cannot be read", found="not a regular file")
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -48,7 +48,8 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         groups = tuple(g for g, where in touched.items() if where and where <= inside)
         last = max(layers[branch], key=lambda n: order[n])
         operators = tuple(sorted(costs[n] for n in layers[branch]))
-        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators))
+        in_place = str(node.target).startswith("aten.add_.") and node.args[0] is branch
+        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators, in_place=in_place))
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from ..errors import InputError
+from ..errors import InputError, described
 from ..network.modes import unwrapped
 from .folding import fold_computed_weights
 
@@ -148,7 +148,7 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
     try:
         module = copy.deepcopy(module, memo).eval()
     except Exception as error:
-        raise InputError("the network cannot be copied", found=f"{type(error).__name__}: {error}") from error
+        raise InputError("the network cannot be copied", found=described(error)) from error
     for name, part in module.named_modules():
         notes += [f"{name or 'the network'}: {what}" for what in _with_plain_weights(part)]
     return module, notes

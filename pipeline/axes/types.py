@@ -45,6 +45,7 @@ class Block:
     branch: str  # the operator whose value is added to the shortcut
     operators: tuple[int, ...]  # inside, as positions in the costs of the walk
     unused: tuple[str, ...] = ()  # of its modules, those that stay without it, because `forward` looks at them
+    in_place: bool = False  # the shortcut is added to the branch's own tensor, which needs its full shape
 
 
 @dataclass(frozen=True)

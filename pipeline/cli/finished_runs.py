@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -108,10 +109,12 @@ def release(runs: tuple[Path, ...], out: Path, allow_failed: bool, licenses: tup
     from ..release import signing
     from ..release.release import release as write
 
-    sign = (
-        None if key is None else signing.signer(key, lambda: str(click.prompt(f"password of {key}", hide_input=True, err=True)))
-    )
+    def ask() -> str:
+        if not sys.stdin.isatty():
+            raise InputError(f"--sign {key}", found="an encrypted key and no terminal", do=f"set {signing.PASSWORD}")
+        return str(click.prompt(f"password of {key}", hide_input=True, err=True))
 
+    sign = None if key is None else signing.signer(key, ask)
     for bundle in write(runs, out, allow_failed=allow_failed, licenses=licenses, sign=sign, say=partial(echo, err=True)):
         echo(f"{bundle.path}{'' if bundle.passed else ' (did not pass its gates)'}")
         echo(f"  SHA-256 {bundle.sha256}")
@@ -152,7 +155,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
         return 0
     from ..report.run_comparison import to_html as comparison
 
-    file = out or Path("comparison.html")
+    file = (out or Path("comparison.html")).resolve()  # a link is written through
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(
         file,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..axes.inspect import Inspection
 
+MOST_VALUES = 2**27  # in one input
 SHOWN = 10  # groups and locked operations that the text names; --json has all
 
 
@@ -31,7 +32,7 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
     "--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict.  [default: the network's initial weights]"
 )
 @click.option(
-    "--image-size", type=click.IntRange(1), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
+    "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
 )
 @click.option("--input-shape", metavar="C,H,W", help="Shape of one input, instead of --image-size, such as 1,28,28.")
 @click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.py", help="Instead of --model: checks the recipe too.")
@@ -76,7 +77,7 @@ def inspect(
             network, example, told = _opened(recipe)
             found = inspected(network, example, recipe.name)
         else:
-            model = model or "digits-resnet"
+            model = "digits-resnet" if model is None else model
             found_shape = shape or example_shape(model, image_size)
             network = initial_network(model, weights, channels=found_shape[0])
             generator = torch.Generator().manual_seed(0)
@@ -107,8 +108,9 @@ def _shape(text: str) -> tuple[int, int, int]:
         channels, height, width = (int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError("--input-shape", found=repr(text), expected="three numbers C,H,W, such as 3,224,224") from error
-    if min(channels, height, width) < 1:
-        raise InputError("--input-shape", found=repr(text), expected="numbers above 0")
+    if min(channels, height, width) < 1 or channels * height * width > MOST_VALUES:
+        expected = f"numbers above 0, and at most {MOST_VALUES:,} values in all"
+        raise InputError("--input-shape", found=repr(text)[:80], expected=expected)
     return channels, height, width
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -288,3 +290,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(cli.invoke(context))
 
     return exit_code_of(call)
+
+
+def script() -> NoReturn:
+    """Runs the command line as a process of its own; threads that the user's code left running do not delay its end."""
+    code = main()
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    if others:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a full disk
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

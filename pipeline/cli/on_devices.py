@@ -44,9 +44,15 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     from ...devices.access import named
     from ...devices.measure.timing import TimingSettings
     from .. import progress
+    from ..network.compute import require_processors
     from ..profile import profiling
 
     board = named(device)[0]
+    if board.transport == "local":
+        require_processors(threads or 1)
+    for model in models:
+        if model.exists() and not model.is_file():
+            raise InputError(str(model), found="not a regular file", expected="an artifact's file")
     runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ..errors import InputError
+from ..errors import InputError, described
 from ..types import Crop, DataInfo, Splits
 from .image_folder import open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
@@ -144,19 +144,16 @@ def _npz(spec: str, path: Path) -> SourceData:
 
 def _factory(spec: str) -> SourceData:
     factory = user_factory(spec, "data")
-    try:
-        with users_code(Path(spec.rpartition(":")[0]).expanduser().resolve().parent):
-            arrays = factory.function()
-    except (Exception, SystemExit) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(f"data {spec}: the factory failed", found=found, do="call it on its own to see where") from error
+    folder = Path(spec.rpartition(":")[0]).expanduser().resolve().parent
+    with users_code(folder, f"data {spec}: the factory failed", do="call it on its own to see where"):
+        arrays = factory.function()
     if not isinstance(arrays, Mapping):
         expected = "a mapping with " + ", ".join(NPZ_KEYS)
         raise InputError(f"data {spec}", found=f"a {type(arrays).__name__}", expected=expected, do="return a dict of arrays")
     try:
         plain = {key: np.asarray(arrays[key]) for key in (*NPZ_KEYS, "classes") if key in arrays}
     except Exception as error:  # ragged lists, tensors without values, a mapping whose own code raises
-        found = f"{type(error).__name__}: {error}"
+        found = described(error)
         raise InputError(f"data {spec}", found=found, expected="arrays", do="return plain numpy arrays") from error
     return _from_arrays(spec, factory.name, plain)
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets, transforms
 
-from ..errors import InputError
+from ..errors import InputError, described
 from ..files import sha256_file
 from ..network.compute import usable_cpus
 from ..types import Crop
@@ -121,7 +121,7 @@ def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
             pairs = [(np.asarray(image), int(label)) for image, label in items]
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             do = f"put them there: torchvision.datasets.{name}(DIR, download=True) fetches them"
-            found = f"{type(error).__name__}: {error}"
+            found = described(error)
             raise InputError(f"data {spec}: cannot read {name}", found=found, expected=f"its files in {folder}", do=do) from error
         shapes = sorted({image.shape for image, _ in pairs})
         if len(shapes) != 1:
@@ -210,5 +210,5 @@ def _decoding(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # Pillow's plug-ins raise what they like on broken files
-        found = f"{type(error).__name__}: {error}"
+        found = described(error)
         raise InputError(f"image {path}", found=found, expected="an image Pillow can read", do="repair or remove it") from error

@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, described
+
+_IMPORT = "make `import {}` work"
 
 
 @dataclass(frozen=True)
@@ -99,22 +101,13 @@ def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
     Raises:
         InputError: its code raises.
     """
-    with users_code(path.resolve().parent), _refused(f"{what} {spec or path}", path.stem):
+    with users_code(path.resolve().parent, f"{what} {spec or path}: cannot be imported", do=_IMPORT.format(path.stem)):
         return _run_file(path)
 
 
 def _imported(place: str, what: str, spec: str) -> ModuleType:
-    with users_code(Path.cwd()), _refused(f"{what} {spec}", place):
+    with users_code(Path.cwd(), f"{what} {spec}: cannot be imported", do=_IMPORT.format(place)):
         return importlib.import_module(place)
-
-
-@contextmanager
-def _refused(named: str, module: str) -> Iterator[None]:
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(f"{named}: cannot be imported", found=found, do=f"make `import {module}` work") from error
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -136,8 +129,52 @@ def _run_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def users_code(folder: Path) -> Iterator[None]:
-    """Appends `folder` to the import path; inside, `os._exit` raises SystemExit, or the run would end without a message."""
+def users_code(folder: Path, what: str, *, expected: str = "", do: str = "") -> Iterator[None]:
+    """Runs code of the user's, which can import the modules in `folder`; what it raises becomes an error that begins with `what`.
+
+    `os._exit` would end the run without a message and raises SystemExit inside. PyTorch's default dtype, device, grad mode and
+    number of threads are restored.
+
+    Raises:
+        InputError: the code raised anything but an InputError or KeyboardInterrupt.
+    """
+    try:
+        with _importable(folder), _leave_taken(), _settings_restored(), _streams_reopened():
+            yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # GeneratorExit and the like too: nothing of the user's ends the process
+        raise InputError(what, found=described(error), expected=expected, do=do) from error
+
+
+@contextmanager
+def _settings_restored() -> Iterator[None]:
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:  # None: or every call passes through a mode that sets the device
+            torch.set_default_device(None if device.type == "cpu" else device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _streams_reopened() -> Iterator[None]:
+    """Opens standard streams that were closed inside again: Python leaves their descriptors open."""
+    try:
+        yield
+    finally:
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            if getattr(getattr(sys, name), "closed", False):
+                setattr(sys, name, open(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115
+
+
+@contextmanager
+def _leave_taken() -> Iterator[None]:
     leave, process = os._exit, os.getpid()
 
     def told(status: int) -> NoReturn:
@@ -145,12 +182,19 @@ def users_code(folder: Path) -> Iterator[None]:
             leave(status)
         raise SystemExit(f"os._exit({status})")
 
-    sys.path.append(str(folder))
     os._exit = told
     try:
         yield
     finally:
         os._exit = leave
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
         with suppress(ValueError):  # the user's code took it out itself
             sys.path.remove(str(folder))
 

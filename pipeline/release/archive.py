@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, VerifyError
+from ..files import read_regular
 
 MAX_ARCHIVE_BYTES = 2 << 30
 MAX_UNPACKED_BYTES = 4 << 30
@@ -90,7 +91,7 @@ def unpack(path: Path) -> Archive:
     try:
         if path.stat().st_size > MAX_ARCHIVE_BYTES:
             raise VerifyError(f"{name} is refused", found=f"{path.stat().st_size} bytes", expected=f"at most {MAX_ARCHIVE_BYTES}")
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a bundle (.tar.gz)") from error
     if data[: len(_FIXED)] != _FIXED:

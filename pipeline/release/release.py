@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from .. import config
 from ..errors import InputError, VerifyError
-from ..files import atomic_write
+from ..files import atomic_write, read_regular
 from ..run_folder import CONFIG_NAME
 from . import bundle
 from .archive import Archive, pack
@@ -25,6 +25,7 @@ from .signing import SUFFIX as SIGNED
 from .signing import Sign
 
 _COPIED = ("plan.json", "report.json", "report.html", "report.md")
+_LONGEST_NAME = 64  # characters of a model's name in that of a bundle
 _ONLY_HERE = ("out", "json", "require-artifact")  # settings that say nothing of the result
 
 
@@ -61,8 +62,7 @@ def release(
         VerifyError: a gate failed, or a file does not match its record.
         UnavailableError: a package is missing.
     """
-    texts = {f"LICENSES/{_plain(path.name)}": _read(path) for path in licenses}
-    texts["LICENSES/edge-compress.txt"] = _own_license().encode()
+    texts = _licences(licenses)
     archives: dict[str, tuple[bytes, bool]] = {}
     for run in runs:
         if not run.is_dir():
@@ -140,6 +140,21 @@ def portable(file: Path) -> str:
     return "".join(line for line in lines if line.partition(" = ")[0] not in _ONLY_HERE)
 
 
+def _licences(files: Sequence[Path]) -> dict[str, bytes]:
+    """Licence texts by their name in a bundle, the tool's own among them.
+
+    Raises:
+        InputError: one cannot be read, or two have the same name.
+    """
+    texts = {"LICENSES/edge-compress.txt": _own_license().encode()}
+    for file in files:
+        name = f"LICENSES/{_plain(file.name)}"
+        if name in texts:
+            raise InputError(f"--license {file}", found=f"another {name} in the bundle", do="rename one of the two files")
+        texts[name] = _read(file)
+    return texts
+
+
 def _own_license() -> str:
     """The text of this tool's licence."""
     files = metadata.distribution("edge-compress").files or []
@@ -152,7 +167,7 @@ def _bare(spec: str) -> str:
 
 
 def _short(model: str) -> str:
-    return _plain(model.rpartition(":")[2]) or "model"
+    return _plain(model.rpartition(":")[2])[:_LONGEST_NAME] or "model"
 
 
 def _plain(name: str) -> str:
@@ -162,7 +177,7 @@ def _plain(name: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read", found=error.strerror or str(error)) from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnavailableError, VerifyError
+from ..files import read_regular
 
 SUFFIX = ".minisig"
 PASSWORD = "EDGE_COMPRESS_KEY_PASSWORD"  # noqa: S105 - the variable's name
@@ -33,7 +34,7 @@ def signer(key: Path, ask: Callable[[], str]) -> Sign:
     import minisign
 
     try:
-        secret = minisign.SecretKey.from_file(key)
+        secret = minisign.SecretKey.from_bytes(read_regular(key))
         if secret.is_encrypted():
             secret.decrypt(os.environ.get(PASSWORD) or ask())
     except (OSError, ValueError, minisign.Error) as error:
@@ -91,7 +92,7 @@ def _signature(bundle: Path) -> Any:
 
     file = bundle.with_name(bundle.name + SUFFIX)
     try:
-        data = file.read_bytes()
+        data = read_regular(file)
         signature = minisign.Signature.from_bytes(data)
         if bytes(signature) != data.removesuffix(b"\n"):  # base64 has spare bits, and the parser is lenient
             raise ValueError("not written as minisign writes it")

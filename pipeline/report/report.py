@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..codec import from_json, to_json
 from ..errors import InputError
+from ..files import read_regular
 from ..options import Precision
 from ..signature import TOP1, FileTensor, Metric, Signature, image_signature
 from ..types import (
@@ -318,7 +319,7 @@ def read_report(path: Path) -> Report:
         InputError: it cannot be read, or is not a report.
     """
     try:
-        return decode(json.loads(path.read_bytes()))
+        return decode(json.loads(read_regular(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = f"no key {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
         raise InputError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config
+from ..errors import InputError
 from ..progress import Progress
 from ..schedule.estimate import span
 from ..task.recipe import Recipe
@@ -23,11 +24,31 @@ def dry_run(config: Config, ui: Progress, recipe: Recipe | None = None) -> list[
     Raises:
         EdgeCompressError: what a run would raise before its search.
     """
+    _require_place(config.out)
     with (
         tempfile.TemporaryDirectory(prefix="edge-compress-") as folder,
         prepared(replace(config, out=Path(folder) / "run"), ui, recipe) as before,
     ):
         return list(_lines(before, config))
+
+
+def _require_place(out: Path) -> None:
+    """Makes the run folder and removes it again, unless it is there.
+
+    Raises:
+        InputError, OSError: a run could not have its folder there.
+    """
+    if out.exists():
+        if not out.is_dir():
+            raise InputError(f"{out} is a file", expected="a folder for the run", do="choose another --out")
+        return
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True)
+    finally:
+        for folder in missing:
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def _lines(before: Prepared, given: Config) -> Iterator[str]:

@@ -22,6 +22,7 @@ from torch import nn
 from ... import targets as target_modules
 from ...devices.access import open_named
 from ...devices.device import Device
+from ...devices.local import THIS_MACHINE
 from ...devices.tensorrt.device import boards_of
 from ...targets.base import Limits, Target, joint
 from ..build import artifact as artifacts
@@ -35,7 +36,7 @@ from ..files import atomic_write
 from ..finetune.digits import EPOCHS, train_digits
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
-from ..network.compute import Compute, compute_for
+from ..network.compute import Compute, compute_for, require_processors
 from ..network.cost import cost_of
 from ..network.weights import load_weights, save_weights, state_sha256
 from ..options import Budget, Precision
@@ -120,6 +121,8 @@ def prepared(config: Config, ui: Progress, recipe: Recipe | None) -> Iterator[Pr
         BuildError: the network cannot be searched: the converter or the runtime refused it.
     """
     started = datetime.now(UTC)
+    if config.device == THIS_MACHINE.name:
+        require_processors(config.threads)
     with closing(open_named(config.device)) as board:
         chosen = [target_modules.load(name) for name in config.targets]
         for target in chosen:

@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
     what, do = f"weights {path.name}", "save it with torch.save(model.state_dict(), FILE)"
     if not path.is_file():
         raise InputError(f"weights {path}", found="no such file", expected="a state dict", do="check the path")
-    if program := _program(path):
+    if program := _not_a_state(path):
         raise InputError(what, found=program, expected="a state dict", do=f"{do} of the network it was made from")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
@@ -87,14 +88,21 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
     return state
 
 
-def _program(path: Path) -> str:
-    """Returns the kind of program a file contains (TorchScript, torch.export); "" if it is none."""
+def _not_a_state(path: Path) -> str:
+    """Returns why a file cannot be a state dict: the kind of program in it (TorchScript, torch.export), or that it is damaged."""
     if not zipfile.is_zipfile(path):
         return ""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile):  # torch.load reports what is wrong
+            for entry in archive.infolist():
+                if entry.CRC:  # 0: saved without checksums; torch.load itself checks none
+                    with archive.open(entry) as content:
+                        while content.read(1 << 24):
+                            pass
+    except zipfile.BadZipFile:
+        return "a damaged file (a checksum in it is wrong)"
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zlib.error):  # torch.load reports what is wrong
         return ""
     if "constants.pkl" in names:
         return "a TorchScript program"
@@ -149,6 +157,9 @@ def put_state(
         found = ", ".join(f"{len(keys)} {word} keys (first: {keys[0]})" for word, keys in lists if keys)
         expected = f"the {len(own)} keys of the model's state dict"
         raise InputError(f"weights {name}: of another model", found=found, expected=expected, do="check --model and --weights")
+    if integers := [k for k, v in state.items() if own[k].is_floating_point() and not v.is_floating_point()]:
+        found = f"{integers[0]} of {str(state[integers[0]].dtype).removeprefix('torch.')}"
+        raise InputError(f"weights {name}", found=found, expected="floating-point numbers", do="save the float network's weights")
     mismatched = [k for k in own if k in state and state[k].shape != own[k].shape]
     if mismatched:
         key = mismatched[0]

@@ -19,7 +19,7 @@ from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, own_randomness, user_factory, users_code
-from ..errors import InputError, UnavailableError
+from ..errors import InputError, UnavailableError, described
 from ..network.calling import SAME, deviation
 from ..network.modes import unwrapped
 from ..network.weights import state_sha256
@@ -144,7 +144,7 @@ def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, i
         with torch.no_grad():
             output = module(torch.zeros(shape))
     except Exception as error:
-        found = f"{type(error).__name__}: {str(error)[:300]}"
+        found = described(error)
         do = "give images of the size and channels the network was made for"
         raise InputError(f"model {spec} fails on an input {shape}", found=found, expected="logits", do=do) from error
     if not isinstance(output, torch.Tensor):
@@ -200,7 +200,7 @@ def _from_torchvision(spec: str, name: str, classes: int) -> nn.Module:
     try:
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     except Exception as error:
-        raise InputError(f"model {spec} cannot be made", found=f"{type(error).__name__}: {error}", do="use another") from error
+        raise InputError(f"model {spec} cannot be made", found=described(error), do="use another") from error
     return module
 
 
@@ -215,7 +215,7 @@ def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel
     try:
         module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
     except Exception as error:
-        raise InputError(f"model {spec} cannot be made", found=f"{type(error).__name__}: {error}", do="use another") from error
+        raise InputError(f"model {spec} cannot be made", found=described(error), do="use another") from error
     facts: Any = module.default_cfg
     mean, std = (tuple(float(v) for v in facts[key]) if facts.get(key) else None for key in ("mean", "std"))
     return LoadedModel(module, spec, "", mean, std, f"timm {timm.__version__}")
@@ -223,18 +223,16 @@ def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel
 
 def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     factory = user_factory(spec, "model")
-    try:
+    folder = Path(spec.rpartition(":")[0]).expanduser().resolve().parent
+    expected = "a function that needs no argument, or num_classes"
+    with users_code(folder, f"model {spec}: the factory failed", expected=expected, do="call it on its own"):
         takes = inspect.signature(factory.function).parameters
-        folder = Path(spec.rpartition(":")[0]).expanduser().resolve().parent
-        with users_code(folder):
-            module = factory.function(**({"num_classes": classes} if "num_classes" in takes else {}))
-    except (Exception, SystemExit) as error:
-        found = f"{type(error).__name__}: {error}"
-        expected = "a function that needs no argument, or num_classes"
-        raise InputError(f"model {spec}: the factory failed", found=found, expected=expected, do="call it on its own") from error
-    if not isinstance(module, nn.Module):
+        module = factory.function(**({"num_classes": classes} if "num_classes" in takes else {}))
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         found = f"a {type(module).__name__}"
-        raise InputError(f"model {spec}", found=found, expected="a torch.nn.Module", do="return the network from the factory")
+        raise InputError(
+            f"model {spec}", found=found, expected="a torch.nn.Module in Python", do="return the network from the factory"
+        )
     lazy = [name for name, parameter in module.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise InputError(f"model {spec}", found=f"{lazy[0]} without a shape", expected="no lazy layers", do="give its sizes")
@@ -250,8 +248,9 @@ def _statistics(spec: str, module: ModuleType, name: str, channels: int) -> Stat
         numbers = tuple(float(v) for v in value)
     except (TypeError, ValueError):
         numbers = ()
-    if len(numbers) != channels or (name == "STD" and min(numbers) <= 0):
-        expected = f"{channels} {'positive ' if name == 'STD' else ''}numbers, one per channel of the images"
+    low, high = (1e-6, 1e6) if name == "STD" else (-1e6, 1e6)
+    if len(numbers) != channels or not all(low <= number <= high for number in numbers):
+        expected = f"{channels} numbers from {low:g} to {high:g}, one per channel of the images"
         do = "correct it in the model's file, or give the data the network was trained on"
         raise InputError(f"model {spec}: {name}", found=repr(value), expected=expected, do=do)
     return numbers

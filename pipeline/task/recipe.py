@@ -88,17 +88,9 @@ class Recipe:
     @contextmanager
     def calling(self, function: str) -> Iterator[None]:
         """Whatever the user's code raises inside becomes an error that names the function; modules beside it can be imported."""
-        try:
-            with users_code(Path.cwd() if self._file is None else self._file.parent):
-                yield
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"recipe {self.name}: {function}",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": "),
-                do="call it on its own to see where",
-            ) from error
+        folder = Path.cwd() if self._file is None else self._file.parent
+        with users_code(folder, f"recipe {self.name}: {function}", do="call it on its own to see where"):
+            yield
 
     def wrong(self, function: str, found: str, expected: str, do: str = "") -> InputError:
         """The error for a function that returns what cannot be used."""
@@ -161,8 +153,8 @@ def network_of(recipe: Recipe) -> nn.Module:
     """
     with recipe.calling("model()"), own_randomness():
         module = recipe.model()
-    if not isinstance(module, nn.Module):
-        raise recipe.wrong("model()", f"a {type(module).__name__}", "an nn.Module", "return the trained network")
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise recipe.wrong("model()", f"a {type(module).__name__}", "an nn.Module in Python", "return the trained network")
     if module.training:
         raise recipe.wrong("model()", "a network in training mode", "eval mode", "return it after .eval()")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from ..data.datasets import MIN_TRAIN, search_size
@@ -74,7 +75,7 @@ class RecipeSamples:
                 for seed, (inputs, target) in zip(seeds, samples, strict=True):
                     _seed(seed)
                     with self.recipe.calling("augment()"):
-                        varied.append(augment(inputs, target))
+                        varied.append(augment(*_copied((inputs, target))))  # it may work in place
             if any(not isinstance(sample, tuple) or len(sample) != 2 for sample in varied):
                 raise self.recipe.wrong("augment()", type(varied[0]).__name__, "(inputs, target)")
             samples = varied
@@ -110,7 +111,7 @@ class RecipeSamples:
         function = "collate()" if self.recipe.collate is not None else f"datasets()[{self.name!r}]"
         with self.recipe.calling(function):
             if self.recipe.collate is not None:
-                inputs, target = self.recipe.collate(samples)
+                inputs, target = self.recipe.collate(_copied(samples))
             else:
                 inputs = default_collate([sample[0] for sample in samples])
                 absent = all(sample[1] is None for sample in samples)
@@ -153,6 +154,13 @@ def data_of(recipe: Recipe, seed: int) -> Data:
         size = search_size(len(order))
         found["search"], order = replace(found["train"], indices=order[:size]), order[size:]
     return Data(replace(found["train"], indices=order), found["search"], found["test"])
+
+
+def _copied(value: Any) -> Any:
+    """Returns nested tensors and arrays as copies: the user's functions may change what they are given."""
+    return pytree.tree_map_only(
+        Tensor | np.ndarray, lambda array: array.clone() if isinstance(array, Tensor) else array.copy(), value
+    )
 
 
 def _bytes_of(value: Any) -> bytes:

@@ -163,9 +163,10 @@ class RecipeJudge:
     def _asked(self, pairs: list[tuple[Any, Any]]) -> float:
         """The metric's value of some samples; what it has seen so far is put back by a new object."""
         metric = self._task.new_metric()
-        for answered, target in pairs:
-            metric.update(answered, target)
-        return _number(metric.compute())
+        with self._task.recipe.calling("metric()"):
+            for answered, target in pairs:
+                metric.update(answered, target)
+            return _number(metric.compute())
 
     def _computed(self, metric: Any) -> float:
         recipe = self._task.recipe

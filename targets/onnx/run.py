@@ -38,15 +38,18 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if pairwise:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well
     name = "the model" if isinstance(model, bytes) else Path(model).name
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(_loadable(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but this one
         raise BuildError(f"ONNX Runtime cannot load {name}", found=str(error)[:500]) from error
     if session.get_providers()[0] != "CPUExecutionProvider":
         raise BuildError(f"ONNX Runtime does not run {name} on the CPU", found=str(session.get_providers()))
     entries = session.get_inputs()
+    if not entries or any(_numpy(entry.type) not in np.sctypeDict for entry in entries):
+        found = ", ".join(entry.type for entry in entries) or "no input"
+        raise BuildError(f"{name}: its inputs", found=found, expected="tensors of numbers")
     first = entries[0].shape[0] if entries[0].shape else 1
 
     def answer(given: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
@@ -64,6 +67,13 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
             alarm.cancel()
 
     return in_blocks([(entry.name, _numpy(entry.type)) for entry in entries], answer, first if isinstance(first, int) else _BLOCK)
+
+
+def _loadable(model: str | bytes) -> str | bytes:
+    """The path, or the file's bytes where its name is not UTF-8, which ONNX Runtime does not open."""
+    if isinstance(model, str) and any("\ud800" <= c <= "\udfff" for c in model):
+        return Path(model).read_bytes()
+    return model
 
 
 def _numpy(kind: str) -> str:

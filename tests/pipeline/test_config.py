@@ -130,6 +130,9 @@ def test_an_unknown_key_is_refused_by_name_with_what_was_meant(tmp_path: Path, k
         'mean = ["a"]',
         "mean = 0.5",
         "std = [0.0]",
+        "std = [1e-320]",
+        "mean = [1e39]",
+        "seed = 0x" + "f" * 5000,
         "image-size = 0",
         "augment = 1",
         "[seed]\nseed = 1",
@@ -228,7 +231,8 @@ file_names = words.map(lambda text: text.replace("/", "-")).filter(lambda text: 
 paths = st.builds(lambda parts: Path("/").joinpath(*parts), st.lists(file_names, min_size=1, max_size=3))
 positive = st.floats(min_value=0, max_value=1e6, exclude_min=True)
 weights = st.floats(min_value=0, max_value=1e6)
-channels = st.one_of(st.none(), st.tuples(positive, positive, positive))
+each = st.floats(1e-6, 1e6)
+channels = st.one_of(st.none(), st.tuples(each, each, each))
 budgets = st.one_of(
     st.builds(Budget, ratio=st.floats(0, 1, exclude_min=True)),
     st.builds(Budget, ms=st.floats(0, 1e6, exclude_min=True)),

@@ -172,8 +172,7 @@ def compensation_repairs_what_removal_broke(run: Run) -> None:
 
 
 def fine_tuning_learns(run: Run) -> None:
-    """It moved the weights that compensation left, or says that no epoch matched them; and it ended closer to the dense one's answers
-    than the mere cut is.
+    """It moved the weights that compensation left, or says that no epoch matched them; it ended closer to the dense than the cut.
 
     Closer than the compensated network it need not be: two epochs do not repay what they disturb where little was removed.
     """

@@ -27,9 +27,14 @@ class Passed(nn.Module):
 class Zero(nn.Module):
     """In the place of the module that ended a branch which was left out."""
 
+    def __init__(self, *, full: bool = False) -> None:
+        super().__init__()
+        self.full = full
+
     def forward(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        """A zero without dimensions."""
-        return next(tensors_in((inputs, named))).new_zeros(())
+        """A zero without dimensions, or, where the shortcut is added in place, zeros of the shape of the first tensor given."""
+        first = next(tensors_in((inputs, named)))
+        return torch.zeros_like(first) if self.full else first.new_zeros(())
 
 
 def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
@@ -37,4 +42,4 @@ def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
     for block in blocks:
         for name in block.modules:
             module.set_submodule(name, Passed().train(module.training))
-        module.set_submodule(block.modules[-1], Zero().train(module.training))
+        module.set_submodule(block.modules[-1], Zero(full=block.in_place).train(module.training))

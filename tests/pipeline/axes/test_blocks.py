@@ -51,6 +51,21 @@ class Halves(nn.Module):
         return self.head(x + left * right)
 
 
+class InPlace(nn.Module):
+    """The shortcut is added to the branch's own tensor, after a scale for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 3)
+        self.scale = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        y = self.scale * self.branch(x)
+        y += x
+        return self.head(y.mean((2, 3)))
+
+
 class Looking(nn.Module):
     """A forward that reads a size from a layer of its branch."""
 
@@ -93,6 +108,20 @@ def zeros(given: object) -> object:
         return torch.zeros_like(given)
     assert isinstance(given, tuple)  # torch's attention gives its weights too
     return tuple(torch.zeros_like(part) if isinstance(part, torch.Tensor) else part for part in given)
+
+
+def test_a_branch_whose_tensor_the_shortcut_is_added_to_in_place_can_go() -> None:
+    found = check(couple(capture(InPlace().eval(), torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    assert block.in_place
+    small, dense, x = (
+        cut(found.coupling, {block.name: [0]}, found.sized),
+        found.coupling.walk.captured.module,
+        torch.randn(3, 1, 8, 8),
+    )
+    handle = dense.get_submodule("branch").register_forward_hook(lambda _module, _inputs, given: torch.zeros_like(given))
+    torch.testing.assert_close(answer(small, x), answer(dense, x))
+    handle.remove()
 
 
 def test_a_branch_that_cannot_give_zero_stays_and_the_reason_is_said() -> None:

@@ -74,6 +74,16 @@ def test_what_a_run_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixtur
     assert not list(tmp_path.glob("*.toml"))
 
 
+@pytest.mark.parametrize("out", ["taken", "taken/below", "x" * 300, "/proc/run"], ids=["file", "below", "long", "proc"])
+def test_a_dry_run_refuses_a_folder_that_a_run_could_not_make(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert main(["--target", "x86", "--dry-run", "--out", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_dry_run_has_no_report_to_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--target", "x86", "--dry-run", "--json"]) == 2
     assert "--dry-run with --json" in capsys.readouterr().err

@@ -405,4 +405,16 @@ def test_the_console_script_is_this_main() -> None:
     from importlib.metadata import entry_points
 
     (script,) = entry_points(group="console_scripts", name="edge-compress")
-    assert script.load() is module.main
+    assert script.load() is module.script
+
+
+def test_threads_that_the_users_code_left_do_not_hold_the_process() -> None:
+    body = """
+import sys, threading, time
+from edge_compress.pipeline.cli import main as module
+threading.Thread(target=time.sleep, args=(600,)).start()
+sys.argv = ["edge-compress", "--version"]
+module.script()
+"""
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.startswith("edge-compress, version")) == (0, True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.user_code import code_digest, user_factory, users_code
 from edge_compress.pipeline.errors import InputError
@@ -14,16 +16,59 @@ from edge_compress.pipeline.errors import InputError
 
 def test_the_import_path_is_as_before(tmp_path: Path) -> None:
     before = list(sys.path)
-    with users_code(tmp_path):
+    with users_code(tmp_path, "model net.py"):
         assert sys.path == [*before, str(tmp_path)]
     assert sys.path == before
 
 
 def test_user_code_may_take_its_folder_off_the_import_path_itself(tmp_path: Path) -> None:
     before = list(sys.path)
-    with users_code(tmp_path):
+    with users_code(tmp_path, "model net.py"):
         sys.path.remove(str(tmp_path))
     assert sys.path == before
+
+
+class Silent(BaseException):
+    """An exception of the user's that is no Exception, and whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    "error", [Silent(), GeneratorExit(), SystemExit(3), RuntimeError("of mine")], ids=lambda e: type(e).__name__
+)
+def test_whatever_the_users_code_raises_is_one_line(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused, users_code(tmp_path, "model net.py"):
+        raise error
+    assert str(refused.value).startswith(f"model net.py: found {type(error).__name__}")
+
+
+def test_settings_of_pytorch_that_the_users_code_changes_are_restored(tmp_path: Path) -> None:
+    before = (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.is_grad_enabled())
+    with users_code(tmp_path, "model net.py"):
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_num_threads(before[2] + 1)
+        torch.set_grad_enabled(False)
+    after = (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.is_grad_enabled())
+    assert after == before
+    assert torch.zeros(1).device.type == "cpu"
+
+
+def test_a_standard_stream_that_the_users_code_closes_is_opened_again(tmp_path: Path) -> None:
+    body = f"""
+import sys
+from pathlib import Path
+from edge_compress.pipeline.data.user_code import users_code
+with users_code(Path({str(tmp_path)!r}), "model net.py"):
+    sys.stdout.close()
+    sys.stderr.close()
+print("out")
+print("err", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
 def test_the_digest_of_code_covers_the_file_and_what_it_imports_beside_it(tmp_path: Path) -> None:

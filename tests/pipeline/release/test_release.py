@@ -172,6 +172,28 @@ def test_licences_of_the_model_go_along(made: Path, tmp_path: Path) -> None:
         release([made], tmp_path / "dist", licenses=[tmp_path / "absent"])
 
 
+def test_of_two_licences_with_one_name_none_is_lost(made: Path, tmp_path: Path) -> None:
+    files = [tmp_path / folder / "LICENSE" for folder in ("model", "data")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    with pytest.raises(InputError, match="another LICENSES/LICENSE"):
+        release([made], tmp_path / "dist", licenses=files)
+    own = tmp_path / "edge-compress.txt"
+    own.write_text("not the tool's")
+    with pytest.raises(InputError, match=r"another LICENSES/edge-compress\.txt"):
+        release([made], tmp_path / "dist", licenses=[own])
+
+
+def test_a_long_name_of_a_model_is_cut_in_that_of_its_bundle(run: Path, tmp_path: Path) -> None:
+    stored = json.loads((run / "report.json").read_text())
+    stored["model"]["name"] = "net.py:" + "long" * 100
+    (run / "report.json").write_text(json.dumps(stored))
+    (found,) = release([run], tmp_path / "dist")
+    assert bundle.read(found.path)[0].target == "x86"
+    assert len(found.path.name) < 100
+
+
 # --- the same bytes ---------------------------------------------------------------------------------------------------
 
 

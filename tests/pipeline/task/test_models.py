@@ -300,7 +300,7 @@ def test_unknown_specs_and_missing_files_are_refused(net: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("STD = (0, 1, 1)", "positive"), ("MEAN = 0.5", "MEAN: found 0.5"), ("MEAN = (1, 2)", "3 numbers")]
+    ("line", "message"), [("STD = (0, 1, 1)", "from 1e-06"), ("MEAN = 0.5", "MEAN: found 0.5"), ("MEAN = (1, 2)", "3 numbers")]
 )
 def test_statistics_that_cannot_be_are_refused(net: Path, line: str, message: str) -> None:
     weights = saved(net)
@@ -497,3 +497,29 @@ def test_networks_without_one_answer_for_an_image_are_refused_at_the_start(body:
     torch.save(module.state_dict(), tmp_path / "odd.pt")
     with pytest.raises(InputError, match=words):
         load_model(f"{tmp_path}/odd.py:factory", tmp_path / "odd.pt", classes=5, image_shape=(3, 8, 8))
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    state = {"weight": torch.randn(64, 64)}
+    torch.save(state, tmp_path / "net.pt")
+    data = bytearray((tmp_path / "net.pt").read_bytes())
+    data[data.index(state["weight"].numpy().tobytes()) + 1000] ^= 4
+    (tmp_path / "net.pt").write_bytes(data)
+    assert not torch.equal(torch.load(tmp_path / "net.pt")["weight"], state["weight"])  # torch does not notice
+    with pytest.raises(InputError, match="a damaged file"):
+        read_state(tmp_path / "net.pt")
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    torch.save({"weight": torch.ones(3)}, tmp_path / "net.pt")
+    torch.serialization.set_crc32_options(True)
+    assert read_state(tmp_path / "net.pt")["weight"].tolist() == [1, 1, 1]
+
+
+def test_integers_in_place_of_float_weights_are_refused(net: Path) -> None:
+    state = made(net).state_dict()
+    first = next(name for name, tensor in state.items() if tensor.ndim > 1)
+    weights = saved(net, state | {first: (100 * state[first]).to(torch.int8)})
+    with pytest.raises(InputError, match=f"{first} of int8, expected floating"):
+        load_model(f"{net}:fixed", weights, classes=5, image_shape=(3, 8, 8))

@@ -133,6 +133,24 @@ def test_augmentation_repeats_with_its_generator_and_leaves_the_process_alone() 
     assert torch.equal(part, one[2:4])
 
 
+def test_functions_that_work_in_place_do_not_change_the_users_data() -> None:
+    def augment(inputs: dict[str, Tensor], target: Any) -> tuple[Any, Any]:
+        inputs["left"].mul_(0)
+        return inputs, target
+
+    pairs = Pairs(40)
+    before = pairs.left.clone()
+    data = data_of(recipe(augment=augment, datasets=lambda: {"train": pairs, "test": Pairs(30, 1)}), 0)
+    batch = data.train.training_batch(np.arange(8), torch.Generator().manual_seed(0))
+    assert not batch.inputs["left"].any()
+    assert torch.equal(pairs.left, before)
+
+
+def test_a_program_of_torchscript_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\(\): found a .*expected an nn.Module in Python"):
+        opened(recipe(model=lambda: torch.jit.script(nn.Linear(2, 2)).eval()))
+
+
 def test_a_metric_is_fed_sample_by_sample_with_what_was_answered() -> None:
     network, task, _, _, data = opened(recipe(metric=Last))
     assert (task.metric.name, task.metric.unit) == ("positive boxes", "%")

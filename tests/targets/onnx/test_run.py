@@ -46,6 +46,28 @@ def test_inputs_that_a_file_does_not_take_are_refused_in_one_line(given) -> None
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", [None, TensorProto.STRING], ids=["none", "strings"])
+def test_a_file_whose_inputs_are_no_numbers_is_refused(kind: int | None) -> None:
+    inputs = [] if kind is None else [helper.make_tensor_value_info("x", kind, [1])]
+    node = (
+        helper.make_node("Constant", [], ["y"], value_floats=[1.0])
+        if kind is None
+        else helper.make_node("Identity", ["x"], ["y"])
+    )
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT if kind is None else kind, [1])
+    model = helper.make_model(
+        helper.make_graph([node], "graph", inputs, [output]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    with pytest.raises(BuildError, match="expected tensors of numbers"):
+        predictor(model.SerializeToString())
+
+
+def test_a_file_whose_name_is_not_utf8_is_loaded(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.onnx"))
+    file.write_bytes(relu())
+    np.testing.assert_array_equal(predictor(str(file))(np.float32([[-1, 2]])), [[0, 2]])
+
+
 def test_a_file_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_LONGEST_S", 0.5)
     true = helper.make_node("Constant", [], ["true"], value=helper.make_tensor("", TensorProto.BOOL, [], [True]))
