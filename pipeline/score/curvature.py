@@ -99,7 +99,6 @@ def gauss_newton(
         empirical: take the true labels, once (the empirical Fisher: cheaper to rank by, but not a curvature).
         chunk: elements of unfolded inputs held at a time. Bounds memory; the result does not depend on it.
         skip: images before these whose signs are drawn first: a share of the images gets the signs it has among all of them.
-            With one draw only.
 
     Returns:
         Layer name -> curvature of the weight's shape, >= 0. A layer the forward pass does not use gets zeros.
@@ -110,10 +109,10 @@ def gauss_newton(
     """
     if draws < 1 or chunk < 1:
         raise ValueError(f"draws {draws} and chunk {chunk} must be positive")
-    if skip < 0 or (skip and draws > 1):
-        raise ValueError(f"skip {skip} with {draws} draws: signs are drawn batch by batch, so only one draw can be skipped in")
+    if skip < 0:
+        raise ValueError(f"skip {skip} must not be negative")
     layers = weight_layers(module)
-    generator = torch.Generator().manual_seed(seed)
+    generators = sign_generators(seed, draws)
     rounds = 1 if empirical else draws
     with steady(module) as place:
         total = {name: torch.zeros_like(layer.weight, requires_grad=False) for name, layer in layers.items()}
@@ -144,13 +143,14 @@ def gauss_newton(
                 logits = checked_logits(module(leaf.clone()))  # a clone: networks may normalise their input in place
             _refuse_unseen(layers, logits, seen)
             if skip:
-                torch.randint(0, 2, (skip, logits.shape[1]), generator=generator)
+                for generator in generators:
+                    torch.randint(0, 2, (skip, logits.shape[1]), generator=generator)
                 skip = 0
             for turn in range(rounds):
                 if empirical:
                     loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
                 else:
-                    loss = probing_loss(logits, generator)
+                    loss = probing_loss(logits, generators[turn])
                 # With respect to the images alone: the hooks see every layer, and no weight gradient is computed.
                 torch.autograd.grad(loss, leaf, retain_graph=turn + 1 < rounds)
     return finite({name: value / (images * rounds) for name, value in total.items()})
@@ -256,6 +256,11 @@ def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, p
     loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
     found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {key: g for key, g in zip(weights, found, strict=True) if g is not None}
+
+
+def sign_generators(seed: int, draws: int) -> list[torch.Generator]:
+    """Returns one generator for each draw of the signs, so that an image's signs do not depend on the size of the batches."""
+    return [torch.Generator().manual_seed(seed + 1_000_003 * turn) for turn in range(draws)]
 
 
 def probing_loss(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..graph.units import Unit
 from ..network.exact_mode import Batch, checked_logits, counted, finite, steady
-from .curvature import probing_loss
+from .curvature import probing_loss, sign_generators
 
 TEMPERATURE = 2.0  # a network sure of its training images says there what matters to the few it is not sure of; 2 ranks best
 Places = dict[str, dict[str, tuple[Tensor, Tensor]]]  # layer -> group -> (input channels read, units they belong to)
@@ -50,7 +50,7 @@ def removal_curvature(
     """
     if draws < 1:
         raise ValueError(f"draws {draws} must be positive")
-    generator = torch.Generator().manual_seed(seed)
+    generators = sign_generators(seed, draws)
     with steady(net) as place:
         places = places_of(units, place.device)
         total = {name: torch.zeros(len(of), dtype=torch.float64, device=place.device) for name, of in units.items()}
@@ -62,7 +62,7 @@ def removal_curvature(
                 logits = checked_logits(net(leaf.clone()))
             for turn in range(draws):
                 along.update({name: place.new_zeros(len(inputs), len(of)) for name, of in units.items()})
-                torch.autograd.grad(probing_loss(logits, generator, TEMPERATURE), leaf, retain_graph=turn + 1 < draws)
+                torch.autograd.grad(probing_loss(logits, generators[turn], TEMPERATURE), leaf, retain_graph=turn + 1 < draws)
                 for name, derivative in along.items():
                     total[name] += derivative.double().square().sum(0)
     return finite({name: value / (images * draws) for name, value in total.items()})

@@ -101,6 +101,15 @@ def test_the_network_is_left_as_it_was_and_batches_do_not_matter(monkeypatch):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_signs_of_an_image_do_not_depend_on_the_size_of_the_batches(draws: int) -> None:
+    net, coupling = double("Vgg")
+    inputs = nets.images(12).double()
+    whole, parts = (removal_curvature(net, coupling.units, batches(inputs, *sizes), draws) for sizes in ((12,), (5, 4, 3)))
+    for group, values in whole.items():
+        torch.testing.assert_close(parts[group], values)
+
+
 def test_same_seed_same_bits_and_another_seed_another_estimate():
     net, coupling = nets.subject("Vgg")
     first, again, other = (removal_curvature(net, coupling.units, batches(nets.images(4)), seed=s) for s in (1, 1, 2))
