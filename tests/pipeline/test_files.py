@@ -53,5 +53,5 @@ def test_devices_folders_and_links_to_them_are_not_replaced(place: str, tmp_path
 @pytest.mark.timeout(20)
 def test_no_reader_waits_for_a_pipe(reading: Callable[[Path], object], pipe: Path) -> None:
     file = pipe.rename(pipe.with_name("pipe.toml"))
-    with pytest.raises(EdgeCompressError, match="not a regular file|no such file"):
+    with pytest.raises(EdgeCompressError, match=r"not a regular file|no such file"):
         reading(file)
