@@ -11,9 +11,11 @@ signature. Archives from outside are read within limits, and only what `pack` it
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 import struct
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from pathlib import Path
 from ..errors import InputError, VerifyError
 from ..files import read_regular
 
+Tar = mmap.mmap | bytes
 MAX_ARCHIVE_BYTES = 2 << 30
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_RATIO = 100  # unpacked to packed; weights do not reach 10
@@ -49,7 +52,23 @@ class Archive:
     """The files of an archive."""
 
     folder: str  # that holds all files
-    files: dict[str, bytes]  # by path below the folder
+    files: Mapping[str, bytes]  # by path below the folder
+
+
+class _Members(Mapping[str, bytes]):
+    """Files of a tar archive, each copied out of it when it is asked for: the archive itself stays on disk."""
+
+    def __init__(self, tar: Tar, places: Mapping[str, slice]) -> None:
+        self._tar, self._places = tar, places
+
+    def __getitem__(self, name: str) -> bytes:
+        return bytes(self._tar[self._places[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class DamagedArchive(VerifyError):
@@ -57,7 +76,7 @@ class DamagedArchive(VerifyError):
 
     def __init__(self, name: str, found: str, files: Mapping[str, bytes]) -> None:
         super().__init__(f"{name} is damaged", found=found, do="fetch it again")
-        self.files = dict(files)
+        self.files = files
 
 
 def pack(archive: Archive) -> bytes:
@@ -101,8 +120,10 @@ def unpack(path: Path) -> Archive:
     body = memoryview(data)[_BODY:]
     if hashlib.sha256(body).digest() != data[len(_FIXED) : _BODY]:
         raise _damaged(name, body)
-    tar = b"".join(_inflate(name, body))
-    archive = _archive(name, dict(_members(name, tar)))
+    tar, refused = _on_disk(_inflate(name, body))
+    if refused is not None:
+        raise refused
+    archive = _archive(name, tar, dict(_members(name, tar)))
     if not _is_made_of(tar, _tar(archive)):
         raise VerifyError(f"{name} is refused", found="headers or padding that differ from what `edge-compress release` writes")
     return archive
@@ -126,7 +147,19 @@ def _tar(archive: Archive) -> Iterator[bytes]:
     yield _END
 
 
-def _is_made_of(data: bytes, parts: Iterator[bytes]) -> bool:
+def _on_disk(parts: Iterator[bytes]) -> tuple[Tar, VerifyError | None]:
+    """Returns the data in an unnamed temporary file, mapped; and the error that ended them early, if one did."""
+    refused = None
+    with tempfile.TemporaryFile(prefix="edge-compress-") as file:
+        try:
+            file.writelines(parts)
+        except VerifyError as error:
+            refused = error
+        file.flush()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b"", refused
+
+
+def _is_made_of(data: Tar, parts: Iterator[bytes]) -> bool:
     """Returns whether the data are the concatenation of the parts."""
     view, at = memoryview(data), 0
     for part in parts:
@@ -170,8 +203,8 @@ def _inflate(name: str, body: memoryview) -> Iterator[bytes]:
         raise VerifyError(f"{name} is refused", found="another checksum or length than its last bytes say")
 
 
-def _members(name: str, tar: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file, one after the other."""
+def _members(name: str, tar: Tar) -> Iterator[tuple[str, slice]]:
+    """Path and place of every file, one after the other."""
     at, seen = 0, set[str]()
     while tar[at : at + _BLOCK] != bytes(_BLOCK):
         try:
@@ -193,30 +226,27 @@ def _members(name: str, tar: bytes) -> Iterator[tuple[str, bytes]]:
                 f"{name} is refused", found=f"{shown}: a size of {info.size} bytes, where {len(tar) - start} are left"
             )
         seen.add(info.name.casefold())
-        yield info.name, tar[start : start + info.size]
+        yield info.name, slice(start, start + info.size)
         at = start + info.size + -info.size % _BLOCK
 
 
-def _archive(name: str, members: Mapping[str, bytes]) -> Archive:
+def _archive(name: str, tar: Tar, members: Mapping[str, slice]) -> Archive:
     folders = {path.partition("/")[0] for path in members}
     if len(folders) != 1 or any("/" not in path for path in members):
         raise VerifyError(f"{name} is refused", found=f"{len(members)} files in {len(folders)} folders", expected="one folder")
     (folder,) = folders
-    return Archive(folder, {path.partition("/")[2]: data for path, data in members.items()})
+    return Archive(folder, _Members(tar, {path.partition("/")[2]: place for path, place in members.items()}))
 
 
 def _damaged(name: str, body: memoryview) -> DamagedArchive:
     """What is wrong with an archive whose digest does not hold, as far as it can be read."""
-    parts, members, where = [], dict[str, bytes](), "its files can be unpacked, its bytes are not those that were written"
+    members = dict[str, slice]()
+    tar, refused = _on_disk(_inflate(name, body))
+    where = "its files can be unpacked, its bytes are not those that were written" if refused is None else refused.found
     try:
-        for part in _inflate(name, body):
-            parts.append(part)
-    except VerifyError as error:
-        where = error.found
-    try:
-        for path, data in _members(name, b"".join(parts)):
-            members[path.partition("/")[2]] = data
+        for path, place in _members(name, tar):
+            members[path.partition("/")[2]] = place
     except VerifyError as error:
         where = error.found
     last = f" after {list(members)[-1]}" if members and "unpacked, its" not in where else ""
-    return DamagedArchive(name, f"another SHA-256 than its header says; {where}{last}", members)
+    return DamagedArchive(name, f"another SHA-256 than its header says; {where}{last}", _Members(tar, members))

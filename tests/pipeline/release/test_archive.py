@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -249,3 +250,16 @@ def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         extract(Archive("bundle", FILES), tmp_path)
     assert (tmp_path / "b.txt").read_text() == "mine"
+
+
+def test_unpacking_holds_one_file_at_a_time(tmp_path: Path) -> None:
+    files = {f"part{k}": random.Random(k).randbytes(2 << 20) for k in range(8)}
+    path = tmp_path / "large.tar.gz"
+    path.write_bytes(pack(Archive("large", files)))
+    tracemalloc.start()
+    found = unpack(path)
+    assert all(len(data) == 2 << 20 for data in found.files.values())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size + 3 * (2 << 20)
+    assert found.files == files
