@@ -140,7 +140,8 @@ def extract(archive: Archive, into: Path) -> None:
 
 def _tar(archive: Archive) -> Iterator[bytes]:
     """The tar archive in parts."""
-    for name, data in sorted(archive.files.items()):
+    for name in sorted(archive.files):
+        data = archive.files[name]
         info = tarfile.TarInfo(f"{archive.folder}/{name}")
         info.size, info.mode = len(data), 0o644
         yield from (info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK))
