@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,27 +13,17 @@ from ...devices.access import open_named
 from ...devices.device import Device
 from ...devices.measure.stats import percentiles
 from ...devices.measure.timing import TimingSettings
+from ...devices.measure.usage import LayerTime, measured_usage
 from ...devices.pool import Pool
 from ...devices.tensorrt.device import TensorRtDevice
 from ...devices.tensorrt.engines import Engines
 from ...devices.transport.connection import Connection
-from ..errors import InputError, UnavailableError
+from ..errors import InputError
 from ..progress import Progress
 from ..types import Kind, Percentiles, Timing
-from .layer_names import names_of
+from .in_run import merged
 
-_LAYER_SECONDS, _LAYER_RUNS = 2.0, (20, 500)  # the runtime's profiler is asked for that long, in so many inferences
-_LAYER_DEADLINE_S = 120.0
 CURRENT_SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """A layer, or all operators of one kind that belong to none."""
-
-    name: str  # of the layer in the PyTorch network where the file tells, else the runtime's own
-    kind: str  # the runtime's operator
-    ms: float  # of an inference
 
 
 @dataclass(frozen=True)
@@ -102,22 +91,8 @@ def _timed(models: Sequence[Path], device: Device, settings: TimingSettings, ui:
 
 def _looked_into(agent: Connection, row: Row, path: Path, settings: TimingSettings) -> tuple[Row, str]:
     """The row with memory and layers; and a note where there are no layers."""
-    model = agent.load(path, settings.runtime, settings.threads, settings.affinity)
-    model.feed_random(settings.seed)
-    peak = model.peak_rss_bytes()
-    least, most = _LAYER_RUNS
-    runs = min(max(math.ceil(_LAYER_SECONDS * 1e3 / row.latency.p50_ms), least), most)
-    try:
-        found, note = model.layers(runs, _LAYER_DEADLINE_S), ""
-    except UnavailableError as error:
-        found, note = (), f"no times by layer: {error.found}"
-    model.unload()
-    names = names_of(path, [(name, kind) for name, kind, _ in found])
-    layers: dict[str, LayerTime] = {}
-    for name, (_, kind, ns) in zip(names, found, strict=True):
-        before = layers[name].ms if name in layers else 0.0
-        layers[name] = LayerTime(name, kind, before + ns / 1e6)
-    return replace(row, peak_rss_bytes=peak, layers=tuple(layers.values())), note
+    peak, layers, note = measured_usage(agent, path, settings, row.latency.p50_ms)
+    return replace(row, peak_rss_bytes=peak, layers=merged(path, layers)), note
 
 
 def _engine_layers(engines: Engines, row: Row, path: Path) -> Row:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 
+from ...devices.measure.usage import Usage
 from ...targets.base import Target
 from ..config import Config
 from ..run_context import RunContext
@@ -76,6 +77,7 @@ def report_of(
     solved: Solved,
     checkpoint: Checkpoint,
     prunable_macs_share: float | None,
+    usage: Mapping[str, Usage | None],
 ) -> Report:
     """The report of a run that has ended."""
     config = run.config
@@ -112,7 +114,7 @@ def report_of(
             masks=plan.masks,
             prunable_macs_share=prunable_macs_share,
         ),
-        targets={name: _target(result) for name, result in targets.items()},
+        targets={name: _target(result, usage.get(name)) for name, result in targets.items()},
         notes=(*run.notes, *_on_budget(config, search, targets), *_on_classes(targets)),
     )
 
@@ -156,7 +158,7 @@ def _kept(knob: Knob, plan: Plan) -> Kept:
     return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone)
 
 
-def _target(result: TargetResult) -> TargetReport:
+def _target(result: TargetResult, usage: Usage | None) -> TargetReport:
     accuracy, latency = result.accuracy, result.latency
     return TargetReport(
         status=result.status,
@@ -169,6 +171,7 @@ def _target(result: TargetResult) -> TargetReport:
         dense_form=result.artifact.dense_form if result.artifact else None,
         unpruned=result.unpruned,
         pictures=result.pictures,
+        usage=usage,
     )
 
 

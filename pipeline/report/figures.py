@@ -19,6 +19,7 @@ from .plots import svg as plots
 from .report import Report, Search, Tried
 
 _WORST = 5  # classes
+_LONGEST = 8  # layers
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
 
 
@@ -96,6 +97,18 @@ def front_table(report: Report, name: str) -> Table:
         if p.target == name
     )
     return Table(f"Budgets on {name}", head, rows)
+
+
+def layer_table(report: Report, name: str) -> Table:
+    """The layers of the artifact that take longest; empty where the runtime has no profiler."""
+    target = report.targets[name]
+    layers = sorted(target.usage.layers if target.usage else (), key=lambda layer: -layer.ms)
+    total, kind = sum(layer.ms for layer in layers), target.latency.kind if target.latency else Kind.NONE
+    rows = [(layer.name, layer.kind, tag(millis(layer.ms), kind), fixed(100 * layer.ms / total)) for layer in layers[:_LONGEST]]
+    if rest := layers[_LONGEST:]:
+        ms = sum(layer.ms for layer in rest)
+        rows.append((f"{len(rest)} others", DASH, tag(millis(ms), kind), fixed(100 * ms / total)))
+    return Table(f"Layers of {name}'s artifact that take longest", ("Layer", "operator", tag("ms", kind), "%"), tuple(rows))
 
 
 def class_table(report: Report, name: str) -> Table:

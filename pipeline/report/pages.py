@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..files import atomic_write
 from ..types import FileRef
-from .figures import class_table, figures, finetune_table, front_table, kept_table
+from .figures import class_table, figures, finetune_table, front_table, kept_table, layer_table
 from .format import Table, fixed, md, md_table, moment
 from .rendering import render
 from .report import Refusal, Report, TargetReport, to_text
@@ -51,7 +51,7 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         budgets=[table for name in report.targets if (table := front_table(report, name)).rows],
         plots=figures(report),
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]]
-        + [table for name in built if (table := class_table(report, name)).rows],
+        + [table for name in built for draw in (class_table, layer_table) if (table := draw(report, name)).rows],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
         uses=[(name, _interface(report, name), code) for name in report.targets if (code := snippets(report, name))],
@@ -78,6 +78,7 @@ def to_markdown(report: Report) -> str:
         for table in (
             dense_and_artifact(report, name),
             class_table(report, name),
+            layer_table(report, name),
             how_measured(report, name),
             conversion(report, name),
         ):

@@ -13,8 +13,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
+from ...devices.measure.usage import Usage
 from ..codec import from_json, to_json
 from ..errors import InputError
 from ..files import read_regular
@@ -47,7 +48,6 @@ _TOP1_NAMES = {
     "drop_ci95_pp": "drop_ci95",
 }
 _NUMBERS: dict[str, type[Accuracy] | type[Timing]] = {"accuracy": Accuracy, "latency": Timing}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ class TargetReport:
     dense_form: DenseForm | None = None  # of the baseline; in the file `latency.baseline`
     unpruned: Unpruned | None = None  # None: not known, or an older run
     pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # see `types.TargetResult`
+    usage: Usage | None = None  # None: an engine, or an older run
 
     @property
     def why(self) -> str:
@@ -288,8 +289,7 @@ def decode(data: Any) -> Report:
     report = from_json(Report, {**data, "targets": {name: _flat(target) for name, target in data["targets"].items()}})
     if report.schema != SCHEMA:
         raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")
-    files = [ref for target in report.targets.values() for ref in target.files.values()]
-    files += [ref for target in report.targets.values() for pair in target.pictures for ref in pair]
+    files = [ref for t in report.targets.values() for ref in (*t.files.values(), *(one for pair in t.pictures for one in pair))]
     for ref in (*files, report.pruned.state, *([report.pruned.masks] if report.pruned.masks else [])):
         _require_inside(ref)
     return report

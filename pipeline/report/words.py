@@ -92,6 +92,7 @@ def dense_and_artifact(report: Report, name: str) -> Table:
     dense, pruned, target = report.dense, report.pruned, report.targets[name]
     accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, _quantised(target)
     same = "as pruned" if artifact else DASH
+    kind = latency.kind if latency else Kind.NONE
     rows: list[tuple[str, ...]] = [
         (
             _capital(labelled(report.metric, " on the test split")),
@@ -117,6 +118,9 @@ def dense_and_artifact(report: Report, name: str) -> Table:
         rows.append((tag("Speedup over dense float (95 % interval)", latency.kind), DASH, quantised, DASH, speedup))
     if alone is not None and alone.gain is not None:
         rows.append((f"Speedup over {alone.precision} alone (95 % interval)", DASH, DASH, DASH, _with_interval(alone.gain)))
+    if target.usage is not None:
+        peaks = (tag(f"{value / 1e6:.0f}", kind) for value in (target.usage.dense_peak_rss_bytes, target.usage.peak_rss_bytes))
+        rows.append((tag("Peak memory with the runtime, MB", kind), next(peaks), DASH, DASH, next(peaks)))
     if accuracy is not None:
         ends = DASH if accuracy.drop_ci95 is None else interval(accuracy.drop_ci95)
         drop = tag(f"{bare(report.metric, accuracy.drop)} ({ends})", accuracy.kind)

@@ -44,6 +44,7 @@ from ..pattern import finalists
 from ..pattern.base import Pruning
 from ..pattern.choice import pattern_for, pruning_for
 from ..pattern.searching import Searched, searched
+from ..profile.in_run import usage_of
 from ..progress import Progress
 from ..report.collect import header_of, refusal_of, report_of
 from ..report.pages import write_refusal, write_report
@@ -172,7 +173,7 @@ def _compressed(before: Prepared) -> int:
     found, plan, solved, stage = finalists.solve(run, search.stage, pruning, search.found, search.ranking)
     checkpoint, student, tuned = _finetune(run, stage, pruning, plan, found.best.accuracy, solved.state)
     networks = references_of(run, tuned, checkpoint, student)
-    results, gates = {}, allowed(config, loaded.subject.metric, networks.values.dense)
+    results, usage, gates = {}, {}, allowed(config, loaded.subject.metric, networks.values.dense)
     for target in before.chosen:
         try:
             place = places[target.name]
@@ -187,6 +188,7 @@ def _compressed(before: Prepared) -> int:
             unpruned = unpruned_of(run, before.subject_key, built, target, dense, baseline, result)
             pictures = pictures_of(run, built, target, artifact)
             results[target.name] = replace(result, unpruned=unpruned, pictures=pictures)
+            usage[target.name] = usage_of(run, built, target, result)
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(before.led.runtime), *engine_result.remarks(found)]
     report = report_of(
@@ -201,6 +203,7 @@ def _compressed(before: Prepared) -> int:
         solved=solved,
         checkpoint=checkpoint,
         prunable_macs_share=pruning.prunable_macs_share,
+        usage=usage,
     )
     atomic_write(folder.path / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
     write_report(folder.path, report)

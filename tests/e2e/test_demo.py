@@ -104,7 +104,7 @@ def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop
     began = Finished(0, out, err).stages
     assert began[:5] == ["dense baseline x86", "curvature", "sensitivity", "latency table", "search"]
     assert began[5:10] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
-    assert began[10:] == ["unpruned x86", "compare with int8 alone"]
+    assert began[10:] == ["unpruned x86", "compare with int8 alone", "memory and layers x86"]
     assert "sensitivity: done in " in err
 
 
@@ -129,6 +129,18 @@ def test_what_quantising_alone_gives_is_measured_beside_the_artifact(uninterrupt
     assert file.stat().st_size == alone["size_bytes"]
     assert alone["speedup"]["median"] * alone["gain"]["median"] == pytest.approx(speedup["median"], rel=0.25)
     assert f"{alone['gain']['median']:.2f}× as fast as the dense network in int8" in (uninterrupted / "report.md").read_text()
+
+
+def test_memory_and_the_time_of_each_layer_are_measured(uninterrupted: Path) -> None:
+    target = report_of(uninterrupted)["targets"]["x86"]
+    usage = target["usage"]
+    assert usage["peak_rss_bytes"] > 10_000_000  # the runtime alone takes that
+    assert usage["dense_peak_rss_bytes"] > 10_000_000
+    total = sum(layer["ms"] for layer in usage["layers"])
+    assert 0.3 < total / target["latency"]["artifact"]["p50_ms"] < 5  # the runtime's profiler takes time itself
+    names = {layer["name"] for layer in usage["layers"]}
+    assert any("conv" in name or "stem" in name or "block" in name for name in names), names
+    assert "artifact that take longest" in (uninterrupted / "report.md").read_text()
 
 
 def _has_all(found: Any, expected: Any, where: str) -> None:

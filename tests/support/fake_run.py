@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from edge_compress.devices.measure.usage import LayerTime, Usage
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.report.collect import report_of
@@ -69,6 +70,10 @@ class RunResults:
     prunable_macs_share: float | None = 0.874
 
 
+LAYERS = tuple(LayerTime(f"layer{k}.conv", "Conv", 0.1 + 0.01 * k) for k in range(10))
+USAGE = Usage(60_000_000, 52_000_000, LAYERS)
+
+
 def to_report(results: RunResults) -> Report:
     subject, config = results.subject, Config(("x86",), max_size=results.max_size_bytes)
     run: Any = SimpleNamespace(
@@ -98,6 +103,7 @@ def to_report(results: RunResults) -> Report:
         solved=results.solved,
         checkpoint=results.checkpoint,
         prunable_macs_share=results.prunable_macs_share,
+        usage={name: USAGE for name, found in results.targets.items() if found.latency is not None},
     )
 
 
