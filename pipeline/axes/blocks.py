@@ -48,8 +48,9 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         groups = tuple(g for g, where in touched.items() if where and where <= inside)
         last = max(layers[branch], key=lambda n: order[n])
         operators = tuple(sorted(costs[n] for n in layers[branch]))
-        in_place = str(node.target).startswith("aten.add_.") and node.args[0] is branch
-        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators, in_place=in_place))
+        shape = coupling.walk.shape(max(scopes[modules[-1]], key=lambda n: order[n])) if modules else ()
+        shape = shape[1:] if shape[:1] == coupling.walk.shape(branch)[:1] else ()  # else axis 0 is not that of the samples alone
+        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators, shape=shape))
     return tuple(found)
 
 

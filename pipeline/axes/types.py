@@ -45,7 +45,8 @@ class Block:
     branch: str  # the operator whose value is added to the shortcut
     operators: tuple[int, ...]  # inside, as positions in the costs of the walk
     unused: tuple[str, ...] = ()  # of its modules, those that stay without it, because `forward` looks at them
-    in_place: bool = False  # the shortcut is added to the branch's own tensor, which needs its full shape
+    shape: tuple[int, ...] = ()  # of one sample of what the last module gives; () where that is not known
+    full: bool = False  # zeros of that shape stand for it, because `forward` permutes or adds to them; else one zero
 
 
 @dataclass(frozen=True)

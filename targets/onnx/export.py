@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...pipeline.errors import BuildError, deepest_cause
 from ...pipeline.signature import Signature
+from .zeros import drop_zero_additions
 
 OUTPUT = "edge_compress_output_"  # names of outputs while they are exported: the exporter may use theirs for operators
 SCOPES = "pkg.torch.onnx.name_scopes"  # what the exporter notes at a node: where in the module tree it comes from
@@ -86,6 +87,7 @@ def export_graph(
     _separate_layers(model)
     _strip(model)
     _free_reshapes(model)
+    drop_zero_additions(model)
     _pool_means(model)
     return model
 

@@ -27,14 +27,14 @@ class Passed(nn.Module):
 class Zero(nn.Module):
     """In the place of the module that ended a branch which was left out."""
 
-    def __init__(self, *, full: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.full = full
+        self.shape = shape
 
     def forward(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        """A zero without dimensions, or, where the shortcut is added in place, zeros of the shape of the first tensor given."""
+        """A zero without dimensions, or zeros of `shape` for each sample of the first tensor given."""
         first = next(tensors_in((inputs, named)))
-        return torch.zeros_like(first) if self.full else first.new_zeros(())
+        return first.new_zeros(() if self.shape is None else (first.shape[0], *self.shape))
 
 
 def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
@@ -42,4 +42,4 @@ def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
     for block in blocks:
         for name in block.modules:
             module.set_submodule(name, Passed().train(module.training))
-        module.set_submodule(block.modules[-1], Zero(full=block.in_place).train(module.training))
+        module.set_submodule(block.modules[-1], Zero(block.shape if block.full else None).train(module.training))

@@ -46,24 +46,63 @@ def check(coupling: Coupling) -> Checked:
 
 
 def _with_sound_blocks(coupling: Coupling) -> Coupling:
-    """Without the blocks that cannot be left out; those whose other modules `forward` looks at keep them, unused."""
+    """Without the blocks that cannot be left out.
+
+    Where `forward` needs the shape of what a block gives, zeros of that shape stand for it; where it looks at the block's other
+    modules, they stay, unused.
+    """
     whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
     coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
     failed = _unlike_zero(coupling, coupling.blocks)
-    if failed:
-        blocks = tuple(
-            replace(b, modules=b.modules[-1:], unused=b.modules[:-1]) if b.name in failed else b for b in coupling.blocks
-        )
-        coupling = replace(coupling, blocks=blocks)
-        failed = _unlike_zero(coupling, tuple(b for b in blocks if b.name in failed))
+    for other in (_with_full_zeros, _with_unused_modules, lambda b: _with_full_zeros(_with_unused_modules(b))):
+        if failed:
+            changed = {b.name: other(replace(b, full=False)) for b in coupling.blocks if b.name in failed}
+            trial = replace(coupling, blocks=tuple(changed.get(b.name, b) for b in coupling.blocks))
+            left = _unlike_zero(trial, tuple(changed.values()))
+            coupling = replace(coupling, blocks=tuple(b if b.name in left else changed.get(b.name, b) for b in coupling.blocks))
+            failed = left
     stay = tuple(b for b in coupling.blocks if b.name not in failed)
     return replace(coupling, blocks=stay, locked_blocks=whole | failed)
 
 
+def _with_full_zeros(block: Block) -> Block:
+    return replace(block, full=bool(block.shape))
+
+
+def _with_unused_modules(block: Block) -> Block:
+    every = (*block.unused, *block.modules)
+    return replace(block, modules=every[-1:], unused=every[:-1])
+
+
 def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str]:
-    """The blocks without which the network does not answer as with zeros in their places -> why, found by halving."""
-    if not blocks:
+    """The blocks without which the network does not answer as with zeros in their places -> why.
+
+    Found by halving the blocks of one kind (modules of the same classes). Where its first and last block fail by themselves, the
+    whole kind is taken to.
+    """
+    why = _difference(coupling, blocks)
+    if not why:
         return {}
+    if len(blocks) == 1:
+        return {blocks[0].name: f"without it the network is not that with zeros in its place: {why}"}
+    kinds: dict[tuple[type, ...], list[Block]] = {}
+    for block in blocks:
+        named = (*block.unused, *block.modules)
+        classes = tuple(type(coupling.walk.captured.module.get_submodule(name)) for name in named)
+        kinds.setdefault(classes, []).append(block)
+    if len(kinds) > 1:
+        return {name: found for kind in kinds.values() for name, found in _unlike_zero(coupling, tuple(kind)).items()}
+    ends = _unlike_zero(coupling, blocks[:1]) | _unlike_zero(coupling, blocks[-1:])
+    if len(ends) == 2:
+        return {block.name: ends.get(block.name, ends[blocks[0].name]) for block in blocks}
+    middle = len(blocks) // 2
+    return _unlike_zero(coupling, blocks[:middle]) | _unlike_zero(coupling, blocks[middle:])
+
+
+def _difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
+    """How the network without these blocks differs from that with zeros in their places; "" where it does not."""
+    if not blocks:
+        return ""
     captured = coupling.walk.captured
     program = Program(captured.module, captured)
     places = {b.branch for b in blocks}
@@ -78,13 +117,8 @@ def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str
         why = f"{relative_difference(found, expected):.2g}"
         same = [t.shape for t in found] == [t.shape for t in expected] and relative_difference(found, expected) <= TOLERANCE
     except Exception as error:  # the user's forward, given what it does not expect
-        same, why = False, _line(error)
-    if same:
-        return {}
-    if len(blocks) == 1:
-        return {blocks[0].name: f"without it the network is not that with zeros in its place: {why}"}
-    middle = len(blocks) // 2
-    return {**_unlike_zero(coupling, blocks[:middle]), **_unlike_zero(coupling, blocks[middle:])}
+        return _line(error) or type(error).__name__
+    return "" if same else why
 
 
 def _check(coupling: Coupling, names: list[str]) -> Checked:

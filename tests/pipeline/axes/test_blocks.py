@@ -39,7 +39,7 @@ def answer(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 class Halves(nn.Module):
-    """A residual branch that ends in a sum of two halves of a layer's outputs: a zero in its place cannot be cut in two."""
+    """A residual branch that ends in a product of two halves of a layer's outputs: one zero in its place cannot be cut in two."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +49,18 @@ class Halves(nn.Module):
         x = self.stem(x[:, 0]).mean(1)
         left, right = self.up(x).chunk(2, 1)
         return self.head(x + left * right)
+
+
+class Shifted(nn.Module):
+    """A residual branch that gives no zero where its layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0]).mean(1)
+        return self.head(x + torch.sigmoid(self.layer(x)))
 
 
 class InPlace(nn.Module):
@@ -113,7 +125,7 @@ def zeros(given: object) -> object:
 def test_a_branch_whose_tensor_the_shortcut_is_added_to_in_place_can_go() -> None:
     found = check(couple(capture(InPlace().eval(), torch.randn(1, 1, 8, 8))))
     (block,) = found.coupling.blocks
-    assert block.in_place
+    assert (block.full, block.shape) == (True, (16, 6, 6))
     small, dense, x = (
         cut(found.coupling, {block.name: [0]}, found.sized),
         found.coupling.walk.captured.module,
@@ -124,10 +136,23 @@ def test_a_branch_whose_tensor_the_shortcut_is_added_to_in_place_can_go() -> Non
     handle.remove()
 
 
+def test_a_branch_whose_tensor_forward_cuts_in_two_goes_with_zeros_of_its_shape() -> None:
+    found = check(couple(capture(Halves().eval(), torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    assert (block.full, block.shape) == (True, (32,))
+    small, dense, x = (
+        cut(found.coupling, {block.name: [0]}, found.sized),
+        found.coupling.walk.captured.module,
+        torch.randn(3, 1, 8, 8),
+    )
+    torch.testing.assert_close(answer(small, x), dense.head(dense.stem(x[:, 0]).mean(1)))
+
+
 def test_a_branch_that_cannot_give_zero_stays_and_the_reason_is_said() -> None:
-    coupling = check(couple(capture(Halves().eval(), torch.randn(1, 1, 8, 8)))).coupling
+    coupling = check(couple(capture(Shifted().eval(), torch.randn(1, 1, 8, 8)))).coupling
     assert not coupling.blocks
-    assert list(coupling.locked_blocks) == ["block:up"]
+    assert list(coupling.locked_blocks) == ["block:layer"]
+    assert "zeros in its place" in coupling.locked_blocks["block:layer"]
 
 
 def test_a_branch_that_goes_takes_its_arithmetic_with_it() -> None:
