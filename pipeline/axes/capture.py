@@ -79,9 +79,49 @@ def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgr
     try:
         with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, example[0], example[1], strict=False)
+            program = torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error
+    _inline_regions(program.graph_module)
+    return program
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Puts the operators under `torch.autocast(enabled=False)`, `no_grad` and `enable_grad` into the graph around them, in place.
+
+    Raises:
+        InputError: autocast is enabled in forward, which makes some values half-precision.
+    """
+    graph = module.graph
+    for region in [n for n in graph.nodes if operator_name(n) in ("wrap_with_autocast", "wrap_with_set_grad_enabled")]:
+        if operator_name(region) == "wrap_with_autocast" and region.args[2]:
+            where = owner(region)[0] or "forward"
+            found = f"torch.autocast enabled in {where}"
+            raise InputError("the network's forward", found=found, expected="float32", do="leave autocast to the caller")
+        at = next(k for k, arg in enumerate(region.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        inner = getattr(module, region.args[at].target)
+        _inline_regions(inner)
+        values: dict[fx.Node, Any] = dict(zip(inner.graph.find_nodes(op="placeholder"), region.args[at + 1 :], strict=True))
+        results: Any = None
+        with graph.inserting_before(region):
+            for node in inner.graph.nodes:
+                if node.op == "output":
+                    results = fx.map_arg(node.args[0], values.__getitem__)
+                elif node.op != "placeholder":
+                    values[node] = graph.node_copy(node, values.__getitem__)
+        for user in list(region.users):
+            assert user.target is operator.getitem  # regions give tuples
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(region)
+    for node in graph.find_nodes(op="get_attr"):
+        if node.users:  # torch.cond, a loop: a graph of its own that depends on values
+            user = next(iter(node.users))
+            found = f"{operator_name(user)} in {owner(user)[0] or 'forward'}"
+            raise InputError(
+                "the network's forward", found=found, expected="one graph of operators", do="take it out of the network"
+            )
+        graph.erase_node(node)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +47,31 @@ class Several(nn.Module):
         return [both.mean((2, 3)).relu() @ self.f.weight.t(), self.f(both.amax((2, 3)))]
 
 
+class Careful(nn.Module):
+    """A layer between two others under another mode: of autocast, or of gradients."""
+
+    def __init__(self, mode: Callable[[], AbstractContextManager[object]]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.mode = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3), mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        with self.mode():
+            x, y = self.b(x).relu().float().chunk(2, 1)
+            with torch.no_grad():
+                x = x * 2
+        return self.c(torch.cat([x, y], 1)).mean((2, 3))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda v: v + 1, lambda v: v - 1, (self.a(x),))
+
+
 def message(module: object, example: object = X) -> str:
     with pytest.raises(InputError) as caught:
         capture(module, example)  # type: ignore[arg-type]
@@ -55,6 +83,20 @@ def test_control_flow_on_data_names_its_line() -> None:
     text = message(Deciding())
     assert "values of its input" in text
     assert "if x.sum() > 0" in text
+
+
+@pytest.mark.parametrize(
+    "mode", [lambda: torch.autocast("cpu", enabled=False), torch.enable_grad, torch.no_grad], ids=["autocast", "grad", "no_grad"]
+)
+def test_modes_in_forward_are_no_boundary(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    found = inspect(Careful(mode), X)
+    assert {group.name: group.units for group in found.groups} == {"a": 8, "b": 4}
+    assert found.equivalence.passed
+
+
+def test_what_makes_values_half_precise_or_is_a_graph_of_its_own_is_named() -> None:
+    assert "torch.autocast enabled in forward" in message(Careful(lambda: torch.autocast("cpu", torch.bfloat16)))
+    assert "found cond in forward" in message(Branching())
 
 
 def test_dropout_that_is_always_on() -> None:
