@@ -57,6 +57,28 @@ class Residual(nn.Module):
         return self.head((x + self.second(x)).mean((2, 3)))
 
 
+class ChannelsLast(nn.Module):
+    """ConvNeXt's blocks: depthwise convolution, then LayerNorm and MLP on the channels as last axis, scaled and permuted back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 10)
+        self.spatial = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, groups=16) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2)
+        )
+        self.scale = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for spatial, mlp in zip(self.spatial, self.mlps, strict=True):
+            x = x + mlp(spatial(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * self.scale
+        return self.head(x.mean((2, 3)))
+
+
+RESIDUAL = {"residual": Residual, "channels last": ChannelsLast}
+
+
 def checked_of(module: nn.Module) -> Checked:
     torch.manual_seed(0)
     return check(couple(capture(module.eval(), torch.randn(1, 1, 8, 8))))
@@ -90,10 +112,11 @@ def answered(file: bytes, x: Tensor) -> list[Tensor]:
     return [torch.from_numpy(found) for found in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
 
 
-@pytest.mark.parametrize("name", [*SMALL, "residual"])
+@pytest.mark.parametrize("name", [*SMALL, *RESIDUAL])
 def test_a_cut_graph_answers_as_the_cut_module(name: str) -> None:
     torch.manual_seed(0)
-    checked = checked_of(SMALL[name]() if name in SMALL else Residual())
+    checked = checked_of({**SMALL, **RESIDUAL}[name]())
+    assert name not in RESIDUAL or len(checked.coupling.blocks) == 2
     captured = checked.coupling.walk.captured
     with enlivened(captured.module):
         prober, graph = graph_of(checked)
