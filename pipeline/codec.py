@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from enum import StrEnum
@@ -22,6 +23,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return str(value) if isinstance(value, StrEnum) else value
+
+
+def finite(value: Any) -> Any:
+    """A copy of JSON data with null in place of NaN and the infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_sha256(value: object) -> str:
