@@ -70,7 +70,10 @@ def _build(cls: Any, data: Any, at: str) -> Any:
         return typing.cast(Any, cls)(**{k: _build(hints[k], v, f"{at}.{k}") for k, v in data.items()})
     if cls is float:
         _require(data, (int, float), at)
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:  # an integer of hundreds of digits
+            raise ValueError(f"{at}: the number is too large") from error
     if cls in (int, str, bool):
         _require(data, (cls,), at)
     elif isinstance(cls, type) and issubclass(cls, StrEnum):
