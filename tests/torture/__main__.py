@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = random.SystemRandom().randrange(2**31) if asked.seed is None else asked.seed
     print(f"seed {seed}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        record = Record(Path(folder), seed, asked.minutes)
         shop = workshop_in(Path(folder) / "workshop")
         demo = shop.reference("demo")
         bundle = _bundle(shop, demo)
+        record = Record(Path(folder), seed, asked.minutes)
         for name in asked.campaign or CAMPAIGNS:
             {"kills": _kills, "flips": _flips, "faults": _faults, "fuzz": _fuzz}[name](asked, record, shop, demo, bundle)
         record.write(asked.out)
@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
     parser.add_argument("--seed", type=int, help="of everything that is chosen at random  [default: another each time]")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no trial begins after them  [default: 60]")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="of trials, after the preparation  [default: 60]",
+    )
     parser.add_argument("--campaign", action="append", choices=CAMPAIGNS, help="only this one; repeatable  [default: all]")
     parser.add_argument("--kills", type=int, default=100, help="of the demo's run")
     parser.add_argument("--other-kills", type=int, default=30, help="of each other kind of run")

@@ -131,7 +131,7 @@ def weights_file(room: Room, rng: random.Random) -> Call:
             case _ if isinstance(state[name], torch.Tensor) and state[name].layout is torch.strided and not state[name].is_meta:
                 array = change.changed_array(state[name].numpy(), rng)
                 plain = array.dtype.kind in "fiub" and array.dtype != np.dtype("uint64")
-                state[name] = torch.from_numpy(array.copy()) if plain else state[name].to(torch.bfloat16)
+                state[name] = torch.from_numpy(array.copy()) if plain else state[name].to(torch.float16)
     if pickled:
         buffer = io.BytesIO()
         wrapped = {"state_dict": state, "epoch": 3}
@@ -307,14 +307,14 @@ DOORS: dict[Callable[[Room, random.Random], Call], int] = {  # with their shares
     config_file: 20,
     npz_file: 20,
     image_folder: 10,
-    weights_file: 20,
+    weights_file: 12,
     board_file: 15,
-    board_reply: 8,
+    board_reply: 5,
     bundle_file: 15,
     bundle_content: 20,
     report_file: 25,
-    model_file: 15,
-    run_record: 8,
-    cache_lines: 15,
+    model_file: 8,
+    run_record: 3,
+    cache_lines: 20,
     public_key: 5,
 }

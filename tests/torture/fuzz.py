@@ -24,7 +24,11 @@ def fuzz(shop: Workshop, wanted: Reference, bundle: Path, count: int, seed: int,
         door = rng.choices(list(DOORS), list(DOORS.values()))[0]
         folder = shop.folder / "fuzz"
         shutil.rmtree(folder, ignore_errors=True)
-        call = door(Room(shop, wanted, bundle, folder), rng)
+        try:
+            call = door(Room(shop, wanted, bundle, folder), rng)
+        except Exception as error:
+            found.violation(f"{door.__name__}, no input", f"input {number}: {type(error).__name__}: {error}")
+            continue
 
         def before(call=call, folder=folder) -> None:
             os.environ["EDGE_COMPRESS_CACHE"] = str(folder / "cache")

@@ -27,7 +27,7 @@ def tortured(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(1500)
 def test_no_injected_fault_gives_another_artifact_a_traceback_or_a_hang(tmp_path: Path) -> None:
     seed = str(random.SystemRandom().randrange(2**31))
-    few = ("--minutes", "5", "--kind", "demo", "--kills", "4", "--flips", "40", "--inputs", "300")
+    few = ("--minutes", "4", "--kind", "demo", "--kills", "4", "--flips", "40", "--inputs", "300")
     done = tortured(tmp_path / "torture.json", "--seed", seed, *few)
     assert (tmp_path / "torture.json").is_file(), done.stderr
     found = json.loads((tmp_path / "torture.json").read_text(encoding="utf-8"))
