@@ -1,6 +1,6 @@
 # What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-devices browser lint type check docs clean
+.PHONY: help env demo test test-slow test-devices torture browser lint type check docs clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -36,6 +36,10 @@ test-slow: env  ## the tests that take minutes each
 test-devices: env  ## real peers: sshd, adbd, an Arm user space; what is missing is said
 	$(BIN)/python tests/devices/make_roots.py
 	$(BIN)/python -m pytest -m devices
+
+# SEED=N repeats a night's; MINUTES is a bound on time, not on what is tried
+torture: env  ## an hour of injected faults: kills, bit flips, mutated inputs, failed writes; into benchmarks/results/torture.json
+	$(BIN)/python tests/torture --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) --out benchmarks/results/torture.json
 
 browser:  ## what the tests of the HTML pages need beside Chromium and Node, into build/browser
 	mkdir -p build/browser

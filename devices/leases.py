@@ -48,7 +48,7 @@ def failures(board: Board) -> tuple[int, str]:
     try:
         data = json.loads(_file(board, ".json").read_bytes())
         return int(data["failures"]), str(data["last"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0, ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from enum import StrEnum
@@ -22,6 +23,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return str(value) if isinstance(value, StrEnum) else value
+
+
+def finite(value: Any) -> Any:
+    """A copy of JSON data with null in place of NaN and the infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_sha256(value: object) -> str:
@@ -60,7 +70,10 @@ def _build(cls: Any, data: Any, at: str) -> Any:
         return typing.cast(Any, cls)(**{k: _build(hints[k], v, f"{at}.{k}") for k, v in data.items()})
     if cls is float:
         _require(data, (int, float), at)
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:  # an integer of hundreds of digits
+            raise ValueError(f"{at}: the number is too large") from error
     if cls in (int, str, bool):
         _require(data, (cls,), at)
     elif isinstance(cls, type) and issubclass(cls, StrEnum):

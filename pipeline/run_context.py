@@ -58,7 +58,7 @@ def read_seconds(folder: RunFolder, note: Callable[[str], None]) -> dict[str, fl
         return {str(name): float(value) for name, value in json.loads(file.read_bytes()).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         note(f"{file.name} is damaged ({error}): the report lacks the times of stages that an earlier call finished.")
         return {}
 

@@ -184,7 +184,7 @@ class Stage:
                 raise ValueError("its digest does not match")
             value = from_json(cls, stored["result"])
             self._check_files(value)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             self.run.log(f"{self.name}: {file} is damaged ({error}); recomputed")
             return None
         return value
@@ -193,7 +193,7 @@ class Stage:
         """Returns the fields of one setting, a dataclass, that changed since the latest other result of this stage."""
         others = [file for file in self.folder.parent.glob(f"{self.name}-*/result.json") if file.parent != self.folder]
         for file in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 one, other = json.loads(file.read_bytes())["settings"][setting], self.record["settings"][setting]
                 return {name for name in {**one, **other} if one.get(name) != other.get(name)}
         return set()
@@ -210,7 +210,7 @@ class Stage:
             return [str(text) for text in json.loads((self.folder / _NOTES_NAME).read_bytes())]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             return [f"{self.name}: remarks of an earlier call cannot be read ({error})"]
 
     def files(self) -> list[Path]:

@@ -170,7 +170,7 @@ def compute_times_ms(text: str) -> list[float]:
     """
     try:
         found = [float(row["computeMs"]) for row in json.loads(text)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DeviceError("the times trtexec wrote cannot be read", found=str(error), expected="rows with computeMs") from error
     if not found or min(found) <= 0:
         raise DeviceError("the times trtexec wrote mean nothing", found=f"{len(found)} times, the least {min(found, default=0)}")
@@ -219,7 +219,7 @@ def output(text: str) -> list[float]:
         (tensor,) = json.loads(text)
         count = math.prod(map(int, str(tensor["dimensions"]).split("x")))
         values = list(map(float, tensor["values"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="one tensor") from error
     if len(values) != count:
         raise DeviceError("the output of trtexec", found=f"{len(values)} values", expected=f"{count}")

@@ -157,7 +157,7 @@ class CheckpointFile:
             if record["tensors"] != digest_of(tensors):
                 raise ValueError("its digest does not match")
             own = record["digest"] == self.digest
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             return f"the checkpoint {self.path.name} is damaged ({error}); training started again from its first epoch"
         if not own:
             return f"the checkpoint {self.path.name} is of another training; this one started from its first epoch"

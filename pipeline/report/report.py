@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...devices.measure.usage import Usage
-from ..codec import from_json, to_json
+from ..codec import finite, from_json, json_sha256, to_json
 from ..errors import InputError
 from ..files import read_regular
 from ..options import Precision
@@ -39,6 +38,7 @@ from ..types import (
 from .front import FrontPoint
 
 SCHEMA = 1
+_DIGEST = "sha256"  # of all other keys
 _TOP1_NAMES = {
     "top1": "value",
     "search_top1": "search_value",
@@ -260,7 +260,7 @@ def reported_artifact(artifact: Artifact) -> ReportedArtifact:
 
 def encode(report: Report | Refusal) -> dict[str, Any]:
     """report.json: JSON types only."""
-    data: dict[str, Any] = _finite(to_json(report))
+    data: dict[str, Any] = finite(to_json(report))
     for target in data["targets"].values():
         for key, cls in _NUMBERS.items():
             target[key] = target[key] or {**dict.fromkeys(cls.__dataclass_fields__), "kind": str(Kind.NONE)}
@@ -275,10 +275,10 @@ def decode(data: Any) -> Report:
     """The report in a report.json; the inverse of `encode`.
 
     Raises:
-        TypeError, KeyError, ValueError, AttributeError: it does not have a report's shape, or a path in it leads out of the
-            run folder.
+        TypeError, KeyError, ValueError, AttributeError: not a report's shape, or a path in it leads out of the run folder.
     """
     data = {"metric": to_json(TOP1), **copy.deepcopy(data)}
+    data.pop(_DIGEST, None)
     if "signature" not in data:  # of an earlier version, which knew image classifiers only
         info = data["data"]
         data["signature"] = to_json(image_signature(tuple(info["image_shape"]), len(info["classes"])))
@@ -308,18 +308,22 @@ def _judged_parts(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def to_text(report: Report | Refusal) -> str:
-    """The text of report.json."""
-    return json.dumps(encode(report), indent=1, allow_nan=False) + "\n"
+    """The text of report.json, with its own digest."""
+    data = encode(report)
+    return json.dumps({**data, _DIGEST: json_sha256(data)}, indent=1, allow_nan=False) + "\n"
 
 
 def read_report(path: Path) -> Report:
     """The report in a report.json.
 
     Raises:
-        InputError: it cannot be read, or is not a report.
+        InputError: it cannot be read, is not a report, or was changed.
     """
     try:
-        return decode(json.loads(read_regular(path)))
+        data = json.loads(read_regular(path))
+        if data.get(_DIGEST) not in (None, json_sha256({k: v for k, v in data.items() if k != _DIGEST})):  # None: an older one
+            raise ValueError("another content than its own SHA-256 says: it was changed")
+        return decode(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = f"no key {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -339,12 +343,3 @@ def _require_inside(ref: FileRef) -> None:
     pure = PurePosixPath(ref.path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in ref.path or not pure.parts:
         raise ValueError(f"{ref.path!r} leads out of the run folder")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinities: they become null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -173,7 +173,7 @@ def read(path: Path) -> Golden:
             raise ValueError(f"{channels} means and {len(std)} deviations for {inputs[0].dtype} of shape {inputs[0].shape}")
         if any(array.dtype.kind not in "fiub" for array in (*inputs, *outputs)):
             raise ValueError(f"types {[a.dtype.name for a in (*inputs, *outputs)]}")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise VerifyError(f"{path.name} holds no golden samples", found=str(error)) from error
     return Golden(inputs, outputs, mean, std, at)
 

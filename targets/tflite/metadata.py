@@ -52,7 +52,7 @@ class Record:
             values = json.loads(data)
             mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
             return cls(mean, std, tuple(str(c) for c in values["classes"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise BuildError("the record inside the .tflite file cannot be read", found=str(error)) from error
 
 

@@ -83,6 +83,15 @@ def test_a_board_that_fails_is_counted_and_another_one_measures(made):
     assert found.measure(Path("x"), Path("y"), SETTINGS) == "b"  # the one that has not failed comes first
 
 
+def test_a_record_of_failures_that_cannot_be_read_counts_none(made):
+    made(A)
+    leases.note_failure(A, BoardError("hot"))
+    assert leases.failures(A) == (1, "hot")
+    for broken in ("", "{", "[" * 100_000, '{"failures": Infinity, "last": ""}'):
+        leases._file(A, ".json").write_text(broken)
+        assert leases.failures(A) == (0, "")
+
+
 def test_a_board_is_set_aside_after_failures_in_a_row_and_only_in_a_row(made):
     found, devices = made(A)
     devices["a"].error = BoardError("hot")

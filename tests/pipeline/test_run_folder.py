@@ -33,6 +33,11 @@ def test_json_that_is_no_object_is_a_type_error_that_names_the_type() -> None:
         from_json(ModelCost, [])
 
 
+def test_a_number_that_no_float_holds_is_a_value_error_that_names_its_place() -> None:
+    with pytest.raises(ValueError, match=r"Epoch\.loss: the number is too large"):
+        from_json(Epoch, to_json(EPOCH) | {"loss": 10**400})
+
+
 @pytest.fixture(autouse=True)
 def _one_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "names", lambda: ("x86",))
@@ -148,7 +153,11 @@ def _a_list(file: Path) -> None:
     file.write_text("[]")
 
 
-@pytest.mark.parametrize("damage", [_empty, _cut, _another_number, _a_list])
+def _deep(file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize("damage", [_empty, _cut, _another_number, _a_list, _deep])
 def test_a_damaged_result_counts_as_absent_and_is_said(config: Config, damage: Callable[[Path], None]) -> None:
     said: list[str] = []
     with opened(config, said) as run:
@@ -481,6 +490,8 @@ def test_remarks_of_a_stage_are_kept_and_a_damaged_file_of_them_is_named(config:
         stage.note("fewer images")
         assert run.notes() == ["fewer images"]
         assert said == ["search: fewer images"]
+        (stage.folder / "notes.json").write_text("[" * 100_000)
+        assert "cannot be read" in run.notes()[0]
         (stage.folder / "notes.json").write_text('["fewer')
         (note,) = run.notes()
         assert note.startswith("search: remarks of an earlier call cannot be read (")
@@ -488,7 +499,11 @@ def test_remarks_of_a_stage_are_kept_and_a_damaged_file_of_them_is_named(config:
         assert run.notes() == [note, "another one"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"search": "long"}'])
+HUGE = '{"search": 1' + "0" * 400 + "}"  # no float holds it
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"search": "long"}', HUGE, DEEP])
 def test_times_of_stages_that_cannot_be_read_are_told(content: str, config: Config) -> None:
     notes: list[str] = []
     with opened(config) as run:

@@ -121,7 +121,7 @@ def test_sparse_layers_are_counted_from_a_verbose_build():
 def test_outputs_are_tensors_and_cut_off_ones_are_refused():
     text = '[\n  { "name" : "logits"\n  , "dimensions" : "1x3"\n  , "values" : [ 0.1, -2, 3e-05 ]\n  }\n]\n'
     assert trtexec.output(text) == [0.1, -2.0, 3e-05]
-    for broken in (text.replace("1x3", "1x4"), text[:30], "{}", "[{}]"):
+    for broken in (text.replace("1x3", "1x4"), text[:30], "{}", "[{}]", "[" * 100_000, text.replace("-2", "1" + "0" * 400)):
         with pytest.raises(DeviceError):
             trtexec.output(broken)
 

@@ -36,7 +36,7 @@ from edge_compress.pipeline.task.samples import ImageSamples, image_data
 from edge_compress.pipeline.types import Epoch, Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 PREP = Preprocess((0.305,), (0.376,), "shift")
@@ -356,7 +356,7 @@ def test_a_checkpoint_of_other_work_is_not_used(change: str, teacher: nn.Module,
     assert of_checkpoint == [f"the checkpoint {CHECKPOINT} is of another training; this one started from its first epoch"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "record"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "record", "deep"])
 def test_a_damaged_checkpoint_is_made_again(damage: str, teacher: nn.Module, few: DataSet, tmp_path: Path) -> None:
     how, first, second = replace(FEW, epochs=2), _net(), _net()
     history = finetune(first, teacher, image_data(few, PREP), Classification(), how, folder=tmp_path)
@@ -366,7 +366,8 @@ def test_a_damaged_checkpoint_is_made_again(damage: str, teacher: nn.Module, few
         content[-100] ^= 255
     elif damage == "record":
         content = content.replace(b"best_value", b"best_valve")
-    file.write_bytes({"cut": content[:5000], "empty": b""}.get(damage, content))
+    deep = save({"x": torch.zeros(1)}, {"training": "[" * 100_000})
+    file.write_bytes({"cut": content[:5000], "empty": b"", "deep": deep}.get(damage, content))
     notes: list[str] = []
     again = finetune(second, teacher, image_data(few, PREP), Classification(), how, folder=tmp_path, note=notes.append)
     assert _without_times(again) == _without_times(history)

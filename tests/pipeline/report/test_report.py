@@ -8,12 +8,14 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.report import pages
-from edge_compress.pipeline.report.report import decode, encode
+from edge_compress.pipeline.report.report import decode, encode, read_report, to_text
 from edge_compress.pipeline.types import Accuracy, DenseForm, Kind, Knob, Plan, Speedup, TargetResult, Timing, Verdict
 from fake_run import RunResults, fake_results, fake_target, fake_timing
 from fake_run import to_report as collected
@@ -454,3 +456,18 @@ def test_how_much_of_the_network_can_be_pruned_is_in_the_report_and_on_its_pages
     older = json.loads(json.dumps(report))
     del older["pruned"]["prunable_macs_share"]
     assert decode(older).pruned.prunable_macs_share is None
+
+
+def test_a_report_whose_figures_were_changed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    whole = to_text(collected(fake_results()))
+    file.write_text(whole)
+    assert read_report(file) == decode(json.loads(whole))
+    changed = json.loads(whole)
+    changed["targets"]["x86"]["accuracy"]["agreement"] -= 0.1
+    file.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="its own SHA-256 says"):
+        read_report(file)
+    del changed["sha256"]  # as in a report of an earlier version
+    file.write_text(json.dumps(changed))
+    assert read_report(file).targets["x86"].accuracy != decode(json.loads(whole)).targets["x86"].accuracy

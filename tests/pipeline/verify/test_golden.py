@@ -134,6 +134,8 @@ def _file(**changed: Any) -> bytes:
         _file(inputs_0=np.zeros((2, 4, 4), np.uint8)),
         _file(inputs_0=np.zeros((0, 4, 4, 1), np.uint8), outputs_0=np.zeros((0, 3), np.float32)),
         _file(notes={"mean": "x"}),
+        _file(notes={"mean": [10**400]}),
+        bytes(save({"inputs_0": np.zeros(1, np.uint8)}, metadata={"golden": "[" * 100_000})),
         _file(notes={"where": {"no": "such"}}),
         _file(notes={"where": 3}),
     ],

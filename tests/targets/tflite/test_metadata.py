@@ -102,8 +102,11 @@ def test_a_class_name_of_two_lines_is_refused():
         with_labels(b"", ("x", "a\nb"))
 
 
+HUGE = b'{"mean": [1' + b"0" * 400 + b'], "std": [1], "classes": []}'  # no float holds it
+
+
 def test_the_record_comes_back_and_a_broken_one_is_named():
     assert Record.from_bytes(PIXELS.to_bytes()) == PIXELS
-    for broken in (b"", b"{}", b"[1]", b'{"mean": 1, "std": [], "classes": []}'):
+    for broken in (b"", b"{}", b"[1]", b'{"mean": 1, "std": [], "classes": []}', b"[" * 100_000, HUGE):
         with pytest.raises(BuildError, match="record inside"):
             Record.from_bytes(broken)
