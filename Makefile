@@ -63,7 +63,7 @@ $(DOCS_READY): $(READY)
 
 docs: $(DOCS_READY)  ## docs/cli.md from the command line itself, and the site into build/site
 	$(BIN)/python docs/generate_cli.py
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 notebooks: $(DOCS_READY)  ## executes the notebooks, minutes; the next `make docs` shows their outputs
 	$(BIN)/python docs/execute_notebooks.py

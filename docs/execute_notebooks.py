@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).with_name("notebooks")
@@ -16,7 +18,8 @@ def execute(source: Path, out: Path, folder: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(source, as_version=4)
-    NotebookClient(notebook, timeout=LONGEST_CELL_S, resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(notebook, timeout=LONGEST_CELL_S, resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore"})  # tqdm would ask for widgets
     out.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out)
 
@@ -24,5 +27,5 @@ def execute(source: Path, out: Path, folder: Path) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:] or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")):
         print(name, flush=True)
-        (OUT / "work").mkdir(parents=True, exist_ok=True)
-        execute(NOTEBOOKS / f"{name}.ipynb", OUT / f"{name}.ipynb", OUT / "work")
+        with tempfile.TemporaryDirectory() as folder:
+            execute(NOTEBOOKS / f"{name}.ipynb", OUT / f"{name}.ipynb", Path(folder))
