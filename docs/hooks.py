@@ -2,7 +2,8 @@
 
 Pages are plain Markdown that reads well in the repository too. On the way into the site
 
-- commands below `<!-- run -->` are run, and their output is put under them; a command that fails ends the build,
+- commands below `<!-- run -->` are run, and their output is put under them; a command that fails ends the build, unless
+  the mark is `<!-- run, whatever the verdict -->` and a gate failed (exit code 1): latencies are those of this machine,
 - `<!-- options -->` becomes the table of the options of `edge_compress.compress`,
 - the notebooks become pages, with outputs where `make notebooks` has executed them,
 - files outside `docs/` that the nav names, or that pages link to, become part of the site.
@@ -33,10 +34,12 @@ OUTSIDE = ("AGENTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench
 PARTS = ("__init__.py", "pipeline", "targets", "calibration", "devices")
 EXECUTED = ROOT / "build" / "notebooks"
 
-RUN = re.compile(r"^<!-- run -->\n+```console\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = re.compile(
+    r"^<!-- run(?P<either>, whatever the verdict)? -->\n+```console\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"(?P<head>\[(?P<text>[^][]+)\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 COLUMNS = 120
-LONGEST_S = 300
+LONGEST_S = 900
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -86,8 +89,8 @@ def with_outputs(markdown: str) -> str:
         program.chmod(0o755)
 
         def ran(match: re.Match[str]) -> str:
-            shown = (f"$ {command}\n{output(command, folder)}" for command in commands(match["commands"]))
-            return "```console\n" + "".join(shown) + "```"
+            allowed = (0, 1) if match["either"] else (0,)
+            return "".join(shown(command, output(command, folder, allowed)) for command in commands(match["commands"])).rstrip()
 
         return RUN.sub(ran, markdown)
 
@@ -97,11 +100,18 @@ def commands(block: str) -> list[str]:
     return [text.strip().removeprefix("$ ") for text in re.findall(r"^\$ (?:.*\\\n)*.*\n", block, re.MULTILINE)]
 
 
-def output(command: str, folder: Path) -> str:
+def shown(command: str, text: str) -> str:
+    """A command and what it printed, as code blocks; a file in a block of its own, for its syntax."""
+    if command.startswith("cat ") and (kind := Path(command).suffix[1:]):
+        return f"```console\n$ {command}\n```\n\n```{kind}\n{text}```\n\n"
+    return f"```console\n$ {command}\n{text}```\n\n"
+
+
+def output(command: str, folder: Path, allowed: tuple[int, ...] = (0,)) -> str:
     """What a command prints: both streams, as in a terminal of 120 columns, without the folder's path.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it ended with an exit code that is not allowed.
     """
     work, home = folder / "work", folder / "home"
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "NO_COLOR": "1", "HOME": str(home)}
@@ -118,7 +128,7 @@ def output(command: str, folder: Path) -> str:
         timeout=LONGEST_S,
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in allowed:
         raise RuntimeError(f"`{command}` in a page ended with exit code {done.returncode}:\n{done.stdout}")
     lines = done.stdout.replace(f"{work}/", "").replace(str(work), ".").replace(str(home), "~").splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -68,15 +68,20 @@ def test_marked_commands_are_run_and_shown_with_what_they_print(hooks: ModuleTyp
     page = "a\n\n<!-- run -->\n\n```console\n$ edge-compress init work\n$ ls \\\n    work\n```\n\nb\n"
     shown = hooks.with_outputs(page)
     assert shown.startswith("a\n\n```console\n$ edge-compress init work\n")
-    assert "$ ls \\\n    work\nedge-compress.toml\nrecipe.py\n```\n\nb\n" in shown
+    assert hooks.shown("cat a.toml", "b = 1\n") == "```console\n$ cat a.toml\n```\n\n```toml\nb = 1\n```\n\n"
+    assert "```console\n$ ls \\\n    work\nedge-compress.toml\nrecipe.py\n```\n\nb\n" in shown
     assert "/tmp" not in shown
     with pytest.raises(RuntimeError, match="exit code 2"):
-        hooks.with_outputs("<!-- run -->\n\n```console\n$ edge-compress --no-such-option\n```\n")
+        hooks.with_outputs("<!-- run, whatever the verdict -->\n\n```console\n$ edge-compress --no-such-option\n```\n")
+    failing = "\n\n```console\n$ echo no; exit 1\n```\n"
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        hooks.with_outputs(f"<!-- run -->{failing}")
+    assert "no\n```" in hooks.with_outputs(f"<!-- run, whatever the verdict -->{failing}")
 
 
 def test_every_mark_is_above_commands(hooks: ModuleType) -> None:
     pages = [path.read_text(encoding="utf-8") for path in DOCS.glob("**/*.md")]
-    assert sum(page.count("<!-- run -->") for page in pages) == sum(len(hooks.RUN.findall(page)) for page in pages) > 2
+    assert sum(page.count("<!-- run") for page in pages) == sum(len(hooks.RUN.findall(page)) for page in pages) > 2
     assert all(hooks.commands(match["commands"]) for page in pages for match in hooks.RUN.finditer(page))
 
 
