@@ -72,6 +72,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return relinked(with_outputs(markdown), page.file.src_uri)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Takes out of the theme's script what it would load from another host when a page is opened from the file system."""
+    for script in Path(config.site_dir).glob("assets/javascripts/bundle.*.js"):
+        text = script.read_text(encoding="utf-8")
+        script.write_text(re.sub(r'"https://[^"]*/iframe-worker/shim"', '"data:text/javascript,"', text), encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------------------- commands
 
 

@@ -155,6 +155,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / name).is_file(), name
     page = (tmp_path / "python.html").read_text(encoding="utf-8")
     assert all(f"edge_compress.{name}" in page for name in ("pipeline.cli.api.compress", "pipeline.task.recipe.Recipe"))
+    scripts = list(tmp_path.glob("assets/javascripts/bundle.*.js"))
+    assert scripts
+    assert not any("iframe-worker" in script.read_text(encoding="utf-8") for script in scripts)
     for file in tmp_path.rglob("*.html"):  # nothing is fetched from another host
         text = file.read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?http|<link[^>]+rel=\"?stylesheet[^>]+http", text), file
