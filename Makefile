@@ -1,9 +1,10 @@
 # What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-devices torture browser lint type check docs clean
+.PHONY: help env demo test test-slow test-devices torture browser lint type check docs notebooks clean
 
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.docs-ready
 # threads of PyTorch that wait must not spin: beside other processes that slows everything down
 export OMP_WAIT_POLICY := PASSIVE
 # the first Python >= 3.11 that runs and can make environments
@@ -59,8 +60,17 @@ type: env  ## mypy --strict
 
 check: lint type test  ## all that a change must pass
 
-docs: env  ## docs/cli.md from the command line itself
+# what mkdocs and notebooks need, beside the rest of .venv
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+docs: $(DOCS_READY)  ## docs/cli.md from the command line itself, and the site into build/site
 	$(BIN)/python docs/generate_cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(DOCS_READY)  ## executes the notebooks, minutes; the next `make docs` shows their outputs
+	$(BIN)/python docs/execute_notebooks.py
 
 clean:  ## what was made here, except runs
 	rm -rf .venv build dist edge_compress.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

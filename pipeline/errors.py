@@ -36,6 +36,10 @@ class EdgeCompressError(Exception):
         text = ": ".join([parts[0], ", ".join(parts[1:])]) if len(parts) > 1 else what
         super().__init__(" ".join(f"{text}; {do}".split()) if do else " ".join(text.split()))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show in place of a traceback: one line, as the command line does."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(EdgeCompressError):
     """The user's input is wrong (a file, an option, a data set, a model)."""

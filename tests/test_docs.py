@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -46,11 +47,26 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+# what may stand before the program: a prompt, a step of a workflow, variables, the program's folder, a container
+BEFORE = re.compile(r"^(?:\$ |- run: )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/|docker run .* (?=edge-compress(?:-cuda)? --))?")
+
+
+def _blocks(page: Path) -> list[str]:
+    """A page's code blocks, those inside lists too."""
+    return re.findall(r"^ *```[^\n`]*\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
 def _commands(page: Path) -> list[str]:
-    """The `edge-compress ...` lines of a page's code blocks, continuation lines joined."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = (line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines())
-    return [line for line in lines if line.startswith("edge-compress ") and not line.startswith("edge-compress: ")]
+    """The `edge-compress ...` lines of a page's code blocks, continuation lines joined, without redirections."""
+    lines = (line.strip() for block in _blocks(page) for line in block.replace("\\\n", " ").splitlines())
+    found = (BEFORE.sub("", line).replace("edge-compress-cuda ", "edge-compress ") for line in lines)
+    return [re.split(r" (?:>>?|\||&&) ", line)[0] for line in found if line.startswith("edge-compress ")]
+
+
+def _spans(page: Path) -> list[str]:
+    """What a page sets in code within its sentences and tables, on one line each."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
 
 
 @pytest.fixture
@@ -63,13 +79,69 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
             disarm(child)
 
     disarm(cli)
-    return lambda arguments: cli.invoke(cli.make_context("edge-compress", arguments))
+
+    def parsed(arguments: list[str]) -> None:
+        with contextlib.suppress(click.exceptions.Exit):  # --version, --help
+            cli.invoke(cli.make_context("edge-compress", arguments))
+
+    return parsed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_commands_in_code_blocks_are_taken_by_the_program(page: Path, parse: Callable[[list[str]], None]) -> None:
     for line in _commands(page):
         parse(shlex.split(line, comments=True)[1:])
+
+
+def _options(command: click.Command) -> set[str]:
+    """All options of a command and of those below it."""
+    found = {name for param in command.params if isinstance(param, click.Option) for name in (*param.opts, *param.secondary_opts)}
+    return found.union(*(_options(child) for child in command.commands.values())) if isinstance(command, click.Group) else found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_in_sentences_have_commands_and_options_that_exist(page: Path) -> None:
+    """They have placeholders and dots, so that they cannot be parsed as they stand."""
+    for span in _spans(page):
+        if span.startswith("edge-compress "):
+            name, *words = span.split()[1:]
+            command = cli.commands.get(name, cli)
+            assert command is not cli or name.startswith("-"), span
+            used = {word for word in (name, *words) if word.startswith("--")}
+            assert used <= _options(command) | {"--help", "--version"}, span
+
+
+OF_OTHERS = {  # options in our pages that are not ours
+    *("--no-deps", "--target", "--index-url", "--extra-index-url", "--prefix"),  # pip and npm
+    *("--resources", "--time", "--check", "--against", "--gpus", "--int8", "--fp16", "--cpuset-cpus", "--strict"),
+}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda p: p.name)
+def test_options_in_sentences_exist(page: Path) -> None:
+    known = _options(cli) | OF_OTHERS | {"--help"}
+    named = {word for span in _spans(page) if span.startswith("--") for word in span.split() if word.startswith("--")}
+    assert named <= known
+
+
+def test_no_command_of_a_page_is_left_out() -> None:
+    """Every line of a code block that names the program at the place of a command is one of those that are tried."""
+    for page in PAGES:
+        lines = [line for block in _blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+        named = [
+            line for line in lines if re.search(r"(?:^|[\s/])edge-compress(?:-cuda)? (?:-|[a-z])", re.sub(r"(^|\s)#.*", "", line))
+        ]
+        named = [line for line in named if "docker build" not in line]
+        if page.name != "cli.md":  # help texts: their examples are tried below
+            assert len(_commands(page)) == len(named), page
+
+
+def test_examples_in_help_texts_are_taken_by_the_program(parse: Callable[[list[str]], None]) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    examples = re.findall(r"^ {4}(edge-compress .*)$", text, re.MULTILINE)
+    assert len(examples) > 10
+    for line in examples:
+        parse(shlex.split(line)[1:])
 
 
 def test_a_command_with_a_wrong_option_would_be_noticed(parse: Callable[[list[str]], None]) -> None:
@@ -114,11 +186,24 @@ def test_source_files_named_in_the_documents_exist() -> None:
         assert [name for name in named if name != "targets/NAME.py" and not (ROOT / name).exists()] == [], page
 
 
-def test_the_image_is_made_of_files_and_extras_that_exist() -> None:
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    sources = [name for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for name in line.split()[:-1]]
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_the_image_is_made_of_files_and_extras_that_exist(name: str, parse: Callable[[list[str]], None]) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    steps = re.findall(r"^([A-Z]+) (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    assert {step for step, _ in steps} <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "USER", "ENV", "ENTRYPOINT", "CMD"}
+    assert next(step for step, _ in steps if step != "ARG") == "FROM"
+    sources = [source for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for source in line.split()[:-1]]
     assert sources
-    assert [name for name in sources if not (ROOT / name).exists()] == []
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert not set(ignored) & set(sources)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-dir"]
+    assert set(packages.values()) - {"."} <= set(sources)
+    assert [value for step, value in steps if step == "USER"] == ["user"]
+    assert [value for step, value in steps if step == "ENTRYPOINT"] == ['["edge-compress"]']
+    assert "-c constraints.txt" in text
+    for line in re.findall(r"^# +docker run .* edge-compress(?:-cuda)? (--.*)$", text, re.MULTILINE):
+        parse(shlex.split(line))
     (extras,) = re.findall(r"'\.\[([a-z,-]+)\]'", text)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= set(known)

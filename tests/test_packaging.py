@@ -152,7 +152,8 @@ def test_everything_the_project_needs_is_pinned() -> None:
             assert specifier.operator == "==", line
             pins[canonicalize_name(requirement.name)] = specifier.version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+    extras = project["optional-dependencies"]
+    for text in (*project["dependencies"], *extras["dev"], *extras["docs"]):
         requirement = Requirement(text)
         assert pins.get(canonicalize_name(requirement.name), "none") in requirement.specifier, text
 

@@ -214,6 +214,11 @@ def test_every_error_of_the_tree_has_the_exit_code_of_the_contract() -> None:
     assert {cls.exit_code for cls in tree(EdgeCompressError)} == {1, 2, 3, 4}
 
 
+def test_a_notebook_shows_an_error_as_one_line_too() -> None:
+    shown = InputError("data x", found="nothing", expected="images", do="look")._render_traceback_()  # IPython asks for this
+    assert shown == ["InputError: data x: found nothing, expected images; look"]
+
+
 def test_a_bug_keeps_its_traceback(pipeline: Callable[[Pipeline], None]) -> None:
     def run(config: Config, ui: Any) -> int:
         return {}["a"]  # type: ignore[no-any-return]
