@@ -75,7 +75,7 @@ def test_no_top_level_name_is_taken_but_one(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_carries_the_command_and_the_license(wheel: zipfile.ZipFile) -> None:
     (points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "edge-compress = edge_compress.pipeline.cli.main:main" in wheel.read(points).decode()
+    assert "edge-compress = edge_compress.pipeline.cli.main:script" in wheel.read(points).decode()
     (text,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
     assert wheel.read(text) == (ROOT / "LICENSE").read_bytes()
 
