@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = Record(Path(folder), seed, asked.minutes)
         for name in asked.campaign or CAMPAIGNS:
             {"kills": _kills, "flips": _flips, "faults": _faults, "fuzz": _fuzz}[name](asked, record, shop, demo, bundle)
-        record.write(asked.out)
+        record.write(asked.out, add=asked.add)
     print(f"{record.violations} violations; {asked.out}", file=sys.stderr)
     return 1 if record.violations else 0
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of trials, after the preparation  [default: 60]",
     )
     parser.add_argument("--campaign", action="append", choices=CAMPAIGNS, help="only this one; repeatable  [default: all]")
+    parser.add_argument("--add", action="store_true", help="keep the other campaigns in the file")
     parser.add_argument("--kills", type=int, default=100, help="of the demo's run")
     parser.add_argument("--other-kills", type=int, default=30, help="of each other kind of run")
     parser.add_argument("--kind", action="append", choices=KINDS, help="kinds of run to kill; repeatable  [default: all]")
@@ -62,7 +64,9 @@ def _kills(asked: argparse.Namespace, record: Record, shop: Workshop, demo: Refe
             if not available(kind):
                 found.skipped = "its packages are not installed"
                 continue
+            started = time.monotonic()
             wanted = demo if kind == "demo" else shop.reference(kind)
+            found.until += time.monotonic() - started  # a reference run is no trial
             count = asked.kills if kind == "demo" else asked.other_kills
             kill_runs(shop, kind, wanted, count, random.Random(f"{record.seed}/{kind}"), found)
 

@@ -272,7 +272,7 @@ def cache_lines(room: Room, rng: random.Random) -> Call:
     from edge_compress.pipeline.codec import json_sha256
     from edge_compress.pipeline.evaluate.evaluation_log import Memo
 
-    (cache,) = (room.shop.folder / "cache" / "latency").glob("*.jsonl")
+    (cache,) = (room.shop.cache("demo") / "latency").glob("*.jsonl")
     (memo,) = room.wanted.folder.glob("stages/candidates-*/evaluations.jsonl")
     context = json.loads(cache.read_bytes().splitlines()[0])["context"]
 

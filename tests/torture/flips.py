@@ -116,7 +116,7 @@ def flip_latencies(shop: Workshop, count: int, rng: random.Random, found: Campai
     """Flips bits in a latency cache: each ratio is the one that was kept, or is measured anew."""
     from edge_compress.devices.measure.latency_cache import LatencyCache, _valid
 
-    (file,) = (shop.folder / "cache" / "latency").glob("*.jsonl")
+    (file,) = (shop.cache("demo") / "latency").glob("*.jsonl")
     lines = file.read_bytes().splitlines()
     context = json.loads(lines[0])["context"]
     kept = dict(filter(None, map(_valid, lines)))
@@ -186,7 +186,7 @@ def run_with_flipped_cache(shop: Workshop, wanted: Reference, count: int, rng: r
     for _ in range(count):
         if found.over:
             break
-        cache = copied(shop.folder / "cache", shop.folder / "flipped-cache")
+        cache = copied(shop.cache("demo"), shop.folder / "flipped-cache")
         how = flip(next((cache / "latency").glob("*.jsonl")), rng)
         folder = shop.folder / "flipped"
         shutil.rmtree(folder, ignore_errors=True)

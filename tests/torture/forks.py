@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -177,6 +178,8 @@ def preload(rehearsal: Callable[[], int], *, seconds: float) -> None:
     for name in ended.out.split():
         with contextlib.suppress(ImportError, AttributeError, ValueError, KeyError):  # those made while running, by no file
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -79,13 +79,20 @@ class Record:
     def violations(self) -> int:
         return sum(len(one.violations) for one in self.campaigns)
 
-    def write(self, file: Path) -> None:
+    def write(self, file: Path, *, add: bool = False) -> None:
+        """Writes the file; with `add` the campaigns in it stay that were not made now. Each has its own commit and seed."""
+        commit = _commit()
+        campaigns = {one.name: one.result() | {"commit": commit, "seed": self.seed} for one in self.campaigns}
+        if add and file.is_file():
+            before = json.loads(file.read_bytes())
+            own = {key: before[key] for key in ("commit", "seed")}
+            campaigns = {name: own | one for name, one in before["campaigns"].items()} | campaigns
         found = {
-            "commit": _commit(),
+            "commit": commit,
             "processor": _processor(),
             "seed": self.seed,
-            "violations": self.violations,
-            "campaigns": {one.name: one.result() for one in self.campaigns},
+            "violations": sum(len(one["violations"]) for one in campaigns.values()),
+            "campaigns": campaigns,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -51,7 +51,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Workshop:
-    """A folder with a network, its weights and data, and a latency cache."""
+    """A folder with a network, its weights and data, and a latency cache for each kind of run."""
 
     folder: Path
 
@@ -67,6 +67,10 @@ class Workshop:
     def npz(self) -> Path:
         return self.folder / "small.npz"
 
+    def cache(self, kind: str) -> Path:
+        """The cache of the runs of a kind: latencies of one context alone."""
+        return self.folder / kind / "cache"
+
     def arguments(self, kind: str, out: Path | None, **changed: object) -> list[str]:
         """The command line of a run of this kind; `min_speedup=2` adds or replaces `--min-speedup 2`, None removes it."""
         subject: dict[str, object] = {"recipe": self.model}
@@ -81,7 +85,7 @@ class Workshop:
         """A run in a child of its own."""
 
         def first() -> None:
-            os.environ["EDGE_COMPRESS_CACHE"] = str(cache or self.folder / "cache")
+            os.environ["EDGE_COMPRESS_CACHE"] = str(cache or self.cache(kind))
             if before is not None:
                 before()
 
