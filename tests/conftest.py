@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 
-# the end-to-end tests that read one finished run, which a process makes once; the others make their own runs, in another process
+# the end-to-end tests that read one finished run, which a process makes once
 SHARING = ("test_bad_input.py", "test_bundle.py", "test_demo.py", "test_resume.py", "test_verdict.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The end-to-end tests are two groups, of about the same time; each makes the networks that it uses once."""
+    """A scope is a file, but for the tests of `SHARING`, which are one."""
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist's own groups are unknown to pytest 9.2
         def _split_scope(self, nodeid: str) -> str:
             path = PurePosixPath(nodeid.partition("::")[0])
-            if "e2e" not in path.parts:
-                return str(path)
-            return "e2e: one finished run" if path.name in SHARING else "e2e: runs of their own"
+            return "one finished run" if "e2e" in path.parts and path.name in SHARING else str(path)
 
     return ByFile(config, log)
