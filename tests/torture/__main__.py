@@ -66,7 +66,7 @@ def _kills(asked: argparse.Namespace, record: Record, shop: Workshop, demo: Refe
                 continue
             started = time.monotonic()
             wanted = demo if kind == "demo" else shop.reference(kind)
-            found.until += time.monotonic() - started  # a reference run is no trial
+            found.until += time.monotonic() - started  # reference runs do not count as trials
             count = asked.kills if kind == "demo" else asked.other_kills
             kill_runs(shop, kind, wanted, count, random.Random(f"{record.seed}/{kind}"), found)
 

@@ -113,7 +113,7 @@ def flip_bundle(shop: Workshop, bundle: Path, count: int, rng: random.Random, fo
 
 
 def flip_latencies(shop: Workshop, count: int, rng: random.Random, found: Campaign) -> None:
-    """Flips bits in a latency cache: each ratio is the one that was kept, or is measured anew."""
+    """Flips bits in a latency cache: each ratio is read back unchanged or measured again."""
     from edge_compress.devices.measure.latency_cache import LatencyCache, _valid
 
     (file,) = (shop.cache("demo") / "latency").glob("*.jsonl")
@@ -128,7 +128,7 @@ def flip_latencies(shop: Workshop, count: int, rng: random.Random, found: Campai
 
 
 def flip_evaluations(shop: Workshop, wanted: Reference, count: int, rng: random.Random, found: Campaign) -> None:
-    """Flips bits in the evaluations of a search: each is the one that was kept, or is made anew, which is said."""
+    """Flips bits in the evaluations of a search: each is read back unchanged, or evaluated again with a message."""
     from edge_compress.pipeline.evaluate.evaluation_log import Memo
 
     (file,) = wanted.folder.glob("stages/candidates-*/evaluations.jsonl")

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ class Record:
         for path, word in ((self._root, "WORKSHOP"), (Path(__file__).parents[2], "."), (Path.home(), "~")):
             for each in (path, path.resolve()):
                 text = text.replace(str(each), word)
-        return text.replace("/tmp/", "TMP/")[:600]
+        return text.replace(tempfile.gettempdir(), "TMP")[:600]
 
 
 def _commit() -> str:
