@@ -102,7 +102,7 @@ def _not_a_state(path: Path) -> str:
                             pass
     except zipfile.BadZipFile:
         return "a damaged file (a checksum in it is wrong)"
-    except (OSError, ValueError, NotImplementedError, RuntimeError, zlib.error):  # not ignored: torch.load then raises its own error
+    except (*UNREADABLE, zlib.error):  # not ignored: torch.load then raises its own error
         return ""
     if "constants.pkl" in names:
         return "a TorchScript program"
