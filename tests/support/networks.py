@@ -155,6 +155,26 @@ between(
     lambda s, x: x * s.e(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None],
     e=lambda: nn.Conv1d(1, 1, 3, padding=1),
 )
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation as ConvNeXt V2 has it, the weight apart from the bias or in one operator with it."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.weight, self.bias = (nn.Parameter(torch.randn(1, 16, 1, 1)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        share = size / (size.mean(dim=1, keepdim=True) + 1e-6)
+        if self.fused:
+            return x + torch.addcmul(self.bias, self.weight, x * share)
+        return self.weight * (x * share) + self.bias + x
+
+
+between("response_norm", lambda s, x: s.q(x), q=lambda: ResponseNorm(False))
+between("response_norm_fused", lambda s, x: s.q(x), q=lambda: ResponseNorm(True))
 between("scaled_sum", lambda s, x: torch.add(s.c(x), x, alpha=2), c=lambda: conv(16, 16))
 between("reflected", lambda s, x: F.relu(s.c(x)), c=lambda: conv(16, 16, padding_mode="reflect"))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..algebra import fixed
+from ..algebra import fixed, labelled
+from ..cutting.scaling import response_rescale_of
 from ..walk import Axes, Value, Walk, rule
 
 
@@ -29,7 +30,19 @@ def total(walk: Walk, node: fx.Node) -> Value:
     return reduced(walk, node, exact=True)
 
 
-@rule("mean", "amax", "amin", "var", "std", "prod", "logsumexp", "any", "all", "argmax", "argmin", "median")
+@rule("mean")
+def mean(walk: Walk, node: fx.Node) -> Value:
+    """A unit that is zero still counts, unless a weight can take up their number."""
+    x = walk.axes(node.args[0])
+    dims = walk.argument(node, "dim") or []
+    over = [x[d] for d in dims if labelled(x[d])]
+    made = response_rescale_of(node, walk.captured.names, over[0]) if len(over) == 1 else None
+    if made is not None:
+        walk.rescales.append(made)
+    return reduced(walk, node, exact=made is not None)
+
+
+@rule("amax", "amin", "var", "std", "prod", "logsumexp", "any", "all", "argmax", "argmin", "median")
 def mixing(walk: Walk, node: fx.Node) -> Value:
     """A unit that is zero still counts."""
     return reduced(walk, node, exact=False)
