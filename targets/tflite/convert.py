@@ -72,6 +72,7 @@ def convert(
         with quiet(), torch.no_grad():
             import litert_torch
 
+            litert_torch.fx_infra.decomp.add_pre_convert_decomp(torch.ops.aten.unfold.default, _unfold)
             network = litert_torch.to_channel_last_io(network.eval(), args=[0]).eval() if mean else network.eval()
             positional, named = ((), example) if signature.by_name else (tuple(example.values()), {})
             with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
@@ -82,6 +83,19 @@ def convert(
         found = culprit(module, signature, str(error)) or deepest_cause(error)
         raise BuildError("the model cannot be converted to .tflite", found=found, do="replace this operation") from error
     return tidy(data, *names), weights
+
+
+def _unfold(x: torch.Tensor, dimension: int, size: int, step: int) -> torch.Tensor:
+    """`aten.unfold`: windows that neither overlap nor leave a rest are a reshape, which LiteRT has for any number of axes.
+
+    The converter's own form gathers and pads, at most five axes.
+    """
+    dimension %= max(x.ndim, 1)
+    if x.ndim and size == step and x.shape[dimension] % size == 0:
+        return x.reshape(*x.shape[:dimension], -1, size, *x.shape[dimension + 1 :]).movedim(dimension + 1, -1)
+    places = torch.arange(0, x.shape[dimension] - size + 1, step)[:, None] + torch.arange(size)
+    taken = x.index_select(dimension, places.flatten())
+    return taken.reshape(*x.shape[:dimension], *places.shape, *x.shape[dimension + 1 :]).movedim(dimension + 1, -1)
 
 
 def tidy(data: bytes, inputs: Sequence[str] = (INPUT_NAME,), outputs: Sequence[str] = (OUTPUT_NAME,)) -> bytes:
