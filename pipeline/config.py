@@ -23,9 +23,9 @@ from .files import read_regular
 from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
-_INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size")
+_INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size", "class_order")
 # what may differ between two calls of the same run
-_NOT_IN_RESULT = ("out", "json", "max_memory", "quiet", "verbose", "require_artifact")
+_NOT_IN_RESULT = ("out", "json", "max_memory", "quiet", "verbose", "require_artifact", "accept_chance")
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -58,6 +58,11 @@ def _spec(value: Any, base: Path) -> str:
         return f"{kind}:{name}:{_path(folder, base)}"
     file, _, factory = text.rpartition(":")
     return f"{_path(file, base)}:{factory}" if file.endswith(".py") else text
+
+
+def _class_order(value: Any, base: Path) -> str:
+    text = _text(value, base)
+    return text if text in ("text", "natural") else str(_path(text, base))
 
 
 def _device(value: Any, base: Path) -> str:
@@ -192,6 +197,7 @@ class Config:
     std: Annotated[tuple[float, ...] | None, _channels(_number(1e-6, 1e6))] = None
     augment: Annotated[Augment | None, _choice(Augment)] = None  # None: "shift" for digits, else "crop-flip"
     image_size: Annotated[int | None, _integer(4, 4096)] = None  # pixels, of image files; None: the model's own, else 224
+    class_order: Annotated[str, _class_order] = "text"  # of an image folder: text, natural, or a file with a name a line
     device: Annotated[str, _device] = "local"
     pattern: Annotated[Pattern | None, _pattern] = None  # None: "auto", what the target can accelerate
     precision: Annotated[Precision | None, _choice(Precision)] = None  # None: the target's best
@@ -220,6 +226,7 @@ class Config:
     quiet: Annotated[bool, _bool] = False
     verbose: Annotated[bool, _bool] = False
     require_artifact: Annotated[bool, _bool] = False
+    accept_chance: Annotated[bool, _bool] = False  # go on although the dense network with the weights given is at chance
 
     @property
     def budget(self) -> Budget:

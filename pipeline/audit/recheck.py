@@ -50,7 +50,7 @@ def accuracy(record: Record, target: str, spec: str) -> tuple[Accuracy, str, boo
     report = record.report
     if not report.data.image_shape:
         raise InputError("--data", found=f"a run of a recipe, {report.model.name}", do="give the recipe: --recipe FILE.py")
-    data = load_data(spec, seed=report.seed, crop=report.data.crop)
+    data = load_data(spec, seed=report.seed, crop=report.data.crop, order=report.data.classes)
     if data.info.sha256 != report.data.sha256:
         raise InputError(
             f"--data {spec} is not what {record.name} was made with",

@@ -102,6 +102,12 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     metavar="PIXELS",
 )
 @_option(
+    "--class-order",
+    "Order of an image folder's classes: text (as torchvision), natural (9 before 10), or a file with one name a line.",
+    "text",
+    metavar="ORDER",
+)
+@_option(
     "--device", "Where latency is measured: a name from `edge-compress devices`, a TOML file, or class:NAME.", metavar="NAME"
 )
 @_option(
@@ -201,6 +207,13 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 @_option(
     "--require-artifact",
     "Fail if an artifact cannot be built here, instead of noting it in the report.",
+    "off",
+    is_flag=True,
+    flag_value=True,
+)
+@_option(
+    "--accept-chance",
+    "Go on although the dense network, with its weights, is no better than guessing on the search split.",
     "off",
     is_flag=True,
     flag_value=True,

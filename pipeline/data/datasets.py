@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from ..errors import InputError, described
 from ..types import Crop, DataInfo, Splits
-from .image_folder import open_folder, read_dataset_class
+from .image_folder import Order, open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
 from .user_code import user_factory, users_code
 
@@ -29,7 +29,7 @@ MAX_CLASSES = 100_000  # without `classes`, larger labels are not taken for clas
 DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
 
 
-def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
+def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = "text") -> DataSet:
     """Returns the data set that `spec` names, split into train, search and test.
 
     Args:
@@ -37,6 +37,7 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
         seed: decides what goes into the search split and the order of train and search. The test split keeps the given images
             in their order; a flat image folder has none, so a fifth of it is held out with this seed.
         crop: how images of an image folder are resized and cropped, default `Crop()`. Arrays stay as they are.
+        order: of the classes of an image folder, see `class_order`. Arrays have numbers.
 
     Raises:
         InputError: the data is missing or unusable.
@@ -48,7 +49,7 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None) -> DataSet:
     elif scheme == "npz" and rest:
         data = _npz(spec, Path(rest).expanduser())
     elif scheme == "imagefolder" and rest:
-        data = open_folder(spec, Path(rest).expanduser(), crop or Crop())
+        data = open_folder(spec, Path(rest).expanduser(), crop or Crop(), order)
     elif scheme == "torchvision" and rest:
         name, arrays = read_dataset_class(spec, rest)
         data = _from_arrays(spec, name, arrays)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from ..errors import InputError, described
-from ..files import sha256_file
+from ..files import read_regular, sha256_file
 from ..network.compute import usable_cpus
 from ..types import Crop
 from .file_digests import FileDigest, file_digests
 from .splits import IntArray, SourceData, UInt8Array
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
+ORDERS = ("text", "natural")
+Order = str | tuple[str, ...]  # of classes: one of ORDERS, or their names
 SUFFIXES = (*datasets.folder.IMG_EXTENSIONS, ".jfif")
 _ORIENTATION = 0x0112  # the EXIF tag
 _NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # reading there may block or never end
@@ -55,13 +58,36 @@ class FolderSource:
         return images
 
 
-def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
-    """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`; classes sorted.
-
-    Hidden files and folders (`.ipynb_checkpoints`) are ignored. The header of every image is read.
+def class_order(value: str) -> Order:
+    """Returns the order of classes that `text`, `natural` or the name of a file with one class a line asks for.
 
     Raises:
-        InputError: missing folder, no images, an unreadable image, or classes that differ between training and test folder.
+        InputError: the file cannot be read, is empty, or names a class twice.
+    """
+    if value in ORDERS:
+        return value
+    try:
+        lines = read_regular(Path(value)).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or described(error)
+        raise InputError(f"--class-order {value}", found=found, expected=f"{' or '.join(ORDERS)}, or a text file") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) < len(names):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        found = "no class" if twice is None else f"{twice!r} twice"
+        raise InputError(f"--class-order {value}", found=found, expected="the name of one class folder a line")
+    return names
+
+
+def open_folder(spec: str, folder: Path, crop: Crop, order: Order = "text") -> SourceData:
+    """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`.
+
+    Hidden files and folders (`.ipynb_checkpoints`) are ignored. The header of every image is read. Classes are sorted
+    as text or by the numbers in their names; or they are given, and some may have no images.
+
+    Raises:
+        InputError: missing folder, no images, an unreadable image, classes that differ between training and test folder, or a
+            folder that is not among the classes given.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
@@ -77,13 +103,20 @@ def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
         parts = [train[0], held_out[0]]
     opened = [_open_part(spec, part) for part in parts]
     classes, others = opened[0][0], opened[-1][0]
-    if others != classes:
+    if not isinstance(order, str):
+        extra = sorted({*classes, *others} - {*order})
+        if extra:
+            expected = f"the {len(order)} classes given, {order[0]!r} to {order[-1]!r}"
+            raise InputError(f"data {spec}", found=f"a folder {extra[0]!r}", expected=expected, do="add it to --class-order")
+    elif others != classes:
         differing = sorted(set(classes) ^ set(others))
         found = f"{len(classes)} classes in train, {len(others)} in {parts[-1].name}, {differing[0]!r} in one only"
         raise InputError(f"data {spec}", found=found, expected="the same class folders in both", do="make the folders alike")
+    ordered = _in_order(classes, order)
+    number = {name: position for position, name in enumerate(ordered)}
     sources = [
-        FolderSource(tuple(Path(path) for path, _ in images), np.array([label for _, label in images], np.int64), crop)
-        for _, images in opened
+        FolderSource(tuple(Path(p) for p, _ in images), np.array([number[names[k]] for _, k in images], np.int64), crop)
+        for names, images in opened
     ]
     sha256, rotated = _digest(folder, [path for source in sources for path in source.paths])
     notes = []
@@ -92,14 +125,26 @@ def open_folder(spec: str, folder: Path, crop: Crop) -> SourceData:
             f"{rotated} images carry an EXIF orientation, which is not applied, as in torchvision's ImageFolder: if the network"
             " was trained on rotated images, rotate the files."
         )
-    if len(classes) > 10 and all(name.isdecimal() for name in classes):
+    if order == "text" and ordered != _in_order(classes, "natural"):
         notes.append(
-            f"The class folders are numbers in the order of text, as in torchvision's ImageFolder: {', '.join(classes[:4])} are"
-            " the classes 0 to 3."
+            f"The class folders are in the order of text, as in torchvision's ImageFolder: {', '.join(ordered[:4])} are the"
+            " classes 0 to 3. --class-order natural sorts by the numbers in their names."
         )
     name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
     test = sources[1] if len(sources) > 1 else None  # None where DIR contains the class folders themselves
-    return SourceData(name, tuple(classes), shape, sha256, sources[0], test, crop=crop, notes=tuple(notes))
+    return SourceData(name, ordered, shape, sha256, sources[0], test, crop=crop, notes=tuple(notes))
+
+
+def _in_order(classes: Sequence[str], order: Order) -> tuple[str, ...]:
+    if not isinstance(order, str):
+        return order
+    return tuple(sorted(classes, key=_by_numbers if order == "natural" else None))
+
+
+def _by_numbers(name: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts `9` before `10`; names of equal numbers (`1`, `01`) as text."""
+    parts = re.split(r"([0-9]+)", name)
+    return (*((int(part), "") if part.isdecimal() else (0, part) for part in parts), (0, name))
 
 
 def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:

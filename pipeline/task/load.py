@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..config import Config
 from ..data.datasets import load_data
+from ..data.image_folder import class_order
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, check_augment
 from ..data.splits import DataSet
 from ..errors import InputError
@@ -65,7 +66,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
         return load_recipe(recipe, config.seed)
     crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
     crop = crop if config.image_size is None else resized(crop, config.image_size)
-    images = load_data(config.data, seed=config.seed, crop=crop)
+    images = load_data(config.data, seed=config.seed, crop=crop, order=class_order(config.class_order))
     info = images.info
     shape = image_shape_of(info)
     model = load_model(config.model, config.weights, classes=len(info.classes), image_shape=shape)

@@ -54,9 +54,12 @@ class Networks:
 
 
 def sanity_check(run: RunContext, subject_key: str) -> None:
-    """Reports the dense classifier's accuracy on some images of the search split, with a warning at chance level.
+    """Reports the dense classifier's accuracy on some images of the search split, with a note where it may be at chance level.
 
     All later figures are relative to the dense network, so wrong weights, labels or preprocessing would pass unnoticed.
+
+    Raises:
+        InputError: it is within one standard error of chance, or below, and `--accept-chance` was not given.
     """
     loaded, task = run.loaded, run.loaded.task
     stage = run.folder.stage("sanity-check", "2", {"samples": SANITY_SAMPLES}, (subject_key,))
@@ -66,11 +69,19 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
     found = SanityCheck(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
     shown = task.metric.shown(found.value)
     run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} images of the search split")
-    chance = 100.0 / max(len(loaded.subject.data.classes), 1)
+    classes = len(loaded.subject.data.classes)
+    chance = 100.0 / classes
+    spread = math.sqrt(chance * (100.0 - chance) / found.samples)
+    right = f"right on {found.value:.1f} % of {found.samples} search images, which is chance for {classes} classes"
+    if found.value <= chance + spread and not run.config.accept_chance:
+        raise InputError(
+            f"the dense network is {right}",
+            expected="a trained network, and the data it was trained for",
+            do="check the weights, the order of the classes (--class-order), --mean and --std; or --accept-chance",
+        )
     if share_ci95(found.value, found.samples)[0] <= chance:
         stage.note(
-            f"The dense network is right on {found.value:.1f} % of {found.samples} search images, which is chance for"
-            f" {len(loaded.subject.data.classes)} classes: check the weights, the order of the classes, --mean and --std."
+            f"The dense network is {right}: check the weights, the order of the classes (--class-order), --mean and --std."
         )
     if len(loaded.data.test) < FEW_TEST_SAMPLES:
         count = len(loaded.data.test)

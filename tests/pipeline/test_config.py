@@ -247,6 +247,7 @@ configs = st.builds(
     std=channels,
     augment=st.sampled_from([None, *Augment]),
     image_size=st.one_of(st.none(), st.integers(4, 4096)),
+    class_order=st.one_of(st.sampled_from(["text", "natural"]), paths.map(str)),
     device=st.one_of(st.just("local"), paths.map(lambda p: f"{p}.toml")),
     pattern=st.sampled_from([None, *Pattern]),
     precision=st.sampled_from([None, *Precision]),
@@ -268,6 +269,7 @@ configs = st.builds(
     out=paths,
     json=st.booleans(),
     require_artifact=st.booleans(),
+    accept_chance=st.booleans(),
 )
 
 

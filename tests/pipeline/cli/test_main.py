@@ -74,7 +74,8 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
         --augment none --image-size 64 --device pixel-8 --pattern 2:4 --precision fp32 --latency-budget 8ms --max-accuracy-drop 2
         --min-speedup 1.5
         --reward soft --alpha 2 --beta 3 --lambda 0.25 --score seed --search random --evaluations 7 --finetune-epochs 3
-        --mask dynamic --seed 9 --accelerator cpu --threads 2 --out here --require-artifact --json"""
+        --mask dynamic --seed 9 --accelerator cpu --threads 2 --out here --require-artifact
+        --class-order natural --accept-chance --json"""
     assert main(text.split()) == 0
     here = Path.cwd()
     assert given == [
@@ -108,6 +109,8 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
             out=here / "here",
             json=True,
             require_artifact=True,
+            class_order="natural",
+            accept_chance=True,
         )
     ]
 

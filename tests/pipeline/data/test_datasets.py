@@ -305,6 +305,46 @@ def test_only_a_test_split_that_was_given_is_taken_for_one(tmp_path: Path) -> No
     assert load_data("digits", seed=0).info.test_given  # always the same images, which the embedded network never trains on
 
 
+@pytest.fixture
+def numbered(tmp_path: Path) -> str:
+    """Images of the classes 1, 2, 9 and 10, each of the colour of its number."""
+    for name in ("1", "2", "9", "10"):
+        write_images(tmp_path / "numbered" / name, 8, int(name))
+    return f"imagefolder:{tmp_path / 'numbered'}"
+
+
+def test_class_folders_are_in_the_order_that_was_asked_for(numbered: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("9\n\n10 \n2\n7\n1\n")
+    for asked, expected in (
+        ("text", ("1", "10", "2", "9")),
+        ("natural", ("1", "2", "9", "10")),
+        (str(tmp_path / "names.txt"), ("9", "10", "2", "7", "1")),
+    ):
+        data = load_data(numbered, seed=0, crop=Crop(4, 5), order=image_folder.class_order(asked))
+        assert data.info.classes == expected
+        colours = data.train.read(np.arange(len(data.train)))[:, 0, 0, 0]
+        assert [int(expected[label]) for label in data.train.labels] == colours.tolist()
+        assert ["--class-order natural" in note for note in data.notes] == [True] * (asked == "text")
+
+
+def test_names_without_numbers_need_no_word_on_their_order(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "n01", "n02"):
+        write_images(tmp_path / name, 5, 1)
+    assert load_data(f"imagefolder:{tmp_path}", seed=0).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", "no class"), ("1\n2\n1\n", "'1' twice"), ("1\n2\n9\n", "a folder '10'"), ("\udcff", "UnicodeDecodeError")],
+)
+def test_a_file_of_class_names_that_does_not_fit_is_refused(numbered: str, tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "names.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        load_data(numbered, seed=0, order=image_folder.class_order(str(tmp_path / "names.txt")))
+    with pytest.raises(InputError, match="text or natural"):
+        image_folder.class_order(str(tmp_path / "absent.txt"))
+
+
 def test_flat_image_folder_is_split_by_seed_and_stays_disjoint(tmp_path: Path) -> None:
     for name, colour in (("x", 10), ("y", 20)):
         write_images(tmp_path / name, 20, colour)

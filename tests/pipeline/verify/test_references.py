@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.config import Config
+from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.task.load import load_subject
@@ -35,15 +36,19 @@ class Rolled(nn.Module):
         return logits.roll(1, 1)
 
 
-def notes_on(network: nn.Module, folder: Path, said: list[str], test_samples: int | None = None) -> list[str]:
+def notes_on(
+    network: nn.Module, folder: Path, said: list[str], test_samples: int | None = None, accept_chance: bool = False
+) -> list[str]:
     """What is noted on a network for the digits, by two calls."""
-    config = Config(("x86",), out=folder)
+    config = Config(("x86",), out=folder, accept_chance=accept_chance)
     loaded = replace(load_subject(config), module=network)
     if test_samples is not None:
         loaded = replace(loaded, data=replace(loaded.data, test=head(loaded.data.test, test_samples)))
     for _ in range(2):
         with RunFolder(config, said.append) as opened:
-            run: Any = SimpleNamespace(folder=opened, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append))
+            run: Any = SimpleNamespace(
+                config=config, folder=opened, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append)
+            )
             sanity_check(run, "key")
             notes = opened.notes()
     return list(notes)
@@ -58,9 +63,15 @@ def good() -> nn.Module:
 @pytest.mark.parametrize("permuted", [False, True], ids=["good", "classes in another order"])
 def test_chance_is_said_once_and_is_in_the_report(good: nn.Module, permuted: bool, tmp_path: Path) -> None:
     said: list[str] = []
-    notes = notes_on(nn.Sequential(good, Rolled()).eval() if permuted else good, tmp_path / "run", said)
+    network = nn.Sequential(good, Rolled()).eval() if permuted else good
+    notes = notes_on(network, tmp_path / "run", said, accept_chance=True)
     assert sum(line.startswith("  dense network: ") for line in said) == 1
     assert [("which is chance for 10 classes" in note) for note in notes] == [True] * permuted
+
+
+def test_a_dense_network_at_chance_is_refused_with_the_likely_causes(good: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"which is chance for 10 classes.*--class-order.*--accept-chance"):
+        notes_on(nn.Sequential(good, Rolled()).eval(), tmp_path / "run", [])
 
 
 @pytest.mark.parametrize(
