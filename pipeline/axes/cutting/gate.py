@@ -253,24 +253,34 @@ class _Gate:
             difference, reason = self.difference(flat)
             if difference is not None and difference <= TOLERANCE:
                 return
-            if len(part) == 1:
+            if len(part) == 1 and (len(flat) == 1 or not self.passes(flat[:1])):
                 failed.update(dict.fromkeys(flat, reason))
                 return
+            part = part if len(part) > 1 else [[name] for name in flat]
             visit(part[: len(part) // 2])
             visit(part[len(part) // 2 :])
 
-        if len(sets) == 1:
-            failed.update(dict.fromkeys(names, why))
-        else:
-            visit(sets[: len(sets) // 2])
-            visit(sets[len(sets) // 2 :])
+        visit(sets)
         rest = [n for n in names if n not in failed]
-        if rest and not failed:  # only together: nothing can be told apart
-            return dict.fromkeys(names, why)
-        if rest:
-            difference, reason = self.difference(rest)
-            if difference is None or difference > TOLERANCE:
-                failed.update(dict.fromkeys(rest, reason))
+        if rest and not self.passes(rest):  # some fail only together
+            left = ([name for name in part if name not in failed] for part in sets)
+            failed |= self._conflicting([part for part in left if part])
+        return failed if failed else dict.fromkeys(names, why)
+
+    def _conflicting(self, sets: list[list[str]]) -> dict[str, str]:
+        """The groups that fail beside those before them, dimensions within a head coming last."""
+        stay: list[str] = []
+        failed: dict[str, str] = {}
+        queue = sorted(sets, key=lambda part: self.groups[part[0]].kind.endswith("_dim"))
+        while queue:
+            part = queue.pop(0)
+            difference, reason = self.difference([*stay, *part])
+            if difference is not None and difference <= TOLERANCE:
+                stay += part
+            elif len(part) > 1 and self.passes([*stay, part[0]]):
+                queue = [[name] for name in part] + queue
+            else:
+                failed |= dict.fromkeys(part, f"beside others that can be removed, {reason}")
         return failed
 
     def _signature(self, name: str) -> tuple[Any, ...]:

@@ -112,6 +112,30 @@ def test_an_unknown_operator_is_the_reason() -> None:
     assert 0 < found.locked[0].macs_share < 1
 
 
+class OneOfTwo(nn.Module):
+    """Either hidden layer may be narrower, but not both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.a.weight.shape[0] < 32 and self.c.weight.shape[0] < 24:
+            raise ValueError("both are narrow")
+        x = x + self.b(self.a(x).relu())
+        return x + self.d(self.c(x).relu())
+
+
+def test_of_groups_that_fail_only_together_those_that_can_go_stay_open() -> None:
+    torch.manual_seed(0)
+    found = inspect(OneOfTwo(), torch.randn(1, 16), name="one of two")
+    assert found.equivalence.passed
+    assert found.checked is not None
+    coupling = found.checked.coupling
+    assert [group.name for group in coupling.open_groups()] == ["a"]
+    assert coupling.locked_groups["c"].startswith("beside others that can be removed, forward holds sizes: both are narrow")
+
+
 def test_json_is_the_public_contract() -> None:
     plain = look("plain").to_json()
     keys = {
