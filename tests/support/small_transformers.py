@@ -144,13 +144,30 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(WIDTH, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, WIDTH))
 
 
+class RootMeanSquare(nn.Module):
+    """RMSNorm written out in small operators, as Hugging Face has it; epsilon is large enough to be seen."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(width)), 0.1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * x.to(torch.float32)
+
+
 class Transformer(nn.Module):
     """Patches, a position table, two pre-norm blocks with layer scale, a head."""
 
     def __init__(
-        self, attention: Attention, mlp: Callable[[], nn.Module] = Mlp, norm: Callable[[int], nn.Module] = nn.LayerNorm
+        self,
+        attention: Attention,
+        mlp: Callable[[], nn.Module] = Mlp,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        tokens: bool = True,
     ) -> None:
         super().__init__()
+        self.tokens = tokens
         self.patch = nn.Conv2d(1, WIDTH, 2, 2)
         self.position = nn.Parameter(torch.randn(1, 16, WIDTH))
         self.attns, self.mlps = (nn.ModuleList(make() for _ in range(2)) for make in (attention, mlp))
@@ -163,7 +180,7 @@ class Transformer(nn.Module):
         for k, (attn, mlp) in enumerate(zip(self.attns, self.mlps, strict=True)):
             x = x + self.scale * attn(self.norms[2 * k](x))
             x = x + mlp(self.norms[2 * k + 1](x))
-        return {"tokens": x, "logits": self.head(self.norm(x).mean(1))}
+        return {**({"tokens": x} if self.tokens else {}), "logits": self.head(self.norm(x).mean(1))}
 
 
 TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
@@ -180,6 +197,8 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "einsum": lambda: Transformer(Einsum),
     "gated_mlp": lambda: Transformer(Packed, Gated),
     "rms_norm": lambda: Transformer(Packed, Gated, nn.RMSNorm),
+    "rms_norm_narrow": lambda: Transformer(Packed, Gated, lambda width: nn.RMSNorm(width, 0.1), tokens=False),
+    "rms_norm_written_out": lambda: Transformer(Apart, Mlp, RootMeanSquare, tokens=False),
     "encoder_layer": lambda: nn.Sequential(
         nn.Conv2d(1, WIDTH, 2, 2),
         nn.Flatten(2),

@@ -1,7 +1,8 @@
 """Operators that divide by the number of units: when some go, a parameter takes up the difference.
 
 Fused attention divides by the root of the dimensions of a head, which the queries' projection takes up. Global response
-normalisation (Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, which its own weight takes up.
+normalisation (Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, and root mean square normalisation
+(Zhang and Sennrich 2019, equation 4) by the root of one, which their own weights take up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from ..algebra import Axis
+from ..capture import owner
 
 if TYPE_CHECKING:
     from ..coupling import Coupling
@@ -27,14 +29,22 @@ _MOVES = {
 }  # fmt: skip
 
 
+_EPSILONS = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps")
+
+
 @dataclass(frozen=True)
 class Rescale:
-    """Rows of parameters to multiply by (units left / units before) ** power; no rows: all of them."""
+    """Rows of parameters to multiply by (units left / units before) ** power; no rows: all of them.
+
+    A normalisation's `epsilon`, an attribute of its module, is divided by (units left / units before).
+    """
 
     parameters: tuple[str, ...]
     rows: tuple[int, ...]
     axis: Axis
     power: float
+    module: str = ""
+    epsilon: float | None = None
 
 
 def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale | None:
@@ -59,27 +69,65 @@ def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale
     return Rescale(tuple(names[p.name] for p in parameters), tuple(np.unique(value.numpy()).tolist()), depth, 0.5)
 
 
-def response_rescale_of(mean: fx.Node, names: Mapping[str, str], channels: Axis) -> Rescale | None:
-    """The weight of a global response normalisation x + weight * (x * norm / (mean(norm) + eps)) + bias.
+_NORMALISATIONS = {("add", "div", "mul"): -1.0, ("add", "rsqrt", "mul"): -0.5}  # from a mean to what the weight multiplies
 
-    None where the mean over the channels is used in any other way. The small `eps` is left as it is.
+
+def mean_rescale_of(mean: fx.Node, names: Mapping[str, str], channels: Axis) -> Rescale | None:
+    """The weight of a normalisation by a mean over the channels, written out in small operators.
+
+    These are global response normalisation, weight * (x * norm / (mean(norm) + eps)) + bias, and root mean square
+    normalisation, weight * (x * rsqrt(mean(x^2) + eps)). None where the mean is used in any other way.
     """
-    node, found = mean, list[fx.Node]()
-    for name in ("add", "div", "mul"):
-        users = list(node.users)
-        if len(users) != 1 or _operator(users[0]) != name or (name == "div" and users[0].args[1] is not node):
-            return None
-        if name == "add" and isinstance(users[0].args[1], fx.Node):
-            return None
-        node = users[0]
-    for user in node.users:
-        others = [_source(a) for a in user.args[:3] if isinstance(a, fx.Node) and a is not node]
-        name = _operator(user)
-        weights = others[:1] if name == "mul" else others[1:] if name == "addcmul" and user.args[0] is not node else []
-        found += [w for w in weights if w.name in names and _only_use(w)]
-    if len(found) != 1 or len(node.users) != 1:
+    first = _only_user(mean)
+    epsilon = first.args[1] if first is not None and len(first.args) > 1 else None
+    for steps, power in _NORMALISATIONS.items():
+        node: fx.Node | None = mean
+        for step in steps:
+            node = None if node is None else _next(node, step)
+        found = None if node is None else _weight_of(node, names)
+        if found is not None:
+            return Rescale((found,), (), channels, power, owner(mean)[0], _number(epsilon))
+    return None
+
+
+def norm_rescale_of(node: fx.Node, weight: object, epsilon: object, names: Mapping[str, str], channels: Axis) -> Rescale | None:
+    """The weight of a root mean square normalisation that is one operator; None where it has none, or uses it elsewhere too."""
+    if not isinstance(weight, fx.Node) or weight.name not in names or len(weight.users) != 1:
         return None
-    return Rescale((names[found[0].name],), (), channels, -1.0)
+    return Rescale((names[weight.name],), (), channels, -0.5, owner(node)[0], _number(epsilon))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """The user of a node's value, if there is one; assertions on its type or shape do not use it."""
+    users = [user for user in node.users if user.users or _operator(user) != "_assert_tensor_metadata"]
+    return users[0] if len(users) == 1 else None
+
+
+def _next(node: fx.Node, name: str) -> fx.Node | None:
+    """The only user of a node, if it is the step of a normalisation of that name."""
+    user = _only_user(node)
+    if user is None or _operator(user) != name:
+        return None
+    if name == "add":
+        return None if isinstance(user.args[1], fx.Node) else user
+    return user if name != "div" or user.args[1] is node else None
+
+
+def _weight_of(node: fx.Node, names: Mapping[str, str]) -> str | None:
+    """The parameter that a node is multiplied by and that has no other use."""
+    while (user := _only_user(node)) is not None and _operator(user) in ("to", "_to_copy"):
+        node = user
+    if user is None:
+        return None
+    others = [_source(a) for a in user.args[:3] if isinstance(a, fx.Node) and a is not node]
+    name = _operator(user)
+    weights = others[:1] if name == "mul" else others[1:] if name == "addcmul" and user.args[0] is not node else []
+    found = [names[w.name] for w in weights if w.name in names and _only_use(w)]
+    return found[0] if len(found) == 1 else None
 
 
 def _operator(node: fx.Node) -> str:
@@ -94,9 +142,9 @@ def _source(node: fx.Node) -> fx.Node:
 
 
 def _only_use(node: fx.Node) -> bool:
-    while len(node.users) == 1 and _operator(next(iter(node.users))) in _MOVES:
-        node = next(iter(node.users))
-    return len(node.users) == 1
+    while (user := _only_user(node)) is not None and _operator(user) in _MOVES:
+        node = user
+    return user is not None
 
 
 def rescale(module: nn.Module, coupling: Coupling, gone: NDArray[np.bool_]) -> nn.Module:
@@ -105,13 +153,22 @@ def rescale(module: nn.Module, coupling: Coupling, gone: NDArray[np.bool_]) -> n
         mask = coupling.kept(item.axis, gone)
         if mask.all():
             continue
-        factor = float(mask.mean() ** item.power)
+        share = float(mask.mean())
+        factor = share**item.power
+        if item.epsilon is not None:
+            _set_epsilon(module.get_submodule(item.module), item.epsilon, item.epsilon / share)
         with torch.no_grad():
             for name in item.parameters:
                 holder, _, tensor = name.rpartition(".")
                 rows = list(item.rows) if item.rows else slice(None)
                 getattr(module.get_submodule(holder), tensor)[rows] *= factor
     return module
+
+
+def _set_epsilon(part: nn.Module, before: float, after: float) -> None:
+    for name in _EPSILONS:
+        if isinstance(found := getattr(part, name, None), float) and found == before:
+            setattr(part, name, after)
 
 
 def needs_rescale(coupling: Coupling, gone: NDArray[np.bool_]) -> bool:

@@ -128,3 +128,5 @@ def _correct_attributes(part: nn.Module, name: str, counts: Mapping[tuple[str, s
         part.num_embeddings, part.embedding_dim = shape
     elif isinstance(part, nn.PReLU) and shape:
         part.num_parameters = shape[0]
+    elif isinstance(getattr(part, "normalized_shape", None), tuple) and len(shape) == 1:
+        part.normalized_shape = shape  # type: ignore[assignment]  # of torch and timm

@@ -1,11 +1,12 @@
-"""Normalisations: statistics of each channel leave the units alone, statistics over units lock them."""
+"""Normalisations: statistics of each channel leave the units alone, statistics over units lock them but for root mean squares."""
 
 from __future__ import annotations
 
 from torch import fx
 
 from ..algebra import Axis, size_of
-from ..capture import owner
+from ..capture import operator_name, owner
+from ..cutting.scaling import norm_rescale_of
 from ..walk import Count, Value, Walk, rule
 
 
@@ -53,9 +54,18 @@ def group_norm(walk: Walk, node: fx.Node) -> Value:
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def layer_norm(walk: Walk, node: fx.Node) -> Value:
-    """Every unit of a normalised axis changes the others: that axis stays."""
+    """Every unit of a normalised axis changes the others: that axis stays, but where a weight can take up the units' number."""
     x = list(walk.axes(node.args[0]))
     rank = len(walk.argument(node, "normalized_shape"))
+    weight, epsilon = walk.argument(node, "weight"), walk.argument(node, "eps")
+    if (
+        "rms" in operator_name(node)
+        and rank == 1
+        and (made := norm_rescale_of(node, weight, epsilon, walk.captured.names, x[-1]))
+    ):
+        walk.rescales.append(made)
+        x[-1] = walk.join(x[-1], walk.axes(weight)[0], node)
+        return [x, []] if isinstance(node.meta["val"], list | tuple) else x
     sources: list[list[Axis]] = [x[-rank:]]
     for name in ("weight", "bias"):
         other = walk.argument(node, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..algebra import fixed, labelled
-from ..cutting.scaling import response_rescale_of
+from ..cutting.scaling import mean_rescale_of
 from ..walk import Axes, Value, Walk, rule
 
 
@@ -36,7 +36,7 @@ def mean(walk: Walk, node: fx.Node) -> Value:
     x = walk.axes(node.args[0])
     dims = walk.argument(node, "dim") or []
     over = [x[d] for d in dims if labelled(x[d])]
-    made = response_rescale_of(node, walk.captured.names, over[0]) if len(over) == 1 else None
+    made = mean_rescale_of(node, walk.captured.names, over[0]) if len(over) == 1 else None
     if made is not None:
         walk.rescales.append(made)
     return reduced(walk, node, exact=made is not None)

@@ -112,6 +112,17 @@ def test_an_unknown_operator_is_the_reason() -> None:
     assert 0 < found.locked[0].macs_share < 1
 
 
+@pytest.mark.parametrize("name", ["rms_norm_narrow", "rms_norm_written_out"])
+def test_the_width_of_a_network_of_root_mean_squares_can_be_cut(name: str) -> None:
+    found = look(f"transformer_{name}")
+    (stream,) = (group for group in found.groups if group.kind == "stream")
+    assert stream.units == 32
+    assert found.checked is not None
+    coupling = found.checked.coupling
+    small = cut(coupling, {stream.name: list(range(0, 32, 4))}, found.checked.sized)
+    assert small.head.weight.shape == (10, 24)
+
+
 class OneOfTwo(nn.Module):
     """Either hidden layer may be narrower, but not both."""
 

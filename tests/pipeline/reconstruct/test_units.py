@@ -17,7 +17,7 @@ from small_transformers import TRANSFORMERS
 from torch import nn
 
 Plan = dict[str, list[int]]
-NAMES = ["packed", "shared_keys", "torch_attention", "gated_mlp"]
+NAMES = ["rms_norm_narrow", "packed", "shared_keys", "torch_attention", "gated_mlp"]
 
 
 class Mlp(nn.Module):
