@@ -1,6 +1,7 @@
 """The precision of a target's artifact: what the user asked for, else int8 unless the dense network is slower in it.
 
-Convolutions gain from int8 on every runtime; attention often does not, and then a pruned float file is the faster one.
+Attention is often slower in int8, and on x86 processors without VNNI convolutions can be too: then a pruned float file is the
+faster one, and at the same latency it has more channels.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def precision_for(
     first, config = target.limits.precisions[0], run.config
     if config.precision is not None:
         return config.precision
-    if not pruning.measures_precision or Precision.FP32 not in target.limits.precisions:
+    if config.max_size is not None or Precision.FP32 not in target.limits.precisions or not pruning.measures_precision(target):
         return first
     if device is None:
         run.notes.append(f"{target.name}: {first} is taken without a measurement: no device tells whether it is the faster one.")

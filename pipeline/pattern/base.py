@@ -46,9 +46,8 @@ class Pruning(Protocol):
         """What the budget is on: a key of `search.problem.UNITS`."""
         ...
 
-    @property
-    def measures_precision(self) -> bool:
-        """Whether it has to be measured which precision is the fastest; else int8 is."""
+    def measures_precision(self, target: Target) -> bool:
+        """Whether it has to be measured which precision is the fastest on a target; else int8 is taken."""
         ...
 
     @property

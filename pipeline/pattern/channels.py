@@ -35,7 +35,6 @@ class Channels:
     """Channels and residual blocks go; the budget is on measured latency."""
 
     limits = "latency"
-    measures_precision = False
     finalists = FINALISTS
 
     def __init__(
@@ -80,6 +79,10 @@ class Channels:
     def prunable_macs_share(self) -> float:
         """Share of the multiply-accumulates in layers that some knob makes cheaper."""
         return self.coupling.prunable_macs_share
+
+    def measures_precision(self, target: Target) -> bool:
+        """Where processors without dot-product instructions run int8 convolutions more slowly than float ones."""
+        return target.int8_may_lose
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense graph, cut to each structure."""

@@ -36,7 +36,6 @@ class Masks:
 
     limits = "density"
     prunable_macs_share = None
-    measures_precision = False
     finalists = 1  # of a mask's plans each would need its connections chosen again before it is reconstructed
 
     def __init__(
@@ -55,6 +54,10 @@ class Masks:
         self._compute, self._image_shape = compute, image_shape
         self.knobs = mask_knobs(net, pattern)
         self.widest = widest_activation(net)
+
+    def measures_precision(self, target: Target) -> bool:
+        """Never: the budget is on density, not on latency."""
+        return False
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense network's file: masks change no shape."""

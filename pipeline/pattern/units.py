@@ -45,7 +45,6 @@ class Units:
     """Units of every kind go; the budget is on measured latency."""
 
     limits = "latency"
-    measures_precision = True
     finalists = FINALISTS
 
     def __init__(
@@ -87,6 +86,10 @@ class Units:
         """Share of the multiply-accumulates in operators that some knob makes cheaper."""
         coupling = self.checked.coupling
         return sum(c.macs for c in coupling.walk.costs if coupling.prunable(c)) / max(coupling.macs, 1)
+
+    def measures_precision(self, target: Target) -> bool:
+        """Always: attention is often slower in int8."""
+        return True
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """See `evaluate.unit_evaluator`."""
