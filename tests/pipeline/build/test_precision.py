@@ -1,4 +1,4 @@
-"""A file that is slower in int8 because layers stayed in float is not what the user gets."""
+"""A file that is slower in int8 than in float is not what the user gets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from edge_compress.pipeline.build.precision import built_faster
+from edge_compress.pipeline.build.precision import built_faster, precision_for
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.types import Artifact, FileRef, Speedup
+from edge_compress.pipeline.run_context import RunContext
+from edge_compress.pipeline.run_folder import RunFolder
+from edge_compress.pipeline.types import Artifact, Baseline, DenseForm, FileRef, Speedup
+from edge_compress.targets import load
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,43 @@ def test_int8_stays_where_it_is_faster_or_asked_for(
 ) -> None:
     artifact, notes = built(tmp_path, target, device, precision)
     assert (artifact.precision, notes) == (Precision.INT8, [])
+
+
+@dataclass
+class Way:
+    """How a network is pruned, as far as precision is concerned."""
+
+    open: bool
+
+    def measures_precision(self, target: Any) -> bool:
+        return self.open and target.int8_may_lose
+
+    def prober(self, target: Any, precision: Precision) -> Any:
+        return SimpleNamespace(candidate=lambda structure: precision.encode())
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "open_", "int8", "expected", "asked"),
+    [
+        ("x86", {}, True, 0.9, Precision.FP32, 1),
+        ("x86", {}, True, 1.4, Precision.INT8, 1),
+        ("x86", {"precision": Precision.INT8}, True, 0.9, Precision.INT8, 0),
+        ("x86", {"max_size": 10**5}, True, 0.9, Precision.INT8, 0),  # the limit is on bytes, of which int8 takes a quarter
+        ("x86", {}, False, 0.9, Precision.INT8, 0),  # masks: no budget on latency
+        ("phone", {}, True, 0.9, Precision.INT8, 0),  # this machine is no phone
+    ],
+)
+def test_float_is_taken_where_the_dense_network_is_slower_in_int8(
+    target: str, changes: dict[str, Any], open_: bool, int8: float, expected: Precision, asked: int, tmp_path: Path
+) -> None:
+    config = replace(Config((target,), out=tmp_path / "run"), **changes)
+    device = Device(int8)
+    with RunFolder(config, lambda _: None) as folder:
+        (folder.path / "dense.onnx").write_text("float")
+        run: Any = RunContext(config, Progress(quiet=True), folder, None, None, None, None, {})  # type: ignore[arg-type]
+        baseline = Baseline(FileRef("dense.onnx", "0" * 64, 5), DenseForm("as given"))
+        for _ in range(2):  # the second time from the run folder
+            found = precision_for(run, "key", load(target), Way(open_), baseline, device)  # type: ignore[arg-type]
+            assert found is expected
+        assert len(device.asked) == asked
+        assert [f"{int8:.2f} times as fast as in float" in note for note in folder.notes()] == [True] * asked
