@@ -13,6 +13,9 @@ Exit code 1 is a negative verdict. In a run, a failed gate or a refused model le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EdgeCompressError(Exception):
     """Base of every error meant for the user.
@@ -65,6 +68,21 @@ class BuildError(EdgeCompressError):
 
 class VerifyError(EdgeCompressError):
     """A check failed: an artifact or a bundle does not match its record."""
+
+
+@contextmanager
+def importing(package: str, do: str) -> Iterator[None]:
+    """Makes a package that is absent, or built for another version of what it needs, one line.
+
+    Packages that take seconds and that most runs do not need are imported where they are used, under this.
+
+    Raises:
+        UnavailableError: the package cannot be imported.
+    """
+    try:
+        yield
+    except Exception as error:  # a build for another PyTorch raises RuntimeError, OSError or AttributeError
+        raise UnavailableError(f"the package {package} cannot be imported", found=described(error), do=do) from error
 
 
 def deepest_cause(error: BaseException) -> str:

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torchvision import datasets, transforms
 
-from ..errors import InputError, described
+from ..errors import InputError, described, importing
 from ..files import read_regular, sha256_file
 from ..network.compute import usable_cpus
 from ..types import Crop
@@ -30,7 +29,8 @@ from .splits import IntArray, SourceData, UInt8Array
 TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
 ORDERS = ("text", "natural")
 Order = str | tuple[str, ...]  # of classes: one of ORDERS, or their names
-SUFFIXES = (*datasets.folder.IMG_EXTENSIONS, ".jfif")
+SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # torchvision's, and .jfif
+TORCHVISION = "install the torchvision built for the installed torch, see constraints.txt"
 _ORIENTATION = 0x0112  # the EXIF tag
 _NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # reading there may block or never end
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
@@ -153,6 +153,8 @@ def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: no such class, its files are not in DIR, or its images have several shapes.
     """
+    with importing("torchvision", TORCHVISION):
+        from torchvision import datasets
     name, _, folder = rest.partition(":")
     factory = getattr(datasets, name, None)
     if not isinstance(factory, type) or "train" not in inspect.signature(factory).parameters or not folder:
@@ -197,6 +199,8 @@ def _is_image(name: str) -> bool:
 
 def _open_part(spec: str, part: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """Names of the class folders, sorted, and (path, class number) of every image."""
+    with importing("torchvision", TORCHVISION):
+        from torchvision import datasets
     try:
         classes = sorted(child.name for child in part.iterdir() if child.is_dir() and not child.name.startswith("."))
         if not classes:
@@ -209,6 +213,8 @@ def _open_part(spec: str, part: Path) -> tuple[list[str], list[tuple[str, int]]]
 
 
 def _decode(path: Path, crop: Crop) -> UInt8Array:
+    from torchvision import transforms
+
     resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
     with _decoding(path), Image.open(path) as image:
         cropped = transforms.CenterCrop(crop.size)(resize(_eight_bits(image).convert("RGB")))

@@ -11,15 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from ..data.digits import MEAN as DIGITS_MEAN
 from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
+from ..data.image_folder import TORCHVISION
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, own_randomness, user_factory, users_code
-from ..errors import InputError, UnavailableError, described
+from ..errors import InputError, described, importing
 from ..network.calling import SAME, deviation
 from ..network.modes import unwrapped
 from ..network.weights import state_sha256
@@ -114,16 +114,20 @@ def evaluation_crop(spec: str) -> Crop | None:
         InputError: the file of a factory cannot be imported.
     """
     scheme, _, rest = spec.partition(":")
-    if scheme == "torchvision" and rest in torchvision.models.list_models(module=torchvision.models):
-        preset = torchvision.models.get_model_weights(rest).DEFAULT.transforms()
-        return Crop(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
+    if scheme == "torchvision":
+        with importing("torchvision", TORCHVISION):
+            from torchvision import models
+        if rest in models.list_models(module=models):
+            preset = models.get_model_weights(rest).DEFAULT.transforms()
+            return Crop(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
     if scheme == "timm":
         with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: no such model
             import timm
+            from torchvision.transforms import InterpolationMode
 
             facts = timm.get_pretrained_cfg(rest)
             if facts is not None:
-                known = {mode.value for mode in torchvision.transforms.InterpolationMode}
+                known = {mode.value for mode in InterpolationMode}
                 method = facts.interpolation if facts.interpolation in known else Crop.interpolation
                 return Crop(facts.input_size[-1], int(facts.input_size[-1] / facts.crop_pct), method)
     elif rest and scheme != "torchvision":
@@ -186,14 +190,15 @@ def _made(spec: str, classes: int, channels: int) -> LoadedModel:
     if not rest:
         raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
     if scheme == "torchvision":
-        version = f"torchvision {torchvision.__version__}"
-        return LoadedModel(_from_torchvision(spec, rest, classes), spec, "", IMAGENET_MEAN, IMAGENET_STD, version)
+        return _from_torchvision(spec, rest, classes)
     if scheme == "timm":
         return _from_timm(spec, rest, classes, channels)
     return _from_factory(spec, classes, channels)
 
 
-def _from_torchvision(spec: str, name: str, classes: int) -> nn.Module:
+def _from_torchvision(spec: str, name: str, classes: int) -> LoadedModel:
+    with importing("torchvision", TORCHVISION):
+        import torchvision
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise _unknown(spec, name, names)
@@ -201,15 +206,12 @@ def _from_torchvision(spec: str, name: str, classes: int) -> nn.Module:
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     except Exception as error:
         raise InputError(f"model {spec} cannot be made", found=described(error), do="use another") from error
-    return module
+    return LoadedModel(module, spec, "", IMAGENET_MEAN, IMAGENET_STD, f"torchvision {torchvision.__version__}")
 
 
 def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel:
-    try:
+    with importing("timm", "install it with: pip install 'edge-compress[timm]'"):
         import timm
-    except ImportError as error:
-        do = "install it with: pip install 'edge-compress[timm]'"
-        raise UnavailableError(f"model {spec}", found=f"no timm ({error})", expected="the package timm", do=do) from error
     if not timm.is_model(name):
         raise _unknown(spec, name, timm.list_models())
     try:

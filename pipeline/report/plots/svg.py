@@ -14,17 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ...signature import Metric
 from ...types import Epoch, Kind, Timing
 from ..format import labelled
 from ..report import Kept
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Sentinels: matplotlib needs real colours, the page wants its own. Blue and vermilion are Okabe and Ito's, told apart by
 # colour-blind readers too.
@@ -250,6 +251,9 @@ def axis_end(latency: Timing) -> float:
 @contextmanager
 def new_axes(height: float, style: Mapping[Any, Any] | None = None) -> Iterator[tuple[Figure, Axes]]:
     """A figure of the plots' width and a height in SVG units, with its axes; the plots' style holds inside."""
+    from matplotlib import rc_context  # takes a second, which a run that is not at its end yet need not wait
+    from matplotlib.figure import Figure
+
     with rc_context({**STYLE, **(style or {})}):
         figure = Figure(figsize=(_WIDTH / 72.0, height / 72.0), layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")

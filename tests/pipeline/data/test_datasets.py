@@ -272,6 +272,12 @@ def test_image_folder_with_train_and_val_crops_the_centre_of_the_resized_image(t
     assert (train[:, 0, 0, 0] == np.where(data.train.labels == 0, 50, 200)).all()
 
 
+def test_image_files_are_those_of_torchvision_and_one_more() -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(image_folder.SUFFIXES) == {*IMG_EXTENSIONS, ".jfif"}
+
+
 def test_image_folder_defaults_to_224_pixels(tmp_path: Path) -> None:
     write_images(tmp_path / "a", 8, 1)
     write_images(tmp_path / "b", 8, 2)

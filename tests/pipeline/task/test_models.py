@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -523,3 +524,16 @@ def test_integers_in_place_of_float_weights_are_refused(net: Path) -> None:
     weights = saved(net, state | {first: (100 * state[first]).to(torch.int8)})
     with pytest.raises(InputError, match=f"{first} of int8, expected floating"):
         load_model(f"{net}:fixed", weights, classes=5, image_shape=(3, 8, 8))
+
+
+def test_a_torchvision_built_for_another_torch_is_one_line(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for act in (lambda: evaluation_crop("torchvision:resnet18"), lambda: load("torchvision:resnet18", saved(net))):
+        with pytest.raises(UnavailableError, match=r"torchvision cannot be imported.*constraints\.txt"):
+            act()
+
+
+def test_what_most_runs_do_not_need_is_not_imported_with_the_pipeline() -> None:
+    code = "import sys, edge_compress.pipeline.run; print(sorted({'torchvision', 'timm', 'matplotlib'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
