@@ -145,15 +145,18 @@ class Mlp(nn.Sequential):
 
 
 class RootMeanSquare(nn.Module):
-    """RMSNorm written out in small operators, as Hugging Face has it; epsilon is large enough to be seen."""
+    """RMSNorm written out in small operators, as Hugging Face has it; epsilon is large enough to be seen.
 
-    def __init__(self, width: int) -> None:
+    With `around_zero` the weight is what is added to 1, as in Gemma.
+    """
+
+    def __init__(self, width: int, around_zero: bool = False) -> None:
         super().__init__()
-        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(width)), 0.1
+        self.weight, self.variance_epsilon, self.around_zero = nn.Parameter(torch.rand(width)), 0.1, around_zero
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * x.to(torch.float32)
+        return x * (1.0 + self.weight.float()) if self.around_zero else self.weight * x.to(torch.float32)
 
 
 class Transformer(nn.Module):
@@ -198,6 +201,7 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "gated_mlp": lambda: Transformer(Packed, Gated),
     "rms_norm": lambda: Transformer(Packed, Gated, nn.RMSNorm),
     "rms_norm_narrow": lambda: Transformer(Packed, Gated, lambda width: nn.RMSNorm(width, 0.1), tokens=False),
+    "rms_norm_around_zero": lambda: Transformer(Apart, Mlp, lambda width: RootMeanSquare(width, True), tokens=False),
     "rms_norm_written_out": lambda: Transformer(Apart, Mlp, RootMeanSquare, tokens=False),
     "encoder_layer": lambda: nn.Sequential(
         nn.Conv2d(1, WIDTH, 2, 2),

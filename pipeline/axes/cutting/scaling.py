@@ -29,6 +29,7 @@ _MOVES = {
 }  # fmt: skip
 
 
+_CASTS = ("to", "_to_copy")
 _EPSILONS = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps")
 
 
@@ -36,7 +37,8 @@ _EPSILONS = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps")
 class Rescale:
     """Rows of parameters to multiply by (units left / units before) ** power; no rows: all of them.
 
-    A normalisation's `epsilon`, an attribute of its module, is divided by (units left / units before).
+    With an `offset`, the parameter plus that number is multiplied (a weight that is 0 where others are 1). A normalisation's
+    `epsilon`, an attribute of its module, is divided by (units left / units before).
     """
 
     parameters: tuple[str, ...]
@@ -45,6 +47,7 @@ class Rescale:
     power: float
     module: str = ""
     epsilon: float | None = None
+    offset: float = 0.0
 
 
 def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale | None:
@@ -86,7 +89,7 @@ def mean_rescale_of(mean: fx.Node, names: Mapping[str, str], channels: Axis) -> 
             node = None if node is None else _next(node, step)
         found = None if node is None else _weight_of(node, names)
         if found is not None:
-            return Rescale((found,), (), channels, power, owner(mean)[0], _number(epsilon))
+            return Rescale((found[0],), (), channels, power, owner(mean)[0], _number(epsilon), found[1])
     return None
 
 
@@ -117,16 +120,21 @@ def _next(node: fx.Node, name: str) -> fx.Node | None:
     return user if name != "div" or user.args[1] is node else None
 
 
-def _weight_of(node: fx.Node, names: Mapping[str, str]) -> str | None:
-    """The parameter that a node is multiplied by and that has no other use."""
-    while (user := _only_user(node)) is not None and _operator(user) in ("to", "_to_copy"):
+def _weight_of(node: fx.Node, names: Mapping[str, str]) -> tuple[str, float] | None:
+    """The parameter that a node is multiplied by and that has no other use, and what is added to it before."""
+    while (user := _only_user(node)) is not None and _operator(user) in _CASTS:
         node = user
     if user is None:
         return None
     others = [_source(a) for a in user.args[:3] if isinstance(a, fx.Node) and a is not node]
     name = _operator(user)
     weights = others[:1] if name == "mul" else others[1:] if name == "addcmul" and user.args[0] is not node else []
-    found = [names[w.name] for w in weights if w.name in names and _only_use(w)]
+    found = []
+    for weight in weights:
+        offset = _number(weight.args[1]) if _operator(weight) == "add" else None
+        parameter = weight if offset is None else _source(weight.args[0])  # type: ignore[arg-type]
+        if parameter.name in names and _only_use(parameter):
+            found.append((names[parameter.name], offset or 0.0))
     return found[0] if len(found) == 1 else None
 
 
@@ -135,14 +143,14 @@ def _operator(node: fx.Node) -> str:
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """What a chain of reshapes starts from."""
-    while _operator(node) in _MOVES and isinstance(node.args[0], fx.Node):
+    """What a chain of reshapes and casts starts from."""
+    while _operator(node) in (*_MOVES, *_CASTS) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _only_use(node: fx.Node) -> bool:
-    while (user := _only_user(node)) is not None and _operator(user) in _MOVES:
+    while (user := _only_user(node)) is not None and _operator(user) in (*_MOVES, *_CASTS):
         node = user
     return user is not None
 
@@ -161,7 +169,8 @@ def rescale(module: nn.Module, coupling: Coupling, gone: NDArray[np.bool_]) -> n
             for name in item.parameters:
                 holder, _, tensor = name.rpartition(".")
                 rows = list(item.rows) if item.rows else slice(None)
-                getattr(module.get_submodule(holder), tensor)[rows] *= factor
+                chosen = getattr(module.get_submodule(holder), tensor)
+                chosen[rows] = (chosen[rows] + item.offset) * factor - item.offset
     return module
 
 

@@ -112,7 +112,7 @@ def test_an_unknown_operator_is_the_reason() -> None:
     assert 0 < found.locked[0].macs_share < 1
 
 
-@pytest.mark.parametrize("name", ["rms_norm_narrow", "rms_norm_written_out"])
+@pytest.mark.parametrize("name", ["rms_norm_narrow", "rms_norm_written_out", "rms_norm_around_zero"])
 def test_the_width_of_a_network_of_root_mean_squares_can_be_cut(name: str) -> None:
     found = look(f"transformer_{name}")
     (stream,) = (group for group in found.groups if group.kind == "stream")
