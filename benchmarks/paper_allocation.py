@@ -52,7 +52,7 @@ class SharedEvaluator:
         part = world.share(len(inputs))
         self.net, self._knobs, self._prep, self._world = net, knobs, prep, world
         self._inputs = inputs[part.start : part.stop]
-        self._split = split.part(world.share(len(split)))
+        self._split = Split(split.source, split.indices[list(world.share(len(split)))])
         self._candidate = copy.deepcopy(net)
         self._scores: Mapping[str, Tensor] = {}
 

@@ -152,7 +152,11 @@ def opened(accelerator: str = "auto") -> Iterator[World]:
         return
     device = torch.device("cuda", local) if cuda else None
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
+        # torchrun's store outlives a restart: without a prefix of their own the processes look for those of the attempt before
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT_S))))
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        how = {"store": store, "rank": rank, "world_size": size, "timeout": timedelta(seconds=TIMEOUT_S), "device_id": device}
+        dist.init_process_group("nccl" if cuda else "gloo", **how)
     except (RuntimeError, ValueError) as error:
         what, found = "the processes cannot meet", f"{type(error).__name__}: {error}"
         raise UnavailableError(what, found=found, do="start them with torchrun, and check MASTER_ADDR and MASTER_PORT") from error

@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 import operator
+import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -311,8 +312,7 @@ def _first_line(error: BaseException) -> str:
 
 def _place(error: BaseException) -> str:
     """File, line and text of the innermost line outside of torch that raised."""
-    torch_root = str(Path(torch.__file__).parent)
-    here = str(Path(__file__).parent)
+    torch_root, here = (f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # torchvision lies beside torch
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((torch_root, here, "<"))]
     if not frames:
         return "in torch"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.axes.capture import capture
+from edge_compress.pipeline.axes.capture import _place, capture
 from edge_compress.pipeline.axes.inspect import inspect
 from edge_compress.pipeline.errors import InputError
 from networks import NETWORKS
@@ -144,3 +145,10 @@ def test_several_inputs_and_outputs(example: object) -> None:
     found = inspect(Several(), example)
     assert found.equivalence.passed
     assert [(g.name, g.kind) for g in found.groups] == [("a", "stream")]
+
+
+def test_the_place_is_named_in_packages_whose_names_begin_with_torch_too() -> None:
+    beside = f"{Path(torch.__file__).parent}vision/ops/boxes.py"
+    with pytest.raises(ValueError, match="of its own") as caught:
+        exec(compile("raise ValueError('of its own')", beside, "exec"))
+    assert _place(caught.value).startswith("boxes.py:1: ")
