@@ -94,7 +94,8 @@ def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str
         return {name: found for kind in kinds.values() for name, found in _unlike_zero(coupling, tuple(kind)).items()}
     ends = _unlike_zero(coupling, blocks[:1]) | _unlike_zero(coupling, blocks[-1:])
     if len(ends) == 2:
-        return {block.name: ends.get(block.name, ends[blocks[0].name]) for block in blocks}
+        like = f"not tried by itself, but as {blocks[0].name}, which is of the same kind: {ends[blocks[0].name]}"
+        return {block.name: ends.get(block.name, like) for block in blocks}
     middle = len(blocks) // 2
     return _unlike_zero(coupling, blocks[:middle]) | _unlike_zero(coupling, blocks[middle:])
 
