@@ -6,7 +6,8 @@
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
 again unless --again asks for it. At the end benchmarks/results/coverage.json holds
-{"commit", "networks": [inspection or {"model", "error"}, with the commit of the code that made it], "missing": names}.
+{"commit" (null where rows are of several), "missing": names, "networks": [inspection or {"model", "error"}, with the commit of the
+code that made it]}.
 """
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ def main() -> None:
     peers = {x["model"]: x for x in map(json.loads, PEER_LINES.read_text().splitlines())} if PEER_LINES.exists() else {}
     lines = [done[n] | ({"torch_pruning": peers[n]} if n in peers else {}) for n in every if n in done]
     missing = [n for n in every if n not in done]
-    RESULTS.write_text(json.dumps({"commit": commit(), "networks": lines, "missing": missing}, indent=1) + "\n")
+    made_by = {x.get("commit") for x in lines}
+    head = json.dumps({"commit": made_by.pop() if len(made_by) == 1 else None, "missing": missing})
+    RESULTS.write_text(f'{head[:-1]},\n"networks": [\n' + ",\n".join(map(json.dumps, lines)) + "\n]}\n")
     print(summary(lines))
 
 
