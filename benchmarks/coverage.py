@@ -6,8 +6,8 @@
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
 again unless --again asks for it. At the end benchmarks/results/coverage.json holds
-{"commit" (null where rows are of several), "missing": names, "networks": [inspection or {"model", "error"}, with the commit of the
-code that made it]}.
+{"commit" (null where rows are of several), "missing": names, "networks": [inspection or {"model", "error"}, with the commit of
+the code that made it]}.
 """
 
 from __future__ import annotations
