@@ -32,7 +32,7 @@ def test_a_network_that_the_converter_refuses_before_the_search_has_a_report_tha
     torch.manual_seed(0)
     save_file(user_net.projected().state_dict(), tmp_path / "net.safetensors")
     options = ["--target", "x86", "--model", f"{user_net.__file__}:projected", "--weights", str(tmp_path / "net.safetensors")]
-    command = [sys.executable, "-c", REFUSING, *options, "--out", str(tmp_path / "run"), *flags]
+    command = [sys.executable, "-c", REFUSING, *options, "--accept-chance", "--out", str(tmp_path / "run"), *flags]
     environment = os.environ | {"EDGE_COMPRESS_CACHE": str(tmp_path / "cache")}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 1, ended.stderr
