@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 from .. import targets as target_modules
 from .errors import InputError
 from .files import read_regular
-from .options import Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
+from .options import CLASS_ORDERS, Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size", "class_order")
@@ -62,7 +62,7 @@ def _spec(value: Any, base: Path) -> str:
 
 def _class_order(value: Any, base: Path) -> str:
     text = _text(value, base)
-    return text if text in ("text", "natural") else str(_path(text, base))
+    return text if text in CLASS_ORDERS else str(_path(text, base))
 
 
 def _device(value: Any, base: Path) -> str:
@@ -226,7 +226,7 @@ class Config:
     quiet: Annotated[bool, _bool] = False
     verbose: Annotated[bool, _bool] = False
     require_artifact: Annotated[bool, _bool] = False
-    accept_chance: Annotated[bool, _bool] = False  # go on although the dense network with the weights given is at chance
+    accept_chance: Annotated[bool, _bool] = False  # continue even if the dense accuracy is at chance level
 
     @property
     def budget(self) -> Budget:

@@ -163,7 +163,7 @@ class Target(Protocol):
     packages: tuple[str, ...] = ()  # whose versions the report names, beside those of every run
     needs_device: bool = False  # whether the artifact is finished on the device it is for
     takes_pixels: bool = False  # artifacts that are given mean and std take stored pixels (n, H, W, C), not network inputs
-    int8_may_lose: bool = False  # whether some processors it is for run int8 convolutions more slowly than float ones
+    int8_may_be_slower: bool = False  # whether some processors it is for run int8 convolutions more slowly than float ones
     simulation: Kind = Kind.ESTIMATED  # of what `runner` answers without that device, where one is needed
 
     def missing(self) -> str | None:

@@ -31,7 +31,7 @@ class X86(OnnxTarget):
 
     name = "x86"
     runtime = "onnxruntime"
-    int8_may_lose = True  # without VNNI
+    int8_may_be_slower = True  # without VNNI
     limits = Limits(
         channel_multiple=8,
         precisions=(Precision.INT8, Precision.FP32),

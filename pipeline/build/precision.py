@@ -43,7 +43,10 @@ def precision_for(
     first, config = target.limits.precisions[0], run.config
     if config.precision is not None:
         return config.precision
-    if config.max_size is not None or Precision.FP32 not in target.limits.precisions or not pruning.measures_precision(target):
+    if Precision.FP32 not in target.limits.precisions or not pruning.measures_precision(target):
+        return first
+    if config.max_size is not None:
+        run.notes.append(f"{target.name}: {first} is taken without a measurement, because --max-size limits the file.")
         return first
     if device is None:
         run.notes.append(f"{target.name}: {first} is taken without a measurement: no device tells whether it is the faster one.")

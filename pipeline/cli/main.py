@@ -213,7 +213,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option(
     "--accept-chance",
-    "Go on although the dense network, with its weights, is no better than guessing on the search split.",
+    "Continue even if the dense network's accuracy on the search split is at chance level.",
     "off",
     is_flag=True,
     flag_value=True,

@@ -22,13 +22,13 @@ from PIL import Image
 from ..errors import InputError, described, importing
 from ..files import read_regular, sha256_file
 from ..network.compute import usable_cpus
+from ..options import CLASS_ORDERS
 from ..types import Crop
 from .file_digests import FileDigest, file_digests
 from .splits import IntArray, SourceData, UInt8Array
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation")  # folders, in any case
-ORDERS = ("text", "natural")
-Order = str | tuple[str, ...]  # of classes: one of ORDERS, or their names
+Order = str | tuple[str, ...]  # of classes: one of CLASS_ORDERS, or their names
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # torchvision's, and .jfif
 TORCHVISION = "install the torchvision built for the installed torch, see constraints.txt"
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -64,13 +64,15 @@ def class_order(value: str) -> Order:
     Raises:
         InputError: the file cannot be read, is empty, or names a class twice.
     """
-    if value in ORDERS:
+    if value in CLASS_ORDERS:
         return value
     try:
         lines = read_regular(Path(value)).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or described(error)
-        raise InputError(f"--class-order {value}", found=found, expected=f"{' or '.join(ORDERS)}, or a text file") from error
+        raise InputError(
+            f"--class-order {value}", found=found, expected=f"{' or '.join(CLASS_ORDERS)}, or a text file"
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -107,7 +109,9 @@ def open_folder(spec: str, folder: Path, crop: Crop, order: Order = "text") -> S
         extra = sorted({*classes, *others} - {*order})
         if extra:
             expected = f"the {len(order)} classes given, {order[0]!r} to {order[-1]!r}"
-            raise InputError(f"data {spec}", found=f"a folder {extra[0]!r}", expected=expected, do="add it to --class-order")
+            raise InputError(
+                f"data {spec}", found=f"a folder {extra[0]!r}", expected=expected, do="make the folders and the classes alike"
+            )
     elif others != classes:
         differing = sorted(set(classes) ^ set(others))
         found = f"{len(classes)} classes in train, {len(others)} in {parts[-1].name}, {differing[0]!r} in one only"

@@ -81,8 +81,8 @@ class Channels:
         return self.coupling.prunable_macs_share
 
     def measures_precision(self, target: Target) -> bool:
-        """Where processors without dot-product instructions run int8 convolutions more slowly than float ones."""
-        return target.int8_may_lose
+        """Whether processors without dot-product instructions may run int8 convolutions more slowly than float ones."""
+        return target.int8_may_be_slower
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense graph, cut to each structure."""

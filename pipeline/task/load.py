@@ -58,7 +58,8 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     """Loads network and data, and decides the preprocessing; by a recipe where one is given or named.
 
     Raises:
-        InputError: see `load_data`, `load_model` and `open_recipe`; or mean and std do not fit the images.
+        InputError: see `load_data`, `load_model` and `open_recipe`; or mean and std do not fit the images, or an order of
+            classes is given for data that are not an image folder.
     """
     if recipe is None and config.recipe is not None:
         recipe = read_recipe(config.recipe)
@@ -66,6 +67,8 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
         return load_recipe(recipe, config.seed)
     crop = (evaluation_crop(config.model) if config.data.startswith("imagefolder:") else None) or Crop()
     crop = crop if config.image_size is None else resized(crop, config.image_size)
+    if config.class_order != "text" and not config.data.startswith("imagefolder:"):
+        raise InputError(f"--class-order with --data {config.data}", expected="imagefolder:DIR: arrays have numbered classes")
     images = load_data(config.data, seed=config.seed, crop=crop, order=class_order(config.class_order))
     info = images.info
     shape = image_shape_of(info)

@@ -86,9 +86,9 @@ def convert(
 
 
 def _unfold(x: torch.Tensor, dimension: int, size: int, step: int) -> torch.Tensor:
-    """`aten.unfold`: windows that neither overlap nor leave a rest are a reshape, which LiteRT has for any number of axes.
+    """`aten.unfold`: a reshape where non-overlapping windows cover the whole dimension, else a gather.
 
-    The converter's own form gathers and pads, at most five axes.
+    The converter's own lowering pads, which LiteRT supports for at most five dimensions.
     """
     dimension %= max(x.ndim, 1)
     if x.ndim and size == step and x.shape[dimension] % size == 0:

@@ -157,8 +157,8 @@ between(
 )
 
 
-class ResponseNorm(nn.Module):
-    """Global response normalisation as ConvNeXt V2 has it, the weight apart from the bias or in one operator with it."""
+class GlobalResponseNorm(nn.Module):
+    """GRN as in ConvNeXt V2; fused: weight and bias in one addcmul."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -173,8 +173,8 @@ class ResponseNorm(nn.Module):
         return self.weight * (x * share) + self.bias + x
 
 
-between("response_norm", lambda s, x: s.q(x), q=lambda: ResponseNorm(False))
-between("response_norm_fused", lambda s, x: s.q(x), q=lambda: ResponseNorm(True))
+between("response_norm", lambda s, x: s.q(x), q=lambda: GlobalResponseNorm(False))
+between("response_norm_fused", lambda s, x: s.q(x), q=lambda: GlobalResponseNorm(True))
 between("scaled_sum", lambda s, x: torch.add(s.c(x), x, alpha=2), c=lambda: conv(16, 16))
 between("reflected", lambda s, x: F.relu(s.c(x)), c=lambda: conv(16, 16, padding_mode="reflect"))
 

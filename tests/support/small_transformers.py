@@ -144,10 +144,10 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(WIDTH, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, WIDTH))
 
 
-class RootMeanSquare(nn.Module):
-    """RMSNorm written out in small operators, as Hugging Face has it; epsilon is large enough to be seen.
+class PrimitiveRMSNorm(nn.Module):
+    """RMSNorm in primitive operators, as in Hugging Face; epsilon is large enough to be seen.
 
-    With `around_zero` the weight is what is added to 1, as in Gemma.
+    With `around_zero` the scale is 1 + weight, as in Gemma.
     """
 
     def __init__(self, width: int, around_zero: bool = False) -> None:
@@ -201,8 +201,8 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "gated_mlp": lambda: Transformer(Packed, Gated),
     "rms_norm": lambda: Transformer(Packed, Gated, nn.RMSNorm),
     "rms_norm_narrow": lambda: Transformer(Packed, Gated, lambda width: nn.RMSNorm(width, 0.1), tokens=False),
-    "rms_norm_around_zero": lambda: Transformer(Apart, Mlp, lambda width: RootMeanSquare(width, True), tokens=False),
-    "rms_norm_written_out": lambda: Transformer(Apart, Mlp, RootMeanSquare, tokens=False),
+    "rms_norm_around_zero": lambda: Transformer(Apart, Mlp, lambda width: PrimitiveRMSNorm(width, True), tokens=False),
+    "rms_norm_written_out": lambda: Transformer(Apart, Mlp, PrimitiveRMSNorm, tokens=False),
     "encoder_layer": lambda: nn.Sequential(
         nn.Conv2d(1, WIDTH, 2, 2),
         nn.Flatten(2),

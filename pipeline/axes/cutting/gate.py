@@ -249,19 +249,17 @@ class _Gate:
         failed: dict[str, str] = {}
         sets = list(alike.values())
 
-        def visit(part: list[list[str]]) -> None:
-            flat = [n for names in part for n in names]
-            difference, reason = self.difference(flat)
-            if difference is not None and difference <= TOLERANCE:
+        def halve(part: list[list[str]], reason: str) -> None:
+            if len(part) == 1 and (len(part[0]) == 1 or not self.passes(part[0][:1])):
+                failed.update(dict.fromkeys(part[0], reason))
                 return
-            if len(part) == 1 and (len(flat) == 1 or not self.passes(flat[:1])):
-                failed.update(dict.fromkeys(flat, reason))
-                return
-            part = part if len(part) > 1 else [[name] for name in flat]
-            visit(part[: len(part) // 2])
-            visit(part[len(part) // 2 :])
+            part = part if len(part) > 1 else [[name] for name in part[0]]
+            for half in (part[: len(part) // 2], part[len(part) // 2 :]):
+                difference, reason = self.difference([name for names in half for name in names])
+                if difference is None or difference > TOLERANCE:
+                    halve(half, reason)
 
-        visit(sets)
+        halve(sets, why)
         rest = [n for n in names if n not in failed]
         if rest and not self.passes(rest):  # some fail only together
             left = ([name for name in part if name not in failed] for part in sets)
@@ -269,7 +267,7 @@ class _Gate:
         return failed if failed else dict.fromkeys(names, why)
 
     def _conflicting(self, sets: list[list[str]]) -> dict[str, str]:
-        """The groups that fail beside those before them, dimensions within a head coming last."""
+        """The groups that fail together with those accepted before them; head dimensions are tried last."""
         stay: list[str] = []
         failed: dict[str, str] = {}
         queue = sorted(sets, key=lambda part: self.groups[part[0]].kind.endswith("_dim"))

@@ -1,13 +1,12 @@
-"""Operators that divide by the number of units: when some go, a parameter takes up the difference.
+"""Operators that divide by the number of units: when some are removed, the factor is folded into a parameter.
 
-Fused attention divides by the root of the dimensions of a head, which the queries' projection takes up. Global response
-normalisation (Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, and root mean square normalisation
-(Zhang and Sennrich 2019, equation 4) by the root of one, which their own weights take up.
+Fused attention divides by the root of the head dimension; its factor goes into the query projection. Global response
+normalisation (GRN; Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, and RMSNorm (Zhang and
+Sennrich 2019, equation 4) by the root of one; their factors go into their own weights.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,17 +17,15 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from ..algebra import Axis
-from ..capture import owner
+from ..capture import operator_name, owner
 
 if TYPE_CHECKING:
     from ..coupling import Coupling
 
 _MOVES = {
-    "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous", "clone", 
-    "squeeze", "unsqueeze", "flatten", "slice", "split_with_sizes", "alias", "detach",
+    "getitem", "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous",
+    "clone", "squeeze", "unsqueeze", "flatten", "slice", "split_with_sizes", "alias", "detach",
 }  # fmt: skip
-
-
 _CASTS = ("to", "_to_copy")
 _EPSILONS = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps")
 
@@ -55,8 +52,7 @@ def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale
     chain: list[fx.Node] = []
     node = query
     while node.target is not torch.ops.aten.linear.default:
-        name = getattr(getattr(node.target, "_schema", None), "name", "").split("::")[-1]
-        if node.target is not operator.getitem and name not in _MOVES:
+        if operator_name(node) not in _MOVES:
             return None
         chain.append(node)
         source = node.args[0]
@@ -76,10 +72,10 @@ _NORMALISATIONS = {("add", "div", "mul"): -1.0, ("add", "rsqrt", "mul"): -0.5}  
 
 
 def mean_rescale_of(mean: fx.Node, names: Mapping[str, str], channels: Axis) -> Rescale | None:
-    """The weight of a normalisation by a mean over the channels, written out in small operators.
+    """The weight of a GRN or an RMSNorm that is written out in primitive operators.
 
-    These are global response normalisation, weight * (x * norm / (mean(norm) + eps)) + bias, and root mean square
-    normalisation, weight * (x * rsqrt(mean(x^2) + eps)). None where the mean is used in any other way.
+    GRN: weight * (x * norm / (mean(norm) + eps)) + bias. RMSNorm: weight * (x * rsqrt(mean(x^2) + eps)). None where the mean
+    over the channels is used in any other way.
     """
     first = _only_user(mean)
     epsilon = first.args[1] if first is not None and len(first.args) > 1 else None
@@ -94,7 +90,7 @@ def mean_rescale_of(mean: fx.Node, names: Mapping[str, str], channels: Axis) -> 
 
 
 def norm_rescale_of(node: fx.Node, weight: object, epsilon: object, names: Mapping[str, str], channels: Axis) -> Rescale | None:
-    """The weight of a root mean square normalisation that is one operator; None where it has none, or uses it elsewhere too."""
+    """The weight of a fused RMSNorm; None where it has none, or shares it."""
     if not isinstance(weight, fx.Node) or weight.name not in names or len(weight.users) != 1:
         return None
     return Rescale((names[weight.name],), (), channels, -0.5, owner(node)[0], _number(epsilon))
@@ -106,14 +102,14 @@ def _number(value: object) -> float | None:
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     """The user of a node's value, if there is one; assertions on its type or shape do not use it."""
-    users = [user for user in node.users if user.users or _operator(user) != "_assert_tensor_metadata"]
+    users = [user for user in node.users if user.users or operator_name(user) != "_assert_tensor_metadata"]
     return users[0] if len(users) == 1 else None
 
 
 def _next(node: fx.Node, name: str) -> fx.Node | None:
     """The only user of a node, if it is the step of a normalisation of that name."""
     user = _only_user(node)
-    if user is None or _operator(user) != name:
+    if user is None or operator_name(user) != name:
         return None
     if name == "add":
         return None if isinstance(user.args[1], fx.Node) else user
@@ -122,35 +118,31 @@ def _next(node: fx.Node, name: str) -> fx.Node | None:
 
 def _weight_of(node: fx.Node, names: Mapping[str, str]) -> tuple[str, float] | None:
     """The parameter that a node is multiplied by and that has no other use, and what is added to it before."""
-    while (user := _only_user(node)) is not None and _operator(user) in _CASTS:
+    while (user := _only_user(node)) is not None and operator_name(user) in _CASTS:
         node = user
     if user is None:
         return None
     others = [_source(a) for a in user.args[:3] if isinstance(a, fx.Node) and a is not node]
-    name = _operator(user)
+    name = operator_name(user)
     weights = others[:1] if name == "mul" else others[1:] if name == "addcmul" and user.args[0] is not node else []
     found = []
     for weight in weights:
-        offset = _number(weight.args[1]) if _operator(weight) == "add" else None
+        offset = _number(weight.args[1]) if operator_name(weight) == "add" else None
         parameter = weight if offset is None else _source(weight.args[0])  # type: ignore[arg-type]
         if parameter.name in names and _only_use(parameter):
             found.append((names[parameter.name], offset or 0.0))
     return found[0] if len(found) == 1 else None
 
 
-def _operator(node: fx.Node) -> str:
-    return str(getattr(getattr(node.target, "_schema", None), "name", "")).split("::")[-1].removesuffix("_")
-
-
 def _source(node: fx.Node) -> fx.Node:
     """What a chain of reshapes and casts starts from."""
-    while _operator(node) in (*_MOVES, *_CASTS) and isinstance(node.args[0], fx.Node):
+    while operator_name(node) in (*_MOVES, *_CASTS) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _only_use(node: fx.Node) -> bool:
-    while (user := _only_user(node)) is not None and _operator(user) in (*_MOVES, *_CASTS):
+    while (user := _only_user(node)) is not None and operator_name(user) in (*_MOVES, *_CASTS):
         node = user
     return user is not None
 

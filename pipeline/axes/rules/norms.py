@@ -1,4 +1,4 @@
-"""Normalisations: statistics of each channel leave the units alone, statistics over units lock them but for root mean squares."""
+"""Normalisations: statistics of each channel leave the units alone, statistics over units lock them, except in RMSNorm."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def group_norm(walk: Walk, node: fx.Node) -> Value:
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def layer_norm(walk: Walk, node: fx.Node) -> Value:
-    """Every unit of a normalised axis changes the others: that axis stays, but where a weight can take up the units' number."""
+    """LayerNorm locks the axis it normalises; RMSNorm does not where its weight can absorb the number of units."""
     x = list(walk.axes(node.args[0]))
     rank = len(walk.argument(node, "normalized_shape"))
     weight, epsilon = walk.argument(node, "weight"), walk.argument(node, "eps")

@@ -32,7 +32,7 @@ def total(walk: Walk, node: fx.Node) -> Value:
 
 @rule("mean")
 def mean(walk: Walk, node: fx.Node) -> Value:
-    """A unit that is zero still counts, unless a weight can take up their number."""
+    """A unit that is zero still counts, unless the weight of a normalisation can absorb their number."""
     x = walk.axes(node.args[0])
     dims = walk.argument(node, "dim") or []
     over = [x[d] for d in dims if labelled(x[d])]

@@ -113,7 +113,7 @@ def test_an_unknown_operator_is_the_reason() -> None:
 
 
 @pytest.mark.parametrize("name", ["rms_norm_narrow", "rms_norm_written_out", "rms_norm_around_zero"])
-def test_the_width_of_a_network_of_root_mean_squares_can_be_cut(name: str) -> None:
+def test_the_residual_width_of_an_rms_norm_network_can_be_cut(name: str) -> None:
     found = look(f"transformer_{name}")
     (stream,) = (group for group in found.groups if group.kind == "stream")
     assert stream.units == 32

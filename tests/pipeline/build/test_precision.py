@@ -101,7 +101,7 @@ class Way:
     open: bool
 
     def measures_precision(self, target: Any) -> bool:
-        return self.open and target.int8_may_lose
+        return self.open and target.int8_may_be_slower
 
     def prober(self, target: Any, precision: Precision) -> Any:
         return SimpleNamespace(candidate=lambda structure: precision.encode())
@@ -115,7 +115,7 @@ class Way:
         ("x86", {"precision": Precision.INT8}, True, 0.9, Precision.INT8, 0),
         ("x86", {"max_size": 10**5}, True, 0.9, Precision.INT8, 0),  # the limit is on bytes, of which int8 takes a quarter
         ("x86", {}, False, 0.9, Precision.INT8, 0),  # masks: no budget on latency
-        ("phone", {}, True, 0.9, Precision.INT8, 0),  # this machine is no phone
+        ("phone", {}, True, 0.9, Precision.INT8, 0),  # timings of this machine are not a phone's
     ],
 )
 def test_float_is_taken_where_the_dense_network_is_slower_in_int8(
@@ -131,4 +131,5 @@ def test_float_is_taken_where_the_dense_network_is_slower_in_int8(
             found = precision_for(run, "key", load(target), Way(open_), baseline, device)  # type: ignore[arg-type]
             assert found is expected
         assert len(device.asked) == asked
+        assert any("--max-size" in note for note in run.notes) == ("max_size" in changes)
         assert [f"{int8:.2f} times as fast as in float" in note for note in folder.notes()] == [True] * asked

@@ -134,6 +134,11 @@ def test_image_files_are_cropped_to_the_size_that_a_timm_model_was_made_for(user
     assert subject.preprocess.mean == (0.5, 0.5, 0.5)
 
 
+def test_an_order_of_classes_is_refused_where_the_data_are_not_an_image_folder(user):
+    with pytest.raises(InputError, match="--class-order with --data"):
+        load_subject(replace(user(), class_order="natural"))
+
+
 def test_a_test_split_cut_from_training_images_is_told(user, pictures):
     (note,) = load_subject(replace(user(), data=pictures, image_size=8)).notes
     assert "no test split" in note
