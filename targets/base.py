@@ -37,12 +37,22 @@ class Limits:
     channel_multiple: int  # kept channel counts are multiples of this
     precisions: tuple[Precision, ...]  # best first
     patterns: tuple[Pattern, ...]  # best first: what buys latency there
+    shared_multiple: int = 1  # what suits other targets of the same plan too; wide groups keep counts that are multiples of it
+
+    def step(self, size: int) -> int:
+        """The number that kept channel counts of a group of `size` channels are multiples of.
+
+        Where the multiple that suits all targets would leave a group with less than its quarters to choose from, it is that of
+        the target which is searched for.
+        """
+        return self.shared_multiple if size >= 4 * self.shared_multiple > 4 * self.channel_multiple else self.channel_multiple
 
 
 def joint(targets: Sequence[Target]) -> Limits:
-    """Limits that one plan keeps for several targets: the first one's, with channels that suit them all."""
+    """Limits that one plan keeps for several targets: the first one's, in wide groups with channel counts that suit them all."""
     multiple = math.lcm(*(target.limits.channel_multiple for target in targets))
-    return replace(targets[0].limits, channel_multiple=multiple)
+    own = targets[0].limits
+    return own if multiple == own.channel_multiple else replace(own, shared_multiple=multiple)
 
 
 @dataclass(frozen=True)

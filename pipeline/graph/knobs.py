@@ -15,7 +15,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25)  # of a group's units that may stay, before roun
 def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
     """The decisions of the search within the target's limits: every setting of them can be built.
 
-    Kept counts are multiples of `limits.channel_multiple` (or the dense count). A group with one choice has no knob.
+    Kept counts are multiples of `limits.step` (or the dense count). A group with one choice has no knob.
     """
     block_of = {group: block.name for block in coupling.blocks.values() for group in block.groups}
     found = []
@@ -23,12 +23,16 @@ def knobs_for(coupling: Coupling, limits: Limits) -> tuple[Knob, ...]:
         if group.kind == "block":
             kept: tuple[int, ...] = (1, 0)
         else:
-            step = limits.channel_multiple
-            counts = {max(step, round(group.size * share / step) * step) for share in SHARES[1:]}
-            kept = (group.size, *sorted((c for c in counts if c < group.size), reverse=True))
+            kept = kept_counts(group.size, limits.step(group.size))
         if len(kept) > 1:
             found.append(Knob(group.name, group.kind, group.size, kept, block_of.get(group.name)))
     return tuple(found)
+
+
+def kept_counts(size: int, step: int) -> tuple[int, ...]:
+    """How many units of a group may stay: all, and what lies nearest to each share among the multiples of `step`."""
+    counts = {max(step, round(size * share / step) * step) for share in SHARES[1:]}
+    return size, *sorted((c for c in counts if c < size), reverse=True)
 
 
 def plan_for(knobs: tuple[Knob, ...], levels: tuple[int, ...], order: Mapping[str, tuple[int, ...]], score: str) -> Plan:

@@ -56,7 +56,7 @@ def searched(
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
-    settings |= {} if limits == target.limits else {"channel_multiple": limits.channel_multiple}
+    settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
     candidates = run.folder.stage("candidates", "2", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
     stages = [run.folder.stage("search", "9", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]

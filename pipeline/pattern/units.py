@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
 from ..finetune.dynamic_masks import Remask
-from ..graph.knobs import SHARES, plan_for
+from ..graph.knobs import kept_counts, plan_for
 from ..network.calling import Inputs
 from ..network.compute import CPU, Compute
 from ..options import Precision, Score
@@ -192,7 +192,5 @@ class _Evaluator(UnitEvaluator):
 
 def knob_of(name: str, kind: str, size: int, limits: Limits, block: str | None = None) -> Knob | None:
     """The decision on a group; None where the target's limits leave one choice."""
-    step = 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.channel_multiple
-    counts = {max(step, round(size * share / step) * step) for share in SHARES[1:]}
-    kept = (size, *sorted((c for c in counts if c < size), reverse=True))
+    kept = kept_counts(size, 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.step(size))
     return Knob(name, kind, size, kept, block) if len(kept) > 1 else None

@@ -156,7 +156,8 @@ def _prepared(
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
-    check = folder.stage("traced-check", "1", {"seed": config.seed, "multiple": limits.channel_multiple}, (subject_key,))
+    multiples = [limits.channel_multiple, limits.shared_multiple]
+    check = folder.stage("traced-check", "1", {"seed": config.seed, "multiple": multiples}, (subject_key,))
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute, check)
     sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])

@@ -119,7 +119,9 @@ def test_what_was_not_built_fails_a_run_only_by_the_accuracy_that_is_known(given
 
 
 def test_a_plan_for_several_targets_suits_the_channels_of_all():
-    assert joint([X86, JETSON]).channel_multiple == 16
+    both = joint([X86, JETSON])
+    assert [both.step(size) for size in (16, 32, 48, 64, 256)] == [8, 8, 8, 16, 16]
+    assert [joint([JETSON, X86]).step(size) for size in (16, 256)] == [16, 16]
     assert joint([X86, JETSON]).precisions == X86.limits.precisions
     assert joint([X86]) == X86.limits
 
