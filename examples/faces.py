@@ -3,12 +3,13 @@
     EDGE_COMPRESS_PHOTOS=my/photographs/of/people edge-compress --target x86 --recipe examples/faces.py --out runs/faces
 
 Needs `pip install requests tqdm && pip install --no-deps facenet-pytorch==2.6.0` (MIT). The squares are made in `photographs.py`.
-Without a folder of photographs there are hardly any faces. Boxes and landmarks count in training; without metric(), here as well.
+Without a folder of photographs there are hardly any faces. Boxes and landmarks count in training, by the dense network's.
 """
 
 import torch
 from photographs import Proposals, photographs
 from torch import Tensor
+from torch.nn import functional as F
 
 try:
     from facenet_pytorch import ONet, PNet
@@ -25,7 +26,12 @@ def model() -> ONet:
 def datasets() -> dict[str, Proposals]:
     """Squares of photographs, by split, and whether the dense network takes them for faces."""
     train, test = photographs()
-    return {"train": Proposals(train, PNet(), ONet()), "test": Proposals(test, PNet(), ONet())}
+    return {"train": Proposals(train, PNet(), ONet(), mirrored=True), "test": Proposals(test, PNet(), ONet())}
+
+
+def loss(outputs: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+    """Cross-entropy, in which the faces, one square in fourteen, weigh as much as all others."""
+    return F.nll_loss((outputs[2] + 1e-6).log(), target.long(), weight=torch.tensor([1 / 13, 1.0]).to(target.device))
 
 
 class Decisions:

@@ -102,17 +102,19 @@ def errors(first: Points, second: Points, homography: Tensor) -> Tensor:
 class Proposals(Dataset[tuple[Tensor, Tensor]]):
     """Twelve squares (3, 48, 48) of each photograph: what P-Net holds likeliest to be faces, 4 of each of 3 sizes.
 
-    The target of a square is whether O-Net takes it for a face.
+    The target of a square is whether O-Net takes it for a face. `mirrored`: each square also the other way round, for training.
     """
 
-    def __init__(self, paths: list[Path], pnet: nn.Module, onet: nn.Module) -> None:
+    def __init__(self, paths: list[Path], pnet: nn.Module, onet: nn.Module, *, mirrored: bool = False) -> None:
         self._paths, self._pnet, self._onet, self._of = paths, pnet, onet, cache(self._proposed)
+        self._mirrored = mirrored
 
     def __len__(self) -> int:
-        return 12 * len(self._paths)
+        return (12 + 12 * self._mirrored) * len(self._paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self._of(self._paths[i // 12])[i % 12]
+        photo, k = divmod(i, 12 + 12 * self._mirrored)
+        return self._of(self._paths[photo])[k]
 
     @torch.no_grad()
     def _proposed(self, path: Path) -> list[tuple[Tensor, Tensor]]:
@@ -124,4 +126,5 @@ class Proposals(Dataset[tuple[Tensor, Tensor]]):
             for best in chances.flatten().topk(4).indices.tolist():
                 top, left = divmod(best, chances.shape[1])
                 found.append((255 * square(photo, 2 * left / scale, 2 * top / scale, 12 / scale, 48) - 127.5) / 128)
+        found += [one.flip(2) for one in found] if self._mirrored else []
         return list(zip(found, self._onet(torch.stack(found))[2][:, 1] > 0.5, strict=True))
