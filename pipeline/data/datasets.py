@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from ..errors import InputError, described
 from ..types import Crop, DataInfo, Splits
@@ -62,6 +60,8 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = 
 
 def cut(labels: IntArray, count: int, seed: int) -> tuple[IntArray, IntArray]:
     """Returns shuffled positions (rest, cut) with `count` in the second, stratified by class where every class allows it."""
+    from sklearn.model_selection import train_test_split  # a second and more, which recipes need not wait for
+
     present, members = np.unique(labels, return_counts=True)
     rng = np.random.default_rng(seed)
     if members.min() >= 2 and len(present) <= min(count, len(labels) - count):
@@ -101,6 +101,8 @@ def _split(spec: str, data: SourceData, seed: int) -> DataSet:
 
 def _digits() -> SourceData:
     """Returns 1,797 scanned digits of 8x8 pixels with 16 grey levels (UCI optical recognition, in scikit-learn)."""
+    from sklearn.datasets import load_digits
+
     scans, labels = load_digits(return_X_y=True)
     images = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     source = ArraySource(images, labels.astype(np.int64))

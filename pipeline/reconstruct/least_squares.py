@@ -18,8 +18,19 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+FEWEST_POSITIONS, MOST_POSITIONS = 25_000, 200_000  # of all samples together that a layer is re-fit on
+POSITIONS_PER_INPUT = 40  # between the two
 DAMPING = 0.01
 _log = logging.getLogger(__name__)
+
+
+def positions_for(inputs: int) -> int:
+    """How many output positions a layer with that many inputs to each output is re-fit on; drawn evenly from all samples.
+
+    Neighbouring positions say nearly the same: ResNet-20, half of its channels gone, has 81.4 % top-1 after reconstruction on
+    25,000 or 50,000 positions a layer and 81.3 % on 200,000.
+    """
+    return min(MOST_POSITIONS, max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * inputs))
 
 
 def damping_of(inputs: int, positions: float, damping: float = DAMPING) -> float:

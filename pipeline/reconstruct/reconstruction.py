@@ -23,11 +23,10 @@ from ..network.row_sampling import output_strips, sampled_rows
 from ..options import Pattern
 from ..score.layer_inputs import positions_last, strip_columns, unfold
 from ..types import Plan
-from .least_squares import DAMPING, solve_intercept
+from .least_squares import DAMPING, positions_for, solve_intercept
 from .memory import SOLVING_BYTES
 
 Choose = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # layer, mask, G (k, k), C (outputs, k) -> mask
-MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all images
 
 
 def sequential(
@@ -254,9 +253,9 @@ class _Lockstep:
         """Least squares with a constant column: the weight and the bias that give `target` from `inputs`."""
         flat_target = positions_last(module, target)
         positions = flat_target.shape[2]
-        most = MAX_COLUMNS // len(inputs)
-        per_image = max(1, min(positions, most))
         k = module.weight[0].numel()
+        most = positions_for(k) // len(inputs)
+        per_image = max(1, min(positions, most))
         gram = torch.zeros(k + 1, k + 1, dtype=torch.float64, device=inputs.device)
         cross = torch.zeros(len(module.weight), k + 1, dtype=torch.float64, device=inputs.device)
         for start in range(0, len(inputs), 50):

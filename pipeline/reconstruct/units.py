@@ -24,10 +24,9 @@ from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..network.row_sampling import output_strips
 from ..score.layer_moments import CHUNK, LayerMoments, counted
-from .least_squares import DAMPING, damping_of, solve_intercept
+from .least_squares import DAMPING, damping_of, positions_for, solve_intercept
 from .memory import SOLVING_BYTES
 
-MAX_COLUMNS = 200_000  # positions a layer's moments are taken over; drawn evenly from all samples
 Masks = Mapping[str, Mapping[int, NDArray[np.bool_]]]
 
 
@@ -219,9 +218,9 @@ class _Lockstep:
         weight = self.small.tensor(layer.weight)
         flat = layer.outputs(target)
         positions = flat.shape[2]
-        most = MAX_COLUMNS // len(inputs)
-        each = max(1, min(positions, most))
         k = weight[0].numel()
+        most = positions_for(k) // len(inputs)
+        each = max(1, min(positions, most))
         gram = torch.zeros(k + 1, k + 1, dtype=torch.float64, device=inputs.device)
         cross = torch.zeros(len(weight), k + 1, dtype=torch.float64, device=inputs.device)
         constant, seen = 1.0 if normed or layer.bias is not None else 0.0, 0

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...pipeline.errors import BuildError, deepest_cause
 from ...pipeline.signature import Signature
+from .exporter_cache import collect_operators_once, exported_once
 from .zeros import drop_zero_additions
 
 OUTPUT = "edge_compress_output_"  # names of outputs while they are exported: the exporter may use theirs for operators
@@ -39,7 +40,11 @@ def export_float(module: nn.Module, signature: Signature) -> onnx.ModelProto:
         BuildError: the exporter refused an operator.
     """
     outputs = tuple(spec.name for spec in signature.outputs)
-    return export_graph(fold_batchnorm(module), zeros(signature), outputs, by_name=signature.by_name)
+
+    def export() -> onnx.ModelProto:
+        return export_graph(fold_batchnorm(module), zeros(signature), outputs, by_name=signature.by_name)
+
+    return exported_once(module, signature, export)
 
 
 def zeros(signature: Signature) -> dict[str, torch.Tensor]:
@@ -62,6 +67,7 @@ def export_graph(
         BuildError: the exporter refused an operator.
     """
     inputs = dict(example)
+    collect_operators_once()
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
