@@ -31,16 +31,16 @@ class Block(nn.Module):
 
 
 class DigitsResNet(nn.Module):
-    """Eight residual blocks, 32, 64 and 128 wide, on (N, 1, 8, 8)."""
+    """Eight residual blocks, 16, 32 and 64 wide, on (N, 1, 8, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.layer1 = nn.Sequential(Block(32, 32), Block(32, 32))
-        self.layer2 = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 64))
-        self.layer3 = nn.Sequential(Block(64, 128, stride=2), Block(128, 128), Block(128, 128))
-        self.fc = nn.Linear(128, 10)
+        self.conv1 = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16), Block(16, 16))
+        self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32), Block(32, 32))
+        self.layer3 = nn.Sequential(Block(32, 64, stride=2), Block(64, 64), Block(64, 64))
+        self.fc = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, 10)."""

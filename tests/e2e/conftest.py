@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,18 +63,11 @@ def here(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[[list[str]], Finished]]:
     """The command line inside this process: quicker, and its parts can be replaced. The process is as before afterwards."""
-    monkeypatch.setenv("EDGE_COMPRESS_CACHE", str(workshop.cache))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
 
     def call(arguments: list[str]) -> Finished:
         capfd.readouterr()
         code = main(arguments)
         return Finished(code, *capfd.readouterr())
 
-    with torch.random.fork_rng(devices=[]):
+    with workshop.inside(monkeypatch):
         yield call
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(la
 @pytest.fixture(scope="module")
 def folder(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phone") / "run"
-    finished = workshop.run(workshop.arguments(folder, target="phone", search="knapsack", evaluations=10, score="magnitude"))
+    finished = workshop.call(workshop.arguments(folder, target="phone", search="knapsack", evaluations=10, score="magnitude"))
     assert finished.code == 0, finished.err
     assert finished.out.splitlines()[0].startswith("phone: passed")
     assert finished.stages[-2:] == ["build phone", "verify phone"]
@@ -57,9 +57,9 @@ def test_the_file_alone_answers_raw_pixels_as_the_report_says(folder: Path) -> N
 
 def test_its_bundle_verifies_in_litert(folder: Path, workshop: Workshop, tmp_path: Path) -> None:
     pytest.importorskip("cyclonedx", reason="the bill of materials needs the extra [release]")
-    assert workshop.run(["release", str(folder), "--out", str(tmp_path)]).code == 0
+    assert workshop.call(["release", str(folder), "--out", str(tmp_path)]).code == 0
     (path,) = tmp_path.glob("*.tar.gz")
-    finished = workshop.run(["verify", str(path), "--data", "digits"])
+    finished = workshop.call(["verify", str(path), "--data", "digits"])
     assert finished.code == 0, finished.err
     assert "golden samples in litert" in finished.out
     assert "identical outputs" in finished.out

@@ -56,30 +56,46 @@ def test_the_code_that_is_printed_classifies_stored_pixels_as_the_artifact_did(u
 
 # line of progress that is waited for -> stages that were finished before that call, which must not come again
 KILLS: dict[str, tuple[str, ...]] = {
-    "curvature ...": (),
-    "sensitivity ...": (),
     "  ppo: 6/": (),
     "  epoch 1:": ("sensitivity",),
-    "build x86 ...": ("curvature", "sensitivity", "search"),
-    "  timing sessions: 2/": ("curvature", "sensitivity", "search", "compensate", "fine-tune", "test split"),
+    "  timing sessions: 2/": ("curvature", "sensitivity", "search", "compensate"),
+}
+
+
+SEARCHED = ("curvature", "sensitivity", "search")
+ALL_KILLS: dict[str, tuple[str, ...]] = {
+    "dense baseline x86 ...": (),
+    "curvature ...": (),
+    "sensitivity ...": ("dense baseline x86",),
+    "  ppo: 6/": (),
+    "compensate ...": ("sensitivity",),
+    "  epoch 1:": SEARCHED,
+    "test split ...": (*SEARCHED, "compensate"),
+    "build x86 ...": (*SEARCHED, "compensate", "fine-tune"),
+    "  timing sessions: 2/": (*SEARCHED, "compensate", "fine-tune", "test split"),
+    "unpruned x86 ...": (*SEARCHED, "compensate", "fine-tune", "test split", "build x86"),
 }
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_killed_in_every_stage_gives_the_artifact_of_an_uninterrupted_one(
-    workshop: Workshop, uninterrupted: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "kills", [KILLS, pytest.param(ALL_KILLS, marks=pytest.mark.slow)], ids=["in search, training and timing", "in every stage"]
+)
+def test_a_run_killed_in_its_stages_gives_the_artifact_of_an_uninterrupted_one(
+    kills: dict[str, tuple[str, ...]], workshop: Workshop, uninterrupted: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    for line, finished in KILLS.items():
+    for line, finished in kills.items():
         with workshop.start(workshop.arguments(folder)) as process:
             process.wait_for(line)
             ended = process.send(signal.SIGKILL)
         assert ended.code == -signal.SIGKILL, line
         assert not set(finished) & set(ended.stages), line
         assert not (folder / "report.json").exists()
-    last = workshop.run(workshop.arguments(folder))
+    last = workshop.call(workshop.arguments(folder))
     assert last.code == 0, last.err
-    assert last.stages == ["verify x86", "unpruned x86", "compare with int8 alone", "memory and layers x86"]
+    verified = [] if "unpruned x86 ..." in kills else ["verify x86"]
+    assert last.stages == [*verified, "unpruned x86", "compare with int8 alone", "memory and layers x86"]
     assert digest(folder) == digest(uninterrupted)
     own, other = (report_of(f)["pruned"] for f in (folder, uninterrupted))
     assert own["state"] == other["state"]
@@ -98,7 +114,7 @@ def test_a_run_killed_at_a_random_moment_gives_the_same_artifact(workshop: Works
         process.wait_for("curvature ...")
         time.sleep(delay)
         process.send(signal.SIGKILL)
-    last = workshop.run(workshop.arguments(folder))
+    last = workshop.call(workshop.arguments(folder))
     assert last.code == 0, f"killed after {delay:.3f} s: {last.err}"
     assert digest(folder) == digest(uninterrupted), f"killed after {delay:.3f} s"
 
@@ -123,7 +139,7 @@ def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops
     assert interrupted.code == 130, interrupted.err
     assert interrupted.complaint == "edge-compress: interrupted; run the same command again to resume"
     assert not (folder / "report.json").exists()
-    last = workshop.run(workshop.arguments(folder))
+    last = workshop.call(workshop.arguments(folder))
     assert last.code == 0, last.err
     assert last.stages == ["verify x86", "unpruned x86", "compare with int8 alone", "memory and layers x86"]
     assert digest(folder) == digest(uninterrupted)

@@ -57,7 +57,7 @@ def run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Run:
         finetune_epochs=1,
         evaluations=6,
     )
-    finished = workshop.run(arguments)
+    finished = workshop.call(arguments)
     assert finished.code == 0, finished.err
     return Run(folder, user_net.attending, weights)
 
@@ -96,7 +96,7 @@ def test_the_report_says_how_the_network_was_captured_and_what_can_be_pruned(run
 def test_the_same_command_again_does_nothing_again(run: Run, workshop: Workshop) -> None:
     config = Path(run.folder) / "config.toml"
     before = report_of(run.folder)
-    finished = workshop.run(["--config", str(config), "--out", str(run.folder)])
+    finished = workshop.call(["--config", str(config), "--out", str(run.folder)])
     assert finished.code == 0, finished.err
     assert "search" not in finished.stages
     assert report_of(run.folder)["pruned"]["state"] == before["pruned"]["state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,10 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+from edge_compress.pipeline.cli.main import main
 
 COMMAND = str(Path(sys.executable).with_name("edge-compress"))
 USER_NET = Path(__file__).with_name("user_net.py")
@@ -154,6 +159,28 @@ class Workshop:
             yield started
         finally:
             started.send(signal.SIGKILL)
+
+    @contextmanager
+    def inside(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Where this process can be the command line's; it is as before afterwards."""
+        patch.setenv("EDGE_COMPRESS_CACHE", str(self.cache))
+        patch.setattr(signal, "signal", lambda *_: None)
+        threads = torch.get_num_threads()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+    def call(self, arguments: Sequence[str]) -> Finished:
+        """The command line inside this process: a new one imports and warms up for ten seconds and more."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, self.inside(patch), redirect_stdout(out), redirect_stderr(err):
+            code = main(list(arguments))
+        return Finished(code, out.getvalue(), err.getvalue())
 
     def run(self, arguments: Sequence[str]) -> Finished:
         """A process from its start to its end."""
