@@ -1,6 +1,6 @@
 # What contributors and CI run; CONTRIBUTING.md says when. All of it works from a fresh checkout.
 .DEFAULT_GOAL := help
-.PHONY: help env pytorch-for-cpu demo test test-slow test-devices torture browser lint type check docs notebooks clean
+.PHONY: help env demo test test-slow test-devices torture browser lint type check docs notebooks clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,25 +14,26 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
+# The builds without CUDA of the two pinned versions; torchvision's ordinary build does not load beside PyTorch's CPU build.
+define PYTORCH_FOR_CPU
+@pair=$$(sed -nE 's/^((torch|torchvision)==[0-9.]+).*/\1+cpu/p' constraints.txt | tr '\n' ' '); \
+	$(BIN)/python -m pip install --disable-pip-version-check -q --dry-run --no-deps $$pair >/dev/null 2>&1 || { \
+		echo "make: your package index lacks $$pair(PyTorch's CPU builds): docs/install.md; or make env without CPU=1" >&2; \
+		exit 3; }; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $$pair
+endef
+
 env: $(READY)  ## .venv with everything pinned in constraints.txt, made once; CPU=1: PyTorch without CUDA
 
 # The stamp comes last, so that an interrupted install is done again. The link is for mypy, which does not see editable installs.
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 with venv and ensurepip was found; install one, or make PYTHON=/path/to/python3" >&2; exit 3; }
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	$(if $(CPU),@$(MAKE) --no-print-directory pytorch-for-cpu)
+	$(if $(CPU),$(PYTORCH_FOR_CPU))
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	mkdir -p build/src
 	ln -sfn ../.. build/src/edge_compress
 	touch $@
-
-# The builds without CUDA of the two pinned versions; torchvision's ordinary build does not load beside PyTorch's CPU build.
-pytorch-for-cpu:
-	@pair=$$(sed -nE 's/^((torch|torchvision)==[0-9.]+).*/\1+cpu/p' constraints.txt | tr '\n' ' '); \
-	$(BIN)/python -m pip install --disable-pip-version-check -q --dry-run --no-deps $$pair >/dev/null 2>&1 || { \
-		echo "make: your package index lacks $$pair(PyTorch's CPU builds): docs/install.md; or make env without CPU=1" >&2; \
-		exit 3; }; \
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $$pair
 
 demo: env  ## the whole pipeline on the embedded default, into runs/demo
 	$(BIN)/edge-compress --target x86 --out runs/demo
