@@ -22,7 +22,7 @@ def open_board(board: Board) -> RemoteDevice:
         return LocalDevice(board)
     if not board.address:
         what, found = f"board {board.name}", "a template without an address"
-        do = f"copy {board.file} to your own folder of devices under another name and add it"
+        do = f"copy {board.file} to ~/.config/edge-compress/devices/ under another name and add it"
         raise InputError(what, found=found, expected="`address` in its file", do=do)
     ssh = board.transport == "ssh"
     opened = SshTransport if ssh else AdbTransport

@@ -268,6 +268,9 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         raise InputError("--quiet with --verbose", expected="one of them")
     if config.recipe is not None and (other := [key(n) for n in _INSTEAD_OF_RECIPE if n in values]):
         raise InputError(f"--recipe with --{other[0]}", expected="one of them: a recipe brings its own model and data")
+    if config.max_accuracy_drop != Config.max_accuracy_drop and (config.recipe is not None or config.max_drop is not None):
+        beside = "--recipe" if config.recipe is not None else "--max-drop"
+        raise InputError(f"--max-accuracy-drop with {beside}", expected="--max-drop, for any metric", do="leave it out")
     if config.data == "digits" and config.recipe is None:  # small enough that less is enough
         evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
         config = replace(config, evaluations=evaluations, finetune_epochs=epochs)

@@ -14,7 +14,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
 
 def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _attention_in_steps(), _unlogged():
+        with warnings.catch_warnings(), torch.no_grad(), attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
@@ -138,7 +138,7 @@ def _unlogged() -> Iterator[None]:
 
 
 @contextmanager
-def _attention_in_steps() -> Iterator[None]:
+def attention_in_steps() -> Iterator[None]:
     """nn.MultiheadAttention as the operators it consists of, not as one fused for inference."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -252,10 +252,36 @@ def stack(node: fx.Node) -> list[str]:
     return [name for name in names if name]
 
 
-def run(module: nn.Module, example: Example) -> list[torch.Tensor]:
-    """The floating-point tensors a module answers an example with, in order, wherever they lie in its result."""
-    with torch.no_grad():
-        return [t for t in tensors_in(module(*copy.copy(example[0]), **example[1])) if t.is_floating_point()]
+def run(module: nn.Module, example: Example, *, in_steps: bool = False) -> list[torch.Tensor]:
+    """The numbers a module answers an example with, see `numbers_in`; by the operators it was captured as if `in_steps`."""
+    with torch.no_grad(), attention_in_steps() if in_steps else nullcontext():
+        return numbers_in(module(*copy.copy(example[0]), **example[1]))
+
+
+def numbers_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in a result that can be compared, in order, wherever they lie in it: real parts beside imaginary ones.
+
+    Integers, such as classes, only where there is nothing else.
+    """
+    found = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_in(value)]
+    real = [t for t in found if t.is_floating_point()]
+    return real or [t.double() for t in found]
+
+
+def larger_batch(example: Example, times: int) -> Example:
+    """An example of `times` as many samples, none like another: each tensor repeated along axis 0, backwards and shifted."""
+
+    def grown(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if not value.ndim or len(value) != samples:
+                return value
+            return torch.cat([value, *(value.flip(-1).roll(k, -1) if value.ndim > 1 else value for k in range(times - 1))])
+        if isinstance(value, list | tuple):
+            return type(value)(grown(v) for v in value)
+        return {k: grown(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    samples = next((len(t) for t in tensors_in(example) if t.ndim), 0)
+    return grown(example[0]), grown(example[1])
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -280,7 +306,7 @@ def _refuse_chance(captured: Captured) -> None:
         dropout = "dropout" in name and len(node.args) > 2 and bool(node.args[2]) and bool(node.args[1])
         chance = dropout or any(part in name for part in _RANDOM)
         if chance and node.users:
-            first, second = run(captured.module, captured.example), run(captured.module, captured.example)
+            first, second = (run(captured.module, captured.example, in_steps=True) for _ in range(2))
             if any(not torch.equal(a, b) for a, b in zip(first, second, strict=True)):
                 raise InputError(
                     "the network answers the same input differently each time",

@@ -113,6 +113,8 @@ class Coupling:
         return sorted((Locked(*key, macs) for key, macs in found.items()), key=lambda x: -x.macs)
 
     def _reason(self, cost: Cost) -> str:
+        if not cost.axes:
+            return "its units depend on each other from step to step or pair by pair, and all stay"
         reasons: dict[str, None] = {}
         for axis in cost.axes:
             for atom in axis:

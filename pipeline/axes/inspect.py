@@ -98,7 +98,7 @@ def inspect(module: nn.Module, example_inputs: Any, name: str = "", gate: bool =
         parameters=sum(p.numel() for p in captured.module.parameters()),
         macs=coupling.macs,
         prunable_macs_share=prunable / total,
-        groups=tuple(GroupShare(g.name, g.kind, len(g.units), shares.get(g.name, 0) / total) for g in coupling.open_groups()),
+        groups=tuple(GroupShare(g.name, g.kind, len(g.units), shares.get(g.name, 0) / total) for g in coupling.paying_groups()),
         locked=tuple(LockedShare(x.operation, x.module, x.reason, x.macs / total) for x in coupling.locked()),
         equivalence=Equivalence(checked.difference is not None, checked.difference, checked.passed),
         seconds=time.perf_counter() - start,

@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import config as settings
 from ..codec import from_json
-from ..errors import InputError
+from ..errors import InputError, described
 from ..pattern.rebuild import rebuilt
 from ..progress import Progress
 from ..report.report import Report, read_report
@@ -116,8 +116,14 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
         raise InputError(f"{folder}/plan.json cannot be read", found=str(error), do="run again") from error
     with _left_as_it_was():
         state = load_file(folder / report.pruned.state.path)
-        module = rebuilt(model(), report.signature, plan, state)
-        module.load_state_dict(state)
+        try:
+            module = rebuilt(model(), report.signature, plan, state)
+            module.load_state_dict(state)
+        except InputError:
+            raise
+        except Exception as error:  # another network's forward, its own arguments, its own weights
+            do = "give a function that returns the network of the run, dense"
+            raise InputError(f"{folder} on the network given", found=described(error), do=do) from error
     return module.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,12 +77,13 @@ def init(
           then: edge-compress --config work/edge-compress.toml --dry-run
     """  # noqa: D301
     given: dict[str, object] = {"targets": targets or ("x86",), "model": model, "weights": weights, "data": data}
+    there = {name: _seen_from(folder, value) for name, value in given.items() if isinstance(value, str)}
     if model is None:
         if weights or data:
             raise InputError("--weights or --data without --model", expected="a model", do="name it with --model SPEC")
         given["recipe"] = RECIPE
     settings.load(None, {name: value for name, value in given.items() if name != "recipe"})  # refuses what a run would
-    files = {CONFIG: "\n".join(_commented(context, given))} | ({} if model else {RECIPE: _SKELETON.format(name=RECIPE)})
+    files = {CONFIG: "\n".join(_commented(context, given | there))} | ({} if model else {RECIPE: _SKELETON.format(name=RECIPE)})
     for name in files:
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists", do="name another folder, or remove it")
@@ -99,6 +101,24 @@ def init(
         echo(f"next: fill in {folder / RECIPE}, try it with edge-compress inspect --recipe {folder / RECIPE}")
     echo(f"next: edge-compress --config {folder / CONFIG} --dry-run")
     return 0
+
+
+def _seen_from(folder: Path, spec: str) -> str:
+    """A specification whose path, relative to the current folder, is made relative to another one."""
+    scheme, found, rest = spec.partition(":")
+    parts = [("", spec, "")]
+    if found:
+        parts += [(f"{scheme}:", rest, ""), ("", scheme, f":{rest}"), (*_named_set(scheme, rest), "")]
+    for before, path, after in parts:
+        if path and not Path(path).is_absolute() and Path(path).exists():
+            return f"{before}{os.path.relpath(path, folder)}{after}"
+    return spec
+
+
+def _named_set(scheme: str, rest: str) -> tuple[str, str]:
+    """What stands before the folder in torchvision:NAME:DIR, and the folder."""
+    name, _, path = rest.partition(":")
+    return f"{scheme}:{name}:", path
 
 
 def _commented(context: click.Context, given: dict[str, object]) -> Iterator[str]:

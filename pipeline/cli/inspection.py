@@ -91,10 +91,10 @@ def _opened(file: Path) -> tuple[nn.Module, Any, list[str]]:
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
+    from ..run.recipe_check import checked
     from ..task.recipe import read_recipe
     from ..task.recipe_data import data_of
     from ..task.recipe_task import open_recipe
-    from .recipe_check import checked
 
     recipe = read_recipe(file)
     data = data_of(recipe, 0)

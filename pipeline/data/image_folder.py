@@ -206,7 +206,8 @@ def _open_part(spec: str, part: Path) -> tuple[list[str], list[tuple[str, int]]]
     with importing("torchvision", TORCHVISION):
         from torchvision import datasets
     try:
-        classes = sorted(child.name for child in part.iterdir() if child.is_dir() and not child.name.startswith("."))
+        junk = (".", "__MACOSX")
+        classes = sorted(child.name for child in part.iterdir() if child.is_dir() and not child.name.startswith(junk))
         if not classes:
             raise FileNotFoundError(f"no class folder in {part}")
         numbers = {name: number for number, name in enumerate(classes)}

@@ -72,7 +72,13 @@ class Units:
         groups = (knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name)) for g in coupling.paying_groups())
         self.knobs = (*(k for k in groups if k is not None), *(Knob(b.name, "block", 1, (1, 0)) for b in coupling.blocks))
         if not self.knobs:
-            locked = coupling.locked()
+            locked, narrow = coupling.locked(), [len(group.units) for group in coupling.paying_groups()]
+            if narrow:
+                raise InputError(
+                    "nothing can be removed from the network",
+                    found=f"groups of at most {max(narrow)} units",
+                    expected=f"more than {limits.channel_multiple}: kept counts are multiples of that for this target",
+                )
             raise InputError(
                 "nothing can be removed from the network",
                 found=f"{locked[0].operation} in {locked[0].module or 'the network'}: {locked[0].reason}"

@@ -53,6 +53,7 @@ from ..run_folder import LOG_NAME, RunFolder, Stage
 from ..schedule.estimate import Paces, estimate, fitted, timed, told
 from ..task.load import load_subject
 from ..task.recipe import Recipe
+from ..task.recipe_task import RecipeTask
 from ..task.samples import scoring_inputs, training_inputs
 from ..types import (
     Artifact,
@@ -72,6 +73,7 @@ from ..verify.pictures import pictures_of
 from ..verify.places import places_of
 from ..verify.references import Networks, references_of, sanity_check
 from ..verify.unpruned import unpruned_of
+from .recipe_check import checked
 
 _PARTS = {"code": "the model's code", "model_sha256": "the weights", "data": "the data", "preprocess": "the preprocessing"}
 REMASK_IMAGES = 500  # the gradients of masked connections are taken on
@@ -271,6 +273,8 @@ def _prepare_subject(run: RunContext) -> str:
         if stage.result(Subject) is None:
             if changed := [said for name, said in _PARTS.items() if name in stage.differing("subject")]:
                 run.ui.say(f"changed since the last call in this folder: {', '.join(changed)}; all stages are made again")
+            if isinstance(run.loaded.task, RecipeTask):
+                checked(run.loaded.module, run.loaded.task, subject.signature, run.loaded.data)
             stage.finish(subject)
         return stage.key
     ref = stage.result(FileRef)

@@ -139,6 +139,9 @@ def data_of(recipe: Recipe, seed: int) -> Data:
     for name in ("train", "test"):
         if name not in given:
             raise recipe.wrong("datasets()", ", ".join(map(repr, given)) or "nothing", f"a data set {name!r}")
+    if unknown := [name for name in given if name not in SPLITS]:
+        expected = f"{', '.join(map(repr, SPLITS))}: a validation set is 'search'"
+        raise recipe.wrong("datasets()", f"a data set {unknown[0]!r}", expected)
     found = {}
     for name in (n for n in SPLITS if n in given):
         dataset = given[name]

@@ -22,7 +22,7 @@ OPTIONS = {
     "precision": "fp32",
     "latency_budget": BUDGET,
     "search": "knapsack",
-    "evaluations": 14,
+    "evaluations": 9,
     "finetune_epochs": 1,
     "min_speedup": 1.5,  # the selecting convolution that stands for the padding is a little faster than Slice and Pad
 }
@@ -87,7 +87,7 @@ def test_masks_in_float_keep_the_accuracy_and_are_no_faster(workshop: Workshop, 
 
 def test_dynamic_masks_move_with_the_training_and_keep_their_number(workshop: Workshop, tmp_path: Path, here: Call) -> None:
     folder = tmp_path / "run"
-    options = {**OPTIONS, "weights": workshop.weights("padded"), "finetune_epochs": 4, "mask": "dynamic", "evaluations": 4}
+    options = {**OPTIONS, "weights": workshop.weights("padded"), "finetune_epochs": 3, "mask": "dynamic", "evaluations": 2}
     ended = here(workshop.arguments(folder, **options))
     assert ended.code == 1, ended.err
     pruned = report_of(folder)["pruned"]

@@ -27,14 +27,14 @@ class Passed(nn.Module):
 class Zero(nn.Module):
     """In the place of the module that ended a branch which was left out."""
 
-    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), *, full: bool = False) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.full = shape, full
 
     def forward(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        """A zero without dimensions, or zeros of `shape` for each sample of the first tensor given."""
+        """Zeros of `shape` for each sample of the first tensor given if `full`; else a zero without dimensions."""
         first = next(tensors_in((inputs, named)))
-        return first.new_zeros(() if self.shape is None else (first.shape[0], *self.shape))
+        return first.new_zeros((first.shape[0], *self.shape) if self.full else ())
 
 
 def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
@@ -42,4 +42,4 @@ def leave_out(module: nn.Module, blocks: Iterable[Block]) -> None:
     for block in blocks:
         for name in block.modules:
             module.set_submodule(name, Passed().train(module.training))
-        module.set_submodule(block.modules[-1], Zero(block.shape if block.full else None).train(module.training))
+        module.set_submodule(block.modules[-1], Zero(block.shape, full=block.full).train(module.training))

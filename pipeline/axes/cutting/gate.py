@@ -6,7 +6,6 @@ are corrected first; then the groups at fault are found by halving the list, loc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import InputError
-from ..capture import Example, run, tensors_in
+from ...errors import BuildError, InputError
+from ..capture import larger_batch, numbers_in, run
 from ..coupling import Coupling
 from ..program import Program
 from ..types import Block, Group
-from .sizes import SizedCalls, record
+from .comparison import cast, relative_difference
+from .sizes import TIMES, SizedCalls, holds_sizes, record
 from .surgery import cut, zeroed
+from .training import IN_TRAINING, training_fault
 
 TOLERANCE = 1e-4  # of the range of the outputs
 
@@ -53,6 +54,10 @@ def _with_sound_blocks(coupling: Coupling) -> Coupling:
     """
     whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
     coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
+    if _difference(coupling, coupling.blocks).startswith(IN_TRAINING):  # as before stochastic depth, in all of them
+        full = replace(coupling, blocks=tuple(_with_full_zeros(b) for b in coupling.blocks))
+        if not _difference(full, full.blocks):
+            return replace(full, locked_blocks=whole)
     failed = _unlike_zero(coupling, coupling.blocks)
     for other in (_with_full_zeros, _with_unused_modules, lambda b: _with_full_zeros(_with_unused_modules(b))):
         if failed:
@@ -112,29 +117,34 @@ def _difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
             program.value(node)
             if node.name in places:
                 program.env[node] = torch.zeros_like(program.env[node])
-        expected = [t for t in tensors_in(program.outputs()) if t.is_floating_point()]
+        expected = numbers_in(program.outputs())
     try:
         found = run(cut(coupling, {b.name: [0] for b in blocks}), captured.example)
         why = f"{relative_difference(found, expected):.2g}"
         same = [t.shape for t in found] == [t.shape for t in expected] and relative_difference(found, expected) <= TOLERANCE
     except Exception as error:  # the user's forward, given what it does not expect
         return _line(error) or type(error).__name__
-    return "" if same else why
+    return training_fault(coupling, {b.name: [0] for b in blocks}, {}, captured.example) if same else why
 
 
 def _check(coupling: Coupling, names: list[str]) -> Checked:
     gate = _Gate(coupling)
     difference, why = gate.worst(names)
-    if difference is None or difference > TOLERANCE:
+    if difference is None or difference > TOLERANCE or gate.holds_sizes(names):
         gate.sized = record(coupling.walk.captured, coupling.walk.values)
         gate.narrow_sizes(names)
         difference, why = gate.worst(names)
     failed: dict[str, str] = {}
-    while names and (difference is None or difference > TOLERANCE):
-        part = next(part for part in gate.parts(names) if not gate.passes(part))
-        failed |= gate.search(part, why)
-        names = [n for n in names if n not in failed]
-        difference, why = gate.worst(names) if names else (None, "")
+    for stricter in (None, gate.take_larger_batch, gate.take_training):
+        if stricter is not None:
+            if not names or not stricter(names):
+                continue
+            difference, why = gate.worst(names)
+        while names and (difference is None or difference > TOLERANCE):
+            part = next(part for part in gate.parts(names) if not gate.passes(part))
+            failed |= gate.search(part, why)
+            names = [n for n in names if n not in failed]
+            difference, why = gate.worst(names) if names else (None, "")
     coupling = coupling.lock(failed) if failed else coupling
     passed = not names or (difference is not None and difference <= TOLERANCE)
     return Checked(coupling, gate.sized, difference, passed, why)
@@ -179,6 +189,33 @@ class _Gate:
         self.sized: Mapping[str, SizedCalls] = {}
         self.groups = {g.name: g for g in coupling.groups}
         self.example = coupling.walk.captured.example
+        self.training = False  # whether the cut network has to run in training mode too
+
+    def holds_sizes(self, names: list[str]) -> bool:
+        """Whether the network without half of these groups runs, but holds sizes of the full one."""
+        plan = {n: half(self.groups[n]) for n in names}
+        return holds_sizes(self.coupling, self.coupling.gone(plan), cut(self.coupling, plan))
+
+    def take_larger_batch(self, names: list[str]) -> bool:
+        """Compares on more samples than the example's from here on: a corrected size may follow their number.
+
+        Returns False where no size is corrected, nothing was cut, or the full network takes no other number.
+        """
+        if not self.sized or not names:
+            return False
+        example = larger_batch(self.example, TIMES)
+        try:
+            run(self.coupling.walk.captured.module, example, in_steps=True)
+        except Exception:  # the user's forward, on a batch it was not written for
+            return False
+        self.example = example
+        return True
+
+    def take_training(self, names: list[str]) -> bool:
+        """Runs the cut network in training mode as well from here on. Returns False where it runs without half of the groups."""
+        self.training = True
+        plans = ({n: half(self.groups[n]) for n in part} for part in self.parts(names))
+        return any(training_fault(self.coupling, plan, self.sized, self.example) for plan in plans)
 
     def parts(self, names: list[str]) -> list[list[str]]:
         """What is cut together: all groups; and where one number counts queries' and values' dimensions, each of these alone."""
@@ -209,20 +246,26 @@ class _Gate:
         return found, why or (f"cut and zeroed differ by {found:.2g}" if found is not None and found > TOLERANCE else "")
 
     def _once(self, plan: dict[str, list[int]], dtype: torch.dtype | None) -> tuple[float | None, str]:
-        example = _cast(self.example, dtype)
+        example = cast(self.example, dtype)
         try:
-            expected = run(zeroed(self.coupling, plan, dtype), example)
+            expected = run(zeroed(self.coupling, plan, dtype), example, in_steps=True)
         except Exception as error:
             what = "the network does not run on the example inputs"
             raise InputError(what, found=f"{type(error).__name__}: {_line(error)}") from error
         try:
             small = cut(self.coupling, plan, self.sized)
             found = run(small.to(dtype) if dtype else small, example)
+        except BuildError as error:
+            return None, str(error)
         except Exception as error:  # the user's forward on sizes it does not expect
             return None, f"forward holds sizes: {_line(error)}"
+        if any(t.isnan().any() for t in expected) and not any(t.isnan().any() for t in found):
+            # a vector divides, and its zeros gave NaN; where its units are read nowhere else, zeros in the weights say the same
+            expected = run(zeroed(self.coupling, plan, dtype, vectors=False), example, in_steps=True)
         if [t.shape for t in found] != [t.shape for t in expected]:
             return None, "the outputs changed their shape"
-        return relative_difference(found, expected), ""
+        fault = training_fault(self.coupling, plan, self.sized, self.example) if self.training and dtype is None else ""
+        return (None, fault) if fault else (relative_difference(found, expected), "")
 
     def narrow_sizes(self, names: list[str]) -> None:
         """Correct calls only in modules whose own forward makes them, so that the others stay of the user's very class."""
@@ -293,37 +336,8 @@ class _Gate:
         return (group.kind, tuple(dict.fromkeys(parts)))
 
 
-def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest absolute difference of any output, relative to that output's range."""
-    worst = 0.0
-    for a, b in zip((t.detach() for t in found), (t.detach() for t in expected), strict=True):
-        if not b.numel():
-            continue
-        span = float(b.max() - b.min()) if b.numel() > 1 else 0.0
-        span = span or float(b.abs().max()) or 1.0
-        difference = float((a - b).abs().max() / span)
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
-
-
 def _get(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name) if name else module
-
-
-def _cast(example: Example, dtype: torch.dtype | None) -> Example:
-    if dtype is None:
-        return example
-    example = copy.deepcopy(example)
-
-    def to(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.to(dtype)
-        if isinstance(value, list | tuple):
-            return type(value)(to(v) for v in value)
-        return {k: to(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    assert list(tensors_in(example)) is not None
-    return to(example[0]), to(example[1])
 
 
 def _line(error: BaseException) -> str:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...errors import BuildError
+
 
 class PrunedMultiheadAttention(nn.MultiheadAttention):
     """Attention with `num_heads` heads whose dimensions follow from the projections; parameters keep their names."""
@@ -68,11 +70,34 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
 
 
 def shrink(part: nn.MultiheadAttention, heads: int) -> None:
-    """Give an attention whose projections have been cut its new number of heads."""
+    """Give an attention whose projections have been cut its new number of heads.
+
+    Raises:
+        BuildError: it appends keys of its own.
+    """
+    if part.bias_k is not None or part.add_zero_attn:
+        raise BuildError("nn.MultiheadAttention", found="add_bias_kv or add_zero_attn", expected="neither, to be cut")
     part.__dict__["_scale"] = part.__dict__.get("_scale", float(part.head_dim) ** -0.5)
     part.num_heads = heads
     part._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its fused path, which ties heads to the width
     part.__class__ = PrunedMultiheadAttention
+
+
+def reads_less(part: nn.MultiheadAttention) -> bool:
+    """Whether the projections of an attention read fewer inputs than it was made for."""
+    if part.in_proj_weight is not None:
+        return bool(part.in_proj_weight.shape[1] != part.embed_dim)
+    weights = (part.q_proj_weight, part.k_proj_weight, part.v_proj_weight)
+    return any(w.shape[1] != n for w, n in zip(weights, (part.embed_dim, part.kdim, part.vdim), strict=True))
+
+
+def in_steps(module: nn.Module) -> None:
+    """Keep torch's transformer encoders off their fused path, which runs past the modules that were cut or left out."""
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoder):
+            part.enable_nested_tensor = part.use_nested_tensor = False
+        elif isinstance(part, nn.TransformerEncoderLayer):
+            part.activation_relu_or_gelu = 0
 
 
 def is_shrunk(part: Any) -> bool:

@@ -19,12 +19,13 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..algebra import Axis
-from ..capture import Captured, operator_name
+from ..capture import Captured, Example, attention_in_steps, larger_batch, operator_name, tensors_in
 from ..walk import Axes, number
 
 if TYPE_CHECKING:
     from ..coupling import Coupling
 
+TIMES = 2  # samples for one of the example, to see which sizes follow the batch
 _RESHAPES: dict[Any, str] = {
     torch.Tensor.view: "view", torch.Tensor.reshape: "reshape", torch.reshape: "reshape",
     torch.Tensor.unflatten: "unflatten", torch.unflatten: "unflatten",
@@ -36,6 +37,10 @@ _NODES = {"view": {"view"}, "reshape": {"reshape", "view"}, "unflatten": {"unfla
           "split": {"split", "split_with_sizes"}}  # fmt: skip
 
 
+Size = tuple[int, bool]  # on the example; whether it grows with the batch
+Corrected = tuple[str, tuple[Size | None, ...], int]  # function; sizes, None where the user's own stays; the axis of a split
+
+
 @dataclass(frozen=True)
 class Call:
     """One shape-taking call: which function, and the axes of its result or results."""
@@ -43,6 +48,7 @@ class Call:
     function: str
     axes: tuple[Axes, ...]
     dim: int = 0  # of a split
+    batch: tuple[bool, ...] = ()  # whether each axis of its first result is as many times as long in a larger batch
 
 
 @dataclass(frozen=True)
@@ -50,20 +56,22 @@ class SizedCalls:
     """The shape-taking calls of one module's forward, in order."""
 
     calls: tuple[Call | None, ...]
+    batch: tuple[int, int] | None = None  # the axis of its first input that follows the batch, and its size on the example
 
-    def under(self, coupling: Coupling, gone: NDArray[np.bool_]) -> tuple[tuple[str, tuple[int | None, ...], int] | None, ...]:
-        """For each call its function, the sizes that change under a plan (None: the user's own), and the axis of a split."""
-        found: list[tuple[str, tuple[int | None, ...], int] | None] = []
+    def under(self, coupling: Coupling, gone: NDArray[np.bool_]) -> tuple[Corrected | None, ...]:
+        """Returns for each call what changes under a plan; None: nothing does."""
+        found: list[Corrected | None] = []
         for call in self.calls:
             if call is None:
                 found.append(None)
                 continue
             axes: list[Axis] = [t[call.dim] for t in call.axes] if call.function == "split" else list(call.axes[0])
-            sizes: list[int | None] = []
-            for axis in axes:
+            sizes: list[Size | None] = []
+            for k, axis in enumerate(axes):
                 mask = coupling.kept(axis, gone)
                 free = any(a.labels is not None for a in axis)
-                sizes.append(int(mask.sum()) if call.function == "split" or free else None)
+                grows = call.function != "split" and k < len(call.batch) and call.batch[k]
+                sizes.append((int(mask.sum()), grows) if call.function == "split" or free else None)
             changed = any(not coupling.kept(a, gone).all() for a in axes)
             found.append((call.function, tuple(sizes), call.dim) if changed else None)
         return tuple(found)
@@ -90,46 +98,90 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
-def record(captured: Captured, values: dict[fx.Node, Any]) -> dict[str, SizedCalls]:
+def holds_sizes(coupling: Coupling, gone: NDArray[np.bool_], small: nn.Module) -> bool:
+    """Whether calls in a cut network give other sizes than the labels say: its forward, or an attribute, holds the full ones."""
+    captured = coupling.walk.captured
+    wanted = record(captured, coupling.walk.values, larger=False).get("")
+    if wanted is None:
+        return False
+    notes, _ = _noted(small, captured.example)
+    expected = wanted.under(coupling, gone)
+    if len(expected) != len(notes):
+        return False
+    for call, (_, _, shape) in zip(expected, notes, strict=True):
+        if call is not None and call[0] == "split":
+            call = (call[0], (*[None] * call[2], call[1][0]), 0)
+        if call is not None and any(size is not None and size[0] != n for size, n in zip(call[1], shape, strict=False)):
+            return True
+    return False
+
+
+def record(captured: Captured, values: dict[fx.Node, Any], *, larger: bool = True) -> dict[str, SizedCalls]:
     """The shape-taking calls of every module's forward, those of the modules within it included.
 
-    Empty where the calls cannot be matched with the captured graph one by one.
+    Empty where the calls cannot be matched with the captured graph one by one. Unless `larger`, nothing is known of batches.
     """
-    notes: list[_Note] = []
-    stack: list[tuple[str, int]] = []
-    visits: dict[str, int] = {}
-
-    def enter(name: str) -> None:
-        stack.append((name, visits.get(name, 0)))
-        visits[name] = visits.get(name, 0) + 1
-
-    handles = []
-    for name, part in captured.module.named_modules():
-        handles.append(part.register_forward_pre_hook(lambda *_, name=name: enter(name)))
-        handles.append(part.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
-    try:
-        with torch.no_grad(), _Recorder(stack, notes):
-            captured.module(*captured.example[0], **captured.example[1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    notes, inputs = _noted(captured.module, captured.example)
+    grown, more = _noted_in_a_larger_batch(captured) if larger else ([], {})
+    if [note[:2] for note in grown] != [note[:2] for note in notes]:
+        grown = notes  # nothing grows, as far as is known
     nodes = [n for n in captured.graph.nodes if n.op == "call_function" and any(operator_name(n) in k for k in _NODES.values())]
     first: dict[int, str] = {}  # a module used in several places has one name here
     every = dict(captured.module.named_modules(remove_duplicate=False))
     canonical = {name: first.setdefault(id(part), name) for name, part in every.items()}
     matched = _match(notes, nodes, canonical)
     found: dict[str, list[Call | None]] = {}
-    for (modules, kind, _), node in zip(notes, matched, strict=True):
+    for (modules, kind, shape), (_, _, other), node in zip(notes, grown, matched, strict=True):
         call: Call | None = None
         if node is not None:
             value = values[node]
             several = isinstance(node.meta["val"], list | tuple)
             dim = _dim(node) if kind == "split" else 0
-            call = Call(kind, tuple(value) if several else (value,), dim)
+            grows = tuple(n == TIMES * m for m, n in zip(shape, other, strict=False))
+            call = Call(kind, tuple(value) if several else (value,), dim, grows)
         for module, visit in modules:
             if visit == 0:  # a module called again makes the same calls again
                 found.setdefault(module, []).append(call)
-    return {name: SizedCalls(tuple(calls)) for name, calls in found.items()}
+    batch = {
+        name: next(((k, m) for k, (m, n) in enumerate(zip(shape, more.get(name, ()), strict=False)) if n == TIMES * m), None)
+        for name, shape in inputs.items()
+    }
+    return {name: SizedCalls(tuple(calls), batch.get(name)) for name, calls in found.items()}
+
+
+def _noted(module: nn.Module, example: Example) -> tuple[list[_Note], dict[str, tuple[int, ...]]]:
+    """The shape-taking calls of a run, and the shape of the first tensor that each module was first given."""
+    notes: list[_Note] = []
+    stack: list[tuple[str, int]] = []
+    visits: dict[str, int] = {}
+    inputs: dict[str, tuple[int, ...]] = {}
+
+    def enter(name: str, given: Any) -> None:
+        stack.append((name, visits.get(name, 0)))
+        visits[name] = visits.get(name, 0) + 1
+        inputs.setdefault(name, next((tuple(t.shape) for t in tensors_in(given)), ()))
+
+    handles = []
+    for name, part in module.named_modules():
+        handles.append(
+            part.register_forward_pre_hook(lambda _, args, kwargs, name=name: enter(name, (args, kwargs)), with_kwargs=True)
+        )
+        handles.append(part.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
+    try:
+        with torch.no_grad(), attention_in_steps(), _Recorder(stack, notes):
+            module(*example[0], **example[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return notes, inputs
+
+
+def _noted_in_a_larger_batch(captured: Captured) -> tuple[list[_Note], dict[str, tuple[int, ...]]]:
+    """The same for `TIMES` as many samples; nothing where the network takes no other number."""
+    try:
+        return _noted(captured.module, larger_batch(captured.example, TIMES))
+    except Exception:  # the user's forward, on a batch it was not written for
+        return [], {}
 
 
 def _dim(node: fx.Node) -> int:
@@ -161,9 +213,9 @@ def _match(notes: Sequence[_Note], nodes: list[fx.Node], canonical: dict[str, st
 class _Corrector(TorchFunctionMode):
     """Replaces the sizes of shape-taking calls, in order."""
 
-    def __init__(self, calls: Sequence[tuple[str, tuple[int | None, ...], int] | None]) -> None:
+    def __init__(self, calls: Sequence[Corrected | None], times: int) -> None:
         super().__init__()
-        self.calls, self.next = calls, 0
+        self.calls, self.times, self.next = calls, times, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -174,10 +226,11 @@ class _Corrector(TorchFunctionMode):
         self.next += 1
         if call is None or call[0] != kind:
             return func(*args, **kwargs)
-        return _corrected(func, kind, call[1], call[2], args, kwargs)
+        sizes = [None if size is None else size[0] * (self.times if size[1] else 1) for size in call[1]]
+        return _corrected(func, kind, sizes, call[2], args, kwargs)
 
 
-def _corrected(func: Any, kind: str, sizes: tuple[int | None, ...], dim: int, args: Any, kwargs: Any) -> Any:
+def _corrected(func: Any, kind: str, sizes: list[int | None], dim: int, args: Any, kwargs: Any) -> Any:
     x = args[0] if args else kwargs["input"]
     if kind == "split":
         return torch.split(x, [int(s) for s in sizes if s is not None], dim)
@@ -195,14 +248,23 @@ def _corrected(func: Any, kind: str, sizes: tuple[int | None, ...], dim: int, ar
     return func(x, replaced) if kind != "expand" else x.expand(*replaced)
 
 
-def correct(part: nn.Module, calls: Sequence[tuple[str, tuple[int | None, ...], int] | None]) -> None:
-    """Make a module run its own forward with corrected sizes; it stays an instance of the user's class."""
+def correct(part: nn.Module, calls: Sequence[Corrected | None], batch: tuple[int, int] | None) -> None:
+    """Make a module run its own forward with corrected sizes; it stays an instance of the user's class.
+
+    Args:
+        part: the module.
+        calls: what changes in each of its calls.
+        batch: the axis of its first input that follows the batch, and its size on the example; None: sizes stay the example's.
+    """
     if not any(calls):
         return
     kind = type(part)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _Corrector(self.__dict__["_sized_calls"]):
+        first = next(tensors_in((args, kwargs)), None)
+        axis, size = batch or (0, 0)
+        times = first.shape[axis] // size if size and first is not None and first.ndim > axis else 1
+        with _Corrector(self.__dict__["_sized_calls"], times):
             run: Callable[..., Any] = kind.forward
             return run(self, *args, **kwargs)
 

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..coupling import Coupling, Plan
 from .branches import leave_out
-from .heads import shrink
+from .heads import in_steps, reads_less, shrink
 from .scaling import needs_rescale, rescale
 from .sizes import SizedCalls, correct
 
@@ -46,24 +46,29 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
         if not mask.all():
             counts[canonical.get(count.module, count.module), count.attribute] = len(mask), int(mask.sum())
     for name, part in module.named_modules():
-        calls = sized[name].under(coupling, gone) if sized and name in sized else ()
+        own = sized.get(name) if sized else None
+        calls = own.under(coupling, gone) if own is not None else ()
         if any(calls):  # its attributes keep the sizes that its own arithmetic was written for
-            correct(part, calls)
+            assert own is not None
+            correct(part, calls, own.batch)
         else:
             _correct_attributes(part, name, counts)
     leave_out(module, coupling.left_out(plan))
+    if masks or coupling.left_out(plan):
+        in_steps(module)
     return module
 
 
-def zeroed(coupling: Coupling, plan: Plan, dtype: torch.dtype | None = None) -> nn.Module:
-    """The network at its full size with zeros where a plan's units are."""
+def zeroed(coupling: Coupling, plan: Plan, dtype: torch.dtype | None = None, *, vectors: bool = True) -> nn.Module:
+    """The network at its full size with zeros where a plan's units are; in vectors only if `vectors`."""
     module = copy.deepcopy(coupling.walk.captured.module)
     if dtype is not None:
         module = module.to(dtype)
     masks = parameter_masks(coupling, coupling.gone(plan))
     with torch.no_grad():
         for name, tensor in _stored(module).items():
-            if name not in masks or not tensor.is_floating_point() or name.endswith("running_var"):
+            numbers = tensor.is_floating_point() or tensor.is_complex()
+            if name not in masks or not numbers or name.endswith("running_var") or (tensor.squeeze().ndim < 2 and not vectors):
                 continue
             for axis, mask in masks[name].items():
                 gone = torch.from_numpy(np.flatnonzero(~mask)).to(tensor.device)
@@ -106,8 +111,10 @@ def _correct_attributes(part: nn.Module, name: str, counts: Mapping[tuple[str, s
     shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else ()
     mine = {attribute: sizes for (module, attribute), sizes in counts.items() if module == name}
     if isinstance(part, nn.MultiheadAttention):
-        if "num_heads" in mine or "head_dim" in mine:
-            shrink(part, mine.get("num_heads", (0, part.num_heads))[1])
+        narrower = part.out_proj.out_features != len(part.out_proj.weight) or reads_less(part)
+        if narrower or "num_heads" in mine or "head_dim" in mine:
+            before, after = mine.get("num_heads", (1, 1))  # of all samples of the example
+            shrink(part, part.num_heads * after // before)
         return
     for attribute, (old, new) in mine.items():
         if type(getattr(part, attribute, None)) is int and getattr(part, attribute) == old:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import string
+from collections import Counter
+from collections.abc import Sequence
 
 from torch import fx
 
@@ -60,10 +63,8 @@ def addmm(walk: Walk, node: fx.Node) -> Value:
 @rule("einsum")
 def einsum(walk: Walk, node: fx.Node) -> Value:
     """Axes of one letter are one axis; letters that are not in the result are summed over."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
-    if "->" not in equation or "." in equation:
-        return walk.opaque(node)
-    left, right = equation.split("->")
+    operands = list(node.args[1])  # type: ignore[arg-type]
+    left, right = spelled_out(str(node.args[0]), [len(walk.axes(operand)) for operand in operands])
     axes: dict[str, Axis] = {}
     for term, operand in zip(left.split(","), operands, strict=True):
         for letter, axis in zip(term, walk.axes(operand), strict=True):
@@ -76,3 +77,27 @@ def einsum(walk: Walk, node: fx.Node) -> Value:
         elif letter not in right:
             walk.store.mark(axis, "summed")
     return [axes[letter] for letter in right]
+
+
+def spelled_out(equation: str, ranks: Sequence[int]) -> tuple[str, str]:
+    """Returns the two sides of an einsum equation for operands of these ranks, with letters for "..." and the result written."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    terms = left.split(",")
+    hidden = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    dots = spare[: max(hidden, default=0)]
+    terms = [term.replace("...", "".join(dots[len(dots) - n :])) for term, n in zip(terms, hidden, strict=True)]
+    if not arrow:  # what occurs once, in alphabetical order, after what the dots stand for
+        letters = Counter("".join(terms))
+        right = "..." * bool(dots) + "".join(sorted(x for x, n in letters.items() if n == 1 and x not in dots))
+    return ",".join(terms), right.replace("...", "".join(dots))
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "bilinear")
+def kept_whole(walk: Walk, node: fx.Node) -> Value:
+    """Nothing goes; every weight is used once for each row of the result."""
+    weights = [n for n in node.all_input_nodes if n.name in walk.captured.names and len(walk.shape(n)) > 1]
+    value = node.meta["val"]
+    first = value[0] if isinstance(value, list | tuple) else value
+    walk.cost(node, math.prod(first.shape[:-1]) * sum(math.prod(walk.shape(n)) for n in weights))
+    return walk.opaque(node)

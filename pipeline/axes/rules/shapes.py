@@ -8,6 +8,7 @@ import numpy as np
 from torch import fx
 
 from ..algebra import Axis, fixed, labelled, size_of
+from ..capture import operator_name
 from ..walk import Axes, Value, Walk, number, rule
 
 
@@ -83,11 +84,12 @@ def repeat_interleave(walk: Walk, node: fx.Node) -> Value:
     return x
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat", "concat", "concatenate", "hstack")
 def cat(walk: Walk, node: fx.Node) -> Value:
     """Axes one after the other; the other axes are joined."""
     parts = [p for p in node.args[0] if walk.shape(p) != (0,)]  # type: ignore[union-attr]
-    d = int(walk.argument(node, "dim", 0)) % len(walk.shape(node))
+    columns = operator_name(node) == "hstack" and len(walk.shape(node)) > 1
+    d = int(walk.argument(node, "dim", int(columns))) % len(walk.shape(node))
     tensors = [list(walk.axes(p)) for p in parts]
     result = walk.broadcast([[() if k == d else a for k, a in enumerate(t)] for t in tensors], node)
     result[d] = walk.store.concatenate([t[d] for t in tensors], walk.why(node))

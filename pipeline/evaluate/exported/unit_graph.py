@@ -19,7 +19,8 @@ from ....targets.onnx.graph import DEQUANTIZE, QUANTIZE, Array, Graph, attribute
 from ...axes.algebra import Axis
 from ...axes.capture import run
 from ...axes.coupling import Plan
-from ...axes.cutting.gate import Checked, relative_difference
+from ...axes.cutting.comparison import relative_difference
+from ...axes.cutting.gate import Checked
 from ...axes.cutting.surgery import cut
 from ...errors import BuildError, deepest_cause
 from .literals import Kept, follow

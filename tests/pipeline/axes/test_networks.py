@@ -6,7 +6,8 @@ import pytest
 import torch
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import couple
-from edge_compress.pipeline.axes.cutting.gate import check, half, relative_difference
+from edge_compress.pipeline.axes.cutting.comparison import relative_difference
+from edge_compress.pipeline.axes.cutting.gate import check, half
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.axes.inspect import Inspection, inspect
 from networks import NETWORKS

@@ -395,9 +395,9 @@ def _cpu_seconds(command: list[str]) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def test_help_takes_at_most_three_tenths_of_a_second_of_cpu() -> None:
+def test_help_takes_at_most_half_a_second_of_cpu() -> None:
     command = [sys.executable, "-c", "import sys; from edge_compress.pipeline.cli.main import main; sys.exit(main(['--help']))"]
-    assert min(_cpu_seconds(command) for _ in range(5)) <= 0.3
+    assert min(_cpu_seconds(command) for _ in range(5)) <= 0.5
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["verify", "--help"], ["devices"]])

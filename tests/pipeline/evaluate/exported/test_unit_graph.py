@@ -8,7 +8,8 @@ import pytest
 import torch
 from edge_compress.pipeline.axes.capture import capture, run
 from edge_compress.pipeline.axes.coupling import Plan, couple
-from edge_compress.pipeline.axes.cutting.gate import Checked, check, enlivened, relative_difference
+from edge_compress.pipeline.axes.cutting.comparison import relative_difference
+from edge_compress.pipeline.axes.cutting.gate import Checked, check, enlivened
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.evaluate import unit_evaluator

@@ -1,0 +1,36 @@
+"""Whether a cut network runs in training mode, where other lines of a `forward` are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..capture import Example, larger_batch, run
+from ..coupling import Coupling, Plan
+from .sizes import TIMES, SizedCalls
+from .surgery import cut
+
+IN_TRAINING = "in training mode"
+
+
+def training_fault(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], example: Example) -> str:
+    """Returns how the network without a plan's units fails in training mode; "" where it does not.
+
+    On the example, or on more samples where BatchNorm has one value a channel. Also "" where the full network runs on neither.
+    """
+    for batch in (example, larger_batch(example, TIMES)):
+        expected, fault = _shapes(coupling, {}, {}, batch)
+        if not fault:
+            found, fault = _shapes(coupling, plan, sized, batch)
+            return fault if fault or found == expected else f"{IN_TRAINING}, the outputs change their shape"
+    return ""
+
+
+def _shapes(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], example: Example) -> tuple[list[torch.Size], str]:
+    """The shapes of what the network without a plan's units gives in training mode, or why it does not run."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return [t.shape for t in run(cut(coupling, plan, sized).train(), example)], ""
+    except Exception as error:  # the user's forward on sizes, or in a mode, it was not written for
+        return [], f"{IN_TRAINING}, {next(iter(str(error).splitlines()), type(error).__name__)[:160]}"
