@@ -20,6 +20,7 @@ from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
 from edge_compress.pipeline.build import artifact as artifacts
 from edge_compress.pipeline.codec import from_json
+from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import channels, finalists, searching
 from edge_compress.pipeline.run import stages as run
@@ -207,6 +208,12 @@ def _tensor(array: Any) -> Any:
     import torch
 
     return torch.from_numpy(array)
+
+
+def test_a_run_on_another_network_is_one_line(uninterrupted: Path) -> None:
+    for factory in (user_net.padded, user_net.attending, user_net.padded()):
+        with pytest.raises(InputError):
+            edge_compress.load(uninterrupted, factory)
 
 
 def test_verify_says_when_a_file_of_the_run_has_changed(uninterrupted: Path, tmp_path: Path, here: Call) -> None:

@@ -31,6 +31,36 @@ def test_a_fresh_configuration_reads_back_and_names_every_setting(tmp_path: Path
     assert config.evaluations == 200
 
 
+@pytest.mark.parametrize("data", ["npz:sets/set.npz", "imagefolder:sets", "torchvision:CIFAR10:sets", "net.py:images", "digits"])
+def test_paths_given_here_are_found_from_another_folder(data: str, tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    for name in ("net.py", "net.pt", "sets/set.npz"):
+        (tmp_path / name).touch()
+    assert main(["init", "work/here", "--model", "net.py:factory", "--weights", "net.pt", "--data", data]) == 0
+    found = settings.load(tmp_path / "work" / "here" / "edge-compress.toml", {})
+    wanted = settings.load(None, {"targets": ("x86",), "model": "net.py:factory", "weights": "net.pt", "data": data})
+    pairs = [(found.model, wanted.model), (str(found.weights), str(wanted.weights)), (found.data, wanted.data)]
+    for one, other in pairs:
+        assert one.replace("work/here/../../", "") == other
+
+
+def test_a_loss_that_fails_is_found_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    text = (tmp_path / "recipe.py").read_text(encoding="utf-8")
+    (tmp_path / "recipe.py").write_text(text + "\n\ndef loss(outputs, target):\n    raise ValueError('boom')\n")
+    assert main(["--target", "x86", "--recipe", "recipe.py", "--dry-run", "--quiet"]) == 2
+    assert "loss(): found ValueError: boom" in capsys.readouterr().err
+    assert main(["--target", "x86", "--recipe", "recipe.py", "--quiet"]) == 2
+    assert "loss(): found ValueError: boom" in capsys.readouterr().err
+
+
+def test_a_gate_in_points_of_accuracy_is_refused_where_it_would_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    assert main(["--target", "x86", "--recipe", "recipe.py", "--max-accuracy-drop", "2", "--dry-run"]) == 2
+    assert main(["--target", "x86", "--max-drop", "1", "--max-accuracy-drop", "2", "--dry-run"]) == 2
+    assert capsys.readouterr().err.count("--max-accuracy-drop with --") == 2
+
+
 def test_the_defaults_that_are_commented_out_are_the_defaults(tmp_path: Path) -> None:
     assert main(["init", "--model", "net.py:factory"]) == 0
     lines = (tmp_path / "edge-compress.toml").read_text(encoding="utf-8").splitlines()

@@ -74,7 +74,7 @@ def test_network_has_batchnorm_projections_and_enough_work_to_prune() -> None:
         if isinstance(m, nn.Conv2d):
             m.register_forward_hook(lambda m, x, y: work.append(m.weight.numel() * y.shape[2] * y.shape[3]))
     assert module(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-    assert 2e7 < sum(work) < 6e7  # 0.5 to 1.5 ms on one core; operators' overhead is a tenth of that
+    assert 5e6 < sum(work) < 6e7  # enough to prune, and little enough for a demo of minutes
 
 
 @pytest.mark.slow

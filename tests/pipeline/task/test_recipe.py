@@ -247,6 +247,10 @@ def no_metric(value: Any = None, **methods: Any) -> Callable[[], Any]:
         ({"model": of(Broken)}, "output box: found NaN or infinity"),
         ({"model": of(nn.Identity)}, r"model\(\).forward: found TypeError"),
         ({"datasets": lambda: [1]}, r"datasets\(\): found a list"),
+        (
+            {"datasets": lambda: {"train": Pairs(40), "test": Pairs(30), "val": Pairs(9)}},
+            r"datasets\(\): found a data set 'val', expected 'train', 'test', 'search': a validation set is 'search'",
+        ),
         ({"datasets": lambda: {"train": Pairs(40)}}, r"datasets\(\): found 'train', expected a data set 'test'"),
         ({"datasets": with_train(iter([1]))}, r"datasets\(\)\['train'\]: found a list_iterator, expected a map-style data set"),
         ({"datasets": with_train(Pairs(4))}, r"datasets\(\)\['train'\]: found 4 samples, expected at least 10"),
