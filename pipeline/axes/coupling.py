@@ -114,7 +114,7 @@ class Coupling:
 
     def _reason(self, cost: Cost) -> str:
         if not cost.axes:
-            return "its units depend on each other from step to step or pair by pair, and all stay"
+            return "units of a recurrent or bilinear layer are not removed"
         reasons: dict[str, None] = {}
         for axis in cost.axes:
             for atom in axis:

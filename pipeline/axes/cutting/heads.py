@@ -92,7 +92,7 @@ def reads_less(part: nn.MultiheadAttention) -> bool:
 
 
 def in_steps(module: nn.Module) -> None:
-    """Keep torch's transformer encoders off their fused path, which runs past the modules that were cut or left out."""
+    """Disable the fused path of torch's transformer encoders, which bypasses modules that were cut or left out."""
     for part in module.modules():
         if isinstance(part, nn.TransformerEncoder):
             part.enable_nested_tensor = part.use_nested_tensor = False

@@ -80,7 +80,7 @@ def einsum(walk: Walk, node: fx.Node) -> Value:
 
 
 def spelled_out(equation: str, ranks: Sequence[int]) -> tuple[str, str]:
-    """Returns the two sides of an einsum equation for operands of these ranks, with letters for "..." and the result written."""
+    """Returns the two sides of an einsum equation for operands of these ranks, "..." and an implicit result in letters."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     spare = [letter for letter in string.ascii_letters if letter not in equation]
     terms = left.split(",")
@@ -95,7 +95,7 @@ def spelled_out(equation: str, ranks: Sequence[int]) -> tuple[str, str]:
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "bilinear")
 def kept_whole(walk: Walk, node: fx.Node) -> Value:
-    """Nothing goes; every weight is used once for each row of the result."""
+    """Recurrent and bilinear layers keep all units; each weight is used once for each row of the result."""
     weights = [n for n in node.all_input_nodes if n.name in walk.captured.names and len(walk.shape(n)) > 1]
     value = node.meta["val"]
     first = value[0] if isinstance(value, list | tuple) else value
