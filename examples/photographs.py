@@ -102,7 +102,7 @@ def errors(first: Points, second: Points, homography: Tensor) -> Tensor:
 class Proposals(Dataset[tuple[Tensor, Tensor]]):
     """Twelve squares (3, 48, 48) of each photograph: what P-Net holds likeliest to be faces, 4 of each of 3 sizes.
 
-    The target of a square is whether O-Net takes it for a face. `mirrored`: each square also the other way round, for training.
+    The target of a square is O-Net's chance of a face. `mirrored`: each square also the other way round, for training.
     """
 
     def __init__(self, paths: list[Path], pnet: nn.Module, onet: nn.Module, *, mirrored: bool = False) -> None:
@@ -127,4 +127,4 @@ class Proposals(Dataset[tuple[Tensor, Tensor]]):
                 top, left = divmod(best, chances.shape[1])
                 found.append((255 * square(photo, 2 * left / scale, 2 * top / scale, 12 / scale, 48) - 127.5) / 128)
         found += [one.flip(2) for one in found] if self._mirrored else []
-        return list(zip(found, self._onet(torch.stack(found))[2][:, 1] > 0.5, strict=True))
+        return list(zip(found, self._onet(torch.stack(found))[2][:, 1], strict=True))

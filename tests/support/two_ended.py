@@ -18,7 +18,7 @@ class TwoEnded(nn.Module):
         super().__init__()
         self.words = nn.Embedding(WORDS, 16)
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1))
+        self.body = nn.Sequential(nn.Conv2d(16, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 16, 3, padding=1))
         self.read = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
         self.place, self.kind = nn.Conv2d(16, 1, 1), nn.Linear(32, 3)
 
