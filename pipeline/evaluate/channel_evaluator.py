@@ -25,7 +25,6 @@ from ..reconstruct.least_squares import stitched_weight
 from ..types import Knob, Plan
 from .candidate_graph import CandidateGraph
 from .evaluation_context import Bench
-from .file_size import FileSize
 from .table_evaluator import FloatArray, TableEvaluator
 
 
@@ -44,7 +43,6 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
         super().__init__(knobs, bench)
         self.net, self.coupling, self.order = net, coupling, order
         self.solved: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-        self._sizes: dict[tuple[int, ...], float] = {}
         calibration = bench.reward.calibration(bench.precision)
         self._graph = graph if calibration is None else graph.in_int8(calibration)
 
@@ -87,19 +85,9 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
             self.solved[name, kept] = stitched_weight(module, self.bench.hessians[name], torch.tensor(kept))
         return self.solved[name, kept]
 
-    def size_estimate(self, levels: tuple[int, ...]) -> float:
-        """Bytes of the setting's file without labels and metadata, see `file_size`."""
-        if levels not in self._sizes:
-            self._sizes[levels] = self._file_size(self.structure(self.plan(levels)))
-        return self._sizes[levels]
-
-    @cached_property
-    def _file_size(self) -> FileSize:
-        deepest = tuple(0 if k.kind == "block" else len(k.kept) - 1 for k in self.knobs)
-        blocks = tuple(int(k.kind == "block") for k in self.knobs)
-        structures = [self.structure(self.plan(levels)) for levels in (deepest, blocks)]
-        alone = [self.alone(i, len(k.kept) - 1) for i, k in enumerate(self.knobs)]
-        return FileSize(self.net, self.bench.size_bytes, [self.alone(-1, 0), *alone, *structures])
+    def stored(self, structure: Structure) -> FloatArray:
+        """See `TableEvaluator.stored`."""
+        return stored(self.net, structure)
 
     def work(self, structure: Structure) -> FloatArray:
         """Of each layer its multiply-accumulates, its outputs and whether it is there."""
@@ -123,3 +111,17 @@ class StitchedEvaluator(TableEvaluator[fx.GraphModule]):
                 kernel = (module.kernel_size, module.stride, module.groups) if isinstance(module, nn.Conv2d) else ()
                 layers.append(f"{kernel} {width} {after.widths.get(name)}")
         return self.knobs[knob].kind, self.bench.prober.macs(after), tuple(sorted(layers))
+
+
+def stored(net: nn.Module, structure: Structure) -> FloatArray:
+    """Weights, output channels and layers of a structure, of those layers that plans change, (3,)."""
+    weights = channels = 0.0
+    for name, (inputs, outputs) in structure.widths.items():
+        layer = net.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)  # structure_of
+        each = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        depthwise = groups > 1 and groups == layer.weight.shape[0]
+        weights += each * outputs * (1 if depthwise else inputs / groups)
+        channels += outputs
+    return np.array([weights, channels, float(len(structure.widths))])

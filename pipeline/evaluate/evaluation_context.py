@@ -47,6 +47,7 @@ class Bench:
     reused: int = 0  # latencies read back from an earlier measurement on the same device
     measured: int = 0  # latencies measured in this run
     fresh: set[str] = field(default_factory=set)  # keys of the structures they were of
+    _sizes: dict[str, int] = field(default_factory=dict)  # bytes of files that were made, by structure
 
     @property
     def kind(self) -> Kind:
@@ -55,7 +56,8 @@ class Bench:
 
     def size_bytes(self, structure: Structure) -> int:
         """Of a structure's file in the artifact's precision, without labels and metadata."""
-        return len(self.prober.candidate(structure))
+        key = structure.key()
+        return self._sizes[key] if key in self._sizes else len(self._file(structure))
 
     def latency_ratio(self, structure: Structure) -> float:
         """Measured latency of a structure in the artifact's precision, as a share of the dense float model's."""
@@ -65,7 +67,7 @@ class Bench:
         if known is not None:
             self.reused += key not in self.fresh
             return known
-        return self._keep(key, self.meter.ratio(self.prober.candidate(structure)))
+        return self._keep(key, self.meter.ratio(self._file(structure)))
 
     def measure_ahead(self, structures: Sequence[Structure]) -> None:
         """Measure those that are not known, several at once where there are several boards."""
@@ -75,13 +77,18 @@ class Bench:
         keys = list(new)
         for start in range(0, len(keys), AHEAD):  # what is done is kept when a board fails
             some = keys[start : start + AHEAD]
-            for key, ratio in zip(some, self.meter.ratios([self.prober.candidate(new[k]) for k in some]), strict=True):
+            for key, ratio in zip(some, self.meter.ratios([self._file(new[k]) for k in some]), strict=True):
                 self._keep(key, ratio)
 
     def expect(self, structures: Sequence[Structure]) -> None:
         """What is likely to be asked for next: measured now if there are several boards, left for later if there is one."""
         if self.meter.width > 1:
             self.measure_ahead(structures)
+
+    def _file(self, structure: Structure) -> bytes:
+        file = self.prober.candidate(structure)
+        self._sizes[structure.key()] = len(file)
+        return file
 
     def _keep(self, key: str, ratio: Ratio) -> float:
         assert self.cache is not None  # or it is an EstimatingBench

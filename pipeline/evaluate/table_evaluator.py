@@ -26,6 +26,7 @@ from ..errors import BuildError, DeviceError
 from ..types import Candidate, Kind, Knob, ModelCost, Plan
 from .evaluation_context import Bench
 from .evaluation_log import Memo
+from .file_size import FileSize
 
 FloatArray = NDArray[np.float64]
 RIDGE = 1e-3  # of the fit of the operators' latencies
@@ -53,6 +54,7 @@ class TableEvaluator(ABC, Generic[Network]):
     def __init__(self, knobs: tuple[Knob, ...], bench: Bench) -> None:
         self._knobs, self.bench = knobs, bench
         self._table: dict[tuple[int, int], float] = {}
+        self._sizes: dict[tuple[int, ...], float] = {}
         self._memo = Memo(bench.memo, bench.note)
 
     @property
@@ -117,6 +119,24 @@ class TableEvaluator(ABC, Generic[Network]):
     @abstractmethod
     def work(self, structure: Structure) -> FloatArray:
         """Shares of the dense network's work that are left, operator by operator: 1 in the dense network, 0 where one is gone."""
+
+    @abstractmethod
+    def stored(self, structure: Structure) -> FloatArray:
+        """Weights, values of vectors (or output channels) and layers that a structure's file has, (3,)."""
+
+    def size_estimate(self, levels: tuple[int, ...]) -> float:
+        """Bytes of the setting's file without labels and metadata, see `file_size`."""
+        if levels not in self._sizes:
+            self._sizes[levels] = self._file_size(self.structure(self.plan(levels)))
+        return self._sizes[levels]
+
+    @cached_property
+    def _file_size(self) -> FileSize:
+        deepest = tuple(0 if k.kind == "block" else len(k.kept) - 1 for k in self.knobs)
+        blocks = tuple(int(k.kind == "block") for k in self.knobs)
+        structures = [self.structure(self.plan(levels)) for levels in (deepest, blocks)]
+        alone = [self.alone(i, len(k.kept) - 1) for i, k in enumerate(self.knobs)]
+        return FileSize(self.stored, self.bench.size_bytes, [self.alone(-1, 0), *alone, *structures])
 
     def latency_estimate(self, levels: tuple[int, ...]) -> float:
         """Latency ratio without measuring: of one knob from the table, of several from the operators' latencies.

@@ -187,6 +187,20 @@ class UnitEvaluator(TableEvaluator[nn.Module]):
         left = macs_left(coupling, _first_units(structure))
         return np.array([left[k] / max(cost.macs, 1) for k, cost in enumerate(coupling.walk.costs)])
 
+    def stored(self, structure: Structure) -> FloatArray:
+        """See `TableEvaluator.stored`."""
+        coupling = self.checked.coupling
+        plan = _first_units(structure)
+        gone = coupling.gone(plan)
+        absent = tuple(f"{name}." for block in coupling.left_out(plan) for name in block.modules)
+        weights = values = 0.0
+        for name, axes in coupling.walk.parameters.items():
+            if not name.startswith(absent):
+                left = [int(coupling.kept(axis, gone).sum()) for axis in axes]
+                weights += math.prod(left) if len(left) > 1 else 0
+                values += left[0] if len(left) == 1 else 0
+        return np.array([weights, values, float(sum(macs > 0 for macs in macs_left(coupling, plan).values()))])
+
     def change(self, knob: int, level: int) -> Hashable:
         """Its kind, the share of units left, and the multiply-accumulates of the operators it makes cheaper."""
         at = self.knobs[knob]

@@ -107,11 +107,8 @@ def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute
     how = config.score, config.seed, compute
     signature = loaded.subject.signature
     traced = _traced(loaded, limits, how, check) if signature.is_image_classifier else None
-    if isinstance(traced, Channels) and (config.max_size is not None or traced.prunable_macs_share >= ENOUGH):
+    if isinstance(traced, Channels) and traced.prunable_macs_share >= ENOUGH:
         return traced
-    if config.max_size is not None:
-        found = "a recipe" if traced is None else f"a network captured by torch.export, since {traced}"
-        raise InputError("--max-size", found=found, do="leave it out")
     try:
         units = Units(loaded.module, loaded.example, signature, limits, *how)
     except InputError as error:
