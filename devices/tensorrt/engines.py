@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import DeviceError, InputError, UnavailableError
 from ...pipeline.options import SPARSITY_KEY, Precision
+from ...pipeline.signature import FileTensor
 from ..transport.base import Completed
 from ..transport.connection import IDLE_S, Connection
 from . import loop as tensorrt_loop
@@ -29,7 +32,28 @@ _CHUNK_BYTES = 64 << 20  # inputs sent at once
 _POWER_S = 10
 ENGINE = ".engine"  # what a file is called that is one already: for this GPU, this TensorRT and this power mode
 
-FloatArray = NDArray[np.float32]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The inputs and outputs of an artifact's file, in order; shapes are known, the batch is 1.
+
+    Raises:
+        DeviceError: a shape is not known.
+    """
+
+    inputs: tuple[FileTensor, ...]
+    outputs: tuple[FileTensor, ...]
+
+    def __post_init__(self) -> None:
+        if unknown := [end.name for end in (*self.inputs, *self.outputs) if min(end.shape[1:], default=1) < 1]:
+            raise DeviceError(f"the shape of {unknown[0]} in the engine's file", found="unknown", do="make the run again")
+
+    @staticmethod
+    def sample_bytes(tensors: Sequence[FileTensor]) -> int:
+        """Bytes that one sample takes in some of them."""
+        return sum(math.prod(end.shape[1:]) * np.dtype(end.dtype).itemsize for end in tensors)
 
 
 @dataclass(frozen=True)
@@ -124,17 +148,24 @@ class Engines:
             self._bulk = done.code == 0
         return self._bulk
 
-    def outputs(self, engine: Engine, inputs: FloatArray) -> FloatArray:
-        """The engine's answers (N, classes), float32, to network inputs (N, C, H, W).
+    def outputs(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> tuple[Array, ...]:
+        """The engine's answers, an array (N, ...) for each output, to network inputs, an array (N, ...) for each input.
+
+        Args:
+            engine: one that TensorRT built.
+            inputs: in the order of `ends.inputs`.
+            ends: the file's inputs and outputs.
 
         Raises:
-            DeviceError: there are fewer answers than images.
+            DeviceError: the engine has other tensors, or there are fewer answers than samples.
         """
         self.require_real(engine)
-        if not self.in_bulk():
-            return self._one_by_one(engine, inputs)
-        step = max(1, _CHUNK_BYTES // max(inputs[:1].nbytes, 1))
-        return np.concatenate([self._answered(engine, inputs[at : at + step]) for at in range(0, len(inputs), step)])
+        cast = [np.ascontiguousarray(array, end.dtype) for array, end in zip(inputs, ends.inputs, strict=True)]
+        count = len(cast[0])
+        step = max(1, _CHUNK_BYTES // max(ends.sample_bytes(ends.inputs), 1)) if self.in_bulk() else 1
+        ask = self._answered if self.in_bulk() else self._one_by_one
+        parts = [ask(engine, [array[at : at + step] for array in cast], ends) for at in range(0, count, step)]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def power(self, engine: Engine) -> tegrastats.Power | None:
         """Power draw of the board while the engine runs, in a separate run; None where it cannot be read."""
@@ -165,30 +196,44 @@ class Engines:
             where = f"board {self.name}: the engine of {engine.name}"
             raise UnavailableError(where, found=found, expected="one that TensorRT built", do=do)
 
-    def _answered(self, engine: Engine, inputs: FloatArray) -> FloatArray:
+    def _answered(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> list[Array]:
         """The answers by TensorRT's Python package."""
-        source, sink = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.bin"
-        self.transport.write(np.ascontiguousarray(inputs, dtype="<f4").tobytes(), source, _SEND_S)
-        command = ["python3", self._script, f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}"]
+        source, sink, count = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.bin", len(inputs[0])
+        bytes_of = [array.reshape(count, -1).view(np.uint8) for array in inputs]  # one sample after another
+        self.transport.write(np.concatenate(bytes_of, axis=1).tobytes(), source, _SEND_S)
+        tensors = [[end.name, end.dtype, ends.sample_bytes([end])] for end in (*ends.inputs, *ends.outputs)]
+        options = [f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}", f"--tensors={json.dumps(tensors)}"]
         what = f"asking {engine.name}"
-        done = self._run(command, _BUILD_S, what)
+        done = self._run(["python3", self._script, *options], _BUILD_S, what)
         trtexec.require_passed(done.stdout.decode(errors="replace"), done.code, f"board {self.name}: {what}")
-        values = np.frombuffer(self.transport.read(sink, _SEND_S), dtype="<f4")
-        if len(values) == 0 or len(values) % len(inputs):
-            where, found = f"board {self.name}: outputs of {engine.name}", f"{len(values)} values for {len(inputs)} images"
+        data, each = np.frombuffer(self.transport.read(sink, _SEND_S), np.uint8), ends.sample_bytes(ends.outputs)
+        if len(data) != count * each:
+            where, found = f"board {self.name}: outputs of {engine.name}", f"{len(data)} bytes for {count} samples"
             do = "they were cut off; run the same command again"
-            raise DeviceError(where, found=found, expected="as many for each", do=do)
-        return values.reshape(len(inputs), -1).astype(np.float32)
+            raise DeviceError(where, found=found, expected=f"{each} for each", do=do)
+        answers, at = [], 0
+        for end in ends.outputs:
+            size = ends.sample_bytes([end])
+            part = np.ascontiguousarray(data.reshape(count, each)[:, at : at + size])
+            answers.append(part.view(end.dtype).reshape(count, *end.shape[1:]))
+            at += size
+        return answers
 
-    def _one_by_one(self, engine: Engine, inputs: FloatArray) -> FloatArray:
-        source, sink = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.json"
-        rows = []
-        for image in inputs:
-            self.transport.write(np.ascontiguousarray(image, dtype="<f4").tobytes(), source, _SEND_S)
-            command = trtexec.output_command(self.program, engine.path, source, sink)
-            self._call(command, _TIME_S, f"asking {engine.name}")
-            rows.append(trtexec.output(self.transport.read(sink, _SEND_S).decode()))
-        return np.array(rows, np.float32)
+    def _one_by_one(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> list[Array]:
+        """One sample's answers by trtexec."""
+        sources, sink = {}, f"{self.folder}/outputs.json"
+        for number, (array, end) in enumerate(zip(inputs, ends.inputs, strict=True)):
+            sources[end.name] = f"{self.folder}/input{number}.bin"
+            self.transport.write(array.tobytes(), sources[end.name], _SEND_S)
+        command = trtexec.output_command(self.program, engine.path, sources, sink)
+        self._call(command, _TIME_S, f"asking {engine.name}")
+        found = trtexec.outputs(self.transport.read(sink, _SEND_S).decode())
+        what = f"board {self.name}: outputs of {engine.name}"
+        if missing := [end.name for end in ends.outputs if len(found.get(end.name, ())) != math.prod(end.shape[1:])]:
+            raise DeviceError(
+                what, found=f"{len(found.get(missing[0], ()))} values of {missing[0]}", expected="all of one sample"
+            )
+        return [np.array(found[end.name], end.dtype).reshape(1, *end.shape[1:]) for end in ends.outputs]
 
     def _find(self, programs: Sequence[Program]) -> tuple[Program, Version]:
         for program in programs:

@@ -6,7 +6,8 @@ trtexec.py gives:
 
     --onnx=F --saveEngine=F [--fp16] [--int8] [--sparsity=enable] [--timingCacheFile=F] [--exportLayerInfo=F] ...   build
     --loadEngine=F --iterations=N --warmUp=MS --duration=S --exportTimes=F ...                                      time
-    --loadEngine=F --inputs=F --outputs=F        float32 in, float32 out, one image after another, as raw bytes
+    --loadEngine=F --inputs=F --outputs=F --tensors=JSON    one sample after another, as raw bytes; JSON names the tensors that
+                                                            follow each other, inputs first: [[name, type, bytes], ...]
 
 Its log has trtexec's banner with its own name. Exit code 3: there is no TensorRT here, or no GPU.
 """
@@ -26,10 +27,13 @@ NAME = "TensorRT.python"
 OPTIONS = (
     *("--help", "--onnx", "--saveEngine", "--fp16", "--int8", "--sparsity", "--timingCacheFile", "--builderOptimizationLevel"),
     *("--memPoolSize", "--loadEngine", "--warmUp", "--duration", "--iterations", "--exportTimes", "--inputs", "--outputs"),
+    "--tensors",
     *("--avgRuns", "--useSpinWait", "--useCudaGraph", "--noDataTransfers", "--percentile", "--skipInference", "--verbose"),
     *("--separateProfileRun", "--profilingVerbosity", "--exportLayerInfo"),
 )
 UNAVAILABLE = 3
+WIDTHS = {"FLOAT": 4, "HALF": 2, "INT64": 8, "INT32": 4, "INT8": 1, "UINT8": 1, "BOOL": 1}  # bytes, by TensorRT's name
+NUMPY = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name is another one
 
 
 def say(text: str) -> None:
@@ -78,7 +82,7 @@ class Cuda:
 
 
 class Loaded:
-    """An engine with one input and one output, both float32, and their memory."""
+    """An engine and memory for its inputs and outputs."""
 
     def __init__(self, trt: Any, path: str) -> None:
         self.cuda = Cuda()
@@ -89,17 +93,18 @@ class Loaded:
             raise OSError(f"the engine {path} cannot be loaded by TensorRT {trt.__version__} on this GPU")
         self.context = self.engine.create_execution_context()
         self.stream = self.cuda.made("cudaStreamCreate")
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        if len(names) != 2:
-            raise OSError(f"the engine has {len(names)} tensors, not one input and one output")
-        self.sizes, self.places = {}, {}  # by role
-        for name in names:
-            if self.engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
-                raise OSError(f"{name} is not a float32 tensor")
-            role = "input" if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
-            self.sizes[role] = 4 * math.prod(self.engine.get_tensor_shape(name))
-            self.places[role] = self.cuda.memory(self.sizes[role])
-            self.context.set_tensor_address(name, self.places[role].value)
+        self.kinds, self.sizes, self.places = {}, {}, {}  # by name: type, bytes, where
+        self.inputs: list[str] = []
+        for name in [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]:
+            kind = next((k for k in WIDTHS if getattr(trt.DataType, k, None) == self.engine.get_tensor_dtype(name)), None)
+            if kind is None:
+                raise OSError(f"{name} is a {self.engine.get_tensor_dtype(name)} tensor")
+            if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                self.inputs.append(name)
+            self.kinds[name] = NUMPY.get(kind, kind.lower())
+            self.sizes[name] = WIDTHS[kind] * math.prod(self.engine.get_tensor_shape(name))
+            self.places[name] = self.cuda.memory(self.sizes[name])
+            self.context.set_tensor_address(name, self.places[name].value)
 
     def start(self) -> None:
         """Queue one inference."""
@@ -167,21 +172,31 @@ def timed(trt: Any, options: dict[str, str]) -> None:
 
 
 def answered(trt: Any, options: dict[str, str]) -> None:
-    """The engine's output for every input of a file."""
+    """The engine's outputs for every sample of a file."""
     loaded = Loaded(trt, options["--loadEngine"])
-    size, room = loaded.sizes["input"], ctypes.create_string_buffer(loaded.sizes["output"])
+    wanted = {name: (kind, size) for name, kind, size in json.loads(options["--tensors"])}
+    there = {name: (loaded.kinds[name], size) for name, size in loaded.sizes.items()}
+    if wanted != there:
+        raise OSError(f"the engine's tensors are {there}, not {wanted}")
+    given = [name for name in wanted if name in loaded.inputs]
+    rooms = {name: ctypes.create_string_buffer(loaded.sizes[name]) for name in wanted if name not in given}
+    size = sum(loaded.sizes[name] for name in given)
     with Path(options["--inputs"]).open("rb") as source, Path(options["--outputs"]).open("wb") as sink:
         while True:
             data = source.read(size)
             if not data:
                 break
             if len(data) != size:
-                raise OSError(f"the inputs end in the middle of an image ({len(data)} of {size} bytes)")
-            loaded.cuda.copy(loaded.places["input"], data, size, to_gpu=True)
+                raise OSError(f"the inputs end in the middle of a sample ({len(data)} of {size} bytes)")
+            at = 0
+            for name in given:
+                loaded.cuda.copy(loaded.places[name], data[at : at + loaded.sizes[name]], loaded.sizes[name], to_gpu=True)
+                at += loaded.sizes[name]
             loaded.start()
             loaded.wait()
-            loaded.cuda.copy(room, loaded.places["output"], len(room), to_gpu=False)
-            sink.write(room.raw)
+            for name, room in rooms.items():
+                loaded.cuda.copy(room, loaded.places[name], len(room), to_gpu=False)
+                sink.write(room.raw)
 
 
 def main(arguments: list[str]) -> int:

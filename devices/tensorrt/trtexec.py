@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -127,12 +127,12 @@ def profile_command(program: Program, engine: str, profile: str, iterations: int
     ]
 
 
-def output_command(program: Program, engine: str, source: str, target: str) -> list[str]:
-    """Run an engine once on an input from a file (raw bytes) and write its output."""
+def output_command(program: Program, engine: str, sources: Mapping[str, str], target: str) -> list[str]:
+    """Run an engine once on inputs from files (input -> file of raw bytes) and write its outputs."""
     return [
         *program,
         f"--loadEngine={engine}",
-        f"--loadInputs=input:{source}",
+        f"--loadInputs={','.join(f'{name}:{file}' for name, file in sources.items())}",
         f"--exportOutput={target}",
         "--iterations=1",
         "--duration=0",
@@ -209,18 +209,21 @@ def sparsity(log: str) -> Sparsity:
     return Sparsity(names("Layers eligible for sparse math"), names("TRT inference plan picked sparse implementation for layers"))
 
 
-def output(text: str) -> list[float]:
-    """The values of an engine's one output, from the file of --exportOutput.
+def outputs(text: str) -> dict[str, list[float]]:
+    """The values of an engine's outputs by name, from the file of --exportOutput.
 
     Raises:
-        DeviceError: the file is not what trtexec writes, or the number of values does not match the output's shape.
+        DeviceError: the file is not what trtexec writes, or the number of values does not match an output's shape.
     """
     try:
-        (tensor,) = json.loads(text)
-        count = math.prod(map(int, str(tensor["dimensions"]).split("x")))
-        values = list(map(float, tensor["values"]))
+        found = json.loads(text)
+        if not isinstance(found, list) or not found:
+            raise ValueError("no tensors")
+        tensors = [(str(one["name"]), str(one["dimensions"]), list(map(float, one["values"]))) for one in found]
+        counts = [math.prod(map(int, shape.split("x"))) for _, shape, _ in tensors]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="one tensor") from error
-    if len(values) != count:
-        raise DeviceError("the output of trtexec", found=f"{len(values)} values", expected=f"{count}")
-    return values
+        raise DeviceError("the outputs trtexec wrote cannot be read", found=str(error), expected="a list of tensors") from error
+    for (name, _, values), count in zip(tensors, counts, strict=True):
+        if len(values) != count:
+            raise DeviceError(f"the output {name} of trtexec", found=f"{len(values)} values", expected=f"{count}")
+    return {name: values for name, _, values in tensors}

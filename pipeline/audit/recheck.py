@@ -14,6 +14,7 @@ from ... import targets
 from ...devices.access import named, open_named
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import boards_of
+from ...devices.tensorrt.engines import Ends
 from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
@@ -198,9 +199,11 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
         if not boards:
             raise InputError(f"--device {device}", found="no board with TensorRT", expected="one: the artifact is an engine")
         with boards[0].engines() as engines:
-            engine = engines.engine(record.path(record.artifacts[target]))
-            found = engines.outputs(engine, golden.single(kept.artifact_inputs(targets.load(target))))
-            return golden.compare(kept, golden.as_tuple(found), golden.where_on(engines))
+            engine, artifact = engines.engine(record.path(record.artifacts[target])), record.report.targets[target].artifact
+            assert artifact is not None  # it has golden samples
+            inputs = golden.as_tuple(kept.artifact_inputs(targets.load(target)))
+            found = engines.outputs(engine, inputs, Ends(artifact.inputs, artifact.outputs))
+            return golden.compare(kept, found, golden.where_on(engines))
 
 
 def differing(one: Timing, other: Timing) -> list[str]:

@@ -128,18 +128,6 @@ def where_on(engines: Engines) -> Where:
     return Where("tensorrt", f"tensorrt {engines.version}", str(machine["board"] or machine["cpu"]))
 
 
-def single(arrays: Arrays) -> NDArray[np.float32]:
-    """The one input of a network that has one.
-
-    Raises:
-        VerifyError: there are several.
-    """
-    found = as_tuple(arrays)
-    if len(found) > 1:
-        raise VerifyError("an engine can be asked with one input only", found=f"{len(found)} inputs")
-    return np.asarray(found[0], np.float32)
-
-
 def to_bytes(golden: Golden) -> bytes:
     """The safetensors file."""
     notes = {"mean": golden.mean, "std": golden.std, "where": asdict(golden.where)}

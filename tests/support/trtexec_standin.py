@@ -131,10 +131,11 @@ def ran(options: dict[str, str]) -> None:
         )
     if "--exportOutput" in options:
         inputs = dict(part.split(":") for part in options["--loadInputs"].split(","))
-        sum_ = sum(Path(inputs["input"]).read_bytes()) % 10
+        sum_ = sum(sum(Path(file).read_bytes()) for file in inputs.values()) % 10
         values = ", ".join("1" if i == sum_ else "0" for i in range(10))
-        text = f'[\n  {{ "name" : "logits"\n  , "dimensions" : "1x10"\n  , "values" : [ {values} ]\n  }}\n]\n'
-        Path(options["--exportOutput"]).write_text(text)
+        logits = f'  {{ "name" : "logits"\n  , "dimensions" : "1x10"\n  , "values" : [ {values} ]\n  }}\n'
+        count = f'  {{ "name" : "count"\n  , "dimensions" : "1x1x1"\n  , "values" : [ {len(inputs)} ]\n  }}\n'
+        Path(options["--exportOutput"]).write_text(f"[\n{count},\n{logits}]\n")
     info("Selected Device: Orin\nCompute Capability: 8.7\nSMs: 16")
     info("Average on 10 runs - GPU latency: 4.77773 ms - Host latency: 4.83598 ms (enqueue 0.363794 ms)")
     info(SUMMARY)

@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from ....devices.measure.timing import TimingSettings
 from ....devices.tensorrt.device import TensorRtDevice
-from ....devices.tensorrt.engines import Engine, Engines
-from ....targets.base import FloatArray, Target
-from ...errors import BuildError, UnavailableError
+from ....devices.tensorrt.engines import Ends, Engine, Engines
+from ....targets.base import Target
+from ...errors import UnavailableError
 from ...files import atomic_write, file_ref
 from ...network.calling import tensors_of
 from ...options import SPARSITY_KEY
@@ -28,8 +28,8 @@ from .. import golden
 from ..device_answers import IMAGES, compared
 from ..statistics import evenly_spaced
 
-ONE_BY_ONE = 100  # test images, where each takes a process of its own on the board
-BATCH = 500  # images sent at once
+ONE_BY_ONE = 100  # test samples, where each takes a process of its own on the board
+BATCH = 500  # samples sent at once
 
 
 class SimulatedError(Exception):
@@ -38,10 +38,10 @@ class SimulatedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Logits of some test images."""
+    """Outputs for some test samples."""
 
     picked: NDArray[np.int64]  # positions in the test split, ascending
-    outputs: FloatArray  # (n, ...)
+    outputs: tuple[NDArray[Any], ...]  # (n, ...) each
     board: str  # that gave them
     at: golden.Where
 
@@ -112,7 +112,7 @@ class EngineWork:
     def _stage(self, name: str) -> Stage:
         """The stage of one step with this very engine file: two builds of one file differ."""
         inputs = (self._engine_stage.key, self.engine().file.sha256)
-        return self.run.folder.stage(f"{name}-{self.target.name}", "3", {}, inputs)
+        return self.run.folder.stage(f"{name}-{self.target.name}", "4", {}, inputs)
 
 
 def _built(run: RunContext, artifact: Artifact, device: TensorRtDevice) -> Artifact:
@@ -183,22 +183,22 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
 
 
 def _asked(run: RunContext, engine: Artifact, device: TensorRtDevice) -> Answers:
-    """The engine's answers to the test split, or to a part of it where each image takes a process of its own."""
-    test, signature = run.loaded.data.test, run.loaded.subject.signature
-    if len(signature.inputs) > 1 or len(signature.outputs) > 1:
-        raise BuildError("the engine's answers", found="several inputs or outputs", expected="one of each")
+    """The engine's answers to the test split, or to a part of it where each sample takes a process of its own."""
+    test, ends = run.loaded.data.test, Ends(engine.inputs, engine.outputs)
     with device.engines() as engines:
         made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built again
         _require_real(engines, [made])
         picked = np.arange(len(test)) if engines.in_bulk() else evenly_spaced(len(test), ONE_BY_ONE)
         blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
-        found = np.concatenate([engines.outputs(made, golden.single(test.batch(block).arrays)) for block in blocks])
-        return Answers(picked, found, engines.name, golden.where_on(engines))
+        parts = [engines.outputs(made, golden.as_tuple(test.batch(block).arrays), ends) for block in blocks]
+        outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        return Answers(picked, outputs, engines.name, golden.where_on(engines))
 
 
 def _keep(run: RunContext, stage: Stage, answers: Answers) -> FileRef:
     file = stage.folder / "answers.safetensors"
-    tensors: dict[str, NDArray[Any]] = {"picked": answers.picked, "outputs": np.ascontiguousarray(answers.outputs)}
+    tensors = {f"outputs_{k}": np.ascontiguousarray(output) for k, output in enumerate(answers.outputs)}
+    tensors["picked"] = answers.picked
     atomic_write(file, save(tensors, metadata={"board": answers.board, **asdict(answers.at)}))
     return file_ref(file, run.folder.path)
 
@@ -207,7 +207,8 @@ def _kept(path: Path) -> Answers:
     with safe_open(path, framework="numpy") as file:
         notes = file.metadata()
         board = notes.pop("board")
-        return Answers(file.get_tensor("picked"), file.get_tensor("outputs"), board, golden.Where(**notes))
+        outputs = tuple(file.get_tensor(f"outputs_{k}") for k in range(len(file.keys()) - 1))
+        return Answers(file.get_tensor("picked"), outputs, board, golden.Where(**notes))
 
 
 def _beside_file(run: RunContext, target: Target, source: Path, answers: Answers) -> OnDevice:
@@ -215,7 +216,7 @@ def _beside_file(run: RunContext, target: Target, source: Path, answers: Answers
     test, picked = run.loaded.data.test, answers.picked[chosen]
     with target.runner(source) as predict:
         here = tensors_of(predict(test.batch(picked).artifact_inputs(target)))
-    there, version = tensors_of(answers.outputs[chosen]), answers.at.version
+    there, version = tensors_of(tuple(output[chosen] for output in answers.outputs)), answers.at.version
     return compared(run, picked, answers.board, Kind.MEASURED, version, there=there, here=here)
 
 
@@ -223,7 +224,7 @@ def _golden_images(run: RunContext, answers: Answers, folder: Path) -> FileRef:
     """Some of the images with the engine's answers, in a file of the artifact's folder."""
     chosen = evenly_spaced(len(answers.picked), golden.SAMPLES)
     batch, prep = run.loaded.data.test.batch(answers.picked[chosen]), run.loaded.subject.preprocess
-    found = golden.of_batch(batch, (answers.outputs[chosen],), prep, answers.at)
+    found = golden.of_batch(batch, tuple(output[chosen] for output in answers.outputs), prep, answers.at)
     file = folder / "golden.safetensors"
     atomic_write(file, golden.to_bytes(found))
     return file_ref(file, run.folder.path)

@@ -39,7 +39,7 @@ def commands(version, precision=Precision.INT8):
         build,
         trtexec.time_command(("trtexec",), "m.engine", "t.json", 250),
         trtexec.profile_command(("trtexec",), "m.engine", "p.json"),
-        trtexec.output_command(("trtexec",), "m.engine", "x.bin", "o.json"),
+        trtexec.output_command(("trtexec",), "m.engine", {"image": "x.bin", "words": "w.bin"}, "o.json"),
     ]
 
 
@@ -118,12 +118,18 @@ def test_sparse_layers_are_counted_from_a_verbose_build():
     assert trtexec.sparsity("") == trtexec.Sparsity((), ())
 
 
+def test_every_input_has_a_file_of_its_own():
+    assert "--loadInputs=image:x.bin,words:w.bin" in commands(NEW)[-1]
+
+
 def test_outputs_are_tensors_and_cut_off_ones_are_refused():
-    text = '[\n  { "name" : "logits"\n  , "dimensions" : "1x3"\n  , "values" : [ 0.1, -2, 3e-05 ]\n  }\n]\n'
-    assert trtexec.output(text) == [0.1, -2.0, 3e-05]
-    for broken in (text.replace("1x3", "1x4"), text[:30], "{}", "[{}]", "[" * 100_000, text.replace("-2", "1" + "0" * 400)):
+    one = '  { "name" : "logits"\n  , "dimensions" : "1x3"\n  , "values" : [ 0.1, -2, 3e-05 ]\n  }'
+    other = '  { "name" : "boxes"\n  , "dimensions" : "1x2x1"\n  , "values" : [ 1, 2 ]\n  }'
+    text = f"[\n{one}\n,\n{other}\n]\n"
+    assert trtexec.outputs(text) == {"logits": [0.1, -2.0, 3e-05], "boxes": [1.0, 2.0]}
+    for broken in (text.replace("1x3", "1x4"), text[:30], "{}", "[]", "[{}]", "[" * 100_000, text.replace("-2", "1" + "0" * 400)):
         with pytest.raises(DeviceError):
-            trtexec.output(broken)
+            trtexec.outputs(broken)
 
 
 @pytest.mark.parametrize(
