@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from functools import partial
 
 import torch
-from torch import nn
 
 from ... import targets as target_modules
 from ...devices.access import open_named
@@ -31,13 +30,9 @@ from ..build.precision import precision_for
 from ..codec import to_json
 from ..config import Config
 from ..errors import BuildError, UnavailableError
-from ..evaluate.reward_samples import STATISTICS_SAMPLES
 from ..files import atomic_write
 from ..finetune.digits import EPOCHS, train_digits
-from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
-from ..network.batchnorm import statistics_match_data
 from ..network.compute import Compute, compute_for, require_processors
-from ..network.cost import cost_of
 from ..network.weights import load_weights, save_weights, state_sha256
 from ..options import Budget, Precision
 from ..pattern import finalists
@@ -54,14 +49,12 @@ from ..schedule.estimate import Paces, estimate, fitted, timed, told
 from ..task.load import load_subject
 from ..task.recipe import Recipe
 from ..task.recipe_task import RecipeTask
-from ..task.samples import scoring_inputs, training_inputs
+from ..task.samples import scoring_inputs
 from ..types import (
     Artifact,
     Baseline,
-    Checkpoint,
     Epoch,
     FileRef,
-    Plan,
     Subject,
     TargetResult,
     Verdict,
@@ -73,10 +66,10 @@ from ..verify.pictures import pictures_of
 from ..verify.places import places_of
 from ..verify.references import Networks, references_of, sanity_check
 from ..verify.unpruned import unpruned_of
+from .fine_tuning import fine_tuned
 from .recipe_check import checked
 
 _PARTS = {"code": "the model's code", "model_sha256": "the weights", "data": "the data", "preprocess": "the preprocessing"}
-REMASK_IMAGES = 500  # the gradients of masked connections are taken on
 
 
 @dataclass(frozen=True)
@@ -174,7 +167,7 @@ def _compressed(before: Prepared) -> int:
     config, folder, loaded = run.config, run.folder, run.loaded
     (search,) = before.searched([config.budget])
     found, plan, solved, stage = finalists.solve(run, search.stage, pruning, search.found, search.ranking)
-    checkpoint, student, tuned = _finetune(run, stage, pruning, plan, found.best.accuracy, solved.state)
+    checkpoint, student, tuned = fine_tuned(run, stage, pruning, plan, found.best.accuracy, solved.state)
     networks = references_of(run, tuned, checkpoint, student)
     results, usage, gates = {}, {}, allowed(config, loaded.subject.metric, networks.values.dense)
     for target in before.chosen:
@@ -292,59 +285,3 @@ def _prepare_subject(run: RunContext) -> str:
     trained = replace(subject, model_sha256=state_sha256(run.loaded.module))
     run.loaded = replace(run.loaded, subject=trained)
     return stage.key
-
-
-def _finetune(
-    run: RunContext, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
-) -> tuple[Checkpoint, nn.Module, Stage]:
-    """The planned network, its layers solved, trained with the dense network as its teacher."""
-    config, loaded = run.config, run.loaded
-    how = FinetuneSettings(
-        config.finetune_epochs,
-        config.seed,
-        learning_rate_for(one_shot),
-        batch=batch_for(len(loaded.data.train)),
-        device=run.compute.device,
-        autocast=run.compute.autocast,
-    )
-    settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
-    stage = run.folder.stage("finetune", "4", settings, (before.key,))
-    checkpoint = stage.result(Checkpoint)
-    student = pruning.blank(plan)
-    if checkpoint is None:
-        if not statistics_match_data(loaded.module, training_inputs(loaded.data.train, STATISTICS_SAMPLES, config.seed + 3)):
-            how = replace(how, frozen_norms=True)
-            stage.note("BatchNorm is frozen in fine-tuning: the network's running statistics do not match the data.")
-        load_weights(run.folder.path, start, student)
-        steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
-        with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
-
-            def tell(event: Step | Epoch) -> None:
-                if isinstance(event, Epoch):
-                    shown = loaded.subject.metric.shown(event.search_value)
-                    name = loaded.subject.metric.name
-                    run.ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, {name} on the search split {shown}")
-                else:
-                    bar.advance(1, f"loss {event.loss:.3f}")
-
-            masks, remask = pruning.masks(plan), None
-            if config.mask == "dynamic":
-                inputs = training_inputs(loaded.data.train, REMASK_IMAGES, config.seed + 4)
-                remask = pruning.remask(plan, loaded.module, inputs, config.finetune_epochs)
-            history = finetune(
-                student,
-                loaded.module,
-                loaded.data,
-                loaded.task,
-                how,
-                folder=stage.folder,
-                masks=masks,
-                remask=remask,
-                progress=tell,
-                note=stage.note,
-            )
-        sparsity = pruning.sparsity(loaded.module, student)
-        checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, loaded.example), sparsity)
-        stage.finish(checkpoint)
-    load_weights(run.folder.path, checkpoint.state, student)
-    return checkpoint, student, stage

@@ -1,0 +1,124 @@
+"""The planned network, its layers solved, trained with the dense network as its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ..codec import to_json
+from ..evaluate.reward_samples import STATISTICS_SAMPLES
+from ..finetune.rehearsal import Rehearsal, rehearsed
+from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
+from ..network.batchnorm import statistics_match_data
+from ..network.cost import cost_of
+from ..network.weights import load_weights, save_weights
+from ..pattern.base import Pruning
+from ..run_context import RunContext
+from ..run_folder import Stage
+from ..task.samples import training_inputs
+from ..types import Checkpoint, Epoch, FileRef, Plan
+
+REMASK_IMAGES = 500  # the gradients of masked connections are taken on
+
+
+def fine_tuned(
+    run: RunContext, before: Stage, pruning: Pruning, plan: Plan, one_shot: float, start: FileRef
+) -> tuple[Checkpoint, nn.Module, Stage]:
+    """The trained network's checkpoint, the network, and the stage that made it.
+
+    Args:
+        run: its options, data and folder.
+        before: the stage that solved the layers.
+        pruning: that made the plan.
+        plan: what is removed.
+        one_shot: accuracy (share) of the plan in the search; the first learning rate goes by it.
+        start: weights to start from.
+    """
+    config, loaded = run.config, run.loaded
+    how = FinetuneSettings(
+        config.finetune_epochs,
+        config.seed,
+        learning_rate_for(one_shot),
+        batch=batch_for(len(loaded.data.train)),
+        device=run.compute.device,
+        autocast=run.compute.autocast,
+    )
+    how = replace(how, learning_rate=_rate(run, before, pruning, plan, how, start))
+    settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
+    stage = run.folder.stage("finetune", "4", settings, (before.key,))
+    checkpoint = stage.result(Checkpoint)
+    student = pruning.blank(plan)
+    if checkpoint is None:
+        if not _statistics_match(run):
+            how = replace(how, frozen_norms=True)
+            stage.note("BatchNorm is frozen in fine-tuning: the network's running statistics do not match the data.")
+        load_weights(run.folder.path, start, student)
+        steps = config.finetune_epochs * -(-len(loaded.data.train) // how.batch)
+        with run.stage("fine-tune"), run.ui.bar("fine-tuning", steps) as bar:
+
+            def tell(event: Step | Epoch) -> None:
+                if isinstance(event, Epoch):
+                    shown = loaded.subject.metric.shown(event.search_value)
+                    name = loaded.subject.metric.name
+                    run.ui.say(f"  epoch {event.epoch}: loss {event.loss:.3f}, {name} on the search split {shown}")
+                else:
+                    bar.advance(1, f"loss {event.loss:.3f}")
+
+            masks, remask = pruning.masks(plan), None
+            if config.mask == "dynamic":
+                inputs = training_inputs(loaded.data.train, REMASK_IMAGES, config.seed + 4)
+                remask = pruning.remask(plan, loaded.module, inputs, config.finetune_epochs)
+            history = finetune(
+                student,
+                loaded.module,
+                loaded.data,
+                loaded.task,
+                how,
+                folder=stage.folder,
+                masks=masks,
+                remask=remask,
+                progress=tell,
+                note=stage.note,
+            )
+        sparsity = pruning.sparsity(loaded.module, student)
+        checkpoint = Checkpoint(save_weights(stage, student), history, cost_of(student, loaded.example), sparsity)
+        stage.finish(checkpoint)
+    load_weights(run.folder.path, checkpoint.state, student)
+    return checkpoint, student, stage
+
+
+def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: FinetuneSettings, start: FileRef) -> float:
+    """The highest learning rate, kept as a stage; a lower one than usual is said in the report."""
+    settings = {"plan": to_json(plan), "finetune": how.recipe()}
+    stage = run.folder.stage("learning-rate", "1", settings, (before.key,))
+
+    def rehearse() -> Rehearsal:
+        student = pruning.blank(plan)
+        load_weights(run.folder.path, start, student)
+        own = how if _statistics_match(run) else replace(how, frozen_norms=True)
+        with run.stage("learning rate"):
+            found = rehearsed(
+                student,
+                run.loaded.module,
+                run.loaded.data,
+                run.loaded.task,
+                own,
+                masks=pruning.masks(plan),
+                tell=lambda line: run.ui.say(f"  {line}"),
+            )
+        if found.before is not None and found.rate < how.learning_rate:
+            shown = run.loaded.subject.metric.shown
+            at = ", ".join(f"{shown(value)} at {rate:.1e}" for rate, value in found.tried)
+            stage.note(
+                f"Fine-tuned at a learning rate of {found.rate:.1e}: short rehearsals ended at {at} on the search split,"
+                f" from {shown(found.before)}."
+            )
+        return found
+
+    return stage.once(Rehearsal, rehearse).rate
+
+
+def _statistics_match(run: RunContext) -> bool:
+    inputs = training_inputs(run.loaded.data.train, STATISTICS_SAMPLES, run.config.seed + 3)
+    return statistics_match_data(run.loaded.module, inputs)
