@@ -88,14 +88,16 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | float) -> Budget:
-        """Parses `"0.5"` (half of the dense model's latency) and `"8ms"`.
+        """Parses `"0.5"` or `"50%"` (half of the dense model's latency) and `"8ms"`.
 
         Raises:
             ValueError: neither; the text states what was expected.
         """
-        number, unit = (text.strip().removesuffix("ms"), text.strip().endswith("ms")) if isinstance(text, str) else (text, False)
+        given = text.strip() if isinstance(text, str) else str(text)
+        unit = given.endswith("ms")
         try:
-            value = float(number)
+            value = float(given.removesuffix("ms").removesuffix("%"))
+            value = value / 100 if given.endswith("%") else value
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):

@@ -141,8 +141,14 @@ class RunFolder:
         for leftover in self.path.rglob(".*.tmp"):
             if is_scratch(leftover):
                 leftover.unlink(missing_ok=True)
-        file = self.path / CONFIG_NAME
-        other = load(file, {}) if file.is_file() else None
+        other = self._configured()
+        self.refuse_another_run()
+        if other != self._config:
+            atomic_write(self.path / CONFIG_NAME, to_toml(self._config))
+
+    def refuse_another_run(self) -> None:
+        """Raise InputError where the folder holds a run of other settings; nothing is changed."""
+        other = self._configured()
         if other is not None and (differing := differences(other, self._config)) and self._holds_work():
             found, expected = (
                 ", ".join(line for line in to_toml(c).splitlines() if line.split(" = ")[0] in differing) or "the defaults"
@@ -154,8 +160,10 @@ class RunFolder:
                 expected=expected,
                 do="choose another --out; nothing was changed",
             )
-        if other != self._config:
-            atomic_write(file, to_toml(self._config))
+
+    def _configured(self) -> Config | None:
+        file = self.path / CONFIG_NAME
+        return load(file, {}) if file.is_file() else None
 
     def _holds_work(self) -> bool:
         """Tells whether there is more than a configuration: a run that ended at wrong input leaves no more and may be changed."""

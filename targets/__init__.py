@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -37,6 +38,7 @@ def load(name: str) -> Target:
 def check(name: str) -> None:
     """Raise InputError, naming the targets there are, if `name` is none of them. Imports nothing."""
     if name not in names():
-        raise InputError(
-            "there is no such target", found=repr(name), expected=" or ".join(names()) or "none: no target is installed"
-        )
+        near = get_close_matches(name.lower(), names(), 1)
+        do = "give --target once for each" if "," in name else f"did you mean {near[0]}?" if near else ""
+        expected = " or ".join(names()) or "none: no target is installed"
+        raise InputError("there is no such target", found=repr(name), expected=expected, do=do)

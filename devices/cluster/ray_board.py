@@ -192,7 +192,7 @@ def _connected() -> Any:
         try:
             ray = importlib.import_module("ray")
         except ImportError as error:
-            raise UnavailableError("ray is not installed", do="pip install 'edge-compress[cluster]'") from error
+            raise UnavailableError("ray is not installed", do="pip install '.[cluster]' in edge-compress's folder") from error
         try:
             if not ray.is_initialized():
                 ray.init(address=os.environ[ADDRESS], log_to_driver=False, logging_level="ERROR")

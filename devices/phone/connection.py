@@ -225,7 +225,9 @@ class PhoneModel:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise UnavailableError("LiteRT is not on this machine", do="pip install 'edge-compress[phone]'") from error
+            raise UnavailableError(
+                "LiteRT is not on this machine", do="pip install '.[phone]' in edge-compress's folder"
+            ) from error
         interpreter = Interpreter(model_content=self._data)
         interpreter.allocate_tensors()
         heads = [

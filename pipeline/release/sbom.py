@@ -23,7 +23,9 @@ def sbom(report: Report, target: str, files: Mapping[str, bytes]) -> bytes:
         ValueError: the target has no artifact.
     """
     if find_spec("cyclonedx") is None:
-        raise UnavailableError("a bill of materials needs cyclonedx-python-lib", do="pip install 'edge-compress[release]'")
+        raise UnavailableError(
+            "a bill of materials needs cyclonedx-python-lib", do="pip install '.[release]' in edge-compress's folder"
+        )
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.bom import Bom

@@ -110,4 +110,4 @@ def _key_id(signature: bytes) -> str:
 
 def _require() -> None:
     if find_spec("minisign") is None:
-        raise UnavailableError("signatures need py-minisign", do="pip install 'edge-compress[release]'")
+        raise UnavailableError("signatures need py-minisign", do="pip install '.[release]' in edge-compress's folder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import InputError
 from ..progress import Progress
+from ..run_folder import RunFolder
 from ..schedule.estimate import span
 from ..task.recipe import Recipe
 from ..verify.gates import drop_allowed
@@ -25,6 +26,7 @@ def dry_run(config: Config, ui: Progress, recipe: Recipe | None = None) -> list[
         EdgeCompressError: what a run would raise before its search.
     """
     _require_place(config.out)
+    RunFolder(config, ui.say).refuse_another_run()
     with (
         tempfile.TemporaryDirectory(prefix="edge-compress-") as folder,
         prepared(replace(config, out=Path(folder) / "run"), ui, recipe) as before,

@@ -210,7 +210,7 @@ def _from_torchvision(spec: str, name: str, classes: int) -> LoadedModel:
 
 
 def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel:
-    with importing("timm", "install it with: pip install 'edge-compress[timm]'"):
+    with importing("timm", "install it with: pip install '.[timm]' in edge-compress's folder"):
         import timm
     if not timm.is_model(name):
         raise _unknown(spec, name, timm.list_models())

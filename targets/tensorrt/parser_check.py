@@ -48,7 +48,8 @@ class ParserVerdict:
 def missing() -> str | None:
     """Why the check cannot run here; None when it can."""
     if find_spec(MODULE) is None:
-        return "TensorRT-RTX is not installed: pip install 'edge-compress[trt-check]' (Linux x86_64; NVIDIA's own licence)"
+        where = "in edge-compress's folder (Linux x86_64; NVIDIA's own licence)"
+        return f"TensorRT-RTX is not installed: pip install '.[trt-check]' {where}"
     return None
 
 

@@ -150,7 +150,7 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(tmp_path: Path, line:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-0.5", "1.5", "nan", "inf", "0ms", "-8ms", "nanms", "infms", "ms", "", "8 s", "50%", "half"]
+    "text", ["0", "-0.5", "1.5", "nan", "inf", "0ms", "-8ms", "nanms", "infms", "ms", "", "8 s", "150%", "half"]
 )
 def test_a_budget_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--latency-budget"):
@@ -159,7 +159,13 @@ def test_a_budget_that_means_nothing_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "budget"),
-    [("0.5", Budget(ratio=0.5)), ("1", Budget(ratio=1.0)), ("8ms", Budget(ms=8.0)), (" 1.5 ms ", Budget(ms=1.5))],
+    [
+        ("0.5", Budget(ratio=0.5)),
+        ("50%", Budget(ratio=0.5)),
+        ("1", Budget(ratio=1.0)),
+        ("8ms", Budget(ms=8.0)),
+        (" 1.5 ms ", Budget(ms=1.5)),
+    ],
 )
 def test_a_budget_is_a_share_or_milliseconds(text: str, budget: Budget) -> None:
     assert load(None, {**FLAGS, "latency_budget": text}).latency_budget == (budget,)

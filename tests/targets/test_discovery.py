@@ -55,3 +55,11 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(folder: Path, name:
 def test_what_is_installed_carries_its_file_name() -> None:
     for name in targets.names():
         assert targets.load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("X86", "did you mean x86"), ("fone", "did you mean phone"), ("x86,phone", "once for each")]
+)
+def test_a_near_miss_is_told_what_was_meant(given: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        targets.check(given)

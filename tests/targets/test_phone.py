@@ -123,7 +123,7 @@ def shapes(model):
 
 def test_missing_packages_and_machines_without_a_converter_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(phone, "find_spec", lambda name: None if name == "ai_edge_quantizer" else object())
-    assert phone.TARGET.missing() == "packages are missing (ai-edge-quantizer): pip install 'edge-compress[phone]'"
+    assert phone.TARGET.missing() == "packages are missing (ai-edge-quantizer): pip install '.[phone]' in edge-compress's folder"
     with pytest.raises(UnavailableError, match="ai-edge-quantizer"):
         phone.TARGET.prober(nn.Identity(), image_signature(SHAPE), Precision.INT8)
     monkeypatch.setattr(phone, "find_spec", lambda name: None)

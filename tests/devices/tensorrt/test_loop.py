@@ -16,7 +16,9 @@ from edge_compress.pipeline.options import Precision
 from onnx import TensorProto, helper, numpy_helper
 
 ABSENT = find_spec("tensorrt_rtx_bindings") is None
-needs_tensorrt = pytest.mark.skipif(ABSENT, reason="TensorRT-RTX is not installed: pip install 'edge-compress[trt-check]'")
+needs_tensorrt = pytest.mark.skipif(
+    ABSENT, reason="TensorRT-RTX is not installed: pip install '.[trt-check]' in edge-compress's folder"
+)
 
 
 @pytest.fixture

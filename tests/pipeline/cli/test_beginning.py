@@ -117,3 +117,14 @@ def test_a_dry_run_refuses_a_folder_that_a_run_could_not_make(
 def test_a_dry_run_has_no_report_to_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--target", "x86", "--dry-run", "--json"]) == 2
     assert "--dry-run with --json" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_that_its_folder_holds_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").write_text('target = ["x86"]\nseed = 3\n')
+    (tmp_path / "run" / "stages" / "result.json").write_text("{}")
+    assert main(["--target", "x86", "--seed", "4", "--dry-run", "--out", "run"]) == 2
+    assert "holds another run" in capsys.readouterr().err

@@ -471,3 +471,10 @@ def test_pixels_of_no_known_range_are_refused(tmp_path: Path) -> None:
     data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 8))
     with pytest.raises(InputError, match="no known range"):
         data.test.read(np.arange(4))
+
+
+def test_data_without_its_scheme_is_told_what_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean npz:own\.npz\?"):
+        load_data("own.npz", seed=0)
+    with pytest.raises(InputError, match="did you mean imagefolder:"):
+        load_data(str(tmp_path), seed=0)
