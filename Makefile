@@ -39,7 +39,7 @@ demo: env  ## the whole pipeline on the embedded default, into runs/demo
 	$(BIN)/edge-compress --target x86 --out runs/demo
 
 test: env  ## the fast tests, minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --durations 25
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --durations 100
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ..options import Pattern
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
 from ..task.load import Loaded
+from ..types import Knob
 from .base import Pruning
 from .channels import Channels
 from .masks import Masks
@@ -100,6 +101,19 @@ def pruning_for(
     net = canonical(module, image_shape)
     scores = ConnectionScores(net, inputs, config.score, config.seed, compute)
     return Masks(net, image_shape, pattern, scores, root, inputs, compute, notes)
+
+
+def too_narrow(knobs: Sequence[Knob], limits: Limits, led: str) -> list[str]:
+    """A remark on groups too narrow for kept counts that suit every target, if there are any; `led` is searched for."""
+    shared, own = limits.shared_multiple, limits.channel_multiple
+    wide = [knob for knob in knobs if knob.kind in ("inner", "coupled", "channel", "stream", "mlp")]
+    narrow = [knob for knob in wide if shared > own and limits.step(knob.size) == own and any(n % shared for n in knob.kept)]
+    if not narrow:
+        return []
+    return [
+        f"{len(narrow)} of {len(wide)} groups are narrower than {4 * shared} units: multiples of {own} of them stay, which suits"
+        f" {led}; kernels of other targets work in multiples of {shared}, and may gain less."
+    ]
 
 
 def _structured(loaded: Loaded, limits: Limits, config: Config, compute: Compute, check: Stage | None) -> Pruning:

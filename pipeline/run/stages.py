@@ -37,7 +37,7 @@ from ..network.weights import load_weights, save_weights, state_sha256
 from ..options import Budget, Precision
 from ..pattern import finalists
 from ..pattern.base import Pruning
-from ..pattern.choice import pattern_for, pruning_for
+from ..pattern.choice import pattern_for, pruning_for, too_narrow
 from ..pattern.searching import Searched, searched
 from ..profile.in_run import usage_of
 from ..progress import Progress
@@ -154,6 +154,7 @@ def _prepared(
     multiples = [limits.channel_multiple, limits.shared_multiple]
     check = folder.stage("traced-check", "1", {"seed": config.seed, "multiple": multiples}, (subject_key,))
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute, check)
+    run.notes += too_narrow(pruning.knobs, limits, led.name)
     sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])

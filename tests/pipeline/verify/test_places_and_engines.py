@@ -17,8 +17,9 @@ from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.evaluate.evaluation_context import EstimatingBench, _NoMeter
 from edge_compress.pipeline.options import Budget
+from edge_compress.pipeline.pattern.choice import too_narrow
 from edge_compress.pipeline.signature import TOP1
-from edge_compress.pipeline.types import Accuracy, Candidate, Kind, ModelCost, SearchResult, TargetResult, Verdict
+from edge_compress.pipeline.types import Accuracy, Candidate, Kind, Knob, ModelCost, SearchResult, TargetResult, Verdict
 from edge_compress.pipeline.verify import places
 from edge_compress.pipeline.verify.engine import result as engine_result
 from edge_compress.pipeline.verify.gates import Allowed
@@ -124,6 +125,13 @@ def test_a_plan_for_several_targets_suits_the_channels_of_all():
     assert [joint([JETSON, X86]).step(size) for size in (16, 256)] == [16, 16]
     assert joint([X86, JETSON]).precisions == X86.limits.precisions
     assert joint([X86]) == X86.limits
+
+
+def test_groups_too_narrow_to_suit_every_target_are_told() -> None:
+    knobs = (Knob("wide", "inner", 256, (256, 128)), Knob("thin", "inner", 32, (32, 24, 16, 8)), Knob("b", "block", 1, (1, 0)))
+    (said,) = too_narrow(knobs, joint([X86, JETSON]), "x86")
+    assert said.startswith("1 of 2 groups are narrower than 64 units: multiples of 8 of them stay, which suits x86")
+    assert too_narrow(knobs, X86.limits, "x86") == too_narrow(knobs[:1], joint([X86, JETSON]), "x86") == []
 
 
 @dataclass
