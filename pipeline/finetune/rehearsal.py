@@ -35,6 +35,13 @@ class Rehearsal:
     tried: tuple[tuple[float, float], ...]  # learning rate, the metric after a rehearsal
 
 
+def steps_of(data: Data, settings: FinetuneSettings) -> int:
+    """Steps of one rehearsal; 0 where the training is too short for it."""
+    whole = settings.epochs * -(-len(data.train) // settings.batch)
+    steps = min(max(round(SHARE * whole), FEWEST), MOST)
+    return 0 if whole < 3 * steps else steps
+
+
 def rehearsed(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -60,9 +67,8 @@ def rehearsed(
         masks: parameter -> 0 where a weight has to stay zero.
         tell: called with a line for each rate.
     """
-    whole = settings.epochs * -(-len(data.train) // settings.batch)
-    steps = min(max(round(SHARE * whole), FEWEST), MOST)
-    if whole < 3 * steps:
+    steps = steps_of(data, settings)
+    if steps == 0:
         return Rehearsal(settings.learning_rate, None, ())
     count = min(steps * settings.batch, len(data.train))
     rng = np.random.default_rng(settings.seed)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..codec import to_json
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
-from ..finetune.rehearsal import Rehearsal, rehearsed
+from ..finetune.rehearsal import Rehearsal, rehearsed, steps_of
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
 from ..network.cost import cost_of
@@ -90,6 +90,8 @@ def fine_tuned(
 
 def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: FinetuneSettings, start: FileRef) -> float:
     """The highest learning rate, kept as a stage; a lower one than usual is said in the report."""
+    if steps_of(run.loaded.data, how) == 0:
+        return how.learning_rate
     settings = {"plan": to_json(plan), "finetune": how.recipe()}
     stage = run.folder.stage("learning-rate", "1", settings, (before.key,))
 
