@@ -178,6 +178,15 @@ def put_state(
             raise InputError(f"weights {name}", found=found, expected="finite numbers", do="use an earlier checkpoint")
 
 
+def classes_in(state: Mapping[str, torch.Tensor], module: nn.Module, classes: int) -> int:
+    """How many classes the network of a state dict has, told by where it has other sizes than `module`, which has `classes`."""
+    own = module.state_dict()
+    given = _without_prefix(state, own, lambda text: None)
+    pairs = [(given[name].shape, tensor.shape) for name, tensor in own.items() if name in given]
+    counts = {there[0] for there, here in pairs if there != here and here[:1] == (classes,) and there[1:] == here[1:]}
+    return int(counts.pop()) if len(counts) == 1 else classes
+
+
 def _without_prefix(
     state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], note: Callable[[str], None]
 ) -> Mapping[str, torch.Tensor]:

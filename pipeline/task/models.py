@@ -24,7 +24,7 @@ from ..network.calling import SAME, deviation
 from ..network.modes import unwrapped
 from ..network.weights import state_sha256
 from ..types import Crop
-from .checkpoint import put_state, read_state
+from .checkpoint import classes_in, put_state, read_state
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at
@@ -80,14 +80,24 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
 def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn.Module:
     """Returns the network that `spec` names with initial weights, or those of a file: CPU, float32, eval mode, of any task.
 
+    It has as many classes as the file's network, 1,000 without a file.
+
     Raises:
         InputError: the network cannot be made, or the weights are not its own.
         UnavailableError: timm is not installed.
     """
-    with own_randomness():
-        module = _made(spec, CLASSES, channels).module.to("cpu", torch.float32).eval()
-    if weights is not None:
-        put_state(unwrapped(module)[0], read_state(weights), weights.name, classes=CLASSES)
+
+    def made(classes: int) -> nn.Module:
+        with own_randomness():
+            return _made(spec, classes, channels).module.to("cpu", torch.float32).eval()
+
+    module = made(CLASSES)
+    if weights is None:
+        return module
+    state = read_state(weights)
+    classes = classes_in(state, unwrapped(module)[0], CLASSES)
+    module = module if classes == CLASSES else made(classes)
+    put_state(unwrapped(module)[0], state, weights.name, classes=classes)
     return module
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from edge_compress.pipeline.data.user_code import user_factory
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
 from edge_compress.pipeline.task.checkpoint import put_state, read_state
-from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, load_model
+from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, initial_network, load_model
 from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,7 +214,7 @@ def test_the_evaluation_crop_is_the_published_one(spec: str, crop: Crop | None) 
 
 def test_timm_that_is_not_installed_is_unavailable_with_the_extra(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UnavailableError, match=r"edge-compress\[timm\]"):
+    with pytest.raises(UnavailableError, match=r"pip install \'\.\[timm\]\'"):
         load("timm:resnet18", saved(net))
 
 
@@ -537,3 +538,12 @@ def test_what_most_runs_do_not_need_is_not_imported_with_the_pipeline() -> None:
     code = "import sys, edge_compress.pipeline.run; print(sorted({'torchvision', 'timm', 'matplotlib'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_network_that_is_only_looked_at_has_as_many_classes_as_its_weights(tmp_path: Path, prefix: str) -> None:
+    own = torchvision.models.squeezenet1_1(num_classes=7)
+    torch.save({prefix + name: tensor for name, tensor in own.state_dict().items()}, tmp_path / "own.pt")
+    found = initial_network("torchvision:squeezenet1_1", tmp_path / "own.pt")
+    assert torch.equal(found.get_parameter("classifier.1.weight"), own.get_parameter("classifier.1.weight"))
+    assert initial_network("torchvision:squeezenet1_1", None).get_parameter("classifier.1.weight").shape[0] == 1000
