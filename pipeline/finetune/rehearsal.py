@@ -1,4 +1,4 @@
-"""The learning rate of fine-tuning, by short trainings that are thrown away: the highest that does no harm.
+"""The learning rate of fine-tuning, by short trainings that are thrown away: the highest that ends as well as any.
 
 A pruned network whose layers were re-fit is near the dense one. How large a step it bears depends on its normalisation, its
 weights and how much data there is: at 1e-3 ResNets gain and a network without BatchNorm can lose more than pruning cost it.
@@ -7,6 +7,7 @@ weights and how much data there is: at 1e-3 ResNets gain and a network without B
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from ..errors import BuildError
 from ..task.samples import Data, head
 from ..task.task import Task, judged, torch_predictor
 from .training import FinetuneSettings, finetune
@@ -22,8 +24,8 @@ from .training import FinetuneSettings, finetune
 SHARE = 0.05  # of all steps, that one rehearsal takes
 FEWEST, MOST = 40, 200  # steps of one
 SAMPLES = 1000  # of the search split
-FALLS = (1.0, 1 / 3, 1 / 10, 1 / 30)  # of the learning rate that is tried first
-SLACK = 0.01  # share of the untrained network's value that may be lost
+RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+SLACK = 0.005  # share of the best value within which a higher rate is preferred: a short training flatters low ones
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rehearsal:
 
     rate: float
     before: float | None  # the metric on the search split without training; None: nothing was tried
-    tried: tuple[tuple[float, float], ...]  # learning rate, the metric after a rehearsal
+    tried: tuple[tuple[float, float], ...]  # learning rate, the metric after a rehearsal that did not diverge
 
 
 def steps_of(data: Data, settings: FinetuneSettings) -> int:
@@ -52,11 +54,11 @@ def rehearsed(
     masks: dict[str, Tensor] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
-    """The highest learning rate, from that of `settings` down to a thirtieth, after which a short training lost nothing.
+    """The highest of `RATES` after which a short training ended as well, within half a per cent, as after any lower one.
 
-    Each rehearsal is a whole training of a twentieth of the steps, learning-rate cosine included, on a copy. Where every rate
-    loses more than one per cent of the metric, the one that lost least is taken. A training that is too short for it keeps its
-    rate. `student` is not changed.
+    Each rehearsal is a whole training of a twentieth of the steps, learning-rate cosine included, on a copy. Rates are tried
+    from the highest down, until one ends worse than the one before. A training that is too short keeps its rate. `student` is
+    not changed.
 
     Args:
         student: the pruned network, eval mode.
@@ -77,13 +79,21 @@ def rehearsed(
     guide, sign = teacher if task.compares else None, 1.0 if task.metric.higher_is_better else -1.0
     before = judged(task, few.search, torch_predictor(student, settings.device), guide, settings.device).value()
     tried: list[tuple[float, float]] = []
-    for fall in FALLS:
-        rate, own = settings.learning_rate * fall, copy.deepcopy(student)
+    for rate in RATES:
+        own = copy.deepcopy(student)
         with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
             how = replace(short, learning_rate=rate)
-            history = finetune(own, teacher, few, task, how, folder=Path(folder), masks=masks, note=lambda _: None)
-        tried.append((rate, history[-1].search_value))
-        tell(f"learning rate {rate:.1e}: {task.metric.shown(before)} before, {task.metric.shown(history[-1].search_value)} after")
-        if sign * (history[-1].search_value - before) >= -SLACK * abs(before):
-            return Rehearsal(rate, before, tuple(tried))
-    return Rehearsal(max(tried, key=lambda pair: sign * pair[1])[0], before, tuple(tried))
+            try:
+                history = finetune(own, teacher, few, task, how, folder=Path(folder), masks=masks, note=lambda _: None)
+                value = history[-1].search_value
+            except BuildError:  # diverged
+                value = -sign * float("inf")
+        tell(f"learning rate {rate:.0e}: {task.metric.shown(before)} before, {task.metric.shown(value)} after")
+        worse = bool(tried) and sign * value < max(sign * last for _, last in tried)
+        tried.append((rate, value))
+        if worse:
+            break
+    best = max(sign * value for _, value in tried)
+    good = [rate for rate, value in tried if sign * value >= best - SLACK * abs(best)] if math.isfinite(best) else [RATES[-1]]
+    finite = tuple((rate, value) for rate, value in tried if math.isfinite(value))
+    return Rehearsal(max(good), before, finite)

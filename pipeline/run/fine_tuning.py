@@ -89,7 +89,7 @@ def fine_tuned(
 
 
 def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: FinetuneSettings, start: FileRef) -> float:
-    """The highest learning rate, kept as a stage; a lower one than usual is said in the report."""
+    """The highest learning rate, kept as a stage; another one than usual is said in the report."""
     if steps_of(run.loaded.data, how) == 0:
         return how.learning_rate
     settings = {"plan": to_json(plan), "finetune": how.recipe()}
@@ -109,11 +109,11 @@ def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: Fin
                 masks=pruning.masks(plan),
                 tell=lambda line: run.ui.say(f"  {line}"),
             )
-        if found.before is not None and found.rate < how.learning_rate:
+        if found.before is not None and found.rate != how.learning_rate:
             shown = run.loaded.subject.metric.shown
-            at = ", ".join(f"{shown(value)} at {rate:.1e}" for rate, value in found.tried)
+            at = ", ".join(f"{shown(value)} at {rate:.0e}" for rate, value in found.tried)
             stage.note(
-                f"Fine-tuned at a learning rate of {found.rate:.1e}: short rehearsals ended at {at} on the search split,"
+                f"Fine-tuned at a learning rate of {found.rate:.0e}: short rehearsals ended at {at} on the search split,"
                 f" from {shown(found.before)}."
             )
         return found

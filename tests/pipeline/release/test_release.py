@@ -351,7 +351,7 @@ def test_without_the_library_the_bill_is_what_is_missing(made: Path, tmp_path: P
     from edge_compress.pipeline.release import sbom
 
     monkeypatch.setattr(sbom, "find_spec", lambda name: None)
-    with pytest.raises(UnavailableError, match=r"edge-compress\[release\]"):
+    with pytest.raises(UnavailableError, match=r"pip install '\.\[release\]'"):
         release([made], tmp_path / "dist")
 
 
