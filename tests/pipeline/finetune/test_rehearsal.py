@@ -1,19 +1,23 @@
-"""The learning rate that short trainings find: the highest that does no harm, and the weights stay as they were."""
+"""The learning rate that short trainings find: the highest that ends as well as any; the network stays as it was."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from edge_compress.pipeline.data.datasets import load_data
-from edge_compress.pipeline.finetune.rehearsal import FALLS, FEWEST, rehearsed
+from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.finetune import rehearsal
+from edge_compress.pipeline.finetune.rehearsal import FEWEST, rehearsed
 from edge_compress.pipeline.finetune.training import FinetuneSettings, finetune
+from edge_compress.pipeline.signature import Metric
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import Data, image_data
-from edge_compress.pipeline.types import Preprocess
+from edge_compress.pipeline.task.task import Task
+from edge_compress.pipeline.types import Epoch, Preprocess
 from torch import nn
 
 LONG = FinetuneSettings(epochs=40, seed=0, learning_rate=1e-3, batch=32)
@@ -38,29 +42,56 @@ def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     return net.eval()
 
 
-def test_a_rate_that_does_no_harm_is_kept_after_one_rehearsal(trained: nn.Module, data: Data) -> None:
-    before = copy.deepcopy(trained.state_dict())
-    found = rehearsed(trained, trained, data, Classification(), LONG)
-    assert found.rate == LONG.learning_rate
-    assert [rate for rate, _ in found.tried] == [LONG.learning_rate]
-    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-
-
-def test_a_rate_that_undoes_what_the_network_knows_is_lowered_until_it_does_not(trained: nn.Module, data: Data) -> None:
-    said: list[str] = []
-    found = rehearsed(trained, trained, data, Classification(), replace(LONG, learning_rate=0.1), tell=said.append)
+def test_a_rate_that_undoes_what_the_network_knows_is_not_taken(
+    trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "RATES", (0.1, 1e-3, 1e-4))
+    before, said = copy.deepcopy(trained.state_dict()), list[str]()
+    found = rehearsed(trained, trained, data, Classification(), LONG, tell=said.append)
     assert found.before is not None
     assert found.before > 80
     assert found.tried[0][1] < 0.9 * found.before
-    assert found.rate == found.tried[-1][0] < 0.1
-    assert found.tried[-1][1] > 0.98 * found.before
+    assert found.rate < 0.1
+    assert dict(found.tried)[found.rate] > 0.98 * found.before
     assert len(said) == len(found.tried)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
-def test_where_every_rate_harms_the_least_harmful_is_taken(trained: nn.Module, data: Data) -> None:
-    found = rehearsed(trained, None, data, Classification(), replace(LONG, learning_rate=30.0))
-    assert len(found.tried) == len(FALLS)
-    assert found.rate == max(found.tried, key=lambda pair: pair[1])[0]
+@pytest.mark.parametrize(
+    ("ends", "lower_is_better", "rate", "tries"),
+    [
+        ((95.0, 95.3, 95.2, 0, 0, 0), False, 3e-3, 3),  # as good as the best, and higher
+        ((90.0, 95.0, 95.2, 95.1, 0, 0), False, 1e-3, 4),
+        ((50.0, 80.0, 91.0, 94.0, 94.1, 94.0), False, 1e-4, 6),
+        ((None, None, 91.0, 90.0, 0, 0), False, 3e-4, 4),  # None: it diverged
+        ((None,) * 6, False, 1e-5, 6),
+        ((2.0, 1.0, 1.2, 0, 0, 0), True, 1e-3, 3),
+    ],
+)
+def test_the_highest_rate_is_taken_that_ends_as_well_as_any(
+    trained: nn.Module,
+    data: Data,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: tuple[float | None, ...],
+    lower_is_better: bool,
+    rate: float,
+    tries: int,
+) -> None:
+    given = dict(zip(rehearsal.RATES, ends, strict=True))
+    asked: list[float] = []
+
+    def told(student: nn.Module, teacher: nn.Module, data: Data, task: Task, how: FinetuneSettings, **_: object) -> tuple[Epoch]:
+        asked.append(how.learning_rate)
+        end = given[how.learning_rate]
+        if end is None:
+            raise BuildError("fine-tuning diverged")
+        return (Epoch(1, 0.0, end, 0.0),)
+
+    monkeypatch.setattr(rehearsal, "finetune", told)
+    task = Classification(metric=Metric("error", "", higher_is_better=False)) if lower_is_better else Classification()
+    found = rehearsed(trained, trained, data, task, LONG)
+    assert (found.rate, len(asked)) == (rate, tries)
+    assert found.tried == tuple((r, end) for r, end in given.items() if r in asked and end is not None)
 
 
 def test_a_short_training_is_not_rehearsed(trained: nn.Module, data: Data) -> None:
@@ -70,15 +101,14 @@ def test_a_short_training_is_not_rehearsed(trained: nn.Module, data: Data) -> No
 
 
 def test_zeros_of_masks_stay_in_a_rehearsal(trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_compress.pipeline.finetune import rehearsal
-
     seen: list[object] = []
 
-    def watched(student: nn.Module, *args: object, folder: Path, masks: object, **more: object) -> object:
+    def watched(student: nn.Module, *args: Any, masks: Any, **more: Any) -> tuple[Epoch, ...]:
         seen.append(masks)
-        return finetune(student, *args, folder=folder, masks=masks, **more)  # type: ignore[arg-type]
+        return finetune(student, *args, masks=masks, **more)
 
     monkeypatch.setattr(rehearsal, "finetune", watched)
+    monkeypatch.setattr(rehearsal, "RATES", (1e-3,))
     masks = {"0.weight": torch.ones_like(trained.get_parameter("0.weight"), dtype=torch.uint8)}
     rehearsed(trained, trained, data, Classification(), LONG, masks=masks)
     assert seen == [masks]
