@@ -20,6 +20,7 @@ from ..build.artifact import CALIBRATION_SAMPLES
 from ..config import Config
 from ..evaluate.evaluation_context import REWARD_SAMPLES
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
+from ..finetune.rehearsal import SAMPLES, steps_of
 from ..finetune.training import FinetuneSettings, batch_for
 from ..network.calling import call, moved
 from ..network.modes import borrowed
@@ -34,6 +35,7 @@ SCORED = 3_000  # forward passes that scoring is worth: second moments, or gradi
 MEASUREMENT_S = 1.2  # a quick ratio on the device
 SESSIONS_S = 16 * 6.0  # the sessions of a report: of the artifact, of the control, and beside int8 alone
 INT8_RECIPES = 8  # tried on the search split; one takes about half of what the network takes in torch
+REHEARSALS = 3  # of a learning rate, about
 TIMED = 32  # samples
 
 
@@ -77,12 +79,14 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     judged = min(len(data.search), FinetuneSettings(1, 0).search_samples)
     entries = sum(len(knob.kept) - 1 for knob in knobs)
     budgets = len(config.latency_budget)
+    short = steps_of(data, FinetuneSettings(config.finetune_epochs, 0, batch=batch_for(len(data.train))))
+    rehearsals = REHEARSALS * (short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward) if short else 0.0
     scored = SCORED * min(1.0, len(data.train) / CURVATURE_IMAGES)
     solved = min(SEQUENTIAL_SAMPLES, len(data.train))
     shared = {"scoring": scored * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
     each = {
         "reconstruction": FINALISTS * (4 * solved + rewarded) * forward,
-        "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
+        "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward) + rehearsals,
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
         "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),
     }
