@@ -86,7 +86,8 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     shared = {"scoring": scored * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
     each = {
         "reconstruction": FINALISTS * (4 * solved + rewarded) * forward,
-        "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward) + rehearsals,
+        "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
+        "learning rate": rehearsals,
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
         "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),
     }

@@ -38,7 +38,19 @@ def test_every_stage_grows_with_what_it_does() -> None:
     assert many["search"] == pytest.approx(2 * few["search"])
     assert many["fine-tuning"] == pytest.approx(2 * few["fine-tuning"])
     assert few["fine-tuning"] == pytest.approx(2 * (13 * 2.0 + 50 * 0.01))  # 13 batches of 32, then the search split
-    assert {name for name in few if few[name] == many[name]} == {"scoring", "reconstruction", "build", "verification"}
+    assert {name for name in few if few[name] == many[name]} == {
+        "scoring",
+        "reconstruction",
+        "learning rate",
+        "build",
+        "verification",
+    }
+
+
+def test_a_training_that_is_long_enough_is_rehearsed_first() -> None:
+    short, long = expected(Config(("x86",), finetune_epochs=9)), expected(Config(("x86",), finetune_epochs=10))
+    assert short["learning rate"] == 0.0
+    assert long["learning rate"] == pytest.approx(3 * (40 * 2.0 + 2 * 50 * 0.01))
 
 
 def test_scoring_and_reconstruction_use_no_more_samples_than_there_are() -> None:
