@@ -32,8 +32,9 @@ from ..types import Knob
 
 FEWEST_EVALUATIONS, FEWEST_EPOCHS = 20, 1  # what --max-minutes leaves at least
 SCORED = 3_000  # forward passes that scoring is worth: second moments, or gradients of fewer samples
-MEASUREMENT_S = 1.2  # a quick ratio on the device
-SESSIONS_S = 16 * 6.0  # the sessions of a report: of the artifact, of the control, and beside int8 alone
+SESSIONS = 16  # of a report: of the artifact, of the control, and beside int8 alone
+# Seconds of a measurement: those of an inference that takes no time, what each second of a forward pass adds, and the most.
+QUICK, SESSION = (0.15, 300.0, 1.2), (0.5, 1500.0, 6.0)
 INT8_RECIPES = 8  # tried on the search split; one takes about half of what the network takes in torch
 REHEARSALS = 3  # of a learning rate, about
 TIMED = 32  # samples
@@ -74,7 +75,8 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     """Seconds by stage, all that a run takes from scoring on. Several budgets share the scores, the table and the evaluations."""
     data, forward = loaded.data, paces.forward
     rewarded = min(REWARD_SAMPLES, len(data.search))
-    candidate = (rewarded + 2 * STATISTICS_SAMPLES) * forward + MEASUREMENT_S
+    quick, session = (min(start + each * forward, most) for start, each, most in (QUICK, SESSION))
+    candidate = (rewarded + 2 * STATISTICS_SAMPLES) * forward + quick
     steps = math.ceil(len(data.train) / batch_for(len(data.train)))
     judged = min(len(data.search), FinetuneSettings(1, 0).search_samples)
     entries = sum(len(knob.kept) - 1 for knob in knobs)
@@ -83,13 +85,13 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     rehearsals = REHEARSALS * (short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward) if short else 0.0
     scored = SCORED * min(1.0, len(data.train) / CURVATURE_IMAGES)
     solved = min(SEQUENTIAL_SAMPLES, len(data.train))
-    shared = {"scoring": scored * forward + entries * MEASUREMENT_S, "search": config.evaluations * candidate}
+    shared = {"scoring": scored * forward + entries * quick, "search": config.evaluations * candidate}
     each = {
         "reconstruction": FINALISTS * (4 * solved + rewarded) * forward,
         "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
         "learning rate": rehearsals,
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
-        "verification": targets * (4 * len(data.test) * forward + SESSIONS_S),
+        "verification": targets * (4 * len(data.test) * forward + SESSIONS * session),
     }
     return shared | {stage: budgets * seconds for stage, seconds in each.items()}
 
