@@ -213,8 +213,8 @@ class Config:
     lambda_: Annotated[float | None, _lambda] = None  # None: "auto", tuned on the search split
     score: Annotated[Score, _choice(Score)] = Score.HASA
     search: Annotated[SearchMethod, _choice(SearchMethod)] = SearchMethod.PPO
-    evaluations: Annotated[int, _integer(1)] = 200  # 100 for digits
-    finetune_epochs: Annotated[int, _integer(0)] = 15  # 12 for digits
+    evaluations: Annotated[int, _integer(1)] = 200  # 60 for digits
+    finetune_epochs: Annotated[int, _integer(0)] = 15  # 8 for digits
     max_minutes: Annotated[float | None, _number(0.0, above=True)] = None  # None: as long as it takes
     mask: Annotated[MaskMode, _choice(MaskMode)] = MaskMode.FIXED
     seed: Annotated[int, _integer(0)] = 0
@@ -272,7 +272,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         beside = "--recipe" if config.recipe is not None else "--max-drop"
         raise InputError(f"--max-accuracy-drop with {beside}", expected="--max-drop, for any metric", do="leave it out")
     if config.data == "digits" and config.recipe is None:  # small enough that less is enough
-        evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 100), ("finetune_epochs", 12)))
+        evaluations, epochs = (values.get(name, n) for name, n in (("evaluations", 60), ("finetune_epochs", 8)))
         config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
     if "out" not in values:
         name = _short(config.model if config.recipe is None else config.recipe.stem)

@@ -167,9 +167,9 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option("--search", "Search algorithm for the per-layer pruning ratios.", type=_choice(options.SearchMethod))
 @_option(
-    "--evaluations", "Number of distinct candidates that the search evaluates.", "200, for digits 100", type=int, metavar="COUNT"
+    "--evaluations", "Number of distinct candidates that the search evaluates.", "200, for digits 60", type=int, metavar="COUNT"
 )
-@_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 12", type=int, metavar="COUNT")
+@_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 8", type=int, metavar="COUNT")
 @_option(
     "--max-minutes",
     "Time there is: fewer evaluations and epochs are taken where the given ones would not fit.",
