@@ -111,3 +111,8 @@ def _text_of(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Returns the text with control characters and undecodable bytes escaped, safe to print on a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def installing(extra: str) -> str:
+    """What to do for want of an optional part of edge-compress, by the name of its extra."""
+    return f"in edge-compress's checkout, run: pip install '.[{extra}]'"

@@ -96,12 +96,12 @@ class Budget:
         given = text.strip() if isinstance(text, str) else str(text)
         unit = given.endswith("ms")
         try:
-            value = float(given.removesuffix("ms").removesuffix("%"))
+            value = float(given.removesuffix("ms") if unit else given.removesuffix("%"))
             value = value / 100 if given.endswith("%") else value
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
-            raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5, or milliseconds such as 8ms")
+            raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5 or 50%, or milliseconds such as 8ms")
         return cls(ms=value) if unit else cls(ratio=value)
 
     def __str__(self) -> str:

@@ -142,13 +142,16 @@ class RunFolder:
             if is_scratch(leftover):
                 leftover.unlink(missing_ok=True)
         other = self._configured()
-        self.refuse_another_run()
+        self._refuse_another_run(other)
         if other != self._config:
             atomic_write(self.path / CONFIG_NAME, to_toml(self._config))
 
-    def refuse_another_run(self) -> None:
-        """Raise InputError where the folder holds a run of other settings; nothing is changed."""
-        other = self._configured()
+    def refuse_what_a_run_would(self) -> None:
+        """Raise InputError where entering would, for what the folder holds; nothing is changed."""
+        self._refuse_other_folders()
+        self._refuse_another_run(self._configured())
+
+    def _refuse_another_run(self, other: Config | None) -> None:
         if other is not None and (differing := differences(other, self._config)) and self._holds_work():
             found, expected = (
                 ", ".join(line for line in to_toml(c).splitlines() if line.split(" = ")[0] in differing) or "the defaults"
@@ -168,7 +171,8 @@ class RunFolder:
     def _holds_work(self) -> bool:
         """Tells whether there is more than a configuration: a run that ended at wrong input leaves no more and may be changed."""
         own = (CONFIG_NAME, LOG_NAME, _LOCK_NAME, _HOLDER_NAME)
-        return any(p.is_file() and not (p.parent == self.path and p.name in own) for p in self.path.rglob("*"))
+        found = (p for p in self.path.rglob("*") if p.is_file() and not is_scratch(p))
+        return any(not (p.parent == self.path and p.name in own) for p in found)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ...pipeline.errors import BuildError, DeviceError, UnavailableError
+from ...pipeline.errors import BuildError, DeviceError, UnavailableError, installing
 from ...pipeline.types import Kind
 from ..board import Board
 from ..transport.base import Transport, last_line
@@ -225,9 +225,7 @@ class PhoneModel:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise UnavailableError(
-                "LiteRT is not on this machine", do="pip install '.[phone]' in edge-compress's folder"
-            ) from error
+            raise UnavailableError("LiteRT is not on this machine", do=installing("phone")) from error
         interpreter = Interpreter(model_content=self._data)
         interpreter.allocate_tensors()
         heads = [

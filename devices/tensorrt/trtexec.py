@@ -209,6 +209,11 @@ def sparsity(log: str) -> Sparsity:
     return Sparsity(names("Layers eligible for sparse math"), names("TRT inference plan picked sparse implementation for layers"))
 
 
+def _spelled(value: re.Match[str]) -> str:
+    """Infinity and not-a-number, which C++ writes in its own way, as Python's decoder of JSON spells them."""
+    return value[1] + {"inf": "Infinity", "nan": "NaN"}[value[2]]
+
+
 def outputs(text: str) -> dict[str, list[float]]:
     """The values of an engine's outputs by name, from the file of --exportOutput.
 
@@ -216,7 +221,7 @@ def outputs(text: str) -> dict[str, list[float]]:
         DeviceError: the file is not what trtexec writes, or the number of values does not match an output's shape.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(re.sub(r"(?<=[\[,\s])(-?)(inf|nan)(?=[\s,\]])", _spelled, text))
         if not isinstance(found, list) or not found:
             raise ValueError("no tensors")
         tensors = [(str(one["name"]), str(one["dimensions"]), list(map(float, one["values"]))) for one in found]

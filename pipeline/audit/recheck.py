@@ -201,6 +201,8 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
         with boards[0].engines() as engines:
             engine, artifact = engines.engine(record.path(record.artifacts[target])), record.report.targets[target].artifact
             assert artifact is not None  # it has golden samples
+            if not artifact.outputs:
+                raise InputError(f"{record.name} does not name the engine's tensors", do="make the run again: it adds them")
             inputs = golden.as_tuple(kept.artifact_inputs(targets.load(target)))
             found = engines.outputs(engine, inputs, Ends(artifact.inputs, artifact.outputs))
             return golden.compare(kept, found, golden.where_on(engines))

@@ -69,7 +69,7 @@ def built_faster(run: RunContext, stage: Stage, target: Target, request: BuildRe
     """Returns the built artifact, in float where int8 with some layers left in float is the slower file.
 
     `precision_for` compares float with int8 in all layers. Each layer left in float adds a dequantize and a quantize operator,
-    which can cost more than int8 saves. A precision that the user asked for stays.
+    which can cost more than int8 saves. A precision that the user asked for stays, and int8 where the file's size is limited.
 
     Raises:
         UnavailableError, BuildError: see `Target.build`.
@@ -78,7 +78,8 @@ def built_faster(run: RunContext, stage: Stage, target: Target, request: BuildRe
     artifact = target.build(request)
     left = artifact.options.get("excluded", "")
     asked = run.config.precision is not None or Precision.FP32 not in target.limits.precisions
-    if request.precision is not Precision.INT8 or not left or asked or device is None or target.needs_device:
+    limited = run.config.max_size is not None  # a float file takes four times as many bytes
+    if request.precision is not Precision.INT8 or not left or asked or limited or device is None or target.needs_device:
         return artifact
     scratch = stage.folder / "float"
     scratch.mkdir(exist_ok=True)

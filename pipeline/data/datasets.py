@@ -54,7 +54,9 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = 
     elif spec.rpartition(":")[0].endswith(".py"):
         data = _factory(spec)
     else:
-        scheme = "npz:" if spec.endswith(".npz") else "imagefolder:" if Path(spec).is_dir() else ""
+        scheme = (
+            "" if ":" in spec or not spec else "npz:" if spec.endswith(".npz") else "imagefolder:" if Path(spec).is_dir() else ""
+        )
         do = f"did you mean {scheme}{spec}?" if scheme else "see --help"
         raise InputError("unknown data", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do=do)
     return _split(spec, data, seed)

@@ -37,5 +37,5 @@ class FileSize:
         self._each: FloatArray = np.linalg.lstsq(differences, np.array([written(s) - self._bytes for s in others]), rcond=None)[0]
 
     def __call__(self, structure: Structure) -> float:
-        """Bytes of this structure's file, to a percent or so."""
+        """Bytes of this structure's file, to a few per cent."""
         return self._bytes + float(self._each @ (self._stored(structure) - self._dense))

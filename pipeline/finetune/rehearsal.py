@@ -23,6 +23,7 @@ from .training import FinetuneSettings, finetune
 
 SHARE = 0.05  # of all steps, that one rehearsal takes
 FEWEST, MOST = 40, 200  # steps of one
+ROOM = 5  # a training of fewer times its steps is not rehearsed
 SAMPLES = 1000  # of the search split
 RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 SLACK = 0.005  # share of the best value within which a higher rate is preferred: a short training flatters low ones
@@ -41,7 +42,7 @@ def steps_of(data: Data, settings: FinetuneSettings) -> int:
     """Steps of one rehearsal; 0 where the training is too short for it."""
     whole = settings.epochs * -(-len(data.train) // settings.batch)
     steps = min(max(round(SHARE * whole), FEWEST), MOST)
-    return 0 if whole < 3 * steps else steps
+    return 0 if whole < ROOM * steps else steps
 
 
 def rehearsed(
@@ -54,11 +55,12 @@ def rehearsed(
     masks: dict[str, Tensor] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
-    """The highest of `RATES` after which a short training ended as well, within half a per cent, as after any lower one.
+    """The highest of `RATES` after which a short training ended as well, within half a per cent, as after any that was tried.
 
-    Each rehearsal is a whole training of a twentieth of the steps, learning-rate cosine included, on a copy. Rates are tried
-    from the highest down, until one ends worse than the one before. A training that is too short keeps its rate. `student` is
-    not changed.
+    Each rehearsal is a whole training, learning-rate cosine included, on a copy: a twentieth of the steps, but 40 to 200. Rates
+    are tried from the highest down, until one ends worse than the best so far, which itself has to be as good as the network
+    without training. Where every rehearsal diverges the lowest rate is taken. A training that is too short keeps its rate.
+    `student` is not changed.
 
     Args:
         student: the pruned network, eval mode.
@@ -72,10 +74,11 @@ def rehearsed(
     steps = steps_of(data, settings)
     if steps == 0:
         return Rehearsal(settings.learning_rate, None, ())
-    count = min(steps * settings.batch, len(data.train))
+    epochs = -(-steps * settings.batch // len(data.train))
+    count = min(steps * settings.batch // epochs, len(data.train))
     rng = np.random.default_rng(settings.seed)
     few = replace(data, train=data.train.picked(rng.permutation(len(data.train))[:count]), search=head(data.search, SAMPLES))
-    short = replace(settings, epochs=-(-steps * settings.batch // count))
+    short = replace(settings, epochs=epochs)
     guide, sign = teacher if task.compares else None, 1.0 if task.metric.higher_is_better else -1.0
     before = judged(task, few.search, torch_predictor(student, settings.device), guide, settings.device).value()
     tried: list[tuple[float, float]] = []
@@ -86,14 +89,16 @@ def rehearsed(
             try:
                 history = finetune(own, teacher, few, task, how, folder=Path(folder), masks=masks, note=lambda _: None)
                 value = history[-1].search_value
-            except BuildError:  # diverged
-                value = -sign * float("inf")
-        tell(f"learning rate {rate:.0e}: {task.metric.shown(before)} before, {task.metric.shown(value)} after")
-        worse = bool(tried) and sign * value < max(sign * last for _, last in tried)
+            except BuildError:
+                value = math.nan
+        after = f"{task.metric.shown(value)} after" if math.isfinite(value) else "diverged"
+        tell(f"learning rate {rate:.0e}: {task.metric.shown(before)} before, {after}")
+        if not math.isfinite(value):
+            continue
+        best = max((sign * last for _, last in tried), default=-math.inf)
         tried.append((rate, value))
-        if worse:
+        if sign * value < best and best >= sign * before - SLACK * abs(before):
             break
-    best = max(sign * value for _, value in tried)
-    good = [rate for rate, value in tried if sign * value >= best - SLACK * abs(best)] if math.isfinite(best) else [RATES[-1]]
-    finite = tuple((rate, value) for rate, value in tried if math.isfinite(value))
-    return Rehearsal(max(good), before, finite)
+    best = max((sign * value for _, value in tried), default=0.0)
+    good = [rate for rate, value in tried if sign * value >= best - SLACK * abs(best)]
+    return Rehearsal(max(good, default=RATES[-1]), before, tuple(tried))

@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from uuid import NAMESPACE_URL, uuid5
 
-from ..errors import UnavailableError
+from ..errors import UnavailableError, installing
 from ..report.report import Report
 
 
@@ -23,9 +23,7 @@ def sbom(report: Report, target: str, files: Mapping[str, bytes]) -> bytes:
         ValueError: the target has no artifact.
     """
     if find_spec("cyclonedx") is None:
-        raise UnavailableError(
-            "a bill of materials needs cyclonedx-python-lib", do="pip install '.[release]' in edge-compress's folder"
-        )
+        raise UnavailableError("a bill of materials needs cyclonedx-python-lib", do=installing("release"))
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.bom import Bom

@@ -26,7 +26,7 @@ def dry_run(config: Config, ui: Progress, recipe: Recipe | None = None) -> list[
         EdgeCompressError: what a run would raise before its search.
     """
     _require_place(config.out)
-    RunFolder(config, ui.say).refuse_another_run()
+    RunFolder(config, ui.say).refuse_what_a_run_would()
     with (
         tempfile.TemporaryDirectory(prefix="edge-compress-") as folder,
         prepared(replace(config, out=Path(folder) / "run"), ui, recipe) as before,

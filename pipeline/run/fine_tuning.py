@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from torch import nn
 
 from ..codec import to_json
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
-from ..finetune.rehearsal import Rehearsal, rehearsed, steps_of
+from ..finetune.rehearsal import RATES, Rehearsal, rehearsed, steps_of
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
 from ..network.cost import cost_of
@@ -44,13 +46,14 @@ def fine_tuned(
         device=run.compute.device,
         autocast=run.compute.autocast,
     )
-    how = replace(how, learning_rate=_rate(run, before, pruning, plan, how, start))
+    frozen = cache(lambda: not _statistics_match(run))
+    how = replace(how, learning_rate=_rate(run, before, pruning, plan, how, start, frozen))
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
     stage = run.folder.stage("finetune", "4", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     student = pruning.blank(plan)
     if checkpoint is None:
-        if not _statistics_match(run):
+        if frozen():
             how = replace(how, frozen_norms=True)
             stage.note("BatchNorm is frozen in fine-tuning: the network's running statistics do not match the data.")
         load_weights(run.folder.path, start, student)
@@ -88,17 +91,25 @@ def fine_tuned(
     return checkpoint, student, stage
 
 
-def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: FinetuneSettings, start: FileRef) -> float:
+def _rate(
+    run: RunContext,
+    before: Stage,
+    pruning: Pruning,
+    plan: Plan,
+    how: FinetuneSettings,
+    start: FileRef,
+    frozen: Callable[[], bool],
+) -> float:
     """The highest learning rate, kept as a stage; another one than usual is said in the report."""
     if steps_of(run.loaded.data, how) == 0:
         return how.learning_rate
-    settings = {"plan": to_json(plan), "finetune": how.recipe()}
-    stage = run.folder.stage("learning-rate", "1", settings, (before.key,))
+    settings = {"plan": to_json(plan), "finetune": how.recipe(), "rates": RATES}
+    stage = run.folder.stage("learning-rate", "2", settings, (before.key,))
 
     def rehearse() -> Rehearsal:
         student = pruning.blank(plan)
         load_weights(run.folder.path, start, student)
-        own = how if _statistics_match(run) else replace(how, frozen_norms=True)
+        own = replace(how, frozen_norms=frozen())
         with run.stage("learning rate"):
             found = rehearsed(
                 student,
@@ -112,10 +123,8 @@ def _rate(run: RunContext, before: Stage, pruning: Pruning, plan: Plan, how: Fin
         if found.before is not None and found.rate != how.learning_rate:
             shown = run.loaded.subject.metric.shown
             at = ", ".join(f"{shown(value)} at {rate:.0e}" for rate, value in found.tried)
-            stage.note(
-                f"Fine-tuned at a learning rate of {found.rate:.0e}: short rehearsals ended at {at} on the search split,"
-                f" from {shown(found.before)}."
-            )
+            ended = f"short rehearsals ended at {at} on the search split" if at else "every short rehearsal diverged"
+            stage.note(f"Fine-tuned at a learning rate of {found.rate:.0e}: {ended}, from {shown(found.before)}.")
         return found
 
     return stage.once(Rehearsal, rehearse).rate

@@ -101,17 +101,24 @@ def fitted(config: Config, expected: Callable[[Config], Mapping[str, float]], mi
 
     Both are reduced by the same factor, down to a few: the other stages take what they take.
     """
-    whole = expected(config)
-    flexible = whole["search"] + whole["fine-tuning"]
-    left = 60.0 * minutes - (sum(whole.values()) - flexible)
-    if flexible <= left:
+
+    def reduced(share: float) -> Config:
+        return replace(
+            config,
+            evaluations=min(config.evaluations, max(FEWEST_EVALUATIONS, int(config.evaluations * share))),
+            finetune_epochs=min(config.finetune_epochs, max(FEWEST_EPOCHS, int(config.finetune_epochs * share))),
+        )
+
+    def fits(share: float) -> bool:
+        return sum(expected(reduced(share)).values()) <= 60.0 * minutes
+
+    if fits(1.0):
         return config
-    share = max(left, 0.0) / flexible
-    return replace(
-        config,
-        evaluations=min(config.evaluations, max(FEWEST_EVALUATIONS, int(config.evaluations * share))),
-        finetune_epochs=min(config.finetune_epochs, max(FEWEST_EPOCHS, int(config.finetune_epochs * share))),
-    )
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return reduced(low)
 
 
 def told(expected: Mapping[str, float]) -> str:

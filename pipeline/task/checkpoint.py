@@ -183,7 +183,8 @@ def classes_in(state: Mapping[str, torch.Tensor], module: nn.Module, classes: in
     own = module.state_dict()
     given = _without_prefix(state, own, lambda text: None)
     pairs = [(given[name].shape, tensor.shape) for name, tensor in own.items() if name in given]
-    counts = {there[0] for there, here in pairs if there != here and here[:1] == (classes,) and there[1:] == here[1:]}
+    others = [(there, here) for there, here in pairs if there and there != here and here[:1] == (classes,)]
+    counts = {there[0] for there, here in others if there[1:] == here[1:]}
     return int(counts.pop()) if len(counts) == 1 else classes
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import two_ended
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.devices.tensorrt import engines, trtexec
 from pretended_jetson import PretendedJetson, jetsons
+from safetensors.numpy import load_file
 
 QUICK = {"target": "jetson", "search": "knapsack", "evaluations": 6, "score": "magnitude", "finetune_epochs": 1}
 LOOSE = {"latency_budget": 0.6, "max_accuracy_drop": 40}
@@ -170,3 +172,23 @@ def test_of_a_class_one_board_does_all_the_work_and_when_it_fails_another_begins
     again = here(arguments)
     assert (again.code, again.stages) == (0, [])
     assert report_of(out)["targets"] == report["targets"]
+
+
+def test_an_engine_with_several_inputs_and_outputs_is_judged_and_asked_again(
+    nano: PretendedJetson, here: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = {"search": "knapsack", "evaluations": 4, "finetune-epochs": 1, "latency-budget": 0.9, "max-drop": 100}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    recipe = ["--recipe", two_ended.__file__, "--target", "jetson", "--device", str(nano.file), "--out", str(out)]
+    finished = here([*recipe, *given])
+    assert finished.code == 0, finished.err
+    target = report_of(out)["targets"]["jetson"]
+    assert (target["status"], target["accuracy"]["kind"], target["on_device"]["agreement"]) == ("ok", "measured", 1.0)
+    assert target["accuracy"]["value"] > 60
+    kept = load_file(out / target["golden"]["path"])
+    assert [kept[f"inputs_{k}"].dtype.kind for k in range(2)] == ["f", "i"]
+    assert sorted(kept[f"outputs_{k}"].shape[1:] for k in range(2)) == [(1, 8, 8), (3,)]
+    again = here(["verify", str(out), "--device", str(nano.file)])
+    assert again.code == 0, again.err
+    assert "identical outputs" in again.out

@@ -150,7 +150,7 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(tmp_path: Path, line:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-0.5", "1.5", "nan", "inf", "0ms", "-8ms", "nanms", "infms", "ms", "", "8 s", "150%", "half"]
+    "text", ["0", "-0.5", "1.5", "nan", "inf", "0ms", "-8ms", "nanms", "infms", "ms", "", "8 s", "150%", "50%ms", "half"]
 )
 def test_a_budget_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--latency-budget"):

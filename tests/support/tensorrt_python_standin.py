@@ -34,7 +34,7 @@ def answered(options: dict[str, str], wrong: float) -> bytes:
     outputs = found if isinstance(found, tuple) else (found,)
     turned = np.arange(len(rows)) < wrong * len(rows)
     for output in outputs:
-        output[turned] = np.roll(output[turned], 1, axis=1)
+        output[turned] = np.roll(output[turned], 1, axis=-1)
     return np.concatenate([np.ascontiguousarray(o).reshape(len(rows), -1).view(np.uint8) for o in outputs], axis=1).tobytes()
 
 

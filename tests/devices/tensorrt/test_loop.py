@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 from edge_compress.devices.tensorrt import loop as tensorrt_loop
 from edge_compress.devices.tensorrt import trtexec
-from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.errors import BuildError, installing
 from edge_compress.pipeline.options import Precision
 from onnx import TensorProto, helper, numpy_helper
 
 ABSENT = find_spec("tensorrt_rtx_bindings") is None
-needs_tensorrt = pytest.mark.skipif(
-    ABSENT, reason="TensorRT-RTX is not installed: pip install '.[trt-check]' in edge-compress's folder"
-)
+needs_tensorrt = pytest.mark.skipif(ABSENT, reason=f"TensorRT-RTX is not installed: {installing('trt-check')}")
 
 
 @pytest.fixture

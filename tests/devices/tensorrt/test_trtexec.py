@@ -1,6 +1,7 @@
 """Command lines by version, and logs and files that real trtexecs wrote, as numbers."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_outputs_are_tensors_and_cut_off_ones_are_refused():
     other = '  { "name" : "boxes"\n  , "dimensions" : "1x2x1"\n  , "values" : [ 1, 2 ]\n  }'
     text = f"[\n{one}\n,\n{other}\n]\n"
     assert trtexec.outputs(text) == {"logits": [0.1, -2.0, 3e-05], "boxes": [1.0, 2.0]}
+    masked = trtexec.outputs(text.replace("-2,", "-inf,").replace("3e-05", "nan"))["logits"]
+    assert masked[1] == -math.inf
+    assert math.isnan(masked[2])
     for broken in (text.replace("1x3", "1x4"), text[:30], "{}", "[]", "[{}]", "[" * 100_000, text.replace("-2", "1" + "0" * 400)):
         with pytest.raises(DeviceError):
             trtexec.outputs(broken)

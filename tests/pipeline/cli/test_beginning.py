@@ -128,3 +128,7 @@ def test_a_dry_run_says_that_its_folder_holds_another_run(
     (tmp_path / "run" / "stages" / "result.json").write_text("{}")
     assert main(["--target", "x86", "--seed", "4", "--dry-run", "--out", "run"]) == 2
     assert "holds another run" in capsys.readouterr().err
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "photo.jpg").write_bytes(b"")
+    assert main(["--target", "x86", "--dry-run", "--out", "photographs"]) == 2
+    assert "is not a run folder" in capsys.readouterr().err

@@ -478,3 +478,6 @@ def test_data_without_its_scheme_is_told_what_was_meant(tmp_path: Path) -> None:
         load_data("own.npz", seed=0)
     with pytest.raises(InputError, match="did you mean imagefolder:"):
         load_data(str(tmp_path), seed=0)
+    for other in ("nzp:own.npz", ""):
+        with pytest.raises(InputError, match="see --help"):
+            load_data(other, seed=0)

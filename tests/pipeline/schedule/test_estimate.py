@@ -48,7 +48,7 @@ def test_every_stage_grows_with_what_it_does() -> None:
 
 
 def test_a_training_that_is_long_enough_is_rehearsed_first() -> None:
-    short, long = expected(Config(("x86",), finetune_epochs=9)), expected(Config(("x86",), finetune_epochs=10))
+    short, long = expected(Config(("x86",), finetune_epochs=15)), expected(Config(("x86",), finetune_epochs=16))
     assert short["learning rate"] == 0.0
     assert long["learning rate"] == pytest.approx(3 * (40 * 2.0 + 2 * 50 * 0.01))
 
@@ -73,6 +73,8 @@ def test_what_fits_is_left_alone_and_what_does_not_is_reduced_to_the_time_there_
         assert found == given_config
     elif found.evaluations > 20 and found.finetune_epochs > 1:
         assert sum(expected(found).values()) <= 60 * minutes
+        more = fitted(given_config, expected, 1.05 * minutes + 60)
+        assert (more.evaluations, more.finetune_epochs) > (found.evaluations, 0)  # what there is time for is used
     assert found.evaluations >= min(20, count)
     assert found.finetune_epochs >= min(1, epochs)
 
