@@ -121,7 +121,7 @@ def test_inside_the_package_imports_are_relative() -> None:
 MAY_IMPORT = {
     "targets": ("calibration", "pipeline.types", "pipeline.signature", "pipeline.options", "pipeline.errors", "pipeline.files"),
     "calibration": ("pipeline.types", "pipeline.errors"),
-    "devices": ("pipeline.types", "pipeline.options", "pipeline.errors"),
+    "devices": ("pipeline.types", "pipeline.signature", "pipeline.options", "pipeline.errors"),
 }
 
 

@@ -23,7 +23,7 @@ from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.graph.surgery import prune
 from edge_compress.pipeline.pattern import channels, finalists, searching
-from edge_compress.pipeline.run import stages as run
+from edge_compress.pipeline.run import fine_tuning
 from edge_compress.pipeline.task.task import judged, torch_predictor
 from edge_compress.pipeline.types import Epoch, Timing
 from edge_compress.pipeline.verify import artifact as verify_artifact
@@ -341,7 +341,7 @@ def test_a_fine_tuning_that_leaves_the_network_as_it_was_is_noticed(
         accuracy = judged(task, data.search, torch_predictor(student)).value()
         return tuple(Epoch(i + 1, 0.0, accuracy, 0.1) for i in range(settings.epochs))
 
-    monkeypatch.setattr(run, "finetune", idle)
+    monkeypatch.setattr(fine_tuning, "finetune", idle)
     changed = again("finetune")
     with pytest.raises(AssertionError):
         EFFECTS["fine-tune"](changed)
