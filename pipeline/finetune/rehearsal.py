@@ -58,7 +58,7 @@ def rehearsed(
     """The highest of `RATES` after which a short training ended as well, within half a per cent, as after any that was tried.
 
     Each rehearsal is a whole training, learning-rate cosine included, on a copy: a twentieth of the steps, but 40 to 200. Rates
-    are tried from the highest down, until one ends worse than the best so far, which itself has to be as good as the network
+    are tried from the highest down, until one ends no better than the best so far, which itself has to be as good as the network
     without training. Where every rehearsal diverges the lowest rate is taken. A training that is too short keeps its rate.
     `student` is not changed.
 
@@ -97,7 +97,7 @@ def rehearsed(
             continue
         best = max((sign * last for _, last in tried), default=-math.inf)
         tried.append((rate, value))
-        if sign * value < best and best >= sign * before - SLACK * abs(before):
+        if sign * value <= best and best >= sign * before - SLACK * abs(before):
             break
     best = max((sign * value for _, value in tried), default=0.0)
     good = [rate for rate, value in tried if sign * value >= best - SLACK * abs(best)]
