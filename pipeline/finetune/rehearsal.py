@@ -23,7 +23,7 @@ from .training import FinetuneSettings, finetune
 
 SHARE = 0.05  # of all steps, that one rehearsal takes
 FEWEST, MOST = 40, 200  # steps of one
-ROOM = 5  # a training of fewer times its steps is not rehearsed
+ROOM = 20  # a training of fewer times its steps is not rehearsed: several rehearsals would take as long
 SAMPLES = 1000  # of the search split
 RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 SLACK = 0.005  # share of the best value within which a higher rate is preferred: a short training flatters low ones

@@ -48,7 +48,7 @@ def test_every_stage_grows_with_what_it_does() -> None:
 
 
 def test_a_training_that_is_long_enough_is_rehearsed_first() -> None:
-    short, long = expected(Config(("x86",), finetune_epochs=15)), expected(Config(("x86",), finetune_epochs=16))
+    short, long = expected(Config(("x86",), finetune_epochs=61)), expected(Config(("x86",), finetune_epochs=62))
     assert short["learning rate"] == 0.0
     assert long["learning rate"] == pytest.approx(3 * (40 * 2.0 + 2 * 50 * 0.01))
 
