@@ -18,18 +18,18 @@ except ImportError as error:
 
 
 def model() -> ONet:
-    """The trained network: squares (n, 3, 48, 48) to boxes (n, 4), landmarks (n, 10), and the chances of no face and a face."""
+    """The trained network: squares (n, 3, 48, 48) to boxes (n, 4), landmarks (n, 10), and probabilities of none and a face."""
     return ONet().eval()
 
 
 def datasets() -> dict[str, Proposals]:
-    """Squares of photographs, by split, and the dense network's chance of a face in each."""
+    """Squares of photographs, by split, and the probability of a face by the dense network."""
     train, test = photographs()
     return {"train": Proposals(train, PNet(), ONet(), mirrored=True), "test": Proposals(test, PNet(), ONet())}
 
 
 def loss(outputs: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
-    """Cross-entropy with the dense network's chances: faces are rare, and weights would move the line between yes and no."""
+    """Cross-entropy with the dense network's probabilities, without class weights: they would move the threshold."""
     none, face = (outputs[2] + 1e-6).log().unbind(1)
     return -(target * face + (1 - target) * none).mean()
 

@@ -102,7 +102,7 @@ def errors(first: Points, second: Points, homography: Tensor) -> Tensor:
 class Proposals(Dataset[tuple[Tensor, Tensor]]):
     """Twelve squares (3, 48, 48) of each photograph: what P-Net holds likeliest to be faces, 4 of each of 3 sizes.
 
-    The target of a square is O-Net's chance of a face. `mirrored`: each square also the other way round, for training.
+    The target of a square is the probability of a face by O-Net. `mirrored`: each square also the other way round, for training.
     """
 
     def __init__(self, paths: list[Path], pnet: nn.Module, onet: nn.Module, *, mirrored: bool = False) -> None:

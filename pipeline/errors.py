@@ -113,6 +113,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def installing(extra: str) -> str:
+def install_hint(extra: str) -> str:
     """What to do for want of an optional part of edge-compress, by the name of its extra."""
     return f"in edge-compress's checkout, run: pip install '.[{extra}]'"

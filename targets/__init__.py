@@ -41,4 +41,4 @@ def check(name: str) -> None:
         near = get_close_matches(name.lower(), names(), 1)
         do = "give --target once for each" if "," in name else f"did you mean {near[0]}?" if near else ""
         expected = " or ".join(names()) or "none: no target is installed"
-        raise InputError("there is no such target", found=repr(name), expected=expected, do=do)
+        raise InputError("unknown target", found=repr(name), expected=expected, do=do)

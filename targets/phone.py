@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..pipeline.errors import UnavailableError, installing
+from ..pipeline.errors import UnavailableError, install_hint
 from ..pipeline.options import Pattern, Precision
 from ..pipeline.signature import Signature
 from ..pipeline.types import Artifact
@@ -53,7 +53,7 @@ class Phone(Target):
                 f"litert-converter has no wheel for {' '.join(here)}: convert on Linux x86_64 or macOS arm64, run the file here"
             )
         absent = [package for module, package in {**EXTRA, CONVERTER: "litert-converter"}.items() if find_spec(module) is None]
-        return f"packages are missing ({', '.join(absent)}): {installing('phone')}" if absent else None
+        return f"packages are missing ({', '.join(absent)}): {install_hint('phone')}" if absent else None
 
     def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The float file of a dense network, see `targets.base.Target`."""
@@ -97,7 +97,7 @@ class Phone(Target):
     def runner(self, path: Path, threads: int = 1) -> Iterator[Runner]:
         """The artifact in LiteRT on the CPU, with XNNPACK; see `Target.runner`."""
         if find_spec("ai_edge_litert") is None:
-            raise UnavailableError("ai-edge-litert is not installed", do=installing("phone"))
+            raise UnavailableError("ai-edge-litert is not installed", do=install_hint("phone"))
         from .tflite.run import predictor
 
         yield predictor(artifact_bytes(path), threads, name=Path(path).name)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ...pipeline.errors import UnavailableError, installing
+from ...pipeline.errors import UnavailableError, install_hint
 from ...pipeline.types import Timing
 from ..board import Board
 from ..device import Progress
@@ -192,7 +192,7 @@ def _connected() -> Any:
         try:
             ray = importlib.import_module("ray")
         except ImportError as error:
-            raise UnavailableError("ray is not installed", do=installing("cluster")) from error
+            raise UnavailableError("ray is not installed", do=install_hint("cluster")) from error
         try:
             if not ray.is_initialized():
                 ray.init(address=os.environ[ADDRESS], log_to_driver=False, logging_level="ERROR")

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ...pipeline.errors import BuildError, DeviceError, UnavailableError, installing
+from ...pipeline.errors import BuildError, DeviceError, UnavailableError, install_hint
 from ...pipeline.types import Kind
 from ..board import Board
 from ..transport.base import Transport, last_line
@@ -225,7 +225,7 @@ class PhoneModel:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise UnavailableError("LiteRT is not on this machine", do=installing("phone")) from error
+            raise UnavailableError("LiteRT is not on this machine", do=install_hint("phone")) from error
         interpreter = Interpreter(model_content=self._data)
         interpreter.allocate_tensors()
         heads = [

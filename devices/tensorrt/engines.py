@@ -36,7 +36,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Ends:
+class IOTensors:
     """The inputs and outputs of an artifact's file, in order; shapes are known, the batch is 1.
 
     Raises:
@@ -47,13 +47,13 @@ class Ends:
     outputs: tuple[FileTensor, ...]
 
     def __post_init__(self) -> None:
-        if unknown := [end.name for end in (*self.inputs, *self.outputs) if min(end.shape[1:], default=1) < 1]:
+        if unknown := [tensor.name for tensor in (*self.inputs, *self.outputs) if min(tensor.shape[1:], default=1) < 1]:
             raise DeviceError(f"the shape of {unknown[0]} in the engine's file", found="unknown", do="make the run again")
 
     @staticmethod
     def sample_bytes(tensors: Sequence[FileTensor]) -> int:
         """Bytes that one sample takes in some of them."""
-        return sum(math.prod(end.shape[1:]) * np.dtype(end.dtype).itemsize for end in tensors)
+        return sum(math.prod(tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -148,23 +148,23 @@ class Engines:
             self._bulk = done.code == 0
         return self._bulk
 
-    def outputs(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> tuple[Array, ...]:
+    def outputs(self, engine: Engine, inputs: Sequence[Array], io: IOTensors) -> tuple[Array, ...]:
         """The engine's answers, an array (N, ...) for each output, to network inputs, an array (N, ...) for each input.
 
         Args:
             engine: one that TensorRT built.
-            inputs: in the order of `ends.inputs`.
-            ends: the file's inputs and outputs.
+            inputs: in the order of `io.inputs`.
+            io: the file's inputs and outputs.
 
         Raises:
             DeviceError: the engine has other tensors, or there are fewer answers than samples.
         """
         self.require_real(engine)
-        cast = [np.ascontiguousarray(array, end.dtype) for array, end in zip(inputs, ends.inputs, strict=True)]
+        cast = [np.ascontiguousarray(array, tensor.dtype) for array, tensor in zip(inputs, io.inputs, strict=True)]
         count = len(cast[0])
-        step = max(1, _CHUNK_BYTES // max(ends.sample_bytes(ends.inputs), 1)) if self.in_bulk() else 1
+        step = max(1, _CHUNK_BYTES // max(io.sample_bytes(io.inputs), 1)) if self.in_bulk() else 1
         ask = self._answered if self.in_bulk() else self._one_by_one
-        parts = [ask(engine, [array[at : at + step] for array in cast], ends) for at in range(0, count, step)]
+        parts = [ask(engine, [array[at : at + step] for array in cast], io) for at in range(0, count, step)]
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def power(self, engine: Engine) -> tegrastats.Power | None:
@@ -196,44 +196,44 @@ class Engines:
             where = f"board {self.name}: the engine of {engine.name}"
             raise UnavailableError(where, found=found, expected="one that TensorRT built", do=do)
 
-    def _answered(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> list[Array]:
+    def _answered(self, engine: Engine, inputs: Sequence[Array], io: IOTensors) -> list[Array]:
         """The answers by TensorRT's Python package."""
         source, sink, count = f"{self.folder}/inputs.bin", f"{self.folder}/outputs.bin", len(inputs[0])
         bytes_of = [array.reshape(count, -1).view(np.uint8) for array in inputs]  # one sample after another
         self.transport.write(np.concatenate(bytes_of, axis=1).tobytes(), source, _SEND_S)
-        tensors = [[end.name, end.dtype, ends.sample_bytes([end])] for end in (*ends.inputs, *ends.outputs)]
+        tensors = [[tensor.name, tensor.dtype, io.sample_bytes([tensor])] for tensor in (*io.inputs, *io.outputs)]
         options = [f"--loadEngine={engine.path}", f"--inputs={source}", f"--outputs={sink}", f"--tensors={json.dumps(tensors)}"]
         what = f"asking {engine.name}"
         done = self._run(["python3", self._script, *options], _BUILD_S, what)
         trtexec.require_passed(done.stdout.decode(errors="replace"), done.code, f"board {self.name}: {what}")
-        data, each = np.frombuffer(self.transport.read(sink, _SEND_S), np.uint8), ends.sample_bytes(ends.outputs)
+        data, each = np.frombuffer(self.transport.read(sink, _SEND_S), np.uint8), io.sample_bytes(io.outputs)
         if len(data) != count * each:
             where, found = f"board {self.name}: outputs of {engine.name}", f"{len(data)} bytes for {count} samples"
             do = "they were cut off; run the same command again"
             raise DeviceError(where, found=found, expected=f"{each} for each", do=do)
         answers, at = [], 0
-        for end in ends.outputs:
-            size = ends.sample_bytes([end])
+        for tensor in io.outputs:
+            size = io.sample_bytes([tensor])
             part = np.ascontiguousarray(data.reshape(count, each)[:, at : at + size])
-            answers.append(part.view(end.dtype).reshape(count, *end.shape[1:]))
+            answers.append(part.view(tensor.dtype).reshape(count, *tensor.shape[1:]))
             at += size
         return answers
 
-    def _one_by_one(self, engine: Engine, inputs: Sequence[Array], ends: Ends) -> list[Array]:
+    def _one_by_one(self, engine: Engine, inputs: Sequence[Array], io: IOTensors) -> list[Array]:
         """One sample's answers by trtexec."""
         sources, sink = {}, f"{self.folder}/outputs.json"
-        for number, (array, end) in enumerate(zip(inputs, ends.inputs, strict=True)):
-            sources[end.name] = f"{self.folder}/input{number}.bin"
-            self.transport.write(array.tobytes(), sources[end.name], _SEND_S)
+        for number, (array, tensor) in enumerate(zip(inputs, io.inputs, strict=True)):
+            sources[tensor.name] = f"{self.folder}/input{number}.bin"
+            self.transport.write(array.tobytes(), sources[tensor.name], _SEND_S)
         command = trtexec.output_command(self.program, engine.path, sources, sink)
         self._call(command, _TIME_S, f"asking {engine.name}")
         found = trtexec.outputs(self.transport.read(sink, _SEND_S).decode())
         what = f"board {self.name}: outputs of {engine.name}"
-        if missing := [end.name for end in ends.outputs if len(found.get(end.name, ())) != math.prod(end.shape[1:])]:
+        if missing := [tensor.name for tensor in io.outputs if len(found.get(tensor.name, ())) != math.prod(tensor.shape[1:])]:
             raise DeviceError(
                 what, found=f"{len(found.get(missing[0], ()))} values of {missing[0]}", expected="all of one sample"
             )
-        return [np.array(found[end.name], end.dtype).reshape(1, *end.shape[1:]) for end in ends.outputs]
+        return [np.array(found[tensor.name], tensor.dtype).reshape(1, *tensor.shape[1:]) for tensor in io.outputs]
 
     def _find(self, programs: Sequence[Program]) -> tuple[Program, Version]:
         for program in programs:

@@ -14,7 +14,7 @@ from ... import targets
 from ...devices.access import named, open_named
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import boards_of
-from ...devices.tensorrt.engines import Ends
+from ...devices.tensorrt.engines import IOTensors
 from ..errors import InputError
 from ..progress import Progress
 from ..release.record import Record
@@ -204,7 +204,7 @@ def engine_answers(record: Record, target: str, device: str) -> Replay:
             if not artifact.outputs:
                 raise InputError(f"{record.name} does not name the engine's tensors", do="make the run again: it adds them")
             inputs = golden.as_tuple(kept.artifact_inputs(targets.load(target)))
-            found = engines.outputs(engine, inputs, Ends(artifact.inputs, artifact.outputs))
+            found = engines.outputs(engine, inputs, IOTensors(artifact.inputs, artifact.outputs))
             return golden.compare(kept, found, golden.where_on(engines))
 
 

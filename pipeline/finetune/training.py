@@ -91,6 +91,7 @@ def finetune(
     progress: Progress | None = None,
     note: Callable[[str], None] = _log.warning,
     world: World = ALONE,
+    untrained: float | None = None,
 ) -> tuple[Epoch, ...]:
     """Train `student` in place on the train split; it ends with the weights of the epoch best on the search split.
 
@@ -116,6 +117,7 @@ def finetune(
         progress: called with each step and each epoch of this call.
         note: called where a checkpoint exists but was not used.
         world: the processes that train together; `settings.batch` is shared out over them.
+        untrained: the student's metric on the search split, where it is known already.
 
     Returns:
         The epochs, also those of an earlier call that was interrupted.
@@ -147,7 +149,7 @@ def finetune(
             return world.mean_of(own, len(search))
 
         if not state.history and settings.epochs:
-            state.keep_if_best(sign * value_now())  # what training has to be as good as
+            state.keep_if_best(sign * (value_now() if untrained is None else untrained))  # what training has to be as good as
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
             start = time.perf_counter()
             loss = _run_epoch(state, forward, teacher, data.train, task, settings, epoch, layout, progress, world)

@@ -37,7 +37,7 @@ def _missing(board: Board) -> list[str]:
     found = []
     for name in board.targets:
         if name not in targets.names():
-            found.append(f"{name}: there is no such target in this version")
+            found.append(f"{name}: unknown target in this version")
         elif reason := targets.load(name).missing():
             found.append(f"{name}: {reason}")
     return found

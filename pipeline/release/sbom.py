@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from uuid import NAMESPACE_URL, uuid5
 
-from ..errors import UnavailableError, installing
+from ..errors import UnavailableError, install_hint
 from ..report.report import Report
 
 
@@ -23,7 +23,7 @@ def sbom(report: Report, target: str, files: Mapping[str, bytes]) -> bytes:
         ValueError: the target has no artifact.
     """
     if find_spec("cyclonedx") is None:
-        raise UnavailableError("a bill of materials needs cyclonedx-python-lib", do=installing("release"))
+        raise UnavailableError("a bill of materials needs cyclonedx-python-lib", do=install_hint("release"))
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.bom import Bom

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UnavailableError, VerifyError, installing
+from ..errors import InputError, UnavailableError, VerifyError, install_hint
 from ..files import read_regular
 
 SUFFIX = ".minisig"
@@ -110,4 +110,4 @@ def _key_id(signature: bytes) -> str:
 
 def _require() -> None:
     if find_spec("minisign") is None:
-        raise UnavailableError("signatures need py-minisign", do=installing("release"))
+        raise UnavailableError("signatures need py-minisign", do=install_hint("release"))

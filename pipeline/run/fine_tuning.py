@@ -10,7 +10,7 @@ from torch import nn
 
 from ..codec import to_json
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
-from ..finetune.rehearsal import RATES, Rehearsal, rehearsed, steps_of
+from ..finetune.learning_rate_search import RATES, LearningRate, search_learning_rate, steps_of
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
 from ..network.cost import cost_of
@@ -106,12 +106,12 @@ def _rate(
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "rates": RATES}
     stage = run.folder.stage("learning-rate", "2", settings, (before.key,))
 
-    def rehearse() -> Rehearsal:
+    def search() -> LearningRate:
         student = pruning.blank(plan)
         load_weights(run.folder.path, start, student)
         own = replace(how, frozen_norms=frozen())
         with run.stage("learning rate"):
-            found = rehearsed(
+            found = search_learning_rate(
                 student,
                 run.loaded.module,
                 run.loaded.data,
@@ -120,14 +120,15 @@ def _rate(
                 masks=pruning.masks(plan),
                 tell=lambda line: run.ui.say(f"  {line}"),
             )
-        if found.before is not None and found.rate != how.learning_rate:
+        if found.rate != how.learning_rate:
             shown = run.loaded.subject.metric.shown
             at = ", ".join(f"{shown(value)} at {rate:.0e}" for rate, value in found.tried)
-            ended = f"short rehearsals ended at {at} on the search split" if at else "every short rehearsal diverged"
-            stage.note(f"Fine-tuned at a learning rate of {found.rate:.0e}: {ended}, from {shown(found.before)}.")
+            trials = f"trials ended at {at} on the search split" if at else "every trial diverged"
+            started = f"from {shown(found.before)} before"
+            stage.note(f"Fine-tuned at a learning rate of {found.rate:.0e}, from a search: {trials}, {started}.")
         return found
 
-    return stage.once(Rehearsal, rehearse).rate
+    return stage.once(LearningRate, search).rate
 
 
 def _statistics_match(run: RunContext) -> bool:

@@ -20,7 +20,7 @@ from ..build.artifact import CALIBRATION_SAMPLES
 from ..config import Config
 from ..evaluate.evaluation_context import REWARD_SAMPLES
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
-from ..finetune.rehearsal import SAMPLES, steps_of
+from ..finetune.learning_rate_search import SAMPLES, steps_of
 from ..finetune.training import FinetuneSettings, batch_for
 from ..network.calling import call, moved
 from ..network.modes import borrowed
@@ -36,7 +36,7 @@ SESSIONS = 16  # of a report: of the artifact, of the control, and beside int8 a
 # Seconds of a measurement: those of an inference that takes no time, what each second of a forward pass adds, and the most.
 QUICK, SESSION = (0.15, 300.0, 1.2), (0.5, 1500.0, 6.0)
 INT8_RECIPES = 8  # tried on the search split; one takes about half of what the network takes in torch
-REHEARSALS = 3  # of a learning rate, about
+TRIALS = 3  # of a learning-rate search, about
 TIMED = 32  # samples
 
 
@@ -82,14 +82,14 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     entries = sum(len(knob.kept) - 1 for knob in knobs)
     budgets = len(config.latency_budget)
     short = steps_of(data, FinetuneSettings(config.finetune_epochs, 0, batch=batch_for(len(data.train))))
-    rehearsals = REHEARSALS * (short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward) if short else 0.0
+    learning_rate = TRIALS * (short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward) if short else 0.0
     scored = SCORED * min(1.0, len(data.train) / CURVATURE_IMAGES)
     solved = min(SEQUENTIAL_SAMPLES, len(data.train))
     shared = {"scoring": scored * forward + entries * quick, "search": config.evaluations * candidate}
     each = {
         "reconstruction": FINALISTS * (4 * solved + rewarded) * forward,
         "fine-tuning": config.finetune_epochs * (steps * paces.step + judged * forward),
-        "learning rate": rehearsals,
+        "learning rate": learning_rate,
         "build": targets * 2 * (INT8_RECIPES * 0.5 * len(data.search) + CALIBRATION_SAMPLES) * forward,
         "verification": targets * (4 * len(data.test) * forward + SESSIONS * session),
     }

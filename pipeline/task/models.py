@@ -19,7 +19,7 @@ from ..data.digits import DigitsResNet
 from ..data.image_folder import TORCHVISION
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import code_digest, own_randomness, user_factory, users_code
-from ..errors import InputError, described, importing, installing
+from ..errors import InputError, described, importing, install_hint
 from ..network.calling import SAME, deviation
 from ..network.modes import unwrapped
 from ..network.weights import state_sha256
@@ -220,7 +220,7 @@ def _from_torchvision(spec: str, name: str, classes: int) -> LoadedModel:
 
 
 def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel:
-    with importing("timm", installing("timm")):
+    with importing("timm", install_hint("timm")):
         import timm
     if not timm.is_model(name):
         raise _unknown(spec, name, timm.list_models())

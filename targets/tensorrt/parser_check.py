@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...pipeline.errors import UnavailableError, installing
+from ...pipeline.errors import UnavailableError, install_hint
 
 MODULE = "tensorrt_rtx_bindings"
 ARCHITECTURE = "SM86"  # Ampere, as Orin is, whose own 8.7 it does not know
@@ -48,7 +48,7 @@ class ParserVerdict:
 def missing() -> str | None:
     """Why the check cannot run here; None when it can."""
     if find_spec(MODULE) is None:
-        return f"TensorRT-RTX is not installed (Linux x86_64; NVIDIA's own licence): {installing('trt-check')}"
+        return f"TensorRT-RTX is not installed (Linux x86_64; NVIDIA's own licence): {install_hint('trt-check')}"
     return None
 
 

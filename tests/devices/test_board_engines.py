@@ -19,7 +19,7 @@ from edge_compress.devices.tensorrt import engines as engines_file
 from edge_compress.devices.tensorrt import loop as tensorrt_loop
 from edge_compress.devices.tensorrt import trtexec
 from edge_compress.devices.tensorrt.device import TensorRtDevice
-from edge_compress.devices.tensorrt.engines import Ends
+from edge_compress.devices.tensorrt.engines import IOTensors
 from edge_compress.devices.transport.base import BusyError
 from edge_compress.pipeline.errors import BuildError, DeviceError, UnavailableError
 from edge_compress.pipeline.options import Precision
@@ -29,7 +29,7 @@ from edge_compress.pipeline.signature import FileTensor
 from edge_compress.pipeline.types import Kind
 from jetsons import MODE, digest, onnx_file
 
-ENDS = Ends((FileTensor("input", (1, 3, 2, 2)),), (FileTensor("logits", (1, 10)),))
+IO = IOTensors((FileTensor("input", (1, 3, 2, 2)),), (FileTensor("logits", (1, 10)),))
 SETTINGS = TimingSettings(sessions=3, min_pairs=10, max_pairs=40, runtime="tensorrt")
 BOARD = 'targets = ["jetson"]\ntransport = "ssh"\nruntime = "tensorrt"\naddress = "nano"\npython = "{python}"\n'
 
@@ -110,7 +110,7 @@ def test_from_a_simulated_engine_no_time_no_layer_no_output_and_no_power_comes(d
         for ask in (
             lambda: engines.times_ms(engine, 10),
             lambda: engines.layers(engine),
-            lambda: engines.outputs(engine, [np.zeros((1, 3, 2, 2), np.float32)], ENDS),
+            lambda: engines.outputs(engine, [np.zeros((1, 3, 2, 2), np.float32)], IO),
             lambda: engines.power(engine),
         ):
             with pytest.raises(UnavailableError, match="stamped simulated"):
@@ -177,19 +177,19 @@ def test_without_tensorrt_in_the_boards_python_images_go_one_by_one(device, jets
     with device.engines() as engines:
         assert not engines.in_bulk()
         engine = engines.engine(onnx_file(tmp_path / "m.onnx"))
-        (answers,) = engines.outputs(engine, [images], ENDS)
+        (answers,) = engines.outputs(engine, [images], IO)
         expected = [sum(image.astype("<f4").tobytes()) % 10 for image in images]
         assert answers.argmax(1).tolist() == expected
         assert answers.shape == (3, 10)
         words = np.array([[1, 2], [3, 4], [5, 6]])
-        several = Ends(
-            (*ENDS.inputs, FileTensor("words", (1, 2), dtype="int64")), (*ENDS.outputs, FileTensor("count", (1, 1, 1)))
+        several = IOTensors(
+            (*IO.inputs, FileTensor("words", (1, 2), dtype="int64")), (*IO.outputs, FileTensor("count", (1, 1, 1)))
         )
         answers, count = engines.outputs(engine, [images, words], several)
         assert answers.argmax(1).tolist() == [(was + sum(row)) % 10 for was, row in zip(expected, words, strict=True)]
         assert count.tolist() == [[[2.0]]] * 3
         with pytest.raises(DeviceError, match="10 values of logits"):
-            engines.outputs(engine, [images], Ends(ENDS.inputs, (FileTensor("logits", (1, 9)),)))
+            engines.outputs(engine, [images], IOTensors(IO.inputs, (FileTensor("logits", (1, 9)),)))
 
 
 PYTHON_WITH_TENSORRT = """#!/bin/sh
@@ -214,11 +214,11 @@ def test_where_python_knows_tensorrt_all_samples_go_in_files(device, jetson, tmp
     with device.engines() as engines:
         engine = engines.engine(onnx_file(tmp_path / "m.onnx"))
         words = np.arange(5)[:, None]
-        ends = Ends(
-            (*ENDS.inputs, FileTensor("words", (1, 1), dtype="int64")),
+        io = IOTensors(
+            (*IO.inputs, FileTensor("words", (1, 1), dtype="int64")),
             (FileTensor("next", (1,), dtype="int64"), FileTensor("logits", (1, 2))),
         )
-        following, answers = engines.outputs(engine, [images, words], ends)
+        following, answers = engines.outputs(engine, [images, words], io)
         np.testing.assert_array_equal(answers[:, 0], images[:, 0, 0, 0])
         assert answers.shape == (5, 2)
         assert following.tolist() == [1, 2, 3, 4, 5]
@@ -226,7 +226,7 @@ def test_where_python_knows_tensorrt_all_samples_go_in_files(device, jetson, tmp
         assert len(jetson.commands("--inputs=")) == 3
         jetson.put("python3", PYTHON_WITH_TENSORRT.format(python=sys.executable, cut="[:-4]"))
         with pytest.raises(DeviceError, match="cut off"):
-            engines.outputs(engine, [images, words], ends)
+            engines.outputs(engine, [images, words], io)
 
 
 def test_power_is_read_beside_a_run_of_its_own(device, jetson, tmp_path, real, monkeypatch):

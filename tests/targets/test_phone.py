@@ -13,7 +13,7 @@ import pytest
 import torch
 from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices.local import LocalDevice, describe
-from edge_compress.pipeline.errors import BuildError, UnavailableError, installing
+from edge_compress.pipeline.errors import BuildError, UnavailableError, install_hint
 from edge_compress.pipeline.graph.coupling import couple
 from edge_compress.pipeline.graph.surgery import prune, structure_of
 from edge_compress.pipeline.graph.trace import canonical
@@ -123,7 +123,7 @@ def shapes(model):
 
 def test_missing_packages_and_machines_without_a_converter_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(phone, "find_spec", lambda name: None if name == "ai_edge_quantizer" else object())
-    assert phone.TARGET.missing() == f"packages are missing (ai-edge-quantizer): {installing('phone')}"
+    assert phone.TARGET.missing() == f"packages are missing (ai-edge-quantizer): {install_hint('phone')}"
     with pytest.raises(UnavailableError, match="ai-edge-quantizer"):
         phone.TARGET.prober(nn.Identity(), image_signature(SHAPE), Precision.INT8)
     monkeypatch.setattr(phone, "find_spec", lambda name: None)

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from ....devices.measure.timing import TimingSettings
 from ....devices.tensorrt.device import TensorRtDevice
-from ....devices.tensorrt.engines import Ends, Engine, Engines
+from ....devices.tensorrt.engines import Engine, Engines, IOTensors
 from ....targets.base import Target
 from ...errors import UnavailableError
 from ...files import atomic_write, file_ref
@@ -184,13 +184,13 @@ def _layers(engines: Engines, made: dict[str, Engine], file: Path) -> list[str]:
 
 def _asked(run: RunContext, engine: Artifact, device: TensorRtDevice) -> Answers:
     """The engine's answers to the test split, or to a part of it where each sample takes a process of its own."""
-    test, ends = run.loaded.data.test, Ends(engine.inputs, engine.outputs)
+    test, io = run.loaded.data.test, IOTensors(engine.inputs, engine.outputs)
     with device.engines() as engines:
         made = engines.engine(run.folder.path / engine.file.path)  # the file that is shipped, not one built again
         _require_real(engines, [made])
         picked = np.arange(len(test)) if engines.in_bulk() else evenly_spaced(len(test), ONE_BY_ONE)
         blocks = (picked[at : at + BATCH] for at in range(0, len(picked), BATCH))
-        parts = [engines.outputs(made, golden.as_tuple(test.batch(block).arrays), ends) for block in blocks]
+        parts = [engines.outputs(made, golden.as_tuple(test.batch(block).arrays), io) for block in blocks]
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         return Answers(picked, outputs, engines.name, golden.where_on(engines))
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from edge_compress.devices.tensorrt import loop as tensorrt_loop
 from edge_compress.devices.tensorrt import trtexec
-from edge_compress.pipeline.errors import BuildError, installing
+from edge_compress.pipeline.errors import BuildError, install_hint
 from edge_compress.pipeline.options import Precision
 from onnx import TensorProto, helper, numpy_helper
 
 ABSENT = find_spec("tensorrt_rtx_bindings") is None
-needs_tensorrt = pytest.mark.skipif(ABSENT, reason=f"TensorRT-RTX is not installed: {installing('trt-check')}")
+needs_tensorrt = pytest.mark.skipif(ABSENT, reason=f"TensorRT-RTX is not installed: {install_hint('trt-check')}")
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_every_stage_grows_with_what_it_does() -> None:
     }
 
 
-def test_a_training_that_is_long_enough_is_rehearsed_first() -> None:
+def test_a_training_that_is_long_enough_has_a_learning_rate_search_first() -> None:
     short, long = expected(Config(("x86",), finetune_epochs=61)), expected(Config(("x86",), finetune_epochs=62))
     assert short["learning rate"] == 0.0
     assert long["learning rate"] == pytest.approx(3 * (40 * 2.0 + 2 * 50 * 0.01))

@@ -1,4 +1,4 @@
-"""The learning rate that short trainings find: the highest that ends as well as any; the network stays as it was."""
+"""The learning-rate search takes the highest rate whose trial ends as well as any; the network stays as it was."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.finetune import rehearsal
-from edge_compress.pipeline.finetune.rehearsal import FEWEST, ROOM, rehearsed
+from edge_compress.pipeline.finetune import learning_rate_search
+from edge_compress.pipeline.finetune.learning_rate_search import FEWEST, ROOM, search_learning_rate, steps_of
 from edge_compress.pipeline.finetune.training import FinetuneSettings, finetune
 from edge_compress.pipeline.signature import Metric
 from edge_compress.pipeline.task.classification import Classification
@@ -46,9 +46,9 @@ def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
 def test_a_rate_that_undoes_what_the_network_knows_is_not_taken(
     trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "RATES", (0.1, 1e-3, 1e-4))
+    monkeypatch.setattr(learning_rate_search, "RATES", (0.1, 1e-3, 1e-4))
     before, said = copy.deepcopy(trained.state_dict()), list[str]()
-    found = rehearsed(trained, trained, data, Classification(), LONG, tell=said.append)
+    found = search_learning_rate(trained, trained, data, Classification(), LONG, tell=said.append)
     assert found.before is not None
     assert found.before > 80
     assert found.tried[0][1] < 0.9 * found.before
@@ -80,7 +80,7 @@ def test_the_highest_rate_is_taken_that_ends_as_well_as_any(
     rate: float,
     tries: int,
 ) -> None:
-    given = dict(zip(rehearsal.RATES, ends, strict=True))
+    given = dict(zip(learning_rate_search.RATES, ends, strict=True))
     asked: list[float] = []
 
     def told(student: nn.Module, teacher: nn.Module, data: Data, task: Task, how: FinetuneSettings, **_: object) -> tuple[Epoch]:
@@ -90,20 +90,21 @@ def test_the_highest_rate_is_taken_that_ends_as_well_as_any(
             raise BuildError("fine-tuning diverged")
         return (Epoch(1, 0.0, end, 0.0),)
 
-    monkeypatch.setattr(rehearsal, "finetune", told)
+    monkeypatch.setattr(learning_rate_search, "finetune", told)
     task = Classification(metric=Metric("error", "", higher_is_better=False)) if lower_is_better else Classification()
-    found = rehearsed(trained, trained, data, task, LONG)
+    found = search_learning_rate(trained, trained, data, task, LONG)
     assert (found.rate, len(asked)) == (rate, tries)
     assert found.tried == tuple((r, end) for r, end in given.items() if r in asked and end is not None and end == end)
 
 
-def test_a_short_training_is_not_rehearsed(trained: nn.Module, data: Data) -> None:
+def test_a_short_training_is_not_search_learning_rate(trained: nn.Module, data: Data) -> None:
     steps = -(-len(data.train) // LONG.batch)
     short = replace(LONG, epochs=(ROOM * FEWEST - 1) // steps)
-    assert rehearsed(trained, trained, data, Classification(), short).tried == ()
+    assert steps_of(data, short) == 0
+    assert steps_of(data, LONG) > 0
 
 
-def test_zeros_of_masks_stay_in_a_rehearsal(trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeros_of_masks_stay_in_a_trial(trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     zeros: list[bool] = []
 
     def watched(student: nn.Module, *args: Any, **more: Any) -> tuple[Epoch, ...]:
@@ -112,10 +113,10 @@ def test_zeros_of_masks_stay_in_a_rehearsal(trained: nn.Module, data: Data, monk
         zeros.append(not weight[:8].any() and bool(weight[8:].all()))
         return history
 
-    monkeypatch.setattr(rehearsal, "finetune", watched)
-    monkeypatch.setattr(rehearsal, "RATES", (1e-3,))
+    monkeypatch.setattr(learning_rate_search, "finetune", watched)
+    monkeypatch.setattr(learning_rate_search, "RATES", (1e-3,))
     student = copy.deepcopy(trained)
     student.get_parameter("0.weight").data[:8] = 0.0
     masks = {"0.weight": (student.get_parameter("0.weight") != 0).to(torch.uint8)}
-    rehearsed(student, trained, data, Classification(), LONG, masks=masks)
+    search_learning_rate(student, trained, data, Classification(), LONG, masks=masks)
     assert zeros == [True]
