@@ -28,27 +28,21 @@ from pathlib import Path
 import click
 import torch
 from batchnorm_statistics import reestimate_on
-from classifier import answers
+from classifier import answers, int8_bench, units_way
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.evaluate.channel_evaluator import StitchedEvaluator
-from edge_compress.pipeline.evaluate.evaluation_context import open_bench
+from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSettings, Step, finetune
-from edge_compress.pipeline.graph.knobs import plan_for
-from edge_compress.pipeline.graph.surgery import structure_of
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.options import Precision
-from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
+from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.reconstruct import reconstruction as compensate
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.score.ranking import rank_units
 from edge_compress.pipeline.search.problem import Evaluator, Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import best_first
@@ -58,7 +52,7 @@ from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import calibration_set, scoring_inputs
 from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob
 from edge_compress.targets.base import BuildRequest, Interface, Target
-from torch import fx, nn
+from torch import nn
 
 FINALISTS = 12  # plans of the search that are solved layer after layer before one is taken
 STEPS = 400  # of Torch-Pruning, each with importances recomputed
@@ -79,12 +73,12 @@ class Row:
 
 
 class ByMacs(Evaluator):
-    """A channel evaluator whose budget is on MACs: exact, and free to ask for.
+    """An evaluator of units whose budget is on MACs: exact, and free to ask for.
 
     `Candidate.density` carries the share of the dense network's MACs.
     """
 
-    def __init__(self, inner: StitchedEvaluator, dense_macs: int) -> None:
+    def __init__(self, inner: UnitEvaluator, dense_macs: int) -> None:
         self._inner, self._dense = inner, dense_macs
 
     @property
@@ -99,11 +93,10 @@ class ByMacs(Evaluator):
     def latency_estimate(self, levels: Levels) -> float:
         """Share of the dense network's MACs."""
         inner = self._inner
-        structure = structure_of(inner.net, inner.coupling, plan_for(inner.knobs, levels, inner.order, ""))
-        return inner.bench.prober.macs(structure) / self._dense
+        return inner.bench.prober.macs(inner.structure(inner.plan(levels))) / self._dense
 
 
-def torch_pruning(net: fx.GraphModule, shape: tuple[int, int, int], macs: int, last: str) -> fx.GraphModule:
+def torch_pruning(net: nn.Module, shape: tuple[int, int, int], macs: int, last: str) -> nn.Module:
     """Torch-Pruning's global group magnitude, at most this many MACs. `last` is the classifier, which keeps its outputs."""
     import torch_pruning as tp
 
@@ -127,31 +120,18 @@ def torch_pruning(net: fx.GraphModule, shape: tuple[int, int, int], macs: int, l
 
 
 def ours(
-    config: settings.Config, loaded: Loaded, way: Channels, target: Target, macs: int, evaluations: int, work: Path, ui: Progress
-) -> tuple[fx.GraphModule, dict[str, object]]:
+    config: settings.Config, loaded: Loaded, way: Units, target: Target, macs: int, evaluations: int, work: Path, ui: Progress
+) -> tuple[nn.Module, dict[str, object]]:
     """The plan with the best one-shot accuracy under a wall of MACs, solved layer after layer; and what was decided.
 
     The accuracy that decides is the solved network's own, on the images of the search split that the fine-tuning is judged by.
     """
-    dense = cost_of(way.net, torch.zeros(1, *way.image_shape)).macs
-    memo = work / "evaluations.jsonl"
-    baseline = target.baseline(way.net, Interface(image_signature(way.image_shape), loaded.images.info.classes))
-    latencies = work / "latency"
-    with open_bench(
-        config,
-        loaded,
-        way.net,
-        target,
-        Precision.INT8,
-        memo,
-        probed=way.prober,
-        baseline=baseline,
-        form="canonical",
-        latencies=latencies,
-    ) as bench:
-        evaluator = StitchedEvaluator(way.net, way.coupling, way.knobs, {}, way.candidates, bench)
-        ranking = rank_units(way.net, way.coupling, way.knobs, evaluator, bench.inputs, way.score, None, way.seed)
-        evaluator.order = ranking.order
+    dense = way.checked.coupling.macs
+    with int8_bench(config, loaded, way, target, work) as bench:
+        evaluator = way.evaluator(bench)
+        assert isinstance(evaluator, UnitEvaluator)
+        ranking = evaluator.rank(None)
+        evaluator.follow(ranking)
         how = SearchSettings("ppo", evaluations, macs / dense, seed=config.seed, limits="density")
         with ui.bar("search", evaluations) as bar:
 
@@ -160,9 +140,8 @@ def ours(
 
             found = search(ByMacs(evaluator, dense), how, tell)
 
-        def solved(candidate: Candidate) -> fx.GraphModule:
-            plan = plan_for(way.knobs, candidate.levels, ranking.order, way.score)
-            net = compensate.sequential(way.net, way.coupling, plan, bench.inputs)
+        def solved(candidate: Candidate) -> nn.Module:
+            net = way.solved(way.plan_for(candidate.levels, ranking.order), bench.inputs)
             reestimate_on(net, torch.split(bench.inputs, 250))
             return net
 
@@ -182,9 +161,7 @@ def ours(
     }
 
 
-def trained(
-    net: fx.GraphModule, loaded: Loaded, how: FinetuneSettings, folder: Path, ui: Progress
-) -> tuple[fx.GraphModule, float]:
+def trained(net: nn.Module, loaded: Loaded, how: FinetuneSettings, folder: Path, ui: Progress) -> tuple[nn.Module, float]:
     """The network after the product's fine-tuning, and its accuracy on the search split."""
     folder.mkdir(parents=True, exist_ok=True)
     student = copy.deepcopy(net)
@@ -249,7 +226,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     ui, loaded, target = Progress(), load_subject(config), targets.load("x86")
     shape, prep, test = loaded.images.info.image_shape, loaded.subject.preprocess, loaded.images.test
-    way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, seed)
+    way = units_way(config, loaded, target)
     macs = int(cost_of(way.net, torch.zeros(1, *shape)).macs / fewer)
     last = [name for name, module in way.net.named_modules() if isinstance(module, nn.Linear)][-1]
     ui.say("torch-pruning ...")

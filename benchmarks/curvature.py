@@ -29,16 +29,16 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
+from classifier import coupling_of, units_of
 from curvature_channels import agreement, channels_part
 from curvature_cost import Work, gradients, memory, of_connections, of_differences, of_units, ratio, times, training_step
 from edge_compress.pipeline import config as settings
+from edge_compress.pipeline.axes.coupling import Coupling
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.digits import MEAN, STD, DigitsResNet
 from edge_compress.pipeline.data.splits import DataSet
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.digits import EPOCHS, train_digits
-from edge_compress.pipeline.graph.coupling import couple
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.exact_mode import Batch, weight_layers
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.score import curvature
@@ -155,12 +155,14 @@ def fisher_part(quick: bool, ui: Progress) -> dict[str, object]:
     }
 
 
-def cost_part(net: fx.GraphModule, inputs: Tensor, quick: bool, ui: Progress) -> dict[str, object]:
+def cost_part(coupling: Coupling, inputs: Tensor, quick: bool, ui: Progress) -> dict[str, object]:
     """Time and memory of whole-model estimates."""
+    # torch's own layers alone: the fresh processes cannot import a user's file
+    net = fx.symbolic_trace(coupling.walk.captured.module)
     works: dict[str, Work] = {
         "gradients": gradients,
         "Gauss-Newton": of_connections,
-        "v'Gv of units": partial(of_units, couple(net).units),
+        "v'Gv of units": partial(of_units, units_of(coupling)),
         "gradient difference": of_differences,
     }
     rounds = 2 if quick else 9
@@ -220,12 +222,12 @@ def main(model: str, weights: str | None, data: str, parts: str, images: int, qu
         if loaded.untrained:
             ui.say("training the digits network ...")
             train_digits(loaded.module, loaded.images, loaded.subject.preprocess, 0, epochs=1 if quick else EPOCHS)
-        net = canonical(loaded.module, loaded.images.info.image_shape)
+        coupling = coupling_of(loaded)
         count = 20 if quick else max(images, CURVATURE_IMAGES)
         inputs = training_inputs(image_data(loaded.images, loaded.subject.preprocess).train, count, 0)
         labels = torch.from_numpy(loaded.images.train.labels[: len(inputs)].copy())
-        work["channels"] = lambda: channels_part(net, inputs[:images], labels[:images], out.with_suffix(".work"), ui)
-        work["cost"] = lambda: cost_part(net, inputs[: 10 if quick else 300], quick, ui)
+        work["channels"] = lambda: channels_part(coupling, inputs[:images], labels[:images], out.with_suffix(".work"), ui)
+        work["cost"] = lambda: cost_part(coupling, inputs[: 10 if quick else 300], quick, ui)
     for part in chosen:
         ui.say(f"{part} ...")
         found = {"command": shlex.join(["python", "benchmarks/curvature.py", *sys.argv[1:]]), **work[part]()}

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from classifier import units_of
 from curvature_cost import batches
+from edge_compress.pipeline.axes.coupling import Coupling
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.graph.coupling import Coupling, couple
 from edge_compress.pipeline.network.exact_mode import weight_layers
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
@@ -27,7 +28,7 @@ from edge_compress.pipeline.score.removal import TEMPERATURE, removal_curvature
 from oracles import CHUNK, leave_one_out, logit_changes
 from safetensors.torch import load_file, save
 from scipy.stats import spearmanr
-from torch import Tensor, fx
+from torch import Tensor
 
 Values = Mapping[str, Tensor]  # layer or group -> values
 Row = dict[str, object]
@@ -40,27 +41,28 @@ def agreement(found: Values, exact: Values) -> tuple[float, float]:
     return statistics.mean(within), float(pooled.statistic)
 
 
-def unit_estimates(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Values]]:
+def unit_estimates(coupling: Coupling, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Values]]:
     """Scores of all units by name: the product's at every lambda, and what they were chosen among."""
-    ours = UnitScores(net, coupling, inputs, "hasa", 0)
+    net, units = coupling.walk.captured.module, units_of(coupling)
+    ours = UnitScores(net, units, inputs, "hasa", 0)
     yield from ((f"hasa, lambda {lam}", ours.at(lam)) for lam in ours.grid())
-    published = UnitScores(net, coupling, inputs, "published", 0)
+    published = UnitScores(net, units, inputs, "published", 0)
     yield from ((f"seed, lambda {lam:.3g}", published.at(lam)) for lam in published.grid()[2:4])
-    yield from ((name, UnitScores(net, coupling, inputs, name, 0).at(0.0)) for name in ("magnitude", "random"))
+    yield from ((name, UnitScores(net, units, inputs, name, 0).at(0.0)) for name in ("magnitude", "random"))
     images = batches(inputs)
     for draws in (1, 2, 8):
-        yield f"v'Gv, {draws} x signs", {g: v.cpu() for g, v in removal_curvature(net, coupling.units, images, draws).items()}
-    yield from linearised(net, coupling, inputs, labels)
+        yield f"v'Gv, {draws} x signs", {g: v.cpu() for g, v in removal_curvature(net, units, images, draws).items()}
+    yield from linearised(coupling, inputs, labels)
     weights = {name: layer.weight for name, layer in weight_layers(net).items()}
     diagonal = curvature.gauss_newton(net, images)
     for lam in (0.5, 1.0):
         scores = hasa.score("hasa", weights, diagonal, lam)
-        yield f"sum over connections, lambda {lam}", {g: hasa.unit_scores(scores, units) for g, units in coupling.units.items()}
+        yield f"sum over connections, lambda {lam}", {g: hasa.unit_scores(scores, of) for g, of in units.items()}
 
 
-def linearised(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Values]]:
+def linearised(coupling: Coupling, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Values]]:
     """The loss and the divergence from the dense network, both with logits that fall along a straight line as the unit goes."""
-    logits, falls = logit_changes(net, coupling, inputs)
+    logits, falls = logit_changes(coupling, inputs)
     dense = F.cross_entropy(logits, labels)
     loss, divergence = {}, {}
     for group, fall in falls.items():
@@ -76,33 +78,33 @@ def linearised(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: 
 
 
 def losses_without(
-    net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: Tensor, folder: Path, ui: Progress
+    coupling: Coupling, inputs: Tensor, labels: Tensor, folder: Path, ui: Progress
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """See `leave_one_out`; kept in the folder, by what it depends on."""
-    facts = {"inputs": inputs, "labels": labels, **net.state_dict()}
+    facts = {"inputs": inputs, "labels": labels, **coupling.walk.captured.module.state_dict()}
+    units = units_of(coupling)
     path = folder / f"leave-one-out-{digest_of(facts)[:16]}.safetensors"
     if not path.is_file():
-        with ui.bar("leave-one-channel-out", -(-len(inputs) // CHUNK) * sum(map(len, coupling.units.values()))) as bar:
-            dense, without = leave_one_out(net, coupling, inputs, labels, bar.advance)
+        with ui.bar("leave-one-channel-out", -(-len(inputs) // CHUNK) * sum(map(len, units.values()))) as bar:
+            dense, without = leave_one_out(coupling, inputs, labels, bar.advance)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save({"dense": dense, **{f"without {group}": losses for group, losses in without.items()}}))
     found = load_file(path)
-    return found["dense"], {group: found[f"without {group}"] for group in coupling.units}
+    return found["dense"], {group: found[f"without {group}"] for group in units}
 
 
-def channels_part(net: fx.GraphModule, inputs: Tensor, labels: Tensor, folder: Path, ui: Progress) -> dict[str, object]:
+def channels_part(coupling: Coupling, inputs: Tensor, labels: Tensor, folder: Path, ui: Progress) -> dict[str, object]:
     """Scores beside the loss with each unit removed alone.
 
     Args:
-        net: canonical network, eval mode.
+        coupling: of the captured network.
         inputs: training images (n, C, H, W), augmented.
         labels: (n,).
         folder: where the losses are kept.
         ui: told of the work.
     """
-    coupling = couple(net)
-    kinds = {group.name: group.kind for group in coupling.groups}
-    dense, without = losses_without(net, coupling, inputs, labels, folder, ui)
+    kinds = {group.name: "stream" if group.kind == "stream" else "inner" for group in coupling.groups}
+    dense, without = losses_without(coupling, inputs, labels, folder, ui)
     seen = min(CURVATURE_IMAGES, len(inputs) // 2)
 
     def increase(part: slice) -> dict[str, Tensor]:
@@ -110,9 +112,9 @@ def channels_part(net: fx.GraphModule, inputs: Tensor, labels: Tensor, folder: P
 
     whole, unseen = increase(slice(None)), increase(slice(seen, None))
     rows: list[Row] = []
-    for name, found in unit_estimates(net, coupling, inputs[:seen], labels[:seen]):
+    for name, found in unit_estimates(coupling, inputs[:seen], labels[:seen]):
         row: Row = {"score": name}
-        for kind in ("inner", "coupled"):
+        for kind in ("inner", "stream"):
             chosen = {g: v for g, v in whole.items() if kinds[g] == kind}
             row[kind] = agreement(found, chosen)[0] if chosen else None
         row["within"], row["pooled"] = agreement(found, whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.graph.units import Unit
+from edge_compress.pipeline.axes.types import Unit
 from edge_compress.pipeline.network.exact_mode import Batch
 from edge_compress.pipeline.score.curvature import gauss_newton, gradient_difference
 from edge_compress.pipeline.score.removal import removal_curvature

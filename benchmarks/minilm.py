@@ -32,18 +32,20 @@ from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.evaluate.evaluation_context import Bench
-from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
+from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator
+from edge_compress.pipeline.evaluate.unit_prober import first_units, macs_left, removed
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.options import Pattern, Precision
-from edge_compress.pipeline.pattern.units import knob_of
-from edge_compress.pipeline.reconstruct.units import Fitter, sequential, stitched
+from edge_compress.pipeline.options import Pattern
+from edge_compress.pipeline.pattern.knobs import knob_of
+from edge_compress.pipeline.reconstruct.sequential import sequential
+from edge_compress.pipeline.reconstruct.stitching import Fitter, stitched
 from edge_compress.pipeline.score.layer_moments import LayerMoments
 from edge_compress.pipeline.score.unit_saliency import unit_saliency
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints
 from edge_compress.pipeline.types import Candidate, Knob, Plan
-from edge_compress.targets.base import Structure, Target
+from edge_compress.targets.base import Structure
 from edge_compress.targets.onnx.export import export_graph
 from edge_compress.targets.onnx.int8 import has_vnni
 from edge_compress.targets.x86 import TARGET
@@ -91,7 +93,7 @@ def opened(work: Path) -> Material:
     test, calibration, found, train = (tokens(folder, texts[a:b]) for a, b in itertools.pairwise(ends))
     click.echo(f"{len(texts)} sentences")
     checked = check(couple(capture(encoder(folder), {k: v[:1] for k, v in calibration.items()})))
-    moments = LayerMoments(checked.coupling, calibration, valid=calibration["attention_mask"].bool())
+    moments = LayerMoments(checked.coupling.walk.captured.module, calibration, valid=calibration["attention_mask"].bool())
     return Material(checked, moments, calibration, found, test, train, work)
 
 
@@ -142,17 +144,16 @@ def int8_file(data: bytes, folder: Path) -> bytes:
 
 
 class _Files:
-    """Stands where a target stands for `UnitProber`: gives the file of a cut encoder."""
+    """Gives the files of cut encoders, see `targets.base.Prober`; each is exported."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-
-    def prober(self, module: nn.Module, image_shape: object, precision: Precision) -> _Files:
-        self._module = module
-        return self
+    def __init__(self, have: Material) -> None:
+        self._checked, self._inputs = have.checked, have.test
 
     def candidate(self, structure: Structure) -> bytes:
-        return float_file(self._module, self._inputs)
+        return float_file(cut(self._checked.coupling, first_units(structure), self._checked.sized), self._inputs)
+
+    def macs(self, structure: Structure) -> int:
+        return sum(macs_left(self._checked.coupling, first_units(structure)).values())
 
 
 class Sentences(UnitEvaluator):
@@ -161,7 +162,7 @@ class Sentences(UnitEvaluator):
     def __init__(self, have: Material, knobs: tuple[Knob, ...], bench: Bench) -> None:
         scores = unit_saliency(have.checked.coupling, have.moments, "hasa", 0)
         self.order = {name: found.argsort(descending=True, stable=True).tolist() for name, found in scores.items()}
-        super().__init__(have.checked, knobs, self._plan_of, have.moments, bench)
+        super().__init__(have.checked, cast(Any, None), knobs, self._plan_of, have.moments, bench)
         self._search, self._wanted = have.search, embeddings(have.dense, have.search)
 
     def _plan_of(self, levels: tuple[int, ...]) -> Plan:
@@ -172,7 +173,7 @@ class Sentences(UnitEvaluator):
         """See `UnitEvaluator.network`; there is no BatchNorm."""
         return stitched(self.checked.coupling, removed(plan, self.sizes), self.checked.sized, self._fitter).eval()
 
-    def score(self, net: nn.Module, structure: Structure) -> tuple[float, float]:
+    def score(self, net: nn.Module, plan: Plan) -> tuple[float, float]:
         """Neighbours kept, and one minus the mean cosine."""
         found = kept(self._wanted, embeddings(net, self._search))
         return found["neighbours"], 1.0 - found["cosine"]
@@ -256,12 +257,11 @@ def main(out: Path, work: Path, budget: float) -> None:
     result |= {"machine": describe_machine(), "calibration": CALIBRATION, "test": TEST, "one_shot": list(one_shot(have))}
     dense = embeddings(have.dense, have.test)
     baseline = float_file(have.dense, have.test)
-    prober = UnitProber(have.checked, cast(Target, _Files(have.test)), cast(Any, None), Precision.FP32, print)
     with closing(LocalDevice().meter(baseline, "onnxruntime", 1, 0)) as meter:
         cache = LatencyCache({"model": "minilm"}, work / "latencies")
         for name, share in (("searched", None), ("trained", budget)):
             memo = work / f"{name}.jsonl"
-            bench = Bench(torch.zeros(0), {}, cast(Any, None), prober, meter, cache, memo)
+            bench = Bench(torch.zeros(0), cast(Any, None), _Files(have), meter, cache, memo)
             evaluator, best, plan = searched(have, share, bench)
             net = have.solved({g: list(units) for g, units in removed(plan, evaluator.sizes).items()})
             quality = kept(dense, embeddings(net, have.test))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.graph.coupling import Coupling
-from edge_compress.pipeline.graph.surgery import masked
+from classifier import units_of
+from edge_compress.pipeline.axes.coupling import Coupling
+from edge_compress.pipeline.axes.cutting.surgery import zeroed
+from edge_compress.pipeline.axes.program import Program
 from edge_compress.pipeline.network.exact_mode import Batch, steady, weight_layers
-from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import highest
 from edge_compress.pipeline.score.curvature import second_difference
 from edge_compress.pipeline.score.removal import places_of, read_apart
-from edge_compress.pipeline.types import Plan
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 CHUNK = 500  # images whose activations of all layers are held at a time
 
@@ -63,37 +65,30 @@ def exact_gauss_newton(net: nn.Module, inputs: Tensor, tell: Callable[[], None])
     return {name: value / len(inputs) for name, value in total.items()}
 
 
-class _Noting(fx.Interpreter):
-    """Keeps the value of every node."""
+def _behind(program: Program, parameters: Collection[str]) -> set[fx.Node]:
+    """The operators that depend on any of some parameters or buffers."""
+    found: set[fx.Node] = set()
+    for node in program.nodes:
+        if program.stored(node) in parameters or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
 
-
-class _Rest(fx.Interpreter):
-    """Runs what lies behind some layers, with the values of all other nodes given."""
-
-    def finish(self, known: dict[str, Tensor], layers: set[str]) -> Tensor:
-        behind: set[fx.Node] = set()
-        for node in self.module.graph.nodes:
-            if node.target in layers or any(source in behind for source in node.all_input_nodes):
-                behind.add(node)
-        given = {n: known[n.name] for n in self.module.graph.nodes if n not in behind and n.name in known}
-        logits: Tensor = self.run(initial_env=given)
-        return logits
+def _copied(value: Any) -> Any:
+    """A node's value that operators in place cannot reach."""
+    return pytree.tree_map_only(Tensor, torch.clone, value)
 
 
 def leave_one_out(
-    net: fx.GraphModule, coupling: Coupling, inputs: Tensor, labels: Tensor, tell: Callable[[], None]
+    coupling: Coupling, inputs: Tensor, labels: Tensor, tell: Callable[[], None]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of each image by the dense network, and by the network without each unit of each channel group.
+    """Cross-entropy of each image by the dense network, and by the network without each unit of each group.
 
-    A unit goes as in the product: zeros at all of its slices (`surgery.masked`), without reconstruction and without BatchNorm
+    A unit goes as in the product: zeros at all of its slices (`surgery.zeroed`), without reconstruction and without BatchNorm
     re-estimation. Layers in front of the unit are computed once for all units.
 
     Args:
-        net: canonical network, eval mode.
-        coupling: its groups.
+        coupling: of the captured network.
         inputs: (n, C, H, W).
         labels: (n,).
         tell: called after each unit, once for every `CHUNK` images.
@@ -101,48 +96,59 @@ def leave_one_out(
     Returns:
         Dense losses (n,), and group -> losses (units, n); float64.
     """
+    groups = units_of(coupling)
     dense: list[Tensor] = []
-    without: dict[str, list[Tensor]] = {name: [] for name in coupling.units}
+    without: dict[str, list[Tensor]] = {name: [] for name in groups}
     with torch.no_grad():
         for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
-            noting = _Noting(net)
-            dense.append(F.cross_entropy(noting.run(x).double(), y, reduction="none"))
-            known = {node.name: value for node, value in noting.env.items() if node.op != "output"}
-            for name, units in coupling.units.items():
+            whole = Program.of(coupling.walk.captured.module, x)
+            *nodes, _ = whole.nodes
+            known: dict[fx.Node, Any] = {}
+            for k, node in enumerate(nodes):
+                value = whole.value(node)
+                if whole.stored(node) is None:
+                    known[node] = _copied(value)
+                whole.drop(k)
+            dense.append(F.cross_entropy(whole.outputs()[0].double(), y, reduction="none"))
+            for name, units in groups.items():
+                behind = _behind(whole, {part.parameter for unit in units for part in unit.slices})
+                edge = {n: value for n, value in known.items() if n not in behind and not behind.isdisjoint(n.users)}
                 losses = []
-                for gone, unit in enumerate(units):
-                    kept = tuple(i for i in range(len(units)) if i != gone)
-                    rest = _Rest(masked(net, coupling, Plan(Pattern.CHANNEL, "", {name: kept})))
-                    logits = rest.finish(known, {part.layer for part in unit.slices})
-                    losses.append(F.cross_entropy(logits.double(), y, reduction="none"))
+                for gone in range(len(units)):
+                    rest = Program(zeroed(coupling, {name: [gone]}), whole.captured)
+                    rest.env = {node: _copied(value) for node, value in edge.items()}
+                    for node in nodes:  # in their order, which operators in place rely on
+                        if node in behind:
+                            rest.value(node)
+                    losses.append(F.cross_entropy(rest.outputs()[0].double(), y, reduction="none"))
                     tell()
                 without[name].append(torch.stack(losses))
     return torch.cat(dense), {name: torch.cat(parts, 1) for name, parts in without.items()}
 
 
-def logit_changes(net: fx.GraphModule, coupling: Coupling, inputs: Tensor, batch: int = 100) -> tuple[Tensor, dict[str, Tensor]]:
+def logit_changes(coupling: Coupling, inputs: Tensor, batch: int = 100) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits, and to first order by how much each falls when a unit goes: one backward pass for each class.
 
     Args:
-        net: canonical network, eval mode.
-        coupling: its groups.
+        coupling: of the captured network.
         inputs: (n, C, H, W).
         batch: images in one forward pass.
 
     Returns:
         Logits (n, classes), and group -> (n, units, classes); float64.
     """
+    net, groups = coupling.walk.captured.module, units_of(coupling)
     logits: list[Tensor] = []
-    falls: dict[str, list[Tensor]] = {group: [] for group in coupling.units}
+    falls: dict[str, list[Tensor]] = {group: [] for group in groups}
     with steady(net) as place:
-        places = places_of(coupling.units, place.device)
+        places = places_of(net, groups, place.device)
         for x in inputs.split(batch):
             leaf, along = x.clone().requires_grad_(), dict[str, Tensor]()
             with read_apart(net, places, along):
                 found = net(leaf.clone())
             by_class: list[dict[str, Tensor]] = []
             for c in range(found.shape[1]):
-                along.update({group: place.new_zeros(len(x), len(units)) for group, units in coupling.units.items()})
+                along.update({group: place.new_zeros(len(x), len(units)) for group, units in groups.items()})
                 torch.autograd.grad(found[:, c].sum(), leaf, retain_graph=True)
                 by_class.append(dict(along))
             logits.append(found.detach().double())

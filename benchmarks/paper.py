@@ -28,6 +28,7 @@ import click
 import paper_allocation
 import paper_recipe
 import torch
+from edge_compress.pipeline.axes.capture import Captured, capture
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.data.splits import Split
@@ -36,11 +37,10 @@ from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
 from edge_compress.pipeline.finetune.world import World
-from edge_compress.pipeline.graph.mask_knobs import selections
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.progress import Progress
+from edge_compress.pipeline.score.mask_knobs import selections
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
@@ -51,7 +51,7 @@ from paper_recipe import Recipe
 from process_group import SharedScores, opened
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import fx, nn
+from torch import nn
 
 REMASK_IMAGES = 500  # training images that the gradients of masked connections are taken on
 REPORT, RECIPE, MASKS, WEIGHTS = "paper.json", "recipe.json", "masks.safetensors", "weights.safetensors"
@@ -63,12 +63,13 @@ def run(recipe: Recipe, config: Config, out: Path, world: World, ui: Progress) -
     loaded = load_subject(config)
     if loaded.untrained:
         raise InputError("--weights", found="none", expected="the state dict of a trained network", do="train it first")
-    data, prep, shape = loaded.images, loaded.subject.preprocess, loaded.images.info.image_shape
+    data, prep = loaded.images, loaded.subject.preprocess
     claim(out, settings_of(recipe, config, loaded, world), world)
-    net = canonical(loaded.module, shape).to(world.device).eval()
+    captured = capture(loaded.module, loaded.example)
+    net = captured.module.to(world.device)
     dense = accuracy(net, data.test, prep, world)
     ui.say(f"dense: {dense:.2f} %")
-    masks, lam = masks_of(recipe, config, loaded, net, out, world, ui)
+    masks, lam = masks_of(recipe, config, loaded, captured, out, world, ui)
     student = copy.deepcopy(net)
     paper_allocation.put(net, student, masks)
     history = train(recipe, config, loaded, net, student, masks, out, world, ui)
@@ -122,7 +123,7 @@ def claim(out: Path, settings: dict[str, Any], world: World) -> None:
 
 
 def masks_of(
-    recipe: Recipe, config: Config, loaded: Loaded, net: fx.GraphModule, out: Path, world: World, ui: Progress
+    recipe: Recipe, config: Config, loaded: Loaded, captured: Captured, out: Path, world: World, ui: Progress
 ) -> tuple[Masks, float]:
     """The masks to start from and the lambda of their scores: kept ones, or by search."""
     kept = read_masks(out / MASKS)
@@ -131,12 +132,12 @@ def masks_of(
         return kept
     data, prep = loaded.images, loaded.subject.preprocess
     inputs = training_inputs(image_data(data, prep).train, recipe.images, config.seed)
-    scores = SharedScores(net, inputs, config.score, config.seed, world)
+    scores = SharedScores(captured.module, inputs, config.score, config.seed, world)
     how = (config.search, config.evaluations, config.seed)
     split = data.search.head(recipe.reward_images)
     with ui.stage("masks"):
         share, lam = recipe.sparsity / 100.0, config.lambda_
-        masks, lam = paper_allocation.allocated(net, scores, inputs, split, prep, share, how, lam, world, ui.say)
+        masks, lam = paper_allocation.allocated(captured, scores, inputs, split, prep, share, how, lam, world, ui.say)
     if world.rank == 0:
         tensors = {name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}
         atomic_write(out / MASKS, save(tensors, {"lambda": json.dumps(lam)}))
@@ -157,8 +158,8 @@ def train(
     recipe: Recipe,
     config: Config,
     loaded: Loaded,
-    net: fx.GraphModule,
-    student: fx.GraphModule,
+    net: nn.Module,
+    student: nn.Module,
     masks: Masks,
     out: Path,
     world: World,

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from batchnorm_statistics import reestimate_on
+from edge_compress.pipeline.axes.capture import Captured
 from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.finetune.world import World
-from edge_compress.pipeline.graph.mask_knobs import density, mask_knobs, masks_for
-from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.score.mask_knobs import density, mask_knobs, masks_for
+from edge_compress.pipeline.score.masks import weight_masks
 from edge_compress.pipeline.search.problem import Levels, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints
@@ -27,7 +28,7 @@ from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Candidate, Kind, Knob, ModelCost, Preprocess
 from table1_bench import SHARES
 from table1_methods import exactly, within
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 BATCH = 100  # images of a batch for BatchNorm statistics
 
@@ -38,7 +39,7 @@ class SharedEvaluator:
     """`env.Evaluator` for masks, over all processes: one-shot accuracy with BatchNorm re-estimated.
 
     Args:
-        net: canonical dense network on the world's device, eval mode.
+        net: captured dense network on the world's device, eval mode.
         knobs: what `mask_knobs` found.
         inputs: training images (n, C, H, W), augmented, for BatchNorm; the same on every rank.
         split: reward images; the same on every rank.
@@ -47,7 +48,7 @@ class SharedEvaluator:
     """
 
     def __init__(
-        self, net: fx.GraphModule, knobs: tuple[Knob, ...], inputs: Tensor, split: Split, prep: Preprocess, world: World
+        self, net: nn.Module, knobs: tuple[Knob, ...], inputs: Tensor, split: Split, prep: Preprocess, world: World
     ) -> None:
         part = world.share(len(inputs))
         self.net, self._knobs, self._prep, self._world = net, knobs, prep, world
@@ -85,7 +86,7 @@ class SharedEvaluator:
         return density(self._knobs, levels)
 
 
-def put(dense: fx.GraphModule, net: fx.GraphModule, masks: Mapping[str, Tensor]) -> None:
+def put(dense: nn.Module, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """The dense network's weights into `net`, with zeros where the masks have them."""
     with torch.no_grad():
         for name, mask in masks.items():
@@ -94,7 +95,7 @@ def put(dense: fx.GraphModule, net: fx.GraphModule, masks: Mapping[str, Tensor])
 
 
 def allocated(
-    net: fx.GraphModule,
+    captured: Captured,
     scores: ConnectionScores,
     inputs: Tensor,
     split: Split,
@@ -108,7 +109,7 @@ def allocated(
     """Masks that keep just the share asked for, the same on all ranks, and the lambda of their scores.
 
     Args:
-        net: canonical dense network on the world's device, eval mode.
+        captured: the dense network, on the world's device.
         scores: of its connections.
         inputs: training images (n, C, H, W), see `SharedEvaluator`.
         split: reward images.
@@ -119,7 +120,7 @@ def allocated(
         world: who shares the images out.
         tell: gets a line for each evaluation.
     """
-    knobs = mask_knobs(net, Pattern.WEIGHT, SHARES)
+    net, knobs = captured.module, mask_knobs(captured, Pattern.WEIGHT, SHARES)
     evaluator, share = SharedEvaluator(net, knobs, inputs, split, prep, world), 1.0 - sparsity
 
     def use(lam: float) -> Mapping[str, Tensor]:

@@ -33,18 +33,15 @@ from edge_compress.devices.local import describe
 from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.files import atomic_write, sha256_file
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, finetune
-from edge_compress.pipeline.graph.coupling import couple
-from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.reconstruct.gptq import round_weights
-from edge_compress.pipeline.reconstruct.reconstruction import sequential
-from edge_compress.pipeline.score.ranking import UnitScores
+from edge_compress.pipeline.score.ranking import UnitScores, ordered
 from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import image_data
-from edge_compress.pipeline.types import DataInfo, Epoch, Preprocess, Splits
+from edge_compress.pipeline.types import DataInfo, Epoch, Knob, Preprocess, Splits
 from edge_compress.targets.base import BuildRequest, FloatArray, Interface
 from edge_compress.targets.onnx.export import fold_batchnorm
 from edge_compress.targets.phone import TARGET
@@ -94,14 +91,15 @@ def mobilenet(weights: Path) -> nn.Module:
 def pruned(net: nn.Module, images: FloatArray, share: float, sizes: tuple[int, ...]) -> nn.Module:
     """The network with this share of the channels of these inner groups, those of the highest removal cost, reconstructed."""
     # without BatchNorm: where it is already folded, re-estimated statistics would be another network's
-    graph = canonical(fold_batchnorm(net), SHAPE)
-    coupling = couple(graph)
+    way = Units(fold_batchnorm(net), torch.zeros(1, *SHAPE), image_signature(SHAPE), TARGET.limits, SCORE, seed=0)
     inputs = torch.from_numpy(images)
-    knobs = tuple(k for k in knobs_for(coupling, TARGET.limits) if k.kind == "inner")
-    scores = UnitScores(graph, coupling, inputs, SCORE, seed=0).at(1.0)
-    order = {name: tuple(values.argsort(descending=True).tolist()) for name, values in scores.items()}
-    levels = tuple(min(range(len(k.kept)), key=lambda i, k=k: abs(k.kept[i] - share * k.size)) * (k.size in sizes) for k in knobs)
-    return sequential(graph, coupling, plan_for(knobs, levels, order, SCORE), inputs)
+    scores = UnitScores(way.net, way.scored, inputs, SCORE, seed=0).at(1.0)
+
+    def level(knob: Knob) -> int:
+        chosen = knob.size in sizes and knob.kind not in ("stream", "block")
+        return min(range(len(knob.kept)), key=lambda i: abs(knob.kept[i] - share * knob.size)) if chosen else 0
+
+    return way.solved(way.plan_for(tuple(map(level, way.knobs)), ordered(scores)), inputs)
 
 
 def trained(student: nn.Module, whole: nn.Module, images: Images, epochs: int) -> None:

@@ -24,7 +24,7 @@ from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.score.curvature import gauss_newton
 from edge_compress.pipeline.score.ranking import CURVATURE_IMAGES
 from edge_compress.pipeline.task.samples import batches
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT_S = 1800  # a rank waits so long for another one, which may be reading a large data set
@@ -117,7 +117,7 @@ class Ranks(World):
 class SharedScores(ConnectionScores):
     """Scores of all connections; every rank takes the curvature of its share of the images, all get that over all of them."""
 
-    def __init__(self, net: fx.GraphModule, inputs: Tensor, score: str, seed: int, world: World) -> None:
+    def __init__(self, net: nn.Module, inputs: Tensor, score: str, seed: int, world: World) -> None:
         super().__init__(net, lambda: inputs, score, seed)
         self._world, self._images, self._of_signs = world, inputs[:CURVATURE_IMAGES], seed
 

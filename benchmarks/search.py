@@ -20,21 +20,16 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from classifier import int8_bench, units_way
 from edge_compress import targets
 from edge_compress.devices.local import describe
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.evaluate.evaluation_context import open_bench
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.options import Precision
-from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.progress import Progress
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
-from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.load import load_subject
 from edge_compress.pipeline.types import Candidate, SearchResult
-from edge_compress.targets.base import Interface
 
 METHODS = ("ppo", "ppo-cold", "knapsack", "random", "uniform")
 
@@ -99,24 +94,9 @@ def main(
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     ui.say("ranking units ...")
     loaded, target = load_subject(config), targets.load("x86")
-    shape = loaded.images.info.image_shape
-    way = Channels(canonical(loaded.module, shape), shape, target.limits, config.score, config.seed)
-    memo = work / "evaluations.jsonl"
+    way = units_way(config, loaded, target)
     rows: list[dict[str, object]] = []
-    baseline = target.baseline(way.net, Interface(image_signature(way.image_shape), loaded.images.info.classes))
-    latencies = work / "latency"
-    with open_bench(
-        config,
-        loaded,
-        way.net,
-        target,
-        Precision.INT8,
-        memo,
-        probed=way.prober,
-        baseline=baseline,
-        form="canonical",
-        latencies=latencies,
-    ) as bench:
+    with int8_bench(config, loaded, way, target, work) as bench:
         evaluator = way.evaluator(bench)
         ranking = evaluator.rank(None)
         evaluator.follow(ranking)
@@ -135,7 +115,7 @@ def main(
                         bar.advance(1, f"reward {reward:.3f}")
 
                     rows.append(row(name, seed, search(evaluator, how, tell)))
-                seconds = [json.loads(line)["seconds"] for line in memo.read_text(encoding="utf-8").splitlines()]
+                seconds = [json.loads(line)["seconds"] for line in bench.memo.read_text(encoding="utf-8").splitlines()]
                 report = {
                     "command": shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]]),
                     "budget": config.budget.ratio,

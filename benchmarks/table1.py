@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save
 from table1_bench import Bench, Masks
 from table1_methods import ONE_SHOT, one_shot
 from table1_training import FINE_TUNED, LONGER, Training, total_epochs
-from torch import fx, nn
+from torch import nn
 
 DENSE = "dense"
 REGIMES = ("one-shot", "fine-tuned")
@@ -198,7 +198,7 @@ def fill(cell: Cell, bench: Bench, folder: Path, epochs: int, bar: Bar) -> Row:
     """One row."""
     start = time.monotonic()
     share, facts = cell.sparsity / 100.0, Row()
-    net: fx.GraphModule
+    net: nn.Module
     if cell.method == DENSE:
         net, masks = bench.net, {}
     elif cell.regime == REGIMES[0]:

@@ -16,29 +16,30 @@ from batchnorm_statistics import reestimate_on
 from edge_compress import targets
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.data.splits import Split
 from edge_compress.pipeline.evaluate.evaluation_context import Bench as Judging
-from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_samples import reward_samples
-from edge_compress.pipeline.graph.blocks import residual_branches
-from edge_compress.pipeline.graph.mask_knobs import mask_knobs, selections
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.network.memory_layout import layout_for
 from edge_compress.pipeline.network.modes import borrowed
 from edge_compress.pipeline.options import Pattern, Precision
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
-from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
+from edge_compress.pipeline.reconstruct.sequential import sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.score.curvature import local_hessian
+from edge_compress.pipeline.score.layer_moments import LayerMoments
+from edge_compress.pipeline.score.mask_knobs import mask_knobs, selections
 from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.inference import logits
 from edge_compress.pipeline.task.load import Loaded
-from edge_compress.pipeline.task.samples import image_data, training_inputs
+from edge_compress.pipeline.task.samples import batches, image_data, training_inputs
 from edge_compress.targets.base import FloatArray, Interface, Structure
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 IMAGES = 2000  # training images every method gets
+MOMENT_IMAGES = 500  # of them, that second moments of layers' inputs are taken on
 REWARD_SAMPLES = 1000  # of the search split, for lambda and for the allocation
 TUNING_IMAGES = 500  # BatchNorm statistics are taken on, while lambda is tuned
 SHARES = tuple(0.85**i for i in range(25))  # of a layer's connections that may stay: 1 down to 0.02, evenly in the logarithm
@@ -51,7 +52,7 @@ Tell = Callable[[str], None]
 class Pruned:
     """A network one method made without training."""
 
-    net: fx.GraphModule  # eval mode
+    net: nn.Module  # eval mode
     masks: Masks
     facts: dict[str, float] = field(default_factory=dict)  # what was tuned, for the row
 
@@ -119,9 +120,10 @@ class Bench:
         self.round_share, self.device = round_share, device
         self.data, self.prep = loaded.images, loaded.subject.preprocess
         self.shape = self.data.info.image_shape
-        self.net = canonical(loaded.module, self.shape)
+        self.captured = capture(loaded.module, loaded.example)
+        self.net = self.captured.module
         self.inputs = training_inputs(image_data(self.data, self.prep).train, IMAGES, seed)
-        self.knobs = mask_knobs(self.net, Pattern.WEIGHT, SHARES)
+        self.knobs = mask_knobs(self.captured, Pattern.WEIGHT, SHARES)
         self.weights = {k.name: self.net.get_parameter(f"{k.name}.weight").detach() for k in self.knobs}
         self.layout = layout_for((self.net,), torch.zeros(2, *self.shape))
         self._laid_out = self.inputs.to(device, memory_format=self.layout)
@@ -161,16 +163,14 @@ class Bench:
         memo = self.folder / f"evaluations-seed{self.seed}.jsonl"
         scores = Costs({name: costs.view_as(self.weights[name]) for name, costs in self.costs.items()})
         with closing(LocalDevice().meter(self.dense_file, target.runtime, 1, self.seed)) as meter:
-            judging = Judging(self.inputs, self.moments, images, prober, meter, self.cache, memo)
-            evaluator = MaskEvaluator(self.net, Pattern.WEIGHT, self.knobs, scores, judging)
+            judging = Judging(self.inputs, images, prober, meter, self.cache, memo)
+            signature, moments = (
+                self.loaded.subject.signature,
+                LayerMoments(self.net, self.inputs[:MOMENT_IMAGES], Compute(memory_bytes=1 << 40)),
+            )
+            evaluator = MaskEvaluator(self.captured, signature, Pattern.WEIGHT, self.knobs, scores, moments, judging)
             evaluator.follow(evaluator.rank(0.0))
         return evaluator
-
-    @cached_property
-    def moments(self) -> Mapping[str, Tensor]:
-        """Layer -> X X^T of the dense network's inputs."""
-        self.tell("local Hessians")
-        return LayerHessians(self.net, self.inputs, Compute(memory_bytes=1 << 40), self.folder)
 
     @cached_property
     def curvature(self) -> dict[str, Tensor]:
@@ -181,8 +181,10 @@ class Bench:
     def costs(self) -> dict[str, Tensor]:
         """Layer -> what it costs to remove each connection when its turn comes, (outputs, k), in one currency."""
         found = {}
+        self.tell("local Hessians")  # means over positions: sums would make errors on large feature maps dearer
+        grams = local_hessian(self.net, batches(self.inputs[:MOMENT_IMAGES]), self.weights)
         for name, weight in self.weights.items():
-            gram = self.moments[name].double()
+            gram = grams[name].double()
             self.tell(f"removal costs of {name}")
             own = obs.removal_costs(gram, weight.flatten(1).double() @ gram, share=self.round_share)
             found[name] = own * self.curvature[name][:, None]
@@ -202,7 +204,7 @@ class Bench:
         """Outputs (n, classes) for the images of a split as they are."""
         return logits(net, split, self.prep, device=self.device, layout=self.layout)
 
-    def divergence(self, net: fx.GraphModule) -> float:
+    def divergence(self, net: nn.Module) -> float:
         """KL(dense || net) on the search images, nats: the trained network knows these images, so accuracy tells little there."""
         found = torch.from_numpy(self.logits(net, self._search))
         pair = F.log_softmax(found, 1), F.log_softmax(self.dense_logits, 1)
@@ -214,7 +216,7 @@ class Bench:
             self._scores[name] = ConnectionScores(self.net, lambda: self.inputs, name, self.seed)
         return self._scores[name]
 
-    def masked(self, masks: Masks, images: int = IMAGES) -> fx.GraphModule:
+    def masked(self, masks: Masks, images: int = IMAGES) -> nn.Module:
         """The dense network with zeros in place and BatchNorm re-estimated on so many images."""
         net = copy.deepcopy(self.net)
         with torch.no_grad():
@@ -223,7 +225,7 @@ class Bench:
         self.restore(net, images)
         return net
 
-    def restore(self, net: fx.GraphModule, images: int = IMAGES) -> None:
+    def restore(self, net: nn.Module, images: int = IMAGES) -> None:
         """Re-estimates BatchNorm on the images that all methods get."""
         with borrowed(net, self.device):
             reestimate_on(net, torch.split(self._laid_out[:images], 250))
@@ -233,7 +235,6 @@ class Bench:
         self.tell("solving layer after layer")
         net = sequential_masked(
             self.net,
-            residual_branches(self.net),
             masks,
             self.inputs,
             fixed=selections(self.net),

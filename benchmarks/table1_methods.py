@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.graph.mask_knobs import density
-from edge_compress.pipeline.graph.masks import weight_masks
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.score import criteria as hasa
+from edge_compress.pipeline.score.mask_knobs import density
+from edge_compress.pipeline.score.masks import weight_masks
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.search.search_log import Hints

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Remask, Step, batches, finetune
-from edge_compress.pipeline.graph.mask_knobs import selections
-from edge_compress.pipeline.graph.masks import removed_count, weight_masks
 from edge_compress.pipeline.network.compute import fast_bfloat16
+from edge_compress.pipeline.score.mask_knobs import selections
+from edge_compress.pipeline.score.masks import removed_count, weight_masks
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import image_data
 from edge_compress.pipeline.types import Epoch
 from table1_bench import Bench, Masks, Pruned
 from table1_methods import ONE_SHOT, one_shot
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 REGROWN = 0.2  # share of a layer's weights that sparse momentum moves in the first epoch; falls along a line to 0
 MOMENTUM = 0.9  # of the gradient's running mean
@@ -47,7 +47,7 @@ class Training:
     tell: Callable[[float, str], None]  # share done, what is worth knowing
 
 
-def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: Remask | None = None) -> fx.GraphModule:
+def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: Remask | None = None) -> nn.Module:
     """A network trained under its masks (Adam, cosine, the dense network as its teacher), and BatchNorm re-estimated."""
     folder = training.folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +67,16 @@ def trained(bench: Bench, start: Pruned, training: Training, name: str, remask: 
     return student
 
 
-def fine_tuned(method: str) -> Callable[[Bench, float, Training], fx.GraphModule]:
+def fine_tuned(method: str) -> Callable[[Bench, float, Training], nn.Module]:
     """Prune without training, then train under the masks."""
 
-    def run(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+    def run(bench: Bench, sparsity: float, training: Training) -> nn.Module:
         return trained(bench, one_shot(bench, method, sparsity), training, "finetune")
 
     return run
 
 
-def sparse_momentum(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def sparse_momentum(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """Dettmers & Zettlemoyer 2019 (arXiv 1907.04840): after each epoch the smallest weights of each layer move.
 
     Freed places are shared out over the layers by the mean momentum of their weights, and filled where the momentum of missing
@@ -150,18 +150,18 @@ def redistribute(weights: Scores, momenta: Scores, share: float) -> Masks:
     return masks
 
 
-def ticket_one_shot(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def ticket_one_shot(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """Frankle & Carbin 2019, one-shot: train dense, prune by magnitude over all layers, rewind what stays, train."""
     searching = searching_epochs(training.epochs)
     return _ticket_one_shot(bench, sparsity, training, searching, training.epochs - searching)
 
 
-def ticket_one_shot_long(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def ticket_one_shot_long(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """The same, trained twice as long: dense, and then again."""
     return _ticket_one_shot(bench, sparsity, training, training.epochs, training.epochs)
 
 
-def _ticket_one_shot(bench: Bench, sparsity: float, training: Training, searching: int, epochs: int) -> fx.GraphModule:
+def _ticket_one_shot(bench: Bench, sparsity: float, training: Training, searching: int, epochs: int) -> nn.Module:
     whole = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
     shared = Training(searching, training.folder.parent, training.tell)
     dense = trained(bench, Pruned(copy.deepcopy(bench.net), whole), shared, f"lottery-dense-{searching}-seed{bench.seed}")
@@ -169,14 +169,14 @@ def _ticket_one_shot(bench: Bench, sparsity: float, training: Training, searchin
     return trained(bench, Pruned(bench.masked(masks), masks), replace(training, epochs=epochs), "finetune")
 
 
-def ticket_iterative(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def ticket_iterative(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """Frankle & Carbin 2019, iterative: rounds of an epoch, each of which takes an equal share of what is left; then train."""
     count = searching_epochs(training.epochs) // ROUND_EPOCHS
     reached = [1.0 - (1.0 - sparsity) ** ((i + 1) / count) for i in range(count)]
     return _ticket_iterative(bench, reached, training, training.folder, training.epochs - count * ROUND_EPOCHS)
 
 
-def ticket_iterative_long(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def ticket_iterative_long(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """The same with rounds that take a fifth of what is left, on top of the epochs of all.
 
     Rounds are shared by all sparsities; the last one takes what the sparsity asks for.
@@ -185,7 +185,7 @@ def ticket_iterative_long(bench: Bench, sparsity: float, training: Training) -> 
     return _ticket_iterative(bench, list(rounds(sparsity)), training, place, training.epochs)
 
 
-def _ticket_iterative(bench: Bench, reached: list[float], training: Training, place: Path, epochs: int) -> fx.GraphModule:
+def _ticket_iterative(bench: Bench, reached: list[float], training: Training, place: Path, epochs: int) -> nn.Module:
     masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in bench.weights.items()}
     short = Training(ROUND_EPOCHS, place, training.tell)
     for number, share in enumerate(reached):
@@ -209,7 +209,7 @@ def rounds(sparsity: float) -> Iterator[float]:
     yield sparsity
 
 
-def as_long_as_tickets(bench: Bench, sparsity: float, training: Training) -> fx.GraphModule:
+def as_long_as_tickets(bench: Bench, sparsity: float, training: Training) -> nn.Module:
     """AMP-HASA, trained for the epochs that iterative tickets take with all their rounds."""
     epochs = total_epochs("amp-hasa-long", sparsity, training.epochs)
     return trained(bench, one_shot(bench, "amp-hasa", sparsity), replace(training, epochs=epochs), "finetune")
@@ -227,17 +227,17 @@ def parameters(masks: Masks) -> dict[str, Tensor]:
     return {f"{name}.weight": mask for name, mask in masks.items()}
 
 
-def _magnitudes(bench: Bench, net: fx.GraphModule) -> dict[str, Tensor]:
+def _magnitudes(bench: Bench, net: nn.Module) -> dict[str, Tensor]:
     return {name: net.get_parameter(f"{name}.weight").detach().abs() for name in bench.weights}
 
 
-FINE_TUNED: dict[str, Callable[[Bench, float, Training], fx.GraphModule]] = {
+FINE_TUNED: dict[str, Callable[[Bench, float, Training], nn.Module]] = {
     **{name: fine_tuned(name) for name in ONE_SHOT},
     "sparse-momentum": sparse_momentum,
     "lottery-one-shot": ticket_one_shot,
     "lottery-iterative": ticket_iterative,
 }
-LONGER: dict[str, Callable[[Bench, float, Training], fx.GraphModule]] = {
+LONGER: dict[str, Callable[[Bench, float, Training], nn.Module]] = {
     "lottery-one-shot-long": ticket_one_shot_long,
     "lottery-iterative-long": ticket_iterative_long,
     "amp-hasa-long": as_long_as_tickets,

@@ -22,16 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import torch
 from edge_compress import targets
 from edge_compress.devices.access import open_named
 from edge_compress.devices.device import Device
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.graph.coupling import couple
-from edge_compress.pipeline.graph.knobs import knobs_for, plan_for
-from edge_compress.pipeline.graph.surgery import prune
-from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
@@ -42,7 +40,6 @@ BUSY = "import numpy as np\na = np.random.default_rng(0).standard_normal((384, 3
 
 def resnet20() -> nn.Module:
     """ResNet-20 for 32 pixels (He et al. 2015, section 4.2) with 1x1 convolutions as shortcuts; random weights."""
-    import torch
     from torchvision.models.resnet import BasicBlock
 
     torch.manual_seed(0)
@@ -61,13 +58,11 @@ def resnet20() -> nn.Module:
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """ResNet-20, and the same with half of every group's channels: (dense, pruned)."""
-    net = canonical(resnet20(), SHAPE)
-    coupling = couple(net)
-    knobs = knobs_for(coupling, targets.load("x86").limits)
-    levels = tuple(0 if knob.kind == "block" else knob.level(0.5) for knob in knobs)
-    pruned = prune(net, coupling, plan_for(knobs, levels, {k.name: tuple(range(k.size)) for k in knobs}, "none"))
+    way = Units(resnet20(), torch.zeros(1, *SHAPE), image_signature(SHAPE), targets.load("x86").limits, "none", 0)
+    levels = tuple(0 if knob.kind == "block" else knob.level(0.5) for knob in way.knobs)
+    pruned = way.blank(way.plan_for(levels, {k.name: tuple(range(k.size)) for k in way.knobs}))
     made = folder / "dense.onnx", folder / "pruned.onnx"
-    for path, module in zip(made, (net, pruned), strict=True):
+    for path, module in zip(made, (way.net, pruned), strict=True):
         path.write_bytes(export_float(module, image_signature(SHAPE)).SerializeToString())
     return made
 

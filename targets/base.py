@@ -205,7 +205,7 @@ class Target(Protocol):
         """
 
     def prober(self, module: nn.Module, signature: Signature, precision: Precision) -> Prober:
-        """Latency models for the search. `module` is the canonical dense network in eval mode.
+        """Latency models for the search. `module` is the dense network in eval mode.
 
         Convolution and linear weights keep their module names (`layer1.0.conv1.weight`), BatchNorm is in place.
 

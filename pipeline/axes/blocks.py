@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]:
-    """Branches that end in an addition to their own input's shape and whose operators no one else reads."""
+    """Branches that end in an addition, to their own input or to a projection of it, and whose operators no one else reads."""
     costs = {cost.node: k for k, cost in enumerate(coupling.walk.costs)}
     scopes = _scopes(captured)
     touched: dict[str, set[str]] = {}
@@ -33,9 +33,10 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         cones = {x: _exclusive(x, node) for x in (a, b)}
         layers = {x: [n for n in cones[x] if n in costs] for x in (a, b)}
         branch, shortcut = (a, b) if len(layers[a]) >= len(layers[b]) else (b, a)
-        if not layers[branch] or layers[shortcut] or shortcut in cones[branch] or cones[branch] & taken:
+        if len(layers[branch]) <= len(layers[shortcut]) or shortcut in cones[branch] or cones[branch] & taken:
             continue
-        if not _shortcut_is_source(cones[branch], shortcut):
+        starts = _feeds(cones[shortcut]) if cones[shortcut] else {shortcut}
+        if not starts & _feeds(cones[branch]):  # without the branch the identity is left, or a projection
             continue
         modules = _only_in(cones[branch], scopes, order)
         taken |= cones[branch]
@@ -48,9 +49,11 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         groups = tuple(g for g, where in touched.items() if where and where <= inside)
         last = max(layers[branch], key=lambda n: order[n])
         operators = tuple(sorted(costs[n] for n in layers[branch]))
-        shape = coupling.walk.shape(max(scopes[modules[-1]], key=lambda n: order[n])) if modules else ()
+        end = max(scopes[modules[-1]], key=lambda n: order[n]) if modules else None
+        shape = () if end is None else coupling.walk.shape(end)
         shape = shape[1:] if shape[:1] == coupling.walk.shape(branch)[:1] else ()  # else axis 0 is not that of the samples alone
-        found.append(Block(f"block:{owner(last)[0]}", modules, groups, branch.name, operators, shape=shape))
+        name, ending = f"block:{owner(last)[0]}", "" if end is None else end.name
+        found.append(Block(name, modules, groups, branch.name, operators, shape=shape, end=ending))
     return tuple(found)
 
 
@@ -71,10 +74,8 @@ def _only_in(cone: set[fx.Node], scopes: dict[str, set[fx.Node]], order: dict[fx
     return tuple(sorted(outer, key=own.__getitem__))
 
 
-def _shortcut_is_source(cone: set[fx.Node], shortcut: fx.Node) -> bool:
-    """Whether the branch starts where the shortcut does, so that leaving it out leaves the identity."""
-    feeds = {s for n in cone for s in n.all_input_nodes if s not in cone and s.op == "call_function"}
-    return shortcut in feeds
+def _feeds(cone: set[fx.Node]) -> set[fx.Node]:
+    return {s for n in cone for s in n.all_input_nodes if s not in cone and s.op == "call_function"}
 
 
 def _exclusive(start: fx.Node, end: fx.Node) -> set[fx.Node]:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch.nn.utils import parametrize
 
 from ..errors import InputError, described
 from ..network.modes import unwrapped
-from .folding import fold_computed_weights
+from .rewrites.folding import fold_computed_weights
+from .rewrites.padding import padding_as_convolutions
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
@@ -61,8 +63,10 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     folded = list(fold_computed_weights(module, program.graph, names, owner))
-    if folded:
-        notes += folded
+    padded = [owner(node)[0] for node in program.graph.nodes if operator_name(node) in ("pad", "constant_pad_nd")]
+    module, rewritten = padding_as_convolutions(module, padded, partial(run, module, example))
+    if folded or rewritten:
+        notes += folded + rewritten
         program = _exported(module, example)
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

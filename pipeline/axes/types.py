@@ -14,6 +14,11 @@ class Slice:
     axis: int
     indices: tuple[int, ...]  # rising
 
+    @property
+    def layer(self) -> str:
+        """Name of the module that holds the parameter."""
+        return self.parameter.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -46,6 +51,7 @@ class Block:
     operators: tuple[int, ...]  # inside, as positions in the costs of the walk
     unused: tuple[str, ...] = ()  # of its modules, those that stay without it, because `forward` looks at them
     shape: tuple[int, ...] = ()  # of one sample of what the last module gives; () where that is not known
+    end: str = ""  # the operator that gives it
     full: bool = False  # zeros of that shape stand for it, because `forward` permutes or adds to them; else one zero
 
 

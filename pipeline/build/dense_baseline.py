@@ -1,6 +1,6 @@
 """The dense network that latencies are compared with, in the search and in the report: the faster of its forms, chosen once.
 
-A zero-padded shortcut is a slice and a padding as the user wrote it, and a 1x1 convolution in the canonical network. Which of
+A zero-padded shortcut is a slice and a padding as the user wrote it, and a 1x1 convolution in the captured network. Which of
 them is faster depends on the runtime; a speedup over the slower one would be a gift of the conversion.
 """
 
@@ -14,7 +14,6 @@ from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Interface, Target
 from ..files import atomic_write, file_ref
-from ..graph.trace import LAYERS
 from ..run_context import RunContext
 from ..types import Baseline, DenseForm
 
@@ -31,7 +30,7 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
         subject_key: of the stage that gave the trained network.
         target: whose format the file has.
         net: the network as the search knows it.
-        device: that tells which form is faster; without one it is the canonical form, which estimates are made for.
+        device: that tells which form is faster; without one it is the form with convolutions, which estimates are made for.
 
     Raises:
         UnavailableError, BuildError: see `Target.build`.
@@ -62,8 +61,8 @@ def dense_module(run: RunContext, net: nn.Module, baseline: Baseline) -> nn.Modu
 
 def _forms(dense: nn.Module, net: nn.Module) -> dict[str, nn.Module]:
     """The network as given, and as the search knows it where that has layers in the place of zero padding."""
-    given, canonical = (sum(isinstance(m, LAYERS) for m in network.modules()) for network in (dense, net))
-    return {AS_GIVEN: dense} | ({CONVOLUTIONS: net} if canonical > given else {})
+    given, searched = (sum(isinstance(m, nn.Conv2d) for m in network.modules()) for network in (dense, net))
+    return {AS_GIVEN: dense} | ({CONVOLUTIONS: net} if searched > given else {})
 
 
 def _faster(run: RunContext, target: Target, files: dict[str, Path], device: Device | None) -> DenseForm:

@@ -99,7 +99,7 @@ def compress(
 def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     """The pruned, trained network of a run, on the network that a factory gives: plan and state dict, no pickle.
 
-    It is of the factory's own class where the network was captured by torch.export; a traced image classifier is a `GraphModule`.
+    It is of the factory's own class.
 
     Args:
         run: the run folder.
@@ -117,7 +117,7 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     with _left_as_it_was():
         state = load_file(folder / report.pruned.state.path)
         try:
-            module = rebuilt(model(), report.signature, plan, state)
+            module = rebuilt(model(), report.signature, plan)
             module.load_state_dict(state)
         except InputError:
             raise

@@ -51,9 +51,6 @@ def inspect(
     cheaper when units of some group (channels, MLP units, heads, ...) are removed. It is proven on the network itself: half of
     the units of every group are removed, and the outputs compared with those of the same units set to zero.
 
-    Runs (--target) find the groups of a CNN that torch.fx can trace by torch.fx, those of other networks as shown here; every
-    run says its own share.
-
     \b
     Examples:
       edge-compress inspect --model timm:vit_tiny_patch16_224

@@ -1,13 +1,11 @@
-"""Evaluation context of the search: images, layer Hessians, a device and the latencies measured on it."""
+"""Evaluation context of the search: samples, a device and the latencies measured on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import Tensor, nn
 
 from ...devices.device import Device
 from ...devices.local import LocalDevice
@@ -23,7 +21,6 @@ from ..options import Precision
 from ..task.load import Loaded
 from ..task.samples import scoring_inputs
 from ..types import Kind
-from .layer_hessians import LayerHessians
 from .reward_samples import RewardSamples, reward_samples
 
 REWARD_SAMPLES = 1000
@@ -35,7 +32,6 @@ class Bench:
     """What an evaluator judges candidates with."""
 
     inputs: Inputs  # training samples, augmented
-    hessians: Mapping[str, Tensor]  # layer -> X X^T of its inputs, on these images
     reward: RewardSamples
     prober: Prober
     meter: Meter
@@ -137,7 +133,6 @@ class _NoMeter:
 def open_bench(
     config: Config,
     loaded: Loaded,
-    net: nn.Module,
     target: Target,
     precision: Precision,
     memo: Path,
@@ -156,7 +151,6 @@ def open_bench(
     Args:
         config: its device, threads and seed are used.
         loaded: trained subject.
-        net: its network as the search knows it, eval mode.
         target: that the search is for.
         precision: of its artifact.
         memo: file of finished evaluations.
@@ -166,7 +160,7 @@ def open_bench(
         device: that latencies are measured on; None: this machine.
         latencies: folder of measured latencies; None: the user's.
         estimated: there is no device; latencies are estimates of the target's.
-        compute: where layer Hessians and BatchNorm statistics are computed.
+        compute: where BatchNorm statistics are computed.
         note: told what was reduced or left out for want of memory.
 
     Raises:
@@ -182,20 +176,14 @@ def open_bench(
         context = _context(config, loaded, target, precision, device) | {"baseline": form}
         prober = probed(target, precision)
     inputs = scoring_inputs(loaded.data.train, config.seed)
-    hessians = LayerHessians(net, inputs, compute, memo.parent / "hessians")
-    for remark in hessians.remarks():
-        note(remark)
     reward = reward_samples(loaded, REWARD_SAMPLES, config.seed, compute)
     sized = config.max_size is not None
-    try:
-        if estimated:
-            yield EstimatingBench(inputs, hessians, reward, prober, _NoMeter(), None, memo, note, precision, sized)
-            return
-        cache = LatencyCache(context, latencies)
-        with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
-            yield Bench(inputs, hessians, reward, prober, meter, cache, memo, note, precision, sized)
-    finally:
-        hessians.close()
+    if estimated:
+        yield EstimatingBench(inputs, reward, prober, _NoMeter(), None, memo, note, precision, sized)
+        return
+    cache = LatencyCache(context, latencies)
+    with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
+        yield Bench(inputs, reward, prober, meter, cache, memo, note, precision, sized)
 
 
 def _context(config: Config, loaded: Loaded, target: Target, precision: Precision, device: Device) -> dict[str, str]:

@@ -4,8 +4,8 @@ Zeros buy no latency where they are stored densely, as ONNX Runtime does: every 
 artifact's precision. That is measured, once, and stands with every candidate. What there is to search for is how many connections
 each layer keeps, the paper's own reading of sparsity; the budget is on their share over all layers.
 
-A candidate is stitched as in `evaluate`: each layer once for each level, its lowest scores masked and the rest re-solved on the
-dense network's inputs; then re-estimated BatchNorm statistics, and outputs in ONNX Runtime.
+A candidate is stitched as in `reconstruct.stitching`: each layer once for each level, its lowest scores masked and the rest
+re-solved on the dense network's inputs; then re-estimated BatchNorm statistics, and outputs in the artifact's precision.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ...targets.base import Structure
-from ..graph.mask_knobs import Levels, density, layer_mask
-from ..network.calling import tensors_of
+from ..axes.capture import Captured
 from ..options import Pattern
 from ..reconstruct.least_squares import solve_masked
 from ..score import criteria as hasa
 from ..score.connections import Scores
+from ..score.layer_moments import LayerMoments
+from ..score.mask_knobs import Levels, density, layer_mask
+from ..signature import Signature
 from ..types import Candidate, Knob, ModelCost, Sensitivity
-from .candidate_graph import CandidateGraph
 from .evaluation_context import Bench
 from .evaluation_log import Memo
+from .exported.answering import Int8Answers, int8_answers, uncut
 
 
 class MaskEvaluator:
@@ -37,25 +40,35 @@ class MaskEvaluator:
     Answers are kept in `memo`, so that a search which is run again replays up to where it was.
 
     Args:
-        net: canonical dense network, eval mode.
+        captured: the dense network.
+        signature: of it.
         pattern: `weight` or `2:4`.
         knobs: what `mask_knobs` found.
         scores: of its connections.
+        moments: of its layers.
         bench: what candidates are judged with; its one latency is that of the dense structure.
     """
 
-    def __init__(self, net: fx.GraphModule, pattern: Pattern, knobs: tuple[Knob, ...], scores: Scores, bench: Bench) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        signature: Signature,
+        pattern: Pattern,
+        knobs: tuple[Knob, ...],
+        scores: Scores,
+        moments: LayerMoments,
+        bench: Bench,
+    ) -> None:
+        net = captured.module
+        self._captured, self._signature, self._moments = captured, signature, moments
         self.net, self.pattern, self._knobs, self.scores, self.bench = net, pattern, knobs, scores, bench
         self._structure = Structure({})  # nothing is narrower
         # Zeros are computed like any other number.
         self._cost = ModelCost(sum(p.numel() for p in net.parameters()), bench.prober.macs(self._structure))
         self._latency = math.nan
-        reward = bench.reward
-        graph, calibration = CandidateGraph(net, tuple(reward.batch.inputs.shape[1:])), reward.calibration(bench.precision)
-        self._graph = graph if calibration is None else graph.in_int8(calibration)
         self._candidate = copy.deepcopy(net).eval()
         self._statistics = {name: value.clone() for name, value in net.named_buffers()}
-        self._dense_moments = reward.dense_moments(net)
+        self._dense_moments = bench.reward.dense_moments(net)
         self._current: Mapping[str, Tensor] = {}
         self._solved: dict[tuple[int, int], Tensor] = {}
         self._memo = Memo(bench.memo, bench.note)
@@ -113,7 +126,13 @@ class MaskEvaluator:
         reward = self.bench.reward
         self._candidate.load_state_dict(self._statistics, strict=False)  # matched to the dense network's, not to the last one's
         reward.restore(self._candidate, self._dense_moments, {})
-        return reward.judge(tensors_of(self._graph.answers(self._candidate, self._structure, reward.batch.inputs.numpy())))
+        graph, inputs = self._int8, reward.batch.inputs
+        return reward.judge(reward.answers(self._candidate) if graph is None else graph.answers(self._candidate, {}, inputs))
+
+    @cached_property
+    def _int8(self) -> Int8Answers | None:
+        bench = self.bench
+        return int8_answers(uncut(self._captured), self._signature, bench.reward, bench.precision, bench.note)
 
     def _weight(self, index: int, level: int) -> Tensor:
         """A layer's weight at a level: masked, and what stays re-solved against the dense network's inputs."""
@@ -123,8 +142,9 @@ class MaskEvaluator:
             return weight
         if (index, level) not in self._solved:
             mask = layer_mask(self._current[knob.name], self.pattern, knob, level)
-            hessian = self.bench.hessians.get(knob.name)  # None: too large
+            moments = self._moments.gram.get(f"{knob.name}.weight")  # None: too large
             flat = weight.flatten(1)
-            solved = flat * mask.flatten(1) if hessian is None else solve_masked(flat, hessian, mask.flatten(1))
+            kept = mask.flatten(1)
+            solved = flat * kept if moments is None else solve_masked(flat, moments[:-1, :-1], kept)
             self._solved[index, level] = solved.view_as(weight)
         return self._solved[index, level]

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from ...targets.base import FloatArray
 from ..errors import InputError
 from ..network.batchnorm import Moments, input_moments, match_moments
 from ..network.calling import Inputs, Outputs, answers_in_parts, elements_of, moved
@@ -25,7 +25,7 @@ from ..task.load import Loaded
 from ..task.samples import Batch, head, training_inputs
 from ..task.task import BATCH, Task
 
-RANGE_IMAGES = 100  # the dense network's activation ranges are taken on
+RANGE_SAMPLES = 100  # the dense network's activation ranges are taken on
 STATISTICS_SAMPLES = 128  # a candidate's BatchNorm statistics are taken on; they are taken again for the chosen plan
 
 
@@ -39,12 +39,11 @@ class RewardSamples:
     dense: nn.Module  # that candidates are compared with where the task has no labels
     compute: Compute = CPU  # of the re-estimation
 
-    def calibration(self, precision: Precision) -> FloatArray | None:
-        """What the activation ranges of int8 are taken on, (n, C, H, W); None where candidates answer in float."""
+    def calibration(self, precision: Precision) -> Inputs | None:
+        """Network inputs that the activation ranges of int8 are taken on; None where candidates answer in float."""
         if precision is not Precision.INT8:
             return None
-        found: FloatArray = self.statistics[:RANGE_IMAGES].numpy()
-        return found
+        return pytree.tree_map_only(torch.Tensor, lambda t: t[:RANGE_SAMPLES], self.statistics)
 
     def dense_moments(self, net: nn.Module) -> Moments:
         """Moments before each BatchNorm layer of the dense network (eval mode), which its candidates are matched to."""

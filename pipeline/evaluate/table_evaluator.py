@@ -1,7 +1,6 @@
-"""An evaluator of channel or unit plans: latency from a table of single knobs, and measured for each candidate.
+"""An evaluator of plans of units: latency from a table of single knobs, and measured for each candidate.
 
-What a candidate computes, and how it is cut, is the derived class's part: `channel_evaluator.py` for networks traced by torch.fx,
-`unit_evaluator.py` for networks captured by torch.export.
+What a candidate computes, and how it is cut, is the derived class's part, see `unit_evaluator.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import chain
 from statistics import median
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +29,6 @@ from .file_size import FileSize
 FloatArray = NDArray[np.float64]
 RIDGE = 1e-3  # of the fit of the operators' latencies
 REPRESENTATIVES = 5  # entries of the table that are measured of those that change the network alike
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def table_error(estimate: Callable[[tuple[int, ...]], float], tried: tuple[Candidate, ...]) -> float | None:
@@ -44,7 +41,7 @@ def table_error(estimate: Callable[[tuple[int, ...]], float], tried: tuple[Candi
     return float(median(errors)) if errors else None
 
 
-class TableEvaluator(ABC, Generic[Network]):
+class TableEvaluator(ABC):
     """`search.problem.Evaluator` over a real network and a real device.
 
     Answers are kept in `memo`, one JSON line each, so that a search which is run again replays up to where it was; latencies are
@@ -71,12 +68,12 @@ class TableEvaluator(ABC, Generic[Network]):
         """The shape of the planned network."""
 
     @abstractmethod
-    def network(self, plan: Plan) -> Network:
+    def network(self, plan: Plan) -> nn.Module:
         """The planned network with weights re-fit layer by layer on the dense network's inputs, eval mode."""
 
     @abstractmethod
-    def score(self, net: Network, structure: Structure) -> tuple[float, float]:
-        """Accuracy (share) and loss of a candidate on the reward images."""
+    def score(self, net: nn.Module, plan: Plan) -> tuple[float, float]:
+        """Accuracy (share) and loss of a plan's network on the reward images."""
 
     @abstractmethod
     def change(self, knob: int, level: int) -> Hashable:
@@ -91,7 +88,7 @@ class TableEvaluator(ABC, Generic[Network]):
         plan = self.plan(levels)
         structure = self.structure(plan)
         net = self.network(plan)
-        accuracy, loss = self.score(net, structure)
+        accuracy, loss = self.score(net, plan)
         ratio = self.bench.latency_ratio(structure)
         cost = ModelCost(sum(p.numel() for p in net.parameters()), self.bench.prober.macs(structure))
         size = self.bench.size_bytes(structure) if self.bench.sized else None
@@ -114,7 +111,7 @@ class TableEvaluator(ABC, Generic[Network]):
 
     def one_shot(self, plan: Plan) -> tuple[float, float]:
         """Accuracy (share) and loss of a plan on the reward images; its latency is not asked for."""
-        return self.score(self.network(plan), self.structure(plan))
+        return self.score(self.network(plan), plan)
 
     @abstractmethod
     def work(self, structure: Structure) -> FloatArray:

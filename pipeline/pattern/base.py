@@ -1,4 +1,4 @@
-"""The two protocols of a pattern: what the search asks of it, and what every later stage asks of it."""
+"""The two protocols of a pattern: what the search asks of it, and what every later stage asks of it; what patterns share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ...targets.base import Prober, Target
+from ..axes.program import part_of
 from ..evaluate.evaluation_context import Bench
 from ..finetune.dynamic_masks import Remask
 from ..network.calling import Inputs
+from ..network.compute import Compute
 from ..options import Precision
 from ..run_folder import Stage
+from ..score.layer_moments import LayerMoments
 from ..search.problem import Evaluator, Levels
 from ..types import Knob, Plan, Sensitivity
+
+MOMENT_SAMPLES = 500  # the second moments of layers' inputs are taken on
+
+
+def layer_moments(net: nn.Module, bench: Bench, compute: Compute, valid: Tensor | None = None) -> LayerMoments:
+    """The moments of a dense network's layers, for the search; what the memory did not allow is noted."""
+    inputs = part_of(bench.inputs, 0, MOMENT_SAMPLES)
+    found = LayerMoments(net, inputs, compute, valid, bench.memo.parent / "moments")
+    for remark in found.remarks():
+        bench.note(remark)
+    return found
 
 
 class RankedEvaluator(Evaluator, Protocol):

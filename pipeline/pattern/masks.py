@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ...targets.base import Prober, Target
+from ..axes.capture import Captured
 from ..evaluate.evaluation_context import Bench
 from ..evaluate.mask_evaluator import MaskEvaluator
 from ..files import atomic_write, file_ref
 from ..finetune.dynamic_masks import Remask, dynamic
-from ..graph.blocks import residual_branches
-from ..graph.mask_knobs import mask_knobs, masks_for, selections
 from ..network.calling import Inputs
 from ..network.compute import Compute
 from ..options import Pattern, Precision
 from ..reconstruct.memory import affordable, reduced, widest_activation
 from ..reconstruct.optimal_brain_surgeon import chosen_masks
-from ..reconstruct.reconstruction import sequential_masked
+from ..reconstruct.sequential import sequential_masked
 from ..run_folder import Stage
 from ..score.connections import ConnectionScores
+from ..score.mask_knobs import mask_knobs, masks_for, selections
 from ..search.problem import Levels
-from ..signature import image_signature
+from ..signature import Signature
 from ..types import Plan, Sensitivity
-from .base import RankedEvaluator
+from .base import RankedEvaluator, layer_moments
 
 
 class Masks:
@@ -40,20 +40,19 @@ class Masks:
 
     def __init__(
         self,
-        net: fx.GraphModule,
-        image_shape: tuple[int, int, int],
+        captured: Captured,
+        signature: Signature,
         pattern: Pattern,
         scores: ConnectionScores,
         root: Path,
         inputs: Callable[[], Tensor],
         compute: Compute,
-        notes: Sequence[str] = (),
     ) -> None:
-        self.notes = tuple(notes)
-        self.net, self.pattern, self.scores, self.root, self._inputs = net, pattern, scores, root, inputs
-        self._compute, self._image_shape = compute, image_shape
-        self.knobs = mask_knobs(net, pattern)
-        self.widest = widest_activation(net)
+        self.notes = captured.notes
+        self.net, self.pattern, self.scores, self.root, self._inputs = captured.module, pattern, scores, root, inputs
+        self._captured, self._compute, self._signature = captured, compute, signature
+        self.knobs = mask_knobs(captured, pattern)
+        self.widest = widest_activation(captured)
 
     def measures_precision(self, target: Target) -> bool:
         """Never: the budget is on density, not on latency."""
@@ -61,11 +60,12 @@ class Masks:
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """The dense network's file: masks change no shape."""
-        return target.prober(self.net, image_signature(self._image_shape), precision)
+        return target.prober(self.net, self._signature, precision)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.mask_evaluator`."""
-        return MaskEvaluator(self.net, self.pattern, self.knobs, self.scores, bench)
+        moments = layer_moments(self.net, bench, self._compute)
+        return MaskEvaluator(self._captured, self._signature, self.pattern, self.knobs, self.scores, moments, bench)
 
     def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
         """Which connections of each layer stay: uint8 masks by layer in `masks.safetensors`.
@@ -73,7 +73,7 @@ class Masks:
         With the pattern `weight` and the score `hasa` they are chosen by OBS saliency (`optimal_brain_surgeon.chosen_masks`),
         else they are the highest-scored ones.
         """
-        stage = before.run.stage("masks", "3", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
+        stage = before.run.stage("masks", "4", {"levels": levels, "lambda": ranking.lambda_}, (before.key,))
         plan = stage.result(Plan)
         if plan is None:
             masks = masks_for(self.pattern, self.knobs, levels, self.scores.at(ranking.lambda_))
@@ -90,12 +90,11 @@ class Masks:
             stage.finish(plan)
         return plan
 
-    def solved(self, plan: Plan, inputs: Inputs) -> fx.GraphModule:
-        """See `reconstruction.sequential_masked`."""
-        masks, fixed = self._read(plan), selections(self.net)
-        return sequential_masked(self.net, residual_branches(self.net), masks, inputs, fixed=fixed, compute=self._compute)
+    def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
+        """See `sequential.sequential_masked`."""
+        return sequential_masked(self.net, self._read(plan), inputs, fixed=selections(self.net), compute=self._compute)
 
-    def blank(self, plan: Plan) -> fx.GraphModule:
+    def blank(self, plan: Plan) -> nn.Module:
         """The dense network: masks change no shape."""
         return copy.deepcopy(self.net)
 

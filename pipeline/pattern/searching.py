@@ -49,7 +49,7 @@ def searched(
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "8", settings, (subject_key,))
+    ranking_stage = run.folder.stage("sensitivity", "9", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     settings |= {"seed": config.seed}
@@ -57,15 +57,14 @@ def searched(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
-    candidates = run.folder.stage("candidates", "3", settings, (ranking_stage.key,))  # its folder keeps the answers
+    candidates = run.folder.stage("candidates", "4", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
-    stages = [run.folder.stage("search", "10", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    stages = [run.folder.stage("search", "11", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
     if ranking is None or None in results:
         opening = open_bench(
             config,
             run.loaded,
-            pruning.net,
             target,
             precision,
             candidates.folder / "evaluations.jsonl",

@@ -1,12 +1,12 @@
-"""Pattern `channel` for networks captured by torch.export: channels, MLP units, heads, their dimensions and branches go.
+"""Pattern `channel`: channels, MLP units, heads, their dimensions and residual branches go, and the network gets smaller.
 
 The user's own module is cut, trained and built. Candidates are timed as files that the target's converter makes of it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -16,29 +16,29 @@ from ..axes.coupling import Plan as Gone
 from ..axes.coupling import couple
 from ..axes.cutting.gate import Checked, check
 from ..axes.cutting.surgery import cut
-from ..axes.program import part_of
+from ..axes.types import Unit
 from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
-from ..evaluate.unit_evaluator import UnitEvaluator, UnitProber, removed
+from ..evaluate.unit_evaluator import UnitEvaluator
+from ..evaluate.unit_prober import UnitProber, removed
 from ..finetune.dynamic_masks import Remask
-from ..graph.knobs import kept_counts, plan_for
 from ..network.calling import Inputs
 from ..network.compute import CPU, Compute
 from ..options import Precision, Score
-from ..reconstruct.memory import SOLVING_BYTES
-from ..reconstruct.units import sequential
+from ..reconstruct.memory import SOLVING_BYTES, widest_activation
+from ..reconstruct.sequential import sequential
 from ..run_folder import Stage
 from ..score.layer_moments import LayerMoments
+from ..score.ranking import UnitScores, ordered, rank_units, scored_by_loss
 from ..score.unit_saliency import unit_saliency
 from ..search.problem import Levels
 from ..search.search import FINALISTS
 from ..signature import Signature
-from ..types import Knob, Plan, Sensitivity
-from .base import RankedEvaluator
+from ..types import Plan, Sensitivity
+from .base import RankedEvaluator, layer_moments
+from .knobs import knobs_for, plan_for
 
-MOMENT_SAMPLES = 500  # the second moments of layers' inputs are taken on
-WHOLE = ("head", "group")  # kinds of which any number may stay; of others a multiple that kernels like
-DIMENSIONS = 4  # of queries, keys or values: kept counts are multiples of it
+ATTENTION = ("head", "head_dim", "value_dim")  # kinds whose units layers read as parts of tokens
 
 
 class Units:
@@ -63,14 +63,10 @@ class Units:
         self.net: nn.Module = captured.module
         self.notes = captured.notes
         self._said: list[str] = []  # while candidates were made
-        self.widest = max(
-            math.prod(n.meta["val"].shape[1:]) for n in captured.graph.nodes if isinstance(n.meta.get("val"), Tensor)
-        )
+        self.widest = widest_activation(captured)
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
-        block_of = {group: block.name for block in coupling.blocks for group in block.groups}
-        groups = (knob_of(g.name, g.kind, len(g.units), limits, block_of.get(g.name)) for g in coupling.paying_groups())
-        self.knobs = (*(k for k in groups if k is not None), *(Knob(b.name, "block", 1, (1, 0)) for b in coupling.blocks))
+        self.knobs = knobs_for(coupling, limits)
         if not self.knobs:
             locked, narrow = coupling.locked(), [len(group.units) for group in coupling.paying_groups()]
             if narrow:
@@ -83,9 +79,21 @@ class Units:
                 "nothing can be removed from the network",
                 found=f"{locked[0].operation} in {locked[0].module or 'the network'}: {locked[0].reason}"
                 if locked
-                else "no group of units",
+                else "no convolution, linear layer or attention",
                 do="edge-compress inspect lists what keeps each part",
             )
+
+    @cached_property
+    def scored(self) -> dict[str, Sequence[Unit]]:
+        """The units that are scored, by group."""
+        names = {knob.name for knob in self.knobs}
+        return {g.name: g.units for g in self.checked.coupling.open_groups() if g.name in names}
+
+    @cached_property
+    def by_saliency(self) -> bool:
+        """Whether units are scored by OBS saliency, layer by layer; else by what removing them does to a classifier's loss."""
+        attention = any(knob.kind in ATTENTION for knob in self.knobs)
+        return attention or not self.signature.is_image_classifier or not scored_by_loss(self.net, self.scored)
 
     @property
     def prunable_macs_share(self) -> float:
@@ -94,8 +102,8 @@ class Units:
         return sum(c.macs for c in coupling.walk.costs if coupling.prunable(c)) / max(coupling.macs, 1)
 
     def measures_precision(self, target: Target) -> bool:
-        """Always: attention is often slower in int8."""
-        return True
+        """Where attention, which is often slower in int8, is in the network; else where the processor's convolutions may be."""
+        return target.int8_may_be_slower or self.by_saliency
 
     def prober(self, target: Target, precision: Precision) -> Prober:
         """See `evaluate.unit_evaluator`."""
@@ -103,7 +111,7 @@ class Units:
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.unit_evaluator`."""
-        return _Evaluator(self, _moments(self, bench), bench)
+        return _Evaluator(self, layer_moments(self.net, bench, self.compute, tokens(bench.inputs)), bench)
 
     def plan(self, levels: Levels, ranking: Sensitivity, before: Stage) -> Plan:
         """Of each group the highest-scored units stay. There are no files."""
@@ -114,7 +122,7 @@ class Units:
         return plan_for(self.knobs, levels, order, self.score)
 
     def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
-        """See `reconstruct.units.sequential`."""
+        """See `reconstruct.sequential.sequential`."""
         return sequential(
             self.checked.coupling, self._gone(plan), self.checked.sized, inputs, compute=self.compute, valid=tokens(inputs)
         )
@@ -139,7 +147,7 @@ class Units:
         """How the network was captured, the share that can be pruned, and below one half what keeps most of the rest."""
         coupling, share = self.checked.coupling, self.prunable_macs_share
         told = [
-            "Captured by torch.export; candidates answered in float, in torch.",
+            "Captured by torch.export.",
             f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
             *self.notes,
             *dict.fromkeys(self._said),
@@ -172,31 +180,23 @@ def tokens(inputs: Inputs) -> Tensor | None:
     return None if mask is None or mask.ndim != 2 else mask.bool()
 
 
-def _moments(way: Units, bench: Bench) -> LayerMoments:
-    inputs = part_of(bench.inputs, 0, MOMENT_SAMPLES)
-    return LayerMoments(way.checked.coupling, inputs, way.compute, tokens(inputs))
-
-
 class _Evaluator(UnitEvaluator):
     def __init__(self, way: Units, moments: LayerMoments, bench: Bench) -> None:
-        super().__init__(way.checked, way.knobs, lambda levels: way.plan_for(levels, self._order), moments, bench)
+        super().__init__(way.checked, way.signature, way.knobs, lambda levels: way.plan_for(levels, self._order), moments, bench)
         self._way, self._moments = way, moments
         self._order: Mapping[str, tuple[int, ...]] = {k.name: tuple(range(k.size)) for k in way.knobs}
 
     def rank(self, lambda_: float | None) -> Sensitivity:
         way = self._way
+        if not way.by_saliency:
+            scores = UnitScores(way.net, way.scored, self.bench.inputs, way.score, way.seed, way.compute)
+            inner = tuple(0 if k.kind in ("stream", "block") else len(k.kept) // 2 for k in way.knobs)
+            return rank_units(scores, lambda order: self.one_shot(way.plan_for(inner, order)), lambda_)
         if lambda_ not in (None, 1.0) and way.score == Score.HASA:
             raise InputError("--lambda", found=str(lambda_), expected="auto or 1: OBS saliency has no exponent of the curvature")
-        scores = unit_saliency(way.checked.coupling, self._moments, way.score, way.seed)
-        order = {name: tuple(found.argsort(descending=True, stable=True).tolist()) for name, found in scores.items()}
-        return Sensitivity(way.score, 1.0 if way.score == Score.HASA else 0.0, order)
+        found = ordered(unit_saliency(way.checked.coupling, self._moments, way.score, way.seed))
+        return Sensitivity(way.score, 1.0 if way.score == Score.HASA else 0.0, found)
 
     def follow(self, ranking: Sensitivity) -> None:
         self._order = ranking.order
         self.fill_table()
-
-
-def knob_of(name: str, kind: str, size: int, limits: Limits, block: str | None = None) -> Knob | None:
-    """The decision on a group; None where the target's limits leave one choice."""
-    kept = kept_counts(size, 1 if kind in WHOLE else DIMENSIONS if kind.endswith("_dim") else limits.step(size))
-    return Knob(name, kind, size, kept, block) if len(kept) > 1 else None

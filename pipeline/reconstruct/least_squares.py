@@ -7,7 +7,7 @@ the layer-local G = X X^T, and the best weights on a kept support K are the leas
 
 (Optimal Brain Surgeon with the layer's own Hessian: Hassibi & Stork 1993; Frantar & Alistarh 2022, arXiv 2208.11580). Against the
 dense network's inputs, C = G, each layer can be solved on its own: that is what candidates are stitched from. The chosen plan is
-reconstructed sequentially afterwards, see `reconstruction.py`.
+reconstructed sequentially afterwards, see `sequential.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 FEWEST_POSITIONS, MOST_POSITIONS = 25_000, 200_000  # of all samples together that a layer is re-fit on
 POSITIONS_PER_INPUT = 40  # between the two
@@ -38,26 +37,6 @@ def damping_of(inputs: int, positions: float, damping: float = DAMPING) -> float
     With few positions an input, as for short texts, the fit would follow their noise; it is drawn to the weights as they were.
     """
     return damping + inputs / max(positions, 1.0)
-
-
-def solve(
-    weight: torch.Tensor, gram: torch.Tensor, keep: torch.Tensor, *, cross: torch.Tensor | None = None, damping: float = DAMPING
-) -> torch.Tensor:
-    """Least-squares weights on a kept set of inputs.
-
-    Args:
-        weight: (outputs, k) dense weights.
-        gram: (k, k) X X^T of the inputs the layer will see.
-        keep: indices into k.
-        cross: (k, k) X_dense X^T; None for `gram`.
-        damping: share of the mean diagonal added to the diagonal.
-
-    Returns:
-        (outputs, len(keep)) in the dtype of `weight`, solved in float64.
-    """
-    g = gram[keep][:, keep].double()
-    target = weight.double() @ (gram if cross is None else cross)[:, keep].double()
-    return _damped_solve(g, target, weight[:, keep].double(), damping).to(weight.dtype)
 
 
 def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *, damping: float = DAMPING) -> torch.Tensor:
@@ -111,16 +90,6 @@ def _damped_solve(gram: torch.Tensor, target: torch.Tensor, before: torch.Tensor
             return before + torch.cholesky_solve(missing.T, factor).T
     _log.warning("a layer's Hessian (%d inputs) is not positive definite: its weights take one diagonal step instead", len(gram))
     return before + missing / gram.diagonal().clamp_min(1e-12)
-
-
-def stitched_weight(
-    layer: nn.Conv2d | nn.Linear, gram: torch.Tensor, kept_inputs: torch.Tensor, damping: float = DAMPING
-) -> torch.Tensor:
-    """The layer's weight with only the kept inputs, all outputs, re-solved against the dense network's inputs."""
-    area = layer.weight[0, 0].numel()
-    keep = (kept_inputs[:, None] * area + torch.arange(area)).flatten()
-    solved = solve(layer.weight.detach().flatten(1), gram, keep, damping=damping)
-    return solved.view(layer.weight.shape[0], len(kept_inputs), *layer.weight.shape[2:])
 
 
 def solve_intercept(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import fx
+from torch import Tensor
 
-from ..graph.trace import shape_of
+from ..axes.capture import Captured
 
 HELD_TENSORS = 8  # float32 activations of one image that are alive at once during sequential reconstruction
 LEAST_IMAGES = 32
@@ -24,9 +24,10 @@ def affordable(widest: int, count: int, memory_bytes: int) -> int:
     return max(LEAST_IMAGES, min(count, memory_bytes // (4 * widest * HELD_TENSORS)))
 
 
-def widest_activation(net: fx.GraphModule) -> int:
-    """Elements of the largest activation of one image, in a network whose shapes have been propagated (`graph.trace`)."""
-    return max(math.prod(shape[1:]) for node in net.graph.nodes if (shape := shape_of(node)))
+def widest_activation(captured: Captured) -> int:
+    """Elements of the largest activation of one sample."""
+    values = (node.meta.get("val") for node in captured.graph.nodes)
+    return max(math.prod(value.shape[1:]) for value in values if isinstance(value, Tensor))
 
 
 def reduced(what: str, count: int, wanted: int, memory_bytes: int) -> str:

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..graph.blocks import residual_branches
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..score.layer_inputs import positions_last
 from .least_squares import DAMPING
-from .reconstruction import Choose, sequential_masked
+from .sequential import Choose, sequential_masked
 
 ROUND = 0.15  # share of an output's remaining connections that goes before its inverse is recomputed
 LAST = 0.01  # of an output's connections; the rest goes in one round
@@ -140,7 +139,7 @@ def chooser(curvature: Mapping[str, Tensor], share: float = ROUND) -> Choose:
 
 
 def chosen_masks(
-    net: fx.GraphModule,
+    net: nn.Module,
     masks: Mapping[str, Tensor],
     images: Tensor,
     *,
@@ -153,7 +152,7 @@ def chosen_masks(
     Layers whose inverses would take too long (`MOST_WORK`) keep their masks.
 
     Args:
-        net: canonical dense network, eval mode.
+        net: dense network with plain weights, eval mode.
         masks: layer -> True where a connection stays, in the weight's shape.
         images: training images (n, C, H, W), augmented.
         fixed: layers that stay as they are.
@@ -170,7 +169,7 @@ def chosen_masks(
         found[name] = chosen.view(masks[name].shape)
         return chosen
 
-    sequential_masked(net, residual_branches(net), masks, images, fixed=fixed, choose=choose, compute=compute)
+    sequential_masked(net, masks, images, fixed=fixed, choose=choose, compute=compute)
     return found
 
 

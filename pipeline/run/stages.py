@@ -151,9 +151,7 @@ def _prepared(
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
-    multiples = [limits.channel_multiple, limits.shared_multiple]
-    check = folder.stage("traced-check", "1", {"seed": config.seed, "multiple": multiples}, (subject_key,))
-    pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute, check)
+    pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
     run.notes += too_narrow(pruning.knobs, limits, led.name)
     sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from torch import Tensor, fx
+from torch import Tensor, nn
 
-from ..graph.trace import layer_nodes
 from ..network.compute import CPU, Compute
+from ..network.exact_mode import weight_layers
 from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..task.samples import BATCH, batches
@@ -38,7 +38,7 @@ class ConnectionScores:
     """Scores of all connections by lambda; the curvature is computed once, when it is first needed.
 
     Args:
-        net: canonical dense network, eval mode.
+        net: dense network with plain weights, eval mode.
         inputs: gives training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
         seed: of the signs the curvature is sampled with, and of the score `random`.
@@ -47,7 +47,7 @@ class ConnectionScores:
 
     def __init__(
         self,
-        net: fx.GraphModule,
+        net: nn.Module,
         inputs: Callable[[], Tensor],
         score: str,
         seed: int,
@@ -59,7 +59,7 @@ class ConnectionScores:
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Layer -> score of the weight's shape."""
-        weights = {str(node.target): layer.weight for node, layer in layer_nodes(self.net)}
+        weights = {name: layer.weight for name, layer in weight_layers(self.net).items()}
         return hasa.score(self.name, weights, self._measured(), lambda_, seed=self._seed)
 
     def grid(self) -> tuple[float, ...]:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..axes.types import Unit
 from ..errors import InputError
-from ..graph.units import Unit
 from ..options import Score
 
 Rule = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]  # weight, curvature, lambda, generator -> score, same shape

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..graph.coupling import Coupling
-from ..graph.knobs import plan_for
+from ..axes.types import Unit
+from ..errors import InputError
 from ..network.compute import CPU, Compute
+from ..network.exact_mode import weight_layers
 from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..options import Score
 from ..task.samples import BATCH, batches
-from ..types import Knob, Plan, Sensitivity
+from ..types import Sensitivity
 from . import criteria as hasa
 from .curvature import gauss_newton
 from .removal import removal_curvature
@@ -22,47 +22,33 @@ from .removal import removal_curvature
 CURVATURE_IMAGES = 1000
 DRAWS = 2  # of the signs for each image, for units: the second costs a backward pass without weight gradients
 
-
-class OneShot(Protocol):
-    """Judges a plan without training."""
-
-    def one_shot(self, plan: Plan) -> tuple[float, float]:
-        """Accuracy (share) and loss on the search split."""
-        ...
+Order = Mapping[str, tuple[int, ...]]  # group -> its units, highest score first
+Groups = Mapping[str, Sequence[Unit]]  # group -> its units
 
 
 class UnitScores:
-    """Scores of all units by lambda; the curvature is computed once.
+    """Scores of all units of a classifier by lambda; the curvature is computed once.
 
     Args:
-        net: canonical dense network, eval mode.
-        coupling: its groups.
+        net: dense network with plain weights, eval mode; gives logits (N, classes).
+        groups: whose units are scored; every unit has weights of convolutions or linear layers.
         inputs: training images (n, C, H, W), augmented.
         score: a name in `hasa.SCORES`.
-        seed: of the signs the curvature is sampled with, and of the score `random`.
+        seed: of the signs that the curvature is sampled with, and of the score `random`.
         compute: where the curvature is computed.
 
     Raises:
         InputError: no such score.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        coupling: Coupling,
-        inputs: Tensor,
-        score: str,
-        seed: int,
-        compute: Compute = CPU,
-    ) -> None:
-        self.name, self._seed = hasa.known(score), seed
+    def __init__(self, net: nn.Module, groups: Groups, inputs: Tensor, score: str, seed: int, compute: Compute = CPU) -> None:
+        self.name, self._seed, self._groups = hasa.known(score), seed, groups
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-        self._groups = coupling.units
         with borrowed(net, compute.device):
             net.eval()
             images = batches(inputs[:CURVATURE_IMAGES], backward_batch_size(net, inputs, compute, BATCH))
             connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
-            units = removal_curvature(net, coupling.units, images, DRAWS, seed) if score == Score.HASA else None
+            units = removal_curvature(net, groups, images, DRAWS, seed) if score == Score.HASA else None
         self._connections = None if connections is None else {name: found.cpu() for name, found in connections.items()}
         self._units = None if units is None else {name: found.cpu() for name, found in units.items()}
 
@@ -82,47 +68,41 @@ class UnitScores:
         return hasa.lambda_grid(self.name, self._connections)
 
 
-def rank_units(
-    net: fx.GraphModule,
-    coupling: Coupling,
-    knobs: tuple[Knob, ...],
-    evaluator: OneShot,
-    inputs: torch.Tensor,
-    score: str,
-    lambda_: float | None,
-    seed: int,
-    compute: Compute = CPU,
-) -> Sensitivity:
-    """Order the units of every channel group by score.
+def scored_by_loss(net: nn.Module, groups: Groups) -> bool:
+    """Whether `UnitScores` can score these units: every unit is read by a convolution or linear layer that owns its weight."""
+    try:
+        layers = weight_layers(net).keys()
+    except InputError:  # shared or computed weights
+        return False
+    return all(
+        any(part.axis == 1 and part.parameter == f"{part.layer}.weight" and part.layer in layers for part in units[0].slices)
+        for units in groups.values()
+    )
+
+
+def ordered(scores: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Each group's units, highest score first; of equal ones the first."""
+    return {name: tuple(found.argsort(descending=True, stable=True).tolist()) for name, found in scores.items()}
+
+
+def rank_units(scores: UnitScores, judged: Callable[[Order], tuple[float, float]], lambda_: float | None) -> Sensitivity:
+    """Order the units of every group by score.
 
     Args:
-        net: canonical dense network, eval mode.
-        coupling: its groups.
-        knobs: decisions of the search; those of inner groups are set to half for the tuning.
-        evaluator: answers one-shot accuracy; its own order is not used.
-        inputs: training images (n, C, H, W), augmented.
-        score: a name in `hasa.SCORES`.
-        lambda_: the paper's constant; None tunes it on the search split, by the one-shot accuracy with half of every inner group
-            kept (the loss decides between equals).
-        seed: of the signs that the curvature is sampled with, and of the score `random`.
-        compute: where the curvature is computed.
+        scores: of the units.
+        judged: one-shot accuracy (share) and loss on the search split, with half of the units of inner groups kept by an order.
+        lambda_: the paper's constant; None tunes it by `judged` (the loss decides between equals).
 
     Raises:
-        InputError: unknown score, or a lambda the score does not take.
+        InputError: a lambda that the score does not take.
     """
-    scores = UnitScores(net, coupling, inputs, score, seed, compute)
-    half = tuple(len(k.kept) // 2 if k.kind == "inner" else 0 for k in knobs)
-
-    def order(lam: float) -> dict[str, tuple[int, ...]]:
-        ranked = {name: found.argsort(descending=True, stable=True) for name, found in scores.at(lam).items()}
-        return {name: tuple(int(i) for i in places) for name, places in ranked.items()}
+    if lambda_ is not None or scores.name not in hasa.CURVED:
+        fixed = lambda_ or 0.0
+        return Sensitivity(scores.name, fixed, ordered(scores.at(fixed)))
 
     def one_shot(lam: float) -> float:
-        accuracy, loss = evaluator.one_shot(plan_for(knobs, half, order(lam), score))
+        accuracy, loss = judged(ordered(scores.at(lam)))
         return accuracy - 1e-3 * min(loss, 10.0)
 
-    if lambda_ is not None or score not in hasa.CURVED:
-        fixed = lambda_ or 0.0
-        return Sensitivity(score, fixed, order(fixed))
     chosen, tried = hasa.tune_lambda(one_shot, scores.grid())
-    return Sensitivity(score, chosen, order(chosen), tried)
+    return Sensitivity(scores.name, chosen, ordered(scores.at(chosen)), tried)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.units import Unit
+from ..axes.types import Unit
 from ..network.exact_mode import Batch, checked_logits, counted, finite, steady
 from .curvature import probing_loss, sign_generators
 
@@ -36,7 +36,7 @@ def removal_curvature(
     is assumed). Costs one forward pass and `draws` backward passes in which no weight gradient is formed.
 
     Args:
-        net: canonical network (each layer is called once); gives logits (N, classes); images must not influence each other.
+        net: gives logits (N, classes); images must not influence each other.
         units: group -> its units; their slices of weights' inputs are used.
         batches: calibration images; the labels are not used.
         draws: of the loss's signs; each costs one backward pass.
@@ -52,7 +52,7 @@ def removal_curvature(
         raise ValueError(f"draws {draws} must be positive")
     generators = sign_generators(seed, draws)
     with steady(net) as place:
-        places = places_of(units, place.device)
+        places = places_of(net, units, place.device)
         total = {name: torch.zeros(len(of), dtype=torch.float64, device=place.device) for name, of in units.items()}
         images = counted(batches)
         for inputs, _ in batches:
@@ -68,18 +68,22 @@ def removal_curvature(
     return finite({name: value / (images * draws) for name, value in total.items()})
 
 
-def places_of(units: Mapping[str, Sequence[Unit]], device: torch.device) -> Places:
+def places_of(net: nn.Module, units: Mapping[str, Sequence[Unit]], device: torch.device) -> Places:
     """Where each unit is read: by which layers, in which of their input channels."""
+    modules = dict(net.named_modules())
+    sizes = {n: (m.in_channels // m.groups, m.groups) for n, m in modules.items() if isinstance(m, nn.Conv2d)}
     pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for group, of in units.items():
         for number, unit in enumerate(of):
             for part in unit.slices:
-                if part.axis == 1:
-                    pairs.setdefault((part.layer, group), []).extend((index, number) for index in part.indices)
+                if part.axis == 1 and isinstance(modules.get(part.layer), nn.Conv2d | nn.Linear):
+                    each, count = sizes.get(part.layer, (0, 1))  # a grouped layer's weight counts the inputs of one group
+                    channels = [index + each * g for g in range(count) for index in part.indices]
+                    pairs.setdefault((part.layer, group), []).extend((channel, number) for channel in channels)
     places: Places = {}
     for (layer, group), found in pairs.items():
-        channels, numbers = torch.tensor(found, device=device).unbind(1)
-        places.setdefault(layer, {})[group] = channels, numbers
+        read, numbers = torch.tensor(found, device=device).unbind(1)
+        places.setdefault(layer, {})[group] = read, numbers
     return places
 
 
@@ -93,10 +97,12 @@ def read_apart(net: nn.Module, places: Places, along: Mapping[str, Tensor]) -> I
 
     def hook(layer: str, module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         own = args[0].view_as(args[0])
+        linear = isinstance(module, nn.Linear)
         values = own.detach()  # changed in place after use? then autograd refuses the layer's backward pass
 
         def add(gradient: Tensor) -> None:
-            product = (values * gradient).flatten(2).sum(2) if gradient.ndim > 2 else values * gradient  # (N, C)
+            product = (values * gradient).movedim(-1, 1) if linear else values * gradient
+            product = product.flatten(2).sum(2) if product.ndim > 2 else product  # (N, C)
             for group, (channels, numbers) in places[layer].items():
                 along[group].index_add_(1, numbers, product[:, channels].to(along[group]))
 

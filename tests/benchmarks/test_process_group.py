@@ -22,10 +22,9 @@ from edge_compress.pipeline.errors import EdgeCompressError, InputError
 from edge_compress.pipeline.finetune.dynamic_masks import dynamic
 from edge_compress.pipeline.finetune.training import FinetuneSettings, Step, batches, finetune
 from edge_compress.pipeline.finetune.world import ALONE, World
-from edge_compress.pipeline.graph.masks import weight_masks
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.weights import digest_of
 from edge_compress.pipeline.score.curvature import gauss_newton
+from edge_compress.pipeline.score.masks import weight_masks
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import batches as unlabelled
 from edge_compress.pipeline.task.samples import image_data, training_inputs
@@ -61,9 +60,8 @@ def _data() -> DataSet:
 
 def _chosen(world: World, data: DataSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Scores, and masks of half of the connections."""
-    net = canonical(_net(True), data.info.image_shape)
     inputs = training_inputs(image_data(data, PREP).train, 151, 0)
-    scores = SharedScores(net, inputs, "hasa", 0, world).at(1.0)
+    scores = SharedScores(_net(True), inputs, "hasa", 0, world).at(1.0)
     return scores, weight_masks(scores, 0.5)
 
 

@@ -18,11 +18,11 @@ import user_net
 from cli_runs import Finished, Workshop, report_of
 from edge_compress.calibration import ranges
 from edge_compress.devices.local import LocalDevice
+from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.build import artifact as artifacts
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.graph.surgery import prune
-from edge_compress.pipeline.pattern import channels, finalists, searching
+from edge_compress.pipeline.pattern import finalists, searching, units
 from edge_compress.pipeline.run import fine_tuning
 from edge_compress.pipeline.task.task import judged, torch_predictor
 from edge_compress.pipeline.types import Epoch, Timing
@@ -282,15 +282,15 @@ def again(
 
 
 def test_a_ranking_the_wrong_way_round_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    unit_scores = channels.rank_units
+    rank_units = units.rank_units
 
     def reversed_order(*arguments: Any) -> Any:
         from dataclasses import replace
 
-        found = unit_scores(*arguments)
+        found = rank_units(*arguments)
         return replace(found, order={name: order[::-1] for name, order in found.order.items()})
 
-    monkeypatch.setattr(channels, "rank_units", reversed_order)
+    monkeypatch.setattr(units, "rank_units", reversed_order)
     changed = again("sensitivity")
     with pytest.raises(AssertionError):
         EFFECTS["sensitivity"](changed)
@@ -318,7 +318,7 @@ def test_compensation_repairs_what_removal_broke(again: Callable[..., Run]) -> N
 
 
 def test_a_compensation_that_only_cuts_is_noticed(again: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "sequential", lambda net, coupling, plan, images, **_: prune(net, coupling, plan).eval())
+    monkeypatch.setattr(units, "sequential", lambda coupling, gone, sized, inputs, **_: cut(coupling, gone, sized).eval())
     changed = again("compensate", finetune_epochs=0)
     with pytest.raises(AssertionError):
         compensation_repairs_what_removal_broke(changed)

@@ -9,7 +9,7 @@ import onnx
 import torch
 import user_net
 from cli_runs import USER_NET, Finished, Workshop, report_of
-from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.axes.capture import capture
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
@@ -61,7 +61,7 @@ def test_masks_in_float_keep_the_accuracy_and_are_no_faster(workshop: Workshop, 
     masks = load_file(folder / pruned["masks"]["path"])
     total = sum(mask.numel() for mask in masks.values())
     assert sum(int(mask.sum()) for mask in masks.values()) == round(best["density"] * total)
-    student = canonical(user_net.padded(), (1, 8, 8))  # the user's own factory takes the weights
+    student = capture(user_net.padded(), torch.zeros(1, 1, 8, 8)).module  # the user's own factory takes the weights
     student.load_state_dict(load_file(folder / pruned["state"]["path"]))
     graph = onnx.load(folder / target["artifact"]["path"]).graph
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
@@ -76,8 +76,8 @@ def test_masks_in_float_keep_the_accuracy_and_are_no_faster(workshop: Workshop, 
     zeros = sum(int((student.get_parameter(n) == 0).sum()) for n in dense)
     assert pruned["sparsity"] == zeros / sum(dense.values())
     assert pruned["sparsity"] > 0.6
-    padding = canonical(user_net.padded(), (1, 8, 8)).get_parameter("shortcut_0.weight") != 0
-    assert torch.equal(student.get_parameter("shortcut_0.weight") != 0, padding)
+    padding = capture(user_net.padded(), torch.zeros(1, 1, 8, 8)).module.get_parameter("layer1.shortcut_0.weight") != 0
+    assert torch.equal(student.get_parameter("layer1.shortcut_0.weight") != 0, padding)
 
     # The same command again does nothing again.
     again = here(arguments)
@@ -100,8 +100,8 @@ def test_dynamic_masks_move_with_the_training_and_keep_their_number(workshop: Wo
         assert 0.97 * mask.sum() <= present.sum() <= mask.sum()
         moved += int((present & ~mask.bool()).sum())
     assert (moved > 0) == (best > 1)  # the weights are those of the best epoch; masks move after each
-    padding = canonical(user_net.padded(), (1, 8, 8)).get_parameter("shortcut_0.weight") != 0
-    assert torch.equal(state["shortcut_0.weight"] != 0, padding)
+    padding = capture(user_net.padded(), torch.zeros(1, 1, 8, 8)).module.get_parameter("layer1.shortcut_0.weight") != 0
+    assert torch.equal(state["layer1.shortcut_0.weight"] != 0, padding)
 
 
 def test_dynamic_masks_without_masks_are_wrong_input(workshop: Workshop, tmp_path: Path, here: Call) -> None:

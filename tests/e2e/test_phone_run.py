@@ -22,7 +22,7 @@ def folder(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path
     finished = workshop.call(workshop.arguments(folder, target="phone", search="knapsack", evaluations=10, score="magnitude"))
     assert finished.code == 0, finished.err
     assert finished.out.splitlines()[0].startswith("phone: passed")
-    assert finished.stages[-2:] == ["build phone", "verify phone"]
+    assert {"build phone", "verify phone"} <= set(finished.stages)
     return folder
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from cli_runs import Finished, Workshop, report_of, snapshot
 from edge_compress.devices.local import LocalDevice
+from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.errors import BuildError, DeviceError
+from edge_compress.pipeline.pattern import units
 from edge_compress.pipeline.run_folder import Stage
-from edge_compress.pipeline.types import Artifact, Kind, Percentiles, Speedup, Timing
+from edge_compress.pipeline.types import Artifact, Kind, Percentiles, Solved, Speedup, Timing
 from edge_compress.targets import x86
 
 Call = Callable[[list[str]], Finished]
@@ -165,8 +167,11 @@ def test_a_device_that_fails_is_exit_code_4_and_the_same_command_goes_on(
 def test_too_much_accuracy_lost_fails_the_run(
     again: Callable[..., tuple[Path, Finished]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The finished run's plan, nothing trained, no loss allowed."""
+    """The finished run's plan, nothing reconstructed or trained, no loss allowed."""
     monkeypatch.setattr(LocalDevice, "measure", _Fast.measure)
+    monkeypatch.setattr(units, "sequential", lambda coupling, gone, sized, inputs, **_: cut(coupling, gone, sized).eval())
+    read = Stage.result
+    monkeypatch.setattr(Stage, "result", lambda stage, cls: None if cls is Solved else read(stage, cls))
     folder, ended = again(finetune_epochs=0, max_accuracy_drop=0)
     drop = report_of(folder)["targets"]["x86"]["accuracy"]["drop"]
     assert drop > 0

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,19 +23,18 @@ import torch.nn.functional as F
 import user_net
 from batchnorm_statistics import reestimate_on
 from cli_runs import BUDGET, EPOCHS, EVALUATIONS, report_of
+from edge_compress.pipeline.axes.cutting.gate import Checked
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.preprocess import augmented
 from edge_compress.pipeline.data.splits import DataSet, Split
-from edge_compress.pipeline.graph.coupling import Coupling, couple
-from edge_compress.pipeline.graph.surgery import prune
-from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.evaluate.unit_prober import removed
 from edge_compress.pipeline.options import Pattern
-from edge_compress.pipeline.reconstruct import reconstruction as compensate
+from edge_compress.pipeline.reconstruct.sequential import sequential
 from edge_compress.pipeline.types import Plan, Preprocess
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import fx, nn
+from torch import nn
 
 FloatArray = NDArray[np.float32]
 
@@ -72,17 +72,13 @@ class Run:
         return module.eval()
 
     @cached_property
-    def net(self) -> fx.GraphModule:
-        return canonical(self.dense, self.data.info.image_shape)
-
-    @cached_property
-    def coupling(self) -> Coupling:
-        return couple(self.net)
+    def checked(self) -> Checked:
+        return nets.checked_of(self.dense, self.data.info.image_shape)
 
     @cached_property
     def pruned(self) -> nn.Module:
         """The plan on the user's factory, with the weights of the run: nothing else of the run is used."""
-        small = prune(self.net, self.coupling, self.plan)
+        small = nets.cut_to(self.checked, self.plan)
         small.load_state_dict(load_file(self.folder / self.report["pruned"]["state"]["path"]))
         return small.eval()
 
@@ -127,11 +123,11 @@ def sensitivity_puts_what_matters_first(run: Run) -> None:
     """Keeping the better half of every inner group's channels hurts less than keeping the worse half."""
     (stage,) = (run.folder / "stages").glob("sensitivity-*")
     order = json.loads((stage / "result.json").read_text())["result"]["order"]
-    inner = [g for g in run.coupling.groups if g.kind == "inner"]
+    inner = [name for name in order if next(g for g in run.checked.coupling.groups if g.name == name).kind == "channel"]
     losses = []
     for half in (lambda ranked: ranked[: len(ranked) // 2], lambda ranked: ranked[len(ranked) // 2 :]):
-        kept = {g.name: tuple(sorted(half(order[g.name]))) for g in inner}
-        small = prune(run.net, run.coupling, Plan(Pattern.CHANNEL, "", kept))
+        kept = {name: tuple(sorted(half(order[name]))) for name in inner}
+        small = nets.cut_to(run.checked, Plan(Pattern.CHANNEL, "", kept))
         reestimate_on(
             small, [torch.from_numpy(inputs_of(run.data.train)[:500])]
         )  # else what is compared is how wrong the old statistics are
@@ -158,7 +154,7 @@ def compensation_takes_the_plan_that_is_best_once_solved(run: Run) -> None:
     assert len(search["finalists"]) > 1
     assert taken["solved"] == max(f["solved"] for f in search["finalists"])
     (weights,) = (run.folder / "stages").glob("compensate-*/weights.safetensors")
-    net = prune(run.net, run.coupling, run.plan)
+    net = nets.cut_to(run.checked, run.plan)
     net.load_state_dict(load_file(weights))
     judged = run.data.search.head(1000)
     assert percent_right(in_torch(net.eval(), inputs_of(judged)), judged) == pytest.approx(100 * taken["solved"], abs=0.4)
@@ -167,7 +163,7 @@ def compensation_takes_the_plan_that_is_best_once_solved(run: Run) -> None:
 def compensation_repairs_what_removal_broke(run: Run) -> None:
     """For a run without fine-tuning: its weights are better than the dense network's own with the same channels gone."""
     assert run.report["pruned"]["finetune"] == []
-    bare = prune(run.net, run.coupling, run.plan)
+    bare = nets.cut_to(run.checked, run.plan)
     assert loss_of(run.pruned, run.data.search) < loss_of(bare, run.data.search)
 
 
@@ -181,7 +177,8 @@ def fine_tuning_learns(run: Run) -> None:
     images = augmented(
         run.data.train.read(np.arange(1000)), Preprocess(user_net.MEAN, user_net.STD, "shift"), torch.Generator().manual_seed(1)
     )
-    start = compensate.sequential(run.net, run.coupling, run.plan, images)
+    gone = removed(run.plan, {g.name: len(g.units) for g in run.checked.coupling.groups})
+    start = sequential(run.checked.coupling, gone, run.checked.sized, images)
     moved = [(a - b).norm() / a.norm() for a, b in zip(start.parameters(), run.pruned.parameters(), strict=True) if a.ndim == 4]
     reached = percent_right(in_torch(run.pruned, inputs_of(run.data.search)), run.data.search)
     best = max(epoch["search_value"] for epoch in history)
@@ -190,7 +187,7 @@ def fine_tuning_learns(run: Run) -> None:
     else:
         assert min(moved) > 1e-3
         assert reached == pytest.approx(best, abs=0.4)  # one image
-    bare = prune(run.net, run.coupling, run.plan)
+    bare = nets.cut_to(run.checked, run.plan)
     assert _divergence(run.dense, run.pruned, run.data.test) < _divergence(run.dense, bare, run.data.test)
 
 

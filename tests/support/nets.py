@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
-from edge_compress.pipeline.graph.coupling import Coupling, couple
-from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.network.compute import CPU
+from edge_compress.pipeline.axes.capture import capture
+from edge_compress.pipeline.axes.coupling import Coupling, couple
+from edge_compress.pipeline.axes.cutting.gate import Checked, check
+from edge_compress.pipeline.axes.cutting.surgery import cut
+from edge_compress.pipeline.axes.types import Unit
+from edge_compress.pipeline.evaluate.unit_prober import removed
+from edge_compress.pipeline.types import Plan
 from sklearn.datasets import load_digits
-from torch import fx, nn
+from torch import nn
 
 SHAPE = (3, 8, 8)
 CLASSES = 5
@@ -432,16 +434,32 @@ def drawn(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return net
 
 
+def checked_of(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> Checked:
+    """What can be removed from a network."""
+    return check(couple(capture(net, images(1, shape=shape))))
+
+
 @functools.cache
-def subject(name: str) -> tuple[fx.GraphModule, Coupling]:
-    """A network of `NETS`, canonical, and what can be removed from it. Not to be changed."""
-    net = canonical(drawn(NETS[name]), SHAPE)
-    return net, couple(net)
+def checked(name: str) -> Checked:
+    """What can be removed from a network of `NETS`. Not to be changed."""
+    return checked_of(drawn(NETS[name]))
 
 
-def hessians(net: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The Hessians of a network's layers, all at once."""
-    return dict(LayerHessians(net, inputs, CPU, Path("unused")))
+def subject(name: str) -> tuple[nn.Module, Coupling]:
+    """A network of `NETS` as it was captured, and what can be removed from it. Not to be changed."""
+    coupling = checked(name).coupling
+    return coupling.walk.captured.module, coupling
+
+
+def cut_to(checked: Checked, plan: Plan) -> nn.Module:
+    """The network of a plan, with the weights that are left."""
+    gone = removed(plan, {group.name: len(group.units) for group in checked.coupling.groups})
+    return cut(checked.coupling, gone, checked.sized).eval()
+
+
+def units(coupling: Coupling) -> dict[str, Sequence[Unit]]:
+    """The units of every group that makes something cheaper."""
+    return {group.name: group.units for group in coupling.paying_groups()}
 
 
 def images(count: int = 6, seed: int = 1, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:

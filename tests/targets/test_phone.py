@@ -8,19 +8,18 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 
+import nets
 import numpy as np
 import pytest
 import torch
 from edge_compress.calibration.ranges import METHODS, ranges
 from edge_compress.devices.local import LocalDevice, describe
+from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.errors import BuildError, UnavailableError, install_hint
-from edge_compress.pipeline.graph.coupling import couple
-from edge_compress.pipeline.graph.surgery import prune, structure_of
-from edge_compress.pipeline.graph.trace import canonical
-from edge_compress.pipeline.options import Pattern, Precision
+from edge_compress.pipeline.evaluate.unit_prober import by_layer, first_units
+from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.signature import image_signature
-from edge_compress.pipeline.types import Plan
 from edge_compress.targets import phone
 from edge_compress.targets.base import BuildRequest, Interface, Structure
 from edge_compress.targets.tflite import (
@@ -63,8 +62,23 @@ def images(pixels):
 
 @pytest.fixture(scope="module")
 def net(tiny):
-    """The canonical network with distinct weights: what the prober converts."""
-    return tflite_prober.distinct(canonical(tiny, SHAPE))
+    """The network with distinct weights: what the prober converts."""
+    return tflite_prober.distinct(tiny)
+
+
+@pytest.fixture(scope="module")
+def checked(net):
+    return nets.checked_of(net, SHAPE)
+
+
+def halves(checked, *blocks: str) -> Structure:
+    """The first half of every group's units, without some branches."""
+    units = nets.units(checked.coupling)
+    return Structure({name: (len(some) // 2, len(some)) for name, some in units.items()}, blocks)
+
+
+def cut_to(checked, structure: Structure) -> nn.Module:
+    return cut(checked.coupling, first_units(structure), checked.sized).eval()
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +157,17 @@ def test_what_is_no_tflite_file_is_refused():
 
 
 @converts
-def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pixels):
+def test_a_cut_network_computes_what_the_pruned_network_computes(checked, prober, pixels):
     """Only the first channels stay and one block goes: LiteRT on the cut file against torch on the pruned network."""
-    coupling = couple(net)
-    kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
-    for plan in (
-        Plan(Pattern.CHANNEL, "", kept),
-        Plan(Pattern.CHANNEL, "", {}, ("block:c.conv2",)),
-        Plan(Pattern.CHANNEL, "", kept, ("block:a.conv2", "block:d.conv2")),
+    for units in (
+        halves(checked),
+        Structure({}, ("block:c.conv2",)),
+        halves(checked, "block:a.conv2", "block:d.conv2"),
     ):
-        structure = structure_of(net, coupling, plan)
+        structure = by_layer(checked.coupling, units)
         data = tflite_file.write(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure))
         with torch.no_grad():
-            expected = prune(net, coupling, plan).eval()(torch.from_numpy((pixels / 255 - 0.5) / 0.5)).numpy()
+            expected = cut_to(checked, units)(torch.from_numpy((pixels / 255 - 0.5) / 0.5)).numpy()
         found = predictor(data)(pixels.transpose(0, 2, 3, 1))
         assert np.ptp(expected) > 0.1
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
@@ -163,15 +175,13 @@ def test_a_cut_network_computes_what_the_pruned_network_computes(net, prober, pi
 
 
 @converts
-def test_a_cut_file_is_what_converting_the_pruned_network_gives(net, prober):
+def test_a_cut_file_is_what_converting_the_pruned_network_gives(checked, prober):
     from edge_compress.targets.tflite.convert import convert
     from edge_compress.targets.tflite.int8 import collect, quantize
 
-    coupling = couple(net)
-    kept = {g.name: tuple(range(g.size // 2)) for g in coupling.groups if g.kind != "block"}
-    plan = Plan(Pattern.CHANNEL, "", kept, ("block:c.conv2",))
-    structure = structure_of(net, coupling, plan)
-    converted, _ = convert(prune(net, coupling, plan), image_signature(SHAPE), (0.5,) * 3, (0.5,) * 3)
+    units = halves(checked, "block:c.conv2")
+    structure = by_layer(checked.coupling, units)
+    converted, _ = convert(cut_to(checked, units), image_signature(SHAPE), (0.5,) * 3, (0.5,) * 3)
     assert shapes(tflite_cut.cut(tflite_file.read(prober.network), prober._names, structure)) == shapes(
         tflite_file.read(converted)
     )
@@ -375,7 +385,7 @@ class Holder(nn.Module):
 @converts
 def test_an_operator_that_does_not_convert_is_named_with_its_module(monkeypatch):
     with pytest.raises(BuildError, match=r"aten\.kthvalue\S* in .*stage\.1.*replace this operation"):
-        phone.TARGET.prober(canonical(Holder(), SHAPE), image_signature(SHAPE), Precision.INT8)
+        phone.TARGET.prober(Holder(), image_signature(SHAPE), Precision.INT8)
 
 
 @converts

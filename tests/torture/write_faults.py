@@ -44,7 +44,7 @@ class Injector:
     def install(self) -> None:
         """Replaces the functions of this process."""
         import safetensors.torch
-        from edge_compress.pipeline.evaluate import layer_hessians
+        from edge_compress.pipeline.score import layer_moments
 
         self._own = os.getpid()
         for name in ("rename", "replace", "link", "mkdir"):
@@ -54,7 +54,7 @@ class Injector:
         os.open, os.close = self._opening(os.open), self._closing(os.close)  # type: ignore[assignment]
         builtins.open = io.open = self._buffered(builtins.open)  # type: ignore[assignment]
         save = self._guarded("save_file", safetensors.torch.save_file, 1)
-        safetensors.torch.save_file = layer_hessians.save_file = save  # type: ignore[attr-defined]
+        safetensors.torch.save_file = layer_moments.save_file = save  # type: ignore[attr-defined]
 
     def _try(self, kind: str, path: object) -> None:
         """Raises the error if it is this write's turn."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..coupling import Coupling, Plan
+from ..types import Block
 from .branches import leave_out
 from .heads import in_steps, reads_less, shrink
 from .scaling import needs_rescale, rescale
@@ -53,10 +55,18 @@ def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None =
             correct(part, calls, own.batch)
         else:
             _correct_attributes(part, name, counts)
-    leave_out(module, coupling.left_out(plan))
+    leave_out(module, [_with_shape(block, coupling, gone) for block in coupling.left_out(plan)])
     if masks or coupling.left_out(plan):
         in_steps(module)
     return module
+
+
+def _with_shape(block: Block, coupling: Coupling, gone: NDArray[np.bool_]) -> Block:
+    """The block with the shape that its value has without a plan's units."""
+    if not block.full:
+        return block
+    end = next(node for node in coupling.walk.captured.graph.nodes if node.name == block.end)
+    return replace(block, shape=tuple(int(coupling.kept(axis, gone).sum()) for axis in coupling.walk.axes(end)[1:]))
 
 
 def zeroed(coupling: Coupling, plan: Plan, dtype: torch.dtype | None = None, *, vectors: bool = True) -> nn.Module:

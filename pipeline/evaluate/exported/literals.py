@@ -12,7 +12,8 @@ from ....targets.onnx.edit import OnnxEditor
 from ....targets.onnx.graph import Array, attribute
 from ...axes.algebra import Axis
 from ...errors import BuildError
-from .ties import Axes, Ties
+from .sources import Axes
+from .ties import Ties
 
 Kept = Callable[[Axis], NDArray[np.bool_]]  # which positions of an axis stay
 

@@ -13,8 +13,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from ....targets.onnx.edit import OnnxEditor
+from ....targets.onnx.fill import fill
 from ....targets.onnx.graph import DEQUANTIZE, QUANTIZE, Array, Graph, attribute
 from ...axes.algebra import Axis
 from ...axes.capture import run
@@ -22,6 +24,7 @@ from ...axes.coupling import Plan
 from ...axes.cutting.comparison import relative_difference
 from ...axes.cutting.gate import Checked
 from ...axes.cutting.surgery import cut
+from ...axes.program import Program
 from ...errors import BuildError, deepest_cause
 from .literals import Kept, follow
 from .ties import answers, feeds_of, tie
@@ -53,6 +56,16 @@ class UnitGraph:
         except Exception as error:  # the runtime's exceptions share no base but this one
             raise BuildError("the exported graph cannot be cut", found=deepest_cause(error)) from error
 
+    def require_branches(self) -> None:
+        """Checks that every residual branch can be left out.
+
+        Raises:
+            BuildError: the end of one was not found in the graph.
+        """
+        missing = [block.name for block in self._coupling.blocks if block.name not in self._ties.branches]
+        if missing:
+            raise BuildError(f"{missing[0]} cannot be left out of the exported graph", found="no sum of its value")
+
     def cut(self, dense: Graph, plan: Plan) -> onnx.ModelProto:
         """The graph without a plan's units and branches.
 
@@ -63,6 +76,27 @@ class UnitGraph:
         Raises:
             BuildError: an operator cannot follow, or the end of a branch was not found.
         """
+        return self._edited(dense, plan).build()
+
+    def filled(self, dense: Graph, plan: Plan, module: nn.Module, weight_steps: int = 127) -> onnx.ModelProto:
+        """The graph without a plan's units and branches, with the weights of the network that was cut by the plan.
+
+        Args:
+            dense: the network's graph, or a QDQ graph that was made of it.
+            plan: group -> units that go, block -> 0 if it goes.
+            module: the network that was cut, with its own weights and BatchNorm statistics.
+            weight_steps: of a QDQ graph, see `targets.onnx.fill`.
+
+        Raises:
+            BuildError: as `cut`, or a weight has no place in the graph.
+        """
+        editor, program = self._edited(dense, plan), Program(module, self._coupling.walk.captured)
+        sources = self._ties.sources
+        places = {name.removesuffix("_quantized") for name in editor.used_constants()}
+        fill(editor, {name: source.made(program) for name, source in sources.items() if name in places}, weight_steps)
+        return editor.build()
+
+    def _edited(self, dense: Graph, plan: Plan) -> OnnxEditor:
         gone = self._coupling.gone(plan)
         masks: dict[Axis, NDArray[np.bool_]] = {}
 
@@ -88,7 +122,7 @@ class UnitGraph:
         for op in editor.ops:
             if op.name in self._nodes:
                 follow(editor, op, self._nodes[op.name], self._ties, kept)
-        return editor.build()
+        return editor
 
     def _cut_constants(self, editor: OnnxEditor, kept: Kept) -> None:
         """Parameters, and the scales and zero points that run along them."""

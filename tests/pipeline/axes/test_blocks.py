@@ -12,7 +12,7 @@ from edge_compress.pipeline.axes.coupling import couple
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.evaluate.unit_evaluator import macs_left
-from edge_compress.pipeline.reconstruct.units import sequential
+from edge_compress.pipeline.reconstruct.sequential import sequential
 from small_transformers import TRANSFORMERS
 from torch import nn
 

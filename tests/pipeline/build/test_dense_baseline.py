@@ -12,10 +12,10 @@ import pytest
 import torch
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.build.dense_baseline import AS_GIVEN, CONVOLUTIONS, dense_baseline
 from edge_compress.pipeline.config import load as load_config
 from edge_compress.pipeline.evaluate import evaluation_context
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import CPU
 from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.progress import Progress
@@ -83,6 +83,11 @@ def config(tmp_path: Path) -> Any:
     return load_config(None, {"targets": ("x86",), "out": str(tmp_path / "run")})
 
 
+def searched(module: nn.Module) -> nn.Module:
+    """The network as the search knows it."""
+    return capture(module, torch.zeros(1, *SHAPE)).module
+
+
 def convolutions(target: Any, file: Path) -> int:
     if target.name == "phone":
         from edge_compress.targets.tflite import file as tflite_file
@@ -95,7 +100,7 @@ def test_the_baseline_of_every_target_is_the_form_that_its_device_finds_faster(t
     """Beside the slower one every artifact would look faster than it is."""
     torch.manual_seed(0)
     module = Padded().eval()
-    net = canonical(module, SHAPE)
+    net = searched(module)
     stopwatch: Any
     images = np.random.default_rng(0).standard_normal((4, *SHAPE), dtype=np.float32)
     for speedup, form, layers in ((1.25, CONVOLUTIONS, 3), (0.8, AS_GIVEN, 2)):
@@ -115,7 +120,7 @@ def test_the_baseline_of_every_target_is_the_form_that_its_device_finds_faster(t
 
 def test_the_choice_is_made_once_and_a_run_that_goes_on_keeps_it(config: Any) -> None:
     module = Padded().eval()
-    net, target = canonical(module, SHAPE), targets.load("x86")
+    net, target = searched(module), targets.load("x86")
     first: Any = Stopwatch(0.8)
     second: Any = Stopwatch(2.0)
     with RunFolder(config, lambda _: None) as folder:
@@ -137,8 +142,8 @@ def test_a_network_of_one_form_is_not_measured_and_without_a_device_it_is_the_se
     stopwatch: Any = Stopwatch(2.0)
     target = targets.load("x86")
     with RunFolder(config, lambda _: None) as folder:
-        one = dense_baseline(run_of(folder, config, plain), "plain", target, canonical(plain, SHAPE), stopwatch)
-        none = dense_baseline(run_of(folder, config, padded), "padded", target, canonical(padded, SHAPE), None)
+        one = dense_baseline(run_of(folder, config, plain), "plain", target, searched(plain), stopwatch)
+        none = dense_baseline(run_of(folder, config, padded), "padded", target, searched(padded), None)
     assert (one.form.form, one.form.other, one.form.speedup) == (AS_GIVEN, "", None)
     assert not stopwatch.compared
     assert (none.form.form, none.form.other, none.form.speedup) == (CONVOLUTIONS, AS_GIVEN, None)
@@ -149,7 +154,7 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
 ) -> None:
     """Whatever the form: a budget of half the dense latency is half of the baseline's in the report."""
     module = Padded().eval()
-    net, target = canonical(module, SHAPE), targets.load("x86")
+    net, target = searched(module), targets.load("x86")
     monkeypatch.setattr(evaluation_context, "scoring_inputs", lambda *_: torch.zeros(2, *SHAPE))
     monkeypatch.setattr(evaluation_context, "reward_samples", lambda *_: None)
     stopwatch: Any = Stopwatch(0.8)
@@ -165,7 +170,6 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
         with evaluation_context.open_bench(
             config,
             loaded,
-            net,
             target,
             target.limits.precisions[-1],
             tmp_path / "memo",

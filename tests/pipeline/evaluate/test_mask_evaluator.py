@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from edge_compress import targets
 from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import Ratio
+from edge_compress.pipeline.axes.capture import Captured, capture
 from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate import mask_evaluator as mask_evaluate
@@ -24,19 +25,18 @@ from edge_compress.pipeline.evaluate.evaluation_context import Bench
 from edge_compress.pipeline.evaluate.mask_evaluator import MaskEvaluator
 from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.finetune.state import TrainingState
-from edge_compress.pipeline.graph.blocks import residual_branches
-from edge_compress.pipeline.graph.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
-from edge_compress.pipeline.graph.trace import canonical
 from edge_compress.pipeline.network.compute import CPU
 from edge_compress.pipeline.options import Budget, Pattern, Precision
 from edge_compress.pipeline.pattern.choice import pattern_for
 from edge_compress.pipeline.pattern.masks import Masks
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
-from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
+from edge_compress.pipeline.reconstruct.sequential import sequential_masked
 from edge_compress.pipeline.report.plots import svg as plots
 from edge_compress.pipeline.report.report import Kept
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.score.layer_moments import LayerMoments
+from edge_compress.pipeline.score.mask_knobs import density, layer_mask, mask_knobs, masks_for, selections
 from edge_compress.pipeline.search.problem import SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.signature import TOP1, image_signature
@@ -49,7 +49,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from safetensors.torch import load_file
-from torch import Tensor, fx, nn
+from torch import nn
 
 SHAPE = (1, 8, 8)
 RATIO = 0.625
@@ -63,13 +63,17 @@ def dense() -> nn.Module:
 
 
 @functools.cache
-def network() -> fx.GraphModule:
-    return canonical(dense(), SHAPE)
+def captured() -> Captured:
+    return capture(dense(), torch.zeros(1, *SHAPE))
+
+
+def network() -> nn.Module:
+    return captured().module
 
 
 @functools.cache
-def grams() -> dict[str, Tensor]:
-    return nets.hessians(network(), nets.digits()[0][:300])
+def moments() -> LayerMoments:
+    return LayerMoments(network(), nets.digits()[0][:300])
 
 
 def images() -> RewardSamples:
@@ -104,11 +108,12 @@ def scores(name: str = "hasa") -> ConnectionScores:
 def evaluator(
     folder: Path, pattern: Pattern = Pattern.WEIGHT, score: str = "hasa", device: Device | None = None
 ) -> MaskEvaluator:
-    net, device = network(), device or Device()
+    device = device or Device()
     cache = LatencyCache({"a": "b"}, folder / "cache")
     given = images()
-    bench = Bench(given.batch.inputs, grams(), given, device, cast(Any, device), cache, folder / "memo.jsonl")
-    return MaskEvaluator(net, pattern, mask_knobs(net, pattern), scores(score), bench)
+    bench = Bench(given.batch.inputs, given, device, cast(Any, device), cache, folder / "memo.jsonl")
+    knobs = mask_knobs(captured(), pattern)
+    return MaskEvaluator(captured(), image_signature(SHAPE, 10), pattern, knobs, scores(score), moments(), bench)
 
 
 def ready(folder: Path, pattern: Pattern = Pattern.WEIGHT) -> MaskEvaluator:
@@ -125,7 +130,7 @@ def at_level(knobs: tuple[Knob, ...], level: int) -> tuple[int, ...]:
 
 
 def test_every_layer_with_connections_of_its_own_is_a_knob() -> None:
-    knobs = {k.name: k for k in mask_knobs(network(), Pattern.WEIGHT)}
+    knobs = {k.name: k for k in mask_knobs(captured(), Pattern.WEIGHT)}
     layers = {n: m.weight.numel() for n, m in dense().named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     assert {name: k.size for name, k in knobs.items()} == layers  # without what stands for zero padding
     assert knobs["layer3.0.conv2"].kept == (2304, 1152, 691, 461, 230, 115)
@@ -133,12 +138,12 @@ def test_every_layer_with_connections_of_its_own_is_a_knob() -> None:
 
 
 def test_the_shares_of_a_layer_that_may_stay_can_be_given() -> None:
-    knobs = {k.name: k for k in mask_knobs(network(), Pattern.WEIGHT, (1.0, 0.75, 0.25))}
+    knobs = {k.name: k for k in mask_knobs(captured(), Pattern.WEIGHT, (1.0, 0.75, 0.25))}
     assert knobs["layer3.0.conv2"].kept == (2304, 1728, 576)
 
 
 def test_two_four_is_offered_where_inputs_come_in_fours() -> None:
-    knobs = {k.name: k for k in mask_knobs(network(), Pattern.TWO_FOUR)}
+    knobs = {k.name: k for k in mask_knobs(captured(), Pattern.TWO_FOUR)}
     assert "conv1" not in knobs  # it reads one grey channel
     assert knobs["linear"].kept == (160, 80)
     assert all(k.kept == (k.size, k.size // 2) for k in knobs.values())
@@ -146,21 +151,20 @@ def test_two_four_is_offered_where_inputs_come_in_fours() -> None:
 
 @pytest.mark.parametrize("name", ["Mobile", "Normalised"])
 def test_grouped_convolutions_and_linear_layers_on_maps_are_left_alone(name: str) -> None:
-    net = nets.subject(name)[0]
-    found = {k.name for k in mask_knobs(net, Pattern.WEIGHT)}
+    found = {k.name for k in mask_knobs(nets.checked(name).coupling.walk.captured, Pattern.WEIGHT)}
     assert found
     assert not [n for n in found if "depthwise" in n or n in ("up", "down")]
 
 
 def test_a_network_without_a_layer_for_the_pattern_is_refused() -> None:
-    net = canonical(nets.drawn(nets.NothingToCut), nets.SHAPE)
+    found = capture(nets.drawn(nets.NothingToCut), nets.images(1))
     with pytest.raises(InputError, match=r"2:4.*inputs come in fours"):
-        mask_knobs(net, Pattern.TWO_FOUR)
+        mask_knobs(found, Pattern.TWO_FOUR)
 
 
 def test_only_layers_that_select_channels_count_as_zero_padding() -> None:
     found = selections(network())
-    assert set(found) == {"shortcut_0", "shortcut_1"}  # the second one only subsamples
+    assert set(found) == {"layer2.0.shortcut_0", "layer3.0.shortcut_0"}  # the second one only subsamples
     for name, ones in found.items():
         assert torch.equal(ones, network().get_parameter(f"{name}.weight") == 1)
     assert selections(nets.subject("PreActivation")[0]) == {}  # its 1x1 shortcuts are projections
@@ -184,7 +188,7 @@ def test_a_mask_keeps_exactly_the_knobs_count_and_the_highest_scores(
 
 
 def test_density_is_the_share_of_connections_in_the_masks() -> None:
-    knobs = mask_knobs(network(), Pattern.WEIGHT)
+    knobs = mask_knobs(captured(), Pattern.WEIGHT)
     levels = tuple(i % 6 for i in range(len(knobs)))
     masks = masks_for(Pattern.WEIGHT, knobs, levels, scores().at(0.5))
     assert density(knobs, levels) == sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
@@ -205,7 +209,9 @@ def test_a_candidate_answers_as_the_masked_and_solved_network_does(
     with torch.no_grad():
         for name, mask in masks_for(pattern, made.knobs, levels, scores().at(0.5)).items():
             weight = expected.get_parameter(f"{name}.weight")
-            weight.copy_(solve_masked(weight.flatten(1), grams()[name], mask.flatten(1)).view_as(weight))
+            weight.copy_(
+                solve_masked(weight.flatten(1), moments().gram[f"{name}.weight"][:-1, :-1], mask.flatten(1)).view_as(weight)
+            )
         given = images()
         given.restore(expected, given.dense_moments(network()), {})
         outputs, labels = expected.eval()(given.batch.inputs), given.batch.targets
@@ -333,7 +339,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def planned(folder: RunFolder, pattern: Pattern, level: int = 2) -> tuple[Masks, Plan]:
-    way = Masks(network(), nets.SHAPE, pattern, scores(), folder.path, lambda: nets.digits()[0][:400], CPU)
+    way = Masks(captured(), image_signature(SHAPE, 10), pattern, scores(), folder.path, lambda: nets.digits()[0][:400], CPU)
     return way, way.plan(at_level(way.knobs, level), RANKING, folder.stage("search", "1", {}))
 
 
@@ -373,7 +379,7 @@ def test_connections_chosen_by_what_removal_costs_lose_less_than_those_the_score
     inputs, fixed = nets.digits()[0], selections(network())
     losses = []
     for masks in (scored, {name: chosen[name] for name in scored}):
-        net = sequential_masked(network(), residual_branches(network()), masks, inputs[:400], fixed=fixed)
+        net = sequential_masked(network(), masks, inputs[:400], fixed=fixed)
         with torch.no_grad():
             losses.append(float((net(inputs[1200:]) - network()(inputs[1200:])).square().mean()))
     assert losses[1] < 0.8 * losses[0]
@@ -387,7 +393,7 @@ def test_the_solved_network_is_zero_where_the_masks_are_and_pads_as_before(patte
         weight = net.get_parameter(name).detach()
         assert not weight[mask == 0].any()
         assert float((weight[mask != 0] != 0).float().mean()) > 0.9  # an input that never changes gets a 0 of its own
-    assert torch.equal(net.get_parameter("shortcut_0.weight"), network().get_parameter("shortcut_0.weight"))
+    assert torch.equal(net.get_parameter("layer2.0.shortcut_0.weight"), network().get_parameter("layer2.0.shortcut_0.weight"))
     zeros = sum(k.size - k.kept[min(3, len(k.kept) - 1)] for k in way.knobs)
     share = zeros / sum(p.numel() for p in dense().parameters())
     assert share <= way.sparsity(dense(), net) < share + 0.01
@@ -395,12 +401,10 @@ def test_the_solved_network_is_zero_where_the_masks_are_and_pads_as_before(patte
 
 
 def test_masks_that_keep_everything_keep_the_function() -> None:
-    knobs = mask_knobs(network(), Pattern.WEIGHT)
+    knobs = mask_knobs(captured(), Pattern.WEIGHT)
     whole = masks_for(Pattern.WEIGHT, knobs, (0,) * len(knobs), scores().at(0.5))
     inputs = nets.digits()[0]
-    net = sequential_masked(
-        network(), residual_branches(network()), whole, inputs[:400], fixed=selections(network()), damping=1e-6
-    )
+    net = sequential_masked(network(), whole, inputs[:400], fixed=selections(network()), damping=1e-6)
     with torch.no_grad():
         expected, found = network()(inputs[1200:]), net(inputs[1200:])
     assert float((found - expected).abs().mean()) < 0.05 * float(expected.abs().mean())

@@ -8,19 +8,17 @@ from pathlib import Path
 import nets
 import pytest
 import torch
-from edge_compress.pipeline.evaluate.layer_hessians import LayerHessians
 from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.finetune.training import FinetuneSettings
 from edge_compress.pipeline.network.compute import Compute, free_bytes, threads_to_use, usable_cpus
-from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import chosen_masks
-from edge_compress.pipeline.reconstruct.reconstruction import sequential, sequential_masked
+from edge_compress.pipeline.reconstruct.sequential import sequential, sequential_masked
 from edge_compress.pipeline.score.connections import ConnectionScores
+from edge_compress.pipeline.score.layer_moments import LayerMoments
 from edge_compress.pipeline.score.ranking import UnitScores
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import Batch
-from edge_compress.pipeline.types import Plan
 from torch import nn
 
 GIB = 1 << 30
@@ -99,13 +97,13 @@ def everything(compute: Compute, folder: Path) -> dict[str, object]:
         return [v for v in module.state_dict().values() if v.is_floating_point()]
 
     return {
-        "unit scores": lambda: list(UnitScores(net, coupling, inputs, "hasa", 0, compute).at(0.5).values()),
-        "published scores": lambda: list(UnitScores(net, coupling, inputs, "published", 0, compute).at(0.5).values()),
+        "unit scores": lambda: list(UnitScores(net, nets.units(coupling), inputs, "hasa", 0, compute).at(0.5).values()),
+        "published scores": lambda: list(UnitScores(net, nets.units(coupling), inputs, "published", 0, compute).at(0.5).values()),
         "connection scores": lambda: list(ConnectionScores(net, lambda: inputs, "hasa", 0, compute).at(0.5).values()),
-        "Hessians": lambda: list(LayerHessians(net, inputs, compute, folder).values()),
+        "Hessians": lambda: list(LayerMoments(net, inputs, compute, folder=folder).gram.values()),
         "BatchNorm": restored,
-        "reconstruction": lambda: values(sequential(net, coupling, Plan(Pattern.CHANNEL, ""), inputs, compute=compute)),
-        "masked reconstruction": lambda: values(sequential_masked(net, {}, masks, inputs, compute=compute)),
+        "reconstruction": lambda: values(sequential(coupling, {}, {}, inputs, compute=compute)),
+        "masked reconstruction": lambda: values(sequential_masked(net, masks, inputs, compute=compute)),
         "OBS": lambda: list(chosen_masks(net, masks, inputs, compute=compute).values()),
         "GPTQ": lambda: values(round_weights(net, [inputs.numpy()], compute=compute)),
     }
@@ -140,28 +138,6 @@ def test_a_gpu_computes_what_the_processor_does(room, tmp_path):
             assert float((expected == found.cpu()).float().mean()) > 0.98
         else:
             torch.testing.assert_close(found.cpu(), expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
-
-
-def test_hessians_that_do_not_fit_together_are_computed_in_parts_and_are_the_same(tmp_path):
-    net, _ = nets.subject("OptionA")
-    inputs = nets.images(12)
-    whole = LayerHessians(net, inputs, Compute(), tmp_path / "whole")
-    widest = max(len(h) for h in whole.values())
-    bound = 40 * widest**2
-    parts = LayerHessians(net, inputs, Compute(memory_bytes=bound), tmp_path / "parts")
-    assert any("parts" in remark for remark in parts.remarks())
-    for name, hessian in whole.items():
-        assert torch.equal(parts[name], hessian)
-        held = sum(value.numel() * value.element_size() for value in parts._held.values())
-        assert held <= bound
-    assert list((tmp_path / "parts").iterdir())
-    parts.close()
-    assert not (tmp_path / "parts").exists()
-    assert not list(whole.remarks())
-    tight = LayerHessians(net, inputs, Compute(memory_bytes=bound - 1), tmp_path / "tight")
-    assert tight.left_out
-    assert set(tight) == set(whole) - set(tight.left_out)
-    assert any("do not fit" in remark for remark in tight.remarks())
 
 
 def test_a_training_has_one_key_whatever_the_device_and_its_autocast():

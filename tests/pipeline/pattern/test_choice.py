@@ -1,4 +1,4 @@
-"""Which way a network is pruned: by torch.fx where it understands the network, else by torch.export."""
+"""How a network is pruned: by units, or by masks of connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.network.compute import CPU
 from edge_compress.pipeline.options import Pattern
 from edge_compress.pipeline.pattern.base import Pruning
-from edge_compress.pipeline.pattern.channels import Channels
 from edge_compress.pipeline.pattern.choice import pruning_for
 from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.signature import image_signature
@@ -29,15 +28,16 @@ def chosen(module: nn.Module, tmp_path, pattern: Pattern = Pattern.CHANNEL) -> P
     return pruning_for(pattern, loaded, TARGET.limits, config, lambda: None, tmp_path, CPU)
 
 
-@pytest.mark.parametrize(("factory", "way"), [("projected", Channels), ("attending", Units), ("shared", Units)])
-def test_a_network_that_cannot_be_traced_or_shares_layers_is_captured_whole(factory: str, way: type, tmp_path) -> None:
+@pytest.mark.parametrize("factory", ["projected", "padded", "attending", "shared"])
+def test_networks_of_every_make_are_pruned_by_units(factory: str, tmp_path) -> None:
     found = chosen(getattr(user_net, factory)(), tmp_path)
-    assert type(found) is way
+    assert type(found) is Units
     assert found.knobs
+    assert found.by_saliency == (factory == "attending")
 
 
 class Shuffled(nn.Module):
-    """Channel shuffle by view: traced, but its constants say how many channels there are."""
+    """Channel shuffle by view: its constants say how many channels there are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Shuffled(nn.Module):
 
 
 class Resized(nn.Module):
-    """Interpolation to a size: traced, but ONNX Runtime does not take the graph with a free batch axis."""
+    """Interpolation to a size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,14 +62,8 @@ class Resized(nn.Module):
         return self.c((y + F.interpolate(self.b(y), size=y.shape[-2:], mode="bilinear")).mean((2, 3)))
 
 
-def test_a_traced_network_whose_candidates_cannot_run_is_captured_whole_and_that_is_said(tmp_path) -> None:
-    found = chosen(Resized(), tmp_path)
-    assert type(found) is Units
-    assert any("Not pruned by its traced layers: ONNX Runtime cannot run" in remark for remark in found.remarks("onnxruntime"))
-
-
 @pytest.mark.parametrize("kind", [Shuffled, Resized])
-def test_what_is_captured_whole_runs_without_most_of_its_units(kind: type, tmp_path) -> None:
+def test_what_holds_sizes_runs_without_most_of_its_units(kind: type, tmp_path) -> None:
     found = chosen(kind(), tmp_path)
     plan = Plan(Pattern.CHANNEL, "", {k.name: tuple(range(k.kept[-1])) for k in found.knobs if k.kind != "block"})
     with torch.no_grad():
@@ -88,13 +82,13 @@ def test_weights_that_are_computed_at_every_call_are_folded_for_every_pattern_an
     assert any("folded into weight" in remark for remark in found.remarks("onnxruntime"))
 
 
-def test_a_network_that_neither_can_capture_is_refused_with_the_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_cannot_be_captured_is_refused_with_the_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="depends on the values") as refused:
         chosen(user_net.branching(), tmp_path)
     assert "x.sum() > 0" in str(refused.value)
     assert capfd.readouterr() == ("", "")  # torch would print the graph
 
 
-def test_a_network_of_which_nothing_can_go_is_refused_in_the_words_of_layers(tmp_path) -> None:
-    with pytest.raises(InputError, match="layer only"):
+def test_a_network_of_which_nothing_can_go_is_refused_by_what_keeps_it(tmp_path) -> None:
+    with pytest.raises(InputError, match="conv2d in only: output of the network"):
         chosen(user_net.single(), tmp_path)

@@ -6,12 +6,12 @@ import itertools
 import nets
 import pytest
 import torch
-from edge_compress.pipeline.graph.blocks import residual_branches
-from edge_compress.pipeline.graph.masks import weight_masks
-from edge_compress.pipeline.graph.trace import canonical
+from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.reconstruct import optimal_brain_surgeon as obs
 from edge_compress.pipeline.reconstruct.least_squares import solve_masked
-from edge_compress.pipeline.reconstruct.reconstruction import sequential_masked
+from edge_compress.pipeline.reconstruct.sequential import sequential_masked
+from edge_compress.pipeline.score.mask_knobs import selections
+from edge_compress.pipeline.score.masks import weight_masks
 from oracles import dearest
 from torch import nn
 
@@ -91,7 +91,7 @@ def test_output_curvature_sums_over_positions_and_leaves_the_network_alone():
 
 
 def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magnitudes():
-    net = canonical(nets.OptionA(widths=(8, 16, 24)), nets.SHAPE)
+    net = capture(nets.OptionA(widths=(8, 16, 24)), nets.images(1)).module
     images = torch.randn(300, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
     names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in n]
     weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
@@ -99,7 +99,7 @@ def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magni
     curvature = obs.output_curvature(net, images)
     lost = []
     for choose in (None, obs.chooser(curvature)):
-        found = sequential_masked(net, residual_branches(net), masks, images, fixed=("shortcut_0", "shortcut_1"), choose=choose)
+        found = sequential_masked(net, masks, images, fixed=selections(net), choose=choose)
         assert all(int((found.get_parameter(f"{n}.weight") != 0).sum()) <= int(masks[n].sum()) for n in names)
         with torch.no_grad():
             lost.append(float((found(images) - net(images)).square().mean()))
@@ -107,14 +107,14 @@ def test_layers_that_choose_from_what_they_are_fed_answer_better_than_with_magni
 
 
 def test_a_layer_too_dear_to_choose_from_keeps_its_mask(monkeypatch):
-    net = canonical(nets.OptionA(widths=(8, 16, 24)), nets.SHAPE)
+    net = capture(nets.OptionA(widths=(8, 16, 24)), nets.images(1)).module
     images = torch.randn(50, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
     names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in n]
     weights = {n: net.get_parameter(f"{n}.weight").detach() for n in names}
     masks = weight_masks({n: w.abs() for n, w in weights.items()}, dict.fromkeys(names, 0.5))
     dearest = max(names, key=lambda n: len(weights[n]) * weights[n][0].numel() ** 3)
     monkeypatch.setattr(obs, "MOST_WORK", len(weights[dearest]) * float(weights[dearest][0].numel()) ** 3 - 1)
-    found = obs.chosen_masks(net, masks, images, fixed=("shortcut_0", "shortcut_1"))
+    found = obs.chosen_masks(net, masks, images, fixed=selections(net))
     assert torch.equal(found[dearest], masks[dearest])
     assert sum(not torch.equal(found[n], masks[n]) for n in names) > len(names) // 2
     assert all(int(found[n].sum()) == int(masks[n].sum()) for n in names)
@@ -138,9 +138,9 @@ class Tokens(nn.Module):
         return self.fc(x.mean((1, 2)) if self.maps else x.mean(1))
 
 
-def on_tokens(maps: bool) -> tuple[torch.fx.GraphModule, torch.Tensor]:
+def on_tokens(maps: bool) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    return canonical(Tokens(maps).eval(), (3, 8, 8)), torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Tokens(maps).eval(), torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("maps", [False, True], ids=["tokens", "maps"])
@@ -183,7 +183,7 @@ def test_linear_layers_on_tokens_and_maps_are_reconstructed(maps):
         wanted = net(images)
         errors = []
         for solved in (True, False):
-            small = sequential_masked(net, residual_branches(net), chosen, images, fixed=() if solved else (*masks, "stem"))
+            small = sequential_masked(net, chosen, images, fixed=() if solved else (*masks, "stem"))
             for name, mask in chosen.items():
                 weight = small.get_submodule(name).weight
                 assert not solved or not bool(weight[~mask].any())
@@ -208,7 +208,7 @@ class _Tokens(nn.Module):
 
 def _tokens():
     torch.manual_seed(0)
-    net = canonical(_Tokens().eval(), nets.SHAPE)
+    net = _Tokens().eval()
     images = torch.randn(300, *nets.SHAPE, generator=torch.Generator().manual_seed(0))
     names = ["on_maps", "on_tokens"]
     masks = weight_masks({n: net.get_parameter(f"{n}.weight").detach().abs() for n in names}, dict.fromkeys(names, 0.6))
@@ -237,7 +237,7 @@ def test_connections_of_linear_layers_on_tokens_and_maps_are_chosen_and_reconstr
             plain.get_parameter(f"{name}.weight").mul_(mask)
         lost = [float((plain(images) - net(images)).square().mean())]
         for which in (masks, chosen):
-            found = sequential_masked(net, {}, which, images)
+            found = sequential_masked(net, which, images)
             assert all((found.get_parameter(f"{n}.weight")[~m.bool()] == 0).all() for n, m in which.items())
             lost.append(float((found(images) - net(images)).square().mean()))
     assert lost[1] < 0.7 * lost[0]

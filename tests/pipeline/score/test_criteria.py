@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from edge_compress.pipeline.axes.types import Slice, Unit
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.graph import masks as patterns
-from edge_compress.pipeline.graph.units import Slice, Unit
 from edge_compress.pipeline.network.exact_mode import weight_layers
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score import curvature
+from edge_compress.pipeline.score import masks as patterns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr

@@ -24,7 +24,7 @@ def test_saliency_is_the_loss_of_the_best_fit_without_the_unit(bias: bool, monke
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 4, bias=bias))
     inputs = torch.randn(400, 1, 8, 8)
     coupling = coupled(net, inputs)
-    found = saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "hasa", 0)["1"]
+    found = saliency.unit_saliency(coupling, LayerMoments(coupling.walk.captured.module, inputs), "hasa", 0)["1"]
     with torch.no_grad():
         hidden = net[2](net[1](net[0](inputs))).double()
         outputs = hidden @ net[3].weight.double().T
@@ -42,7 +42,7 @@ def test_every_open_group_gets_a_score_for_each_unit(name: str) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(60, 1, 8, 8)
     coupling = coupled(TRANSFORMERS[name](), inputs)
-    moments = LayerMoments(coupling, inputs)
+    moments = LayerMoments(coupling.walk.captured.module, inputs)
     for score in ("hasa", "magnitude", "random"):
         found = saliency.unit_saliency(coupling, moments, score, 0)
         assert {n: len(s) for n, s in found.items()} == {g.name: len(g.units) for g in coupling.open_groups()}
@@ -58,7 +58,7 @@ def test_a_dead_dimension_of_queries_and_keys_goes_first() -> None:
             if "key" in name:
                 parameter.view(4, 8, -1)[:, 5] = 0.0
     coupling = coupled(net, inputs)
-    found = saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "hasa", 0)
+    found = saliency.unit_saliency(coupling, LayerMoments(coupling.walk.captured.module, inputs), "hasa", 0)
     dims = {g.name for g in coupling.open_groups() if g.kind == "head_dim"}
     assert dims
     assert all(int(found[name].argmin()) == 5 for name in dims)
@@ -68,4 +68,4 @@ def test_the_published_score_is_refused_by_name() -> None:
     inputs = torch.randn(60, 1, 8, 8)
     coupling = coupled(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4)), inputs)
     with pytest.raises(InputError, match="published"):
-        saliency.unit_saliency(coupling, LayerMoments(coupling, inputs), "published", 0)
+        saliency.unit_saliency(coupling, LayerMoments(coupling.walk.captured.module, inputs), "published", 0)

@@ -12,10 +12,10 @@ from edge_compress.pipeline.axes.cutting.comparison import relative_difference
 from edge_compress.pipeline.axes.cutting.gate import Checked, check, enlivened
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.evaluate import unit_evaluator
+from edge_compress.pipeline.evaluate import unit_prober
 from edge_compress.pipeline.evaluate.exported import ties, unit_graph
 from edge_compress.pipeline.evaluate.exported.unit_graph import UnitGraph
-from edge_compress.pipeline.evaluate.unit_evaluator import UnitProber
+from edge_compress.pipeline.evaluate.unit_prober import UnitProber
 from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.signature import Signature, TensorSpec
 from edge_compress.targets.base import Structure
@@ -77,7 +77,33 @@ class ChannelsLast(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-RESIDUAL = {"residual": Residual, "channels last": ChannelsLast}
+class InPlace(nn.Module):
+    """torchvision's blocks: additions and activations that overwrite what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.relu = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 10), nn.ReLU(inplace=True)
+        self.first, self.second = (
+            nn.Sequential(
+                nn.Conv2d(16, 24, 3, padding=1),
+                nn.BatchNorm2d(24),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(24, 16, 1),
+                nn.BatchNorm2d(16),
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        for branch in (self.first, self.second):
+            y = branch(x)
+            y += x
+            x = self.relu(y)
+        return self.head(x.mean((2, 3)))
+
+
+RESIDUAL = {"residual": Residual, "channels last": ChannelsLast, "in place": InPlace}
 
 
 def checked_of(module: nn.Module) -> Checked:
@@ -143,7 +169,8 @@ def test_an_int8_graph_is_cut_with_its_scales_and_without_its_branches() -> None
 def test_a_graph_whose_axes_were_mistaken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def swapped(*args: object) -> ties.Ties:
         found = real(*args)
-        return ties.Ties(found.tensors, {k: axes[::-1] for k, axes in found.constants.items()}, found.branches)
+        turned = {k: axes[::-1] for k, axes in found.constants.items()}
+        return ties.Ties(found.tensors, turned, found.branches, found.sources)
 
     real = ties.tie
     monkeypatch.setattr(unit_graph, "tie", swapped)
@@ -166,7 +193,7 @@ def test_without_a_graph_to_cut_candidates_are_exported_and_it_is_said(monkeypat
     def refused(*args: object) -> None:
         raise BuildError("operators of one name")
 
-    monkeypatch.setattr(unit_evaluator, "UnitGraph", refused)
+    monkeypatch.setattr(unit_prober, "UnitGraph", refused)
     said: list[str] = []
     checked = checked_of(Residual())
     prober = UnitProber(checked, X86, signature_of(checked), Precision.FP32, said.append)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.graph import masks as patterns
+from edge_compress.pipeline.score import masks as patterns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -11,7 +11,8 @@ from edge_compress.pipeline.axes.capture import capture, tensors_in
 from edge_compress.pipeline.axes.coupling import couple
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
-from edge_compress.pipeline.reconstruct.units import Fitter, sequential, stitched
+from edge_compress.pipeline.reconstruct.sequential import sequential
+from edge_compress.pipeline.reconstruct.stitching import Fitter, stitched
 from edge_compress.pipeline.score.layer_moments import LayerMoments
 from small_transformers import TRANSFORMERS
 from torch import nn
@@ -60,7 +61,7 @@ def every(found: Checked, *kinds: str) -> Plan:
 
 
 def ways(found: Checked, plan: Plan, inputs: torch.Tensor) -> dict[str, nn.Module]:
-    fitter = Fitter(LayerMoments(found.coupling, inputs))
+    fitter = Fitter(LayerMoments(found.coupling.walk.captured.module, inputs))
     return {
         "cut": cut(found.coupling, plan, found.sized),
         "stitched": stitched(found.coupling, plan, found.sized, fitter),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from ..axes.capture import Captured
+from ..axes.program import Program
 from ..errors import InputError
 from ..options import Pattern
 from ..types import Knob
 from .masks import two_four_fits, two_four_mask, weight_masks
-from .trace import layer_nodes, shape_of
 
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)  # of a layer's connections that may stay, pattern `weight`
 
@@ -19,7 +20,7 @@ SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)  # of a layer's connections that may st
 Levels = tuple[int, ...]
 
 
-def mask_knobs(net: fx.GraphModule, pattern: Pattern, shares: Sequence[float] = SHARES) -> tuple[Knob, ...]:
+def mask_knobs(captured: Captured, pattern: Pattern, shares: Sequence[float] = SHARES) -> tuple[Knob, ...]:
     """One knob for each layer that can be masked, in the order they run; its units are the layer's connections.
 
     These are convolutions without groups and linear layers on vectors. Pattern 2:4: half of the connections may go, where the
@@ -29,14 +30,17 @@ def mask_knobs(net: fx.GraphModule, pattern: Pattern, shares: Sequence[float] = 
         InputError: no layer can carry the pattern.
     """
     found: list[Knob] = []
-    still = selections(net)
-    for node, layer in layer_nodes(net):
-        name, size = str(node.target), layer.weight.numel()
-        plain = layer.groups == 1 if isinstance(layer, nn.Conv2d) else len(shape_of(node) or ()) == 2
-        if name in still or not plain:
+    still, modules = selections(captured.module), dict(captured.module.named_modules())
+    for layer in Program(captured.module, captured).layers():
+        name, own = layer.weight.rpartition(".")[::2]
+        module = modules[name]
+        plain = isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and layer.node.meta["val"].ndim == 2)
+        if name in still or own != "weight" or not plain:
             continue
+        weight = captured.module.get_parameter(layer.weight)
+        size = weight.numel()
         if pattern is Pattern.TWO_FOUR:
-            counts = {size, size // 2} if two_four_fits(tuple(layer.weight.shape)) else {size}
+            counts = {size, size // 2} if two_four_fits(tuple(weight.shape)) else {size}
         else:
             counts = {max(1, round(size * share)) for share in shares}
         if len(counts) > 1:
@@ -51,18 +55,19 @@ def mask_knobs(net: fx.GraphModule, pattern: Pattern, shares: Sequence[float] = 
     return tuple(found)
 
 
-def selections(net: fx.GraphModule) -> dict[str, Tensor]:
-    """Layers that only select channels, which stand for a zero-padded shortcut (`graph.canonical`): layer -> 1 where it selects.
+def selections(net: nn.Module) -> dict[str, Tensor]:
+    """Layers that only select channels, which stand for zero-padded shortcuts: layer -> 1 where it selects.
 
-    They have no connections of their own: they are neither masked nor solved, and their zeros stay zeros in training.
+    See `axes.rewrites.padding`. They have no connections of their own: they are neither masked nor solved, and their zeros stay
+    zeros in training.
     """
     found = {}
-    for node, layer in layer_nodes(net):
-        weight = layer.weight.detach()
+    for name, layer in net.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.bias is None:
+            weight = layer.weight.detach()
             ones = weight == 1.0
             if bool(((weight == 0.0) | ones).all()) and int(ones.flatten(1).sum(1).max()) <= 1:
-                found[str(node.target)] = ones
+                found[name] = ones
     return found
 
 

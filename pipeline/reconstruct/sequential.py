@@ -1,13 +1,14 @@
-"""Layer-wise reconstruction of a network from which units were removed.
+"""Sequential layer-wise reconstruction of a pruned network.
 
-`stitched` re-fits every layer on its own to the dense network's inputs: the search judges by it. `sequential` re-fits all layers
-of one network in the order they run, each on the inputs that the pruned layers before it really produce; the last projection of a
-residual branch is re-fit to the dense sum less the pruned shortcut, so that it also repairs what earlier layers lost.
+Errors add up with depth, so all layers are re-fit in the order they run, each on the inputs that the pruned layers before it
+really produce, to what the dense network computes there. The last layer of a residual branch is re-fit to the dense sum less the
+pruned shortcut, so that it also repairs what earlier layers lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,60 +24,13 @@ from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..network.row_sampling import output_strips
-from ..score.layer_moments import CHUNK, LayerMoments, counted
+from ..score.layer_moments import CHUNK, counted
 from .least_squares import DAMPING, damping_of, positions_for, solve_intercept
 from .memory import SOLVING_BYTES
+from .stitching import rows_of, scale_of
 
-Masks = Mapping[str, Mapping[int, NDArray[np.bool_]]]
-
-
-class Fitter:
-    """Re-fits single layers against the dense network's inputs, each once for each set of inputs that are left."""
-
-    def __init__(self, moments: LayerMoments) -> None:
-        self.moments = moments
-        self._solved: dict[tuple[str, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def fitted(self, name: str, kept: NDArray[np.bool_]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Weight (outputs, kept inputs, ...) and change of the bias (outputs,) of a layer that reads only some of its inputs.
-
-        The change is zero for a layer without a bias. None: the layer's moments are not known.
-        """
-        gram = self.moments.gram.get(name)
-        if gram is None:
-            return None
-        key = name, kept.tobytes()
-        if key not in self._solved:
-            weight = self.moments.module.get_parameter(name).detach()
-            keep = torch.from_numpy(np.flatnonzero(np.repeat(kept, weight[0, 0].numel())))
-            flat = weight.flatten(1).double()
-            rows = torch.cat([keep, torch.tensor([len(gram) - 1])])
-            full = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
-            solved = solve_intercept(gram[rows][:, rows], (full @ gram)[:, rows], flat[:, keep], DAMPING, None)
-            shape = (len(weight), int(kept.sum()), *weight.shape[2:])
-            self._solved[key] = solved[:, :-1].to(weight.dtype).view(shape), solved[:, -1].to(weight.dtype)
-        return self._solved[key]
-
-
-def stitched(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], fitter: Fitter) -> nn.Module:
-    """The network without a plan's units, every layer that lost inputs re-fit to the dense network's outputs by itself."""
-    small = cut(coupling, plan, sized)
-    dense = coupling.walk.captured.module
-    masks = parameter_masks(coupling, coupling.gone(plan))
-    tensors = dict(small.named_parameters())
-    with torch.no_grad():
-        for name, axes in masks.items():
-            fitted = fitter.fitted(name, axes[1]) if 1 in axes else None
-            if fitted is None or name not in tensors:  # inside a branch that goes
-                continue
-            weight, shift = fitted
-            rows = _rows(axes, len(weight))
-            scale = _scale(tensors[name], dense.get_parameter(name), axes).to(weight)
-            tensors[name].copy_(weight[rows] * scale.view(-1, *[1] * (weight.ndim - 1)))
-            bias = fitter.moments.bias[name]
-            if bias is not None:
-                tensors[bias].add_(shift[rows] * scale)
-    return small
+Left = Mapping[str, Mapping[int, NDArray[np.bool_]]]  # parameter -> axis -> which positions are left
+Choose = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # layer, mask, G (k, k), C (outputs, k) -> mask
 
 
 def sequential(
@@ -107,31 +61,81 @@ def sequential(
         A new network of the user's class, eval mode.
     """
     small = cut(coupling, plan, sized).eval()
-    dense = coupling.walk.captured.module
-    masks = parameter_masks(coupling, coupling.gone(plan))
-    device = compute.device
-    programs = [Program.of(net, inputs) for net in (dense, small)]
-    with borrowed(dense, device), borrowed(small, device), exact_arithmetic(device), torch.no_grad():
-        one, other = (program.fed(inputs, device) for program in programs)
-        lockstep = _Lockstep(one, other, masks, damping, compute, valid)
-        lockstep.changed = bool(coupling.left_out(plan))
-        lockstep.run(progress)
+    left = parameter_masks(coupling, coupling.gone(plan))
+    how = _Lockstep(damping, compute, left=left, valid=valid, changed=bool(coupling.left_out(plan)))
+    how.run(coupling.walk.captured.module, small, inputs, progress)
+    return small
+
+
+def sequential_masked(
+    net: nn.Module,
+    masks: Mapping[str, torch.Tensor],
+    inputs: Any,
+    *,
+    compute: Compute = CPU,
+    fixed: Collection[str] = (),
+    choose: Choose | None = None,
+    damping: float = DAMPING,
+    progress: Callable[[float], None] | None = None,
+) -> nn.Module:
+    """`sequential` for masks: each output is re-fit on the connections its mask leaves.
+
+    Args:
+        net: dense network with plain weights, eval mode.
+        masks: layer -> 1 where a connection stays, in the weight's shape. A layer without one keeps all, and is solved too.
+        inputs: network inputs of the calibration set, the samples along axis 0.
+        compute: its device and memory are used; a layer whose Hessian does not fit keeps its weights.
+        fixed: layers that stay as they are.
+        choose: recomputes the mask of a layer in `masks` from the layer's own moments; it must keep as many connections.
+        damping: share of the mean diagonal added to the diagonal.
+        progress: told the share of operators done.
+
+    Returns:
+        A new network, eval mode; its weights are exactly zero where their masks are.
+    """
+    small = copy.deepcopy(net).eval()
+    how = _Lockstep(damping, compute, masks=masks, fixed=fixed, choose=choose, changed=True)
+    how.run(net, small, inputs, progress)
     return small
 
 
 class _Lockstep:
     """Runs the pruned network operator by operator, and the dense one as far ahead as its activations are needed as targets."""
 
-    def __init__(
-        self, dense: Program, small: Program, masks: Masks, damping: float, compute: Compute, valid: torch.Tensor | None
-    ) -> None:
-        self.dense, self.small, self.masks, self.damping, self.compute, self.valid = dense, small, masks, damping, compute, valid
-        self.dense_layers = {layer.weight: layer for layer in dense.layers()}
-        self.layers = {layer.node: layer for layer in small.layers()}
-        self.changed = False  # whether a layer before this one has lost units
+    dense: Program
+    small: Program
 
-    def run(self, progress: Callable[[float], None] | None) -> None:
+    def __init__(
+        self,
+        damping: float,
+        compute: Compute,
+        *,
+        left: Left | None = None,
+        valid: torch.Tensor | None = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
+        fixed: Collection[str] = (),
+        choose: Choose | None = None,
+        changed: bool = False,
+    ) -> None:
+        self.damping, self.compute, self.left, self.valid = damping, compute, left or {}, valid
+        self.masks = {f"{name}.weight": mask for name, mask in (masks or {}).items()}
+        self.fixed, self.choose = {f"{name}.weight" for name in fixed}, choose
+        self.changed = changed  # whether a layer before this one has lost anything
+        self._sums: set[torch.fx.Node] = set()  # those that a layer is being re-fit to
+
+    def run(self, dense: nn.Module, small: nn.Module, inputs: Any, progress: Callable[[float], None] | None) -> None:
         """Reconstruct every layer of the pruned network in place."""
+        device = self.compute.device
+        programs = [Program.of(net, inputs) for net in (dense, small)]
+        with borrowed(dense, device), borrowed(small, device), exact_arithmetic(device), torch.no_grad():
+            self.dense, self.small = (program.fed(inputs, device) for program in programs)
+            self.dense_layers = {layer.weight: layer for layer in self.dense.layers()}
+            self.layers = {layer.node: layer for layer in self.small.layers()}
+            self._walk(progress)
+            self.small.env.clear()
+            self.dense.env.clear()
+
+    def _walk(self, progress: Callable[[float], None] | None) -> None:
         count = len(self.small.nodes)
         for k, node in enumerate(self.small.nodes):
             if node.op == "output":
@@ -140,8 +144,6 @@ class _Lockstep:
             self.small.drop(k)
             if progress is not None:
                 progress((k + 1) / count)
-        self.small.env.clear()
-        self.dense.env.clear()
 
     def _visit(self, node: torch.fx.Node) -> None:
         """Compute a node's value, its operands first; a layer is re-fit before it is computed."""
@@ -151,12 +153,17 @@ class _Lockstep:
         for source in node.all_input_nodes:
             self._visit(source)
         layer = self.layers.get(node)
-        self.changed = self.changed or any(small.stored(a) in self.masks for a in node.all_input_nodes)
+        if layer is not None and layer.weight not in self.dense_layers:  # of a grouped convolution one group is left
+            layer = None
+        self.changed = self.changed or any(small.stored(a) in self.left for a in node.all_input_nodes)
         if layer is not None:
             self._forget(self.dense_layers[layer.weight])
             weight = small.tensor(layer.weight)
-            if self.changed and SOLVING_BYTES * weight[0].numel() ** 2 <= self.compute.memory_bytes:
+            fits = SOLVING_BYTES * weight[0].numel() ** 2 <= self.compute.memory_bytes
+            if self.changed and fits and layer.weight not in self.fixed:
                 self._fit(layer)
+            elif layer.weight in self.masks:
+                small.put(layer.weight, weight * self.masks[layer.weight].to(weight))
         small.env[node] = small.evaluate(node)
 
     def _forget(self, layer: Layer) -> None:
@@ -170,11 +177,11 @@ class _Lockstep:
     def _fit(self, layer: Layer) -> None:
         small, dense = self.small, self.dense
         full = self.dense_layers[layer.weight]
-        axes = self.masks.get(layer.weight, {})
+        axes = self.left.get(layer.weight, {})
         weight = small.tensor(layer.weight)
         inputs = small.env[layer.data]
-        rows = _rows(axes, len(dense.tensor(layer.weight))).to(inputs.device)
-        ratio = _scale(weight, dense.tensor(layer.weight), axes)
+        rows = rows_of(axes, len(dense.tensor(layer.weight))).to(inputs.device)
+        ratio = scale_of(weight, dense.tensor(layer.weight), axes)
         norm, end = small.norm_after(layer.node), layer.node
         dense_norm, dense_end = dense.norm_after(full.node), full.node
         shape = (-1,) if layer.linear else (1, -1, *[1] * (weight.ndim - 2))
@@ -182,8 +189,9 @@ class _Lockstep:
         if norm is not None and dense_norm is not None:
             end, dense_end = norm, dense_norm
         mine, theirs = small.sum_after(end), dense.sum_after(dense_end)
-        if mine is not None and theirs is not None and (norm is None) == (dense_norm is None):
-            self._visit(mine[1])  # a projection shortcut runs after the branch beside it
+        if mine is not None and theirs is not None and mine[0] not in self._sums and (norm is None) == (dense_norm is None):
+            self._sums.add(mine[0])
+            self._visit(mine[1])  # a projection shortcut runs after the branch beside it, and is re-fit to its own outputs
             stream = dense.value(theirs[0]).index_select(layer.channels, rows)
             target = (stream - small.env[mine[1]] - shift.view(shape)) / scale.view(shape)
         else:
@@ -240,23 +248,16 @@ class _Lockstep:
             gram += (x @ x.T).double()
             cross += (t @ x.T).double()
         damping = damping_of(k, seen, self.damping)
-        solved = solve_intercept(gram, cross, weight.flatten(1).double(), damping, None)
+        solved = solve_intercept(gram, cross, weight.flatten(1).double(), damping, self._support(layer.weight))
         return solved[:, :-1].to(weight).view_as(weight), solved[:, -1].to(weight)
 
-
-def _rows(axes: Mapping[int, NDArray[np.bool_]], count: int) -> torch.Tensor:
-    """The outputs that stay."""
-    return torch.from_numpy(np.flatnonzero(axes[0])) if 0 in axes else torch.arange(count)
-
-
-def _scale(small: torch.Tensor, dense: torch.Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
-    """What surgery multiplied each row with: not 1 for queries whose attention lost dimensions, see `axes.cutting.scaling`."""
-    full = dense.detach()[_rows(axes, len(dense)).to(dense.device)]
-    if 1 in axes:
-        full = full[:, torch.from_numpy(np.flatnonzero(axes[1])).to(dense.device)]
-    full, own = full.flatten(1).double(), small.detach().flatten(1).double()
-    ratio = (own * full).sum(1) / full.square().sum(1).clamp_min(1e-30)
-    return torch.where((own - ratio[:, None] * full).abs().amax(1) <= 1e-5 * own.abs().amax(1), ratio, 1.0)
+    def _support(self, weight: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Returns a function from a layer's centred moments to its mask (outputs, k); None for a layer without a mask."""
+        mask = self.masks.get(weight)
+        if mask is None:
+            return None
+        flat, choose, name = mask.flatten(1).cpu(), self.choose, weight.removesuffix(".weight")
+        return lambda gram, target: flat if choose is None else choose(name, flat, gram, target)
 
 
 def _affine(program: Program, norm: torch.fx.Node | None, count: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,176 @@
+"""A candidate's answers in int8, where its artifact will be: by the network's exported graph in ONNX Runtime.
+
+The graph is exported and quantized once; for every candidate it is cut and given the candidate's weights. Activation ranges are
+the dense network's. They fit its candidates, whose BatchNorm statistics are their own, well enough to compare them; the
+artifact's are calibrated on the pruned network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ....calibration.ranges import collect, ranges
+from ....targets.base import Arrays
+from ....targets.onnx.export import export_float
+from ....targets.onnx.graph import Graph
+from ....targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
+from ....targets.onnx.run import predictor
+from ...axes.capture import Captured, run
+from ...axes.coupling import Plan, couple
+from ...axes.cutting.comparison import relative_difference
+from ...axes.cutting.gate import Checked, enlivened
+from ...axes.cutting.surgery import cut
+from ...axes.program import Program
+from ...errors import BuildError
+from ...network.calling import Inputs, Outputs, arrays_of, tensors_of
+from ...options import Precision
+from ...signature import Signature
+from ..reward_samples import RewardSamples
+from .ties import answers, feeds_of
+from .unit_graph import SAME, UnitGraph
+
+COST = 0.02  # share that the dense network may lose in int8 for its candidates to be judged in int8
+RECIPES = tuple(  # large maps have outliers; without VNNI sums of 8-bit weights can saturate
+    Recipe(method, bits)
+    for method in ("min-max", "percentile-99.999", "percentile-99.99")
+    for bits in ((8,) if has_vnni() else (8, 7))
+)
+
+
+class Int8Answers:
+    """The exported graph in int8, by the recipe with which the dense network's answers differ least from those in float.
+
+    Args:
+        checked: groups that passed the gate.
+        signature: of the network.
+        calibration: network inputs that the dense network's activation ranges are taken on.
+
+    Raises:
+        BuildError: the exporter refused the network, or its graph cannot be cut or given other weights: it does not answer then
+            as the network does.
+    """
+
+    def __init__(self, checked: Checked, signature: Signature, calibration: Inputs) -> None:
+        module = checked.coupling.walk.captured.module
+        with enlivened(module):
+            network = Graph(export_float(module, signature))
+            self._graph = UnitGraph(checked, network)
+            self._graph.require_branches()
+            self._compare(checked, network)
+        float_model = self._graph.filled(network, {}, module)
+        _refuse(float_model, module, checked, "the dense network")
+        given = arrays_of(calibration)
+        seen = collect(float_model, [given], threads=torch.get_num_threads())
+        exact = _outputs(float_model, given)
+        tried = [quantize(float_model, ranges(seen, recipe.ranges), recipe) for recipe in RECIPES]
+        errors = [_error(_outputs(model, given), exact) for model in tried]
+        best = int(np.argmin(errors))
+        self._quantized, self.recipe = Graph(tried[best]), RECIPES[best]
+
+    def answers(self, module: nn.Module, plan: Plan, inputs: Inputs) -> Outputs:
+        """A candidate's outputs.
+
+        Args:
+            module: the network that was cut, with its weights and BatchNorm statistics.
+            plan: what was cut: group -> units that go, block -> 0 if it goes.
+            inputs: network inputs, the samples along axis 0.
+
+        Raises:
+            BuildError: the candidate has no place in the graph, or the runtime refused the graph.
+        """
+        model = self._graph.filled(self._quantized, plan, module, STEPS[self.recipe.weight_bits])
+        return _outputs(model, arrays_of(inputs))
+
+    def _compare(self, checked: Checked, network: Graph) -> None:
+        """Refuse a graph that does not follow weights: half of every group is cut, and what a candidate re-fits is drawn anew."""
+        coupling = checked.coupling
+        plan: Plan = {g.name: range(len(g.units) // 2, len(g.units)) for g in coupling.paying_groups()}
+        for units in ({}, plan):
+            small = cut(coupling, units, checked.sized)
+            _redraw(small, checked)
+            _refuse(self._graph.filled(network, units, small), small, checked, "a network with other weights")
+
+
+def int8_answers(
+    checked: Checked, signature: Signature, reward: RewardSamples, precision: Precision, note: Callable[[str], None]
+) -> Int8Answers | None:
+    """What answers for candidates in int8; None where they answer in float.
+
+    That is where the artifact is float, where the graph cannot be given their weights, or where int8 is no judge of them: an
+    artifact's sensitive layers stay in float, and its ranges are chosen with care.
+
+    Args:
+        checked: groups that passed the gate.
+        signature: of the network.
+        reward: samples that candidates are judged on.
+        precision: of the artifact.
+        note: told why candidates of an int8 artifact answer in float.
+    """
+    calibration = reward.calibration(precision)
+    if calibration is None:
+        return None
+    dense = checked.coupling.walk.captured.module
+    try:
+        graph = Int8Answers(checked, signature, calibration)
+        in_int8, _ = reward.judge(graph.answers(dense, {}, reward.batch.inputs))
+    except BuildError as error:
+        note(f"Candidates answered in float: {error}")
+        return None
+    in_float, _ = reward.judge(reward.answers(dense))
+    if in_float - in_int8 > COST:
+        lost = f"with all layers in int8 the dense network loses {in_float - in_int8:.1%} on the search split"
+        note(f"Candidates answered in float: {lost}.")
+        return None
+    return graph
+
+
+def uncut(captured: Captured) -> Checked:
+    """A network of which nothing is cut, for candidates of the same shape."""
+    coupling = couple(captured)
+    reasons = dict.fromkeys((group.name for group in coupling.groups), "connections go, not units")
+    return Checked(replace(coupling, blocks=()).lock(reasons), {}, None, True)
+
+
+def _outputs(model: onnx.ModelProto, inputs: Arrays) -> Outputs:
+    """A graph's answers, one sample at a time, as the artifact is asked."""
+    return tensors_of(predictor(model.SerializeToString(), torch.get_num_threads())(inputs))
+
+
+def _error(found: Outputs, exact: Outputs) -> float:
+    """Mean squared difference of the outputs, each in units of its variance."""
+    each = [float((a - b).square().mean() / b.var().clamp_min(1e-30)) for a, b in zip(found, exact, strict=True)]
+    return sum(each) / len(each)
+
+
+def _redraw(module: nn.Module, checked: Checked) -> None:
+    """Change what reconstruction changes: weights and biases of layers, and statistics and affine values of BatchNorm."""
+    program = Program(module, checked.coupling.walk.captured)
+    there = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}  # no branch that was left out
+    names = {name for layer in program.layers() for name in (layer.weight, layer.bias) if name}
+    for layer in program.layers():
+        norm = program.norm_after(layer.node)
+        names |= {name for a in norm.args[1:5] if (name := program.stored(a))} if norm is not None else set()
+    generator = torch.Generator().manual_seed(1)
+    for name in sorted(names & there):
+        value = program.tensor(name)
+        program.put(name, value * (0.75 + 0.5 * torch.rand(value.shape, generator=generator).to(value)))
+
+
+def _refuse(model: onnx.ModelProto, module: nn.Module, checked: Checked, what: str) -> None:
+    captured = checked.coupling.walk.captured
+    expected = run(module, captured.example)
+    found = [torch.from_numpy(a) for a in answers(model, feeds_of(captured, Graph(model))).values() if a.dtype.kind == "f"]
+    same = [t.shape for t in found] == [t.shape for t in expected]
+    difference = relative_difference(found, expected) if same else float("inf")
+    if not difference <= SAME:
+        raise BuildError(
+            f"the exported graph does not answer as {what} does",
+            found=f"a difference of {difference:.1%} of the outputs' range",
+            expected=f"at most {SAME:.1%}",
+        )
