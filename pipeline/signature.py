@@ -80,7 +80,8 @@ class Signature:
     def is_image_classifier(self) -> bool:
         """Whether the network takes one image and gives one vector, called logits, as `image_signature` says."""
         images = len(self.inputs) == 1 and self.inputs[0].name == INPUT_NAME and len(self.inputs[0].shape) == 3
-        return images and [spec.name for spec in self.outputs] == [LOGITS]
+        vector = [spec.name for spec in self.outputs] == [LOGITS] and len(self.outputs[0].shape) == 1
+        return images and vector and not self.by_name
 
 
 def image_signature(shape: tuple[int, int, int], classes: int = 0) -> Signature:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from ..errors import InputError, described
 from ..network.modes import unwrapped
 from .rewrites.folding import fold_computed_weights
-from .rewrites.padding import padding_as_convolutions
+from .rewrites.padding import padding_as_convolutions, pads_channels
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
@@ -59,17 +60,14 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     """
     example = as_example(example_inputs)
     module, notes = plain(module)
-    program = _exported(module, example)
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    program, names = _exported(module, example)
     folded = list(fold_computed_weights(module, program.graph, names, owner))
-    padded = [owner(node)[0] for node in program.graph.nodes if operator_name(node) in ("pad", "constant_pad_nd")]
-    module, rewritten = padding_as_convolutions(module, padded, partial(run, module, example))
+    padded = list(dict.fromkeys(owner(node)[0] for node in program.graph.nodes if pads_channels(node)))
+    module, rewritten = padding_as_convolutions(module, padded, partial(run, example=example))
     if folded or rewritten:
         notes += folded + rewritten
-        program = _exported(module, example)
-        signature = program.graph_signature
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        program, names = _exported(module, example)
+    signature = program.graph_signature
     constants = {
         key: program.constants[name]
         for key, name in signature.inputs_to_lifted_tensor_constants.items()
@@ -80,7 +78,8 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     return captured
 
 
-def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
+def _exported(module: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """The exported program, and the parameter or buffer that each placeholder is."""
     try:
         with warnings.catch_warnings(), torch.no_grad(), attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
@@ -88,7 +87,7 @@ def _exported(module: nn.Module, example: Example) -> torch.export.ExportedProgr
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error
     _inline_regions(program.graph_module)
-    return program
+    return program, {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
 
 
 def _inline_regions(module: fx.GraphModule) -> None:
@@ -259,7 +258,8 @@ def stack(node: fx.Node) -> list[str]:
 def run(module: nn.Module, example: Example, *, in_steps: bool = False) -> list[torch.Tensor]:
     """The numbers a module answers an example with, see `numbers_in`; by the operators it was captured as if `in_steps`."""
     with torch.no_grad(), attention_in_steps() if in_steps else nullcontext():
-        return numbers_in(module(*copy.copy(example[0]), **example[1]))
+        args, named = pytree.tree_map_only(torch.Tensor, torch.clone, example)  # networks may overwrite their inputs
+        return numbers_in(module(*args, **named))
 
 
 def numbers_in(value: Any) -> list[torch.Tensor]:

@@ -43,6 +43,7 @@ class Program:
         self.position = {node: k for k, node in enumerate(self.nodes)}
         self.last_use = {source: k for k, node in enumerate(self.nodes) for source in node.all_input_nodes}
         self.env: dict[fx.Node, Any] = {}
+        self.device: str | None = None  # where values are made, if elsewhere than the graph says
         leaves = pytree.tree_leaves(captured.example)
         fed = [n.name for n in self.nodes if n.op == "placeholder" and n.name in captured.inputs]
         self._fed = dict(zip(fed, leaves, strict=True)) if len(fed) == len(leaves) else _by_name(captured)
@@ -51,7 +52,9 @@ class Program:
         """The same program with other inputs of the same shapes, on a device."""
         constants = {name: value.to(device) for name, value in self.captured.constants.items()}
         example = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), as_example(inputs))
-        return Program(self.module, replace(self.captured, example=example, constants=constants))
+        found = Program(self.module, replace(self.captured, example=example, constants=constants))
+        found.device = device
+        return found
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Any) -> Program:
@@ -86,6 +89,10 @@ class Program:
             return self.captured.constants[node.name] if node.name in self.captured.constants else self._fed[node.name]
         assert node.op == "call_function", node.op
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: self.env[a])
+        if self.device is not None and torch.device(self.device).type != "cpu":
+            if operator_name(node) == "_assert_tensor_metadata":
+                return None
+            kwargs = {**kwargs, "device": self.device} if kwargs.get("device") is not None else kwargs
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def drop(self, position: int) -> None:
@@ -119,7 +126,7 @@ class Program:
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
             if weight is None or readers > 1 or (isinstance(bias, fx.Node) and self.stored(bias) is None):
                 continue
-            if name != "linear" and (self._argument(node, 6, 1) != 1 or not _explicit_padding(node)):
+            if name != "linear" and (self._argument(node, 6, 1) != 1 or not self._pads_evenly(node, weight)):
                 continue
             yield Layer(node, weight, self.stored(bias), self)
 
@@ -141,6 +148,15 @@ class Program:
         if len(others) != 1 or others[0].meta["val"].shape != node.meta["val"].shape:
             return None
         return readers[0], others[0]
+
+    def _pads_evenly(self, node: fx.Node, weight: str) -> bool:
+        """Whether a convolution pads both ends of an axis alike, as "same" does for odd kernels."""
+        if self._argument(node, 4, 0) != "same":
+            return True
+        sizes, given = self.tensor(weight).shape[2:], self._argument(node, 5, 1)
+        dilation = list(given) if isinstance(given, list | tuple) else [given]
+        each = dilation * len(sizes) if len(dilation) == 1 else dilation
+        return all(int(d) * (n - 1) % 2 == 0 for d, n in zip(each, sizes, strict=True))
 
     def _argument(self, node: fx.Node, position: int, default: Any) -> Any:
         return node.args[position] if len(node.args) > position else default
@@ -199,7 +215,10 @@ class Layer:
     def _tuple(self, at: int, default: int) -> tuple[int, ...]:
         given = self.node.args[at] if len(self.node.args) > at else default
         rank = self._program.tensor(self.weight).ndim - 2
-        values = list(given) if isinstance(given, list | tuple) else [given]
+        if given == "same":
+            sizes = self._program.tensor(self.weight).shape[2:]
+            return tuple(d * (n - 1) // 2 for d, n in zip(self._tuple(5, 1), sizes, strict=True))
+        values = [0] if given == "valid" else list(given) if isinstance(given, list | tuple) else [given]
         return tuple(int(v) for v in (values * rank if len(values) == 1 else values))  # type: ignore[arg-type]
 
 
@@ -213,10 +232,6 @@ def _unfolded_volume(
         at = [slice(o * d, o * d + s * (n - 1) + 1, s) for o, d, s, n in zip(place, dilation, stride, spans, strict=True)]
         parts.append(x[:, :, at[0], at[1], at[2]].flatten(2))
     return torch.stack(parts, 2).flatten(1, 2)
-
-
-def _explicit_padding(node: fx.Node) -> bool:
-    return not isinstance(node.args[4] if len(node.args) > 4 else 0, str)
 
 
 def _by_name(captured: Captured) -> Mapping[str, Any]:

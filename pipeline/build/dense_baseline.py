@@ -37,7 +37,7 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
         DeviceError: see `Device.measure`.
     """
     settings = {"threads": run.config.threads} | ({} if device is None else {"device": run.config.device})
-    stage = run.folder.stage(f"baseline-{target.name}", "1", settings, (subject_key,))
+    stage = run.folder.stage(f"baseline-{target.name}", "2", settings, (subject_key,))
     found = stage.result(Baseline)
     if found is not None:
         return found

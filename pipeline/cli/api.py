@@ -99,7 +99,7 @@ def compress(
 def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     """The pruned, trained network of a run, on the network that a factory gives: plan and state dict, no pickle.
 
-    It is of the factory's own class.
+    It is of the factory's own class; a block with a zero-padded shortcut is a `GraphModule`.
 
     Args:
         run: the run folder.

@@ -1,4 +1,4 @@
-"""Candidates of a captured network: the user's module cut, re-fit layer by layer, and run in torch."""
+"""Candidates of a captured network: the user's module cut, re-fit layer by layer, and judged in the artifact's precision."""
 
 from __future__ import annotations
 

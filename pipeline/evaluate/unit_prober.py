@@ -29,7 +29,7 @@ class UnitProber:
     """`targets.base.Prober` for structures that count the units left of each group: group -> (units left, units).
 
     Which units stay does not change what a network costs: the first ones do. Where the target's files are ONNX, candidates are
-    cut from one exported graph; where that cannot be done, and for other targets, every candidate is exported.
+    cut from one exported graph, else from one file, layer by layer; where that cannot be done, the cut module is exported.
 
     Args:
         checked: groups that passed the gate.
@@ -169,6 +169,8 @@ def by_layer(coupling: Coupling, structure: Structure) -> Structure:
             continue
         outputs, inputs = (int(coupling.kept(axis, gone).sum()) for axis in axes[:2])
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            if layer.groups != layer.in_channels and outputs != layer.out_channels:
+                raise BuildError(f"{name} cannot be cut by its numbers of channels", found="a grouped convolution")
             inputs = layer.in_channels * outputs // layer.out_channels
         if (outputs, inputs) != (len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)):
             widths[name] = (inputs, outputs)

@@ -141,13 +141,17 @@ class Units:
 
     def sparsity(self, dense: nn.Module, student: nn.Module) -> float:
         """Share of the dense network's parameters that are gone."""
-        return 1.0 - sum(p.numel() for p in student.parameters()) / sum(p.numel() for p in dense.parameters())
+        own = {name for name, _ in dense.named_parameters()}  # without what stands for zero padding
+        stay = sum(p.numel() for name, p in student.named_parameters() if name in own)
+        return 1.0 - stay / sum(p.numel() for p in dense.parameters())
 
     def remarks(self, runtime: str) -> tuple[str, ...]:
         """How the network was captured, the share that can be pruned, and below one half what keeps most of the rest."""
         coupling, share = self.checked.coupling, self.prunable_macs_share
         told = [
-            "Captured by torch.export.",
+            "Units are scored by OBS saliency, layer by layer."
+            if self.by_saliency
+            else "Units are scored by the curvature of the loss along their removal.",
             f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
             *self.notes,
             *dict.fromkeys(self._said),
@@ -190,8 +194,10 @@ class _Evaluator(UnitEvaluator):
         way = self._way
         if not way.by_saliency:
             scores = UnitScores(way.net, way.scored, self.bench.inputs, way.score, way.seed, way.compute)
-            inner = tuple(0 if k.kind in ("stream", "block") else len(k.kept) // 2 for k in way.knobs)
-            return rank_units(scores, lambda order: self.one_shot(way.plan_for(inner, order)), lambda_)
+            halves = tuple(0 if k.kind == "block" else len(k.kept) // 2 for k in way.knobs)
+            within = tuple(0 if k.kind == "stream" else half for k, half in zip(way.knobs, halves, strict=True))
+            tried = within if any(within) else halves
+            return rank_units(scores, lambda order: self.one_shot(way.plan_for(tried, order)), lambda_)
         if lambda_ not in (None, 1.0) and way.score == Score.HASA:
             raise InputError("--lambda", found=str(lambda_), expected="auto or 1: OBS saliency has no exponent of the curvature")
         found = ordered(unit_saliency(way.checked.coupling, self._moments, way.score, way.seed))

@@ -33,11 +33,11 @@ class Fitter:
 
         The change is zero for a layer without a bias. None: the layer's moments are not known.
         """
-        gram = self.moments.gram.get(name)
-        if gram is None:
-            return None
         key = name, kept.tobytes()
         if key not in self._solved:
+            gram = self.moments.gram.get(name)
+            if gram is None:
+                return None
             weight = self.moments.module.get_parameter(name).detach()
             keep = torch.from_numpy(np.flatnonzero(np.repeat(kept, weight[0, 0].numel())))
             flat = weight.flatten(1).double()
@@ -82,4 +82,6 @@ def scale_of(small: torch.Tensor, dense: torch.Tensor, axes: Mapping[int, NDArra
         full = full[:, torch.from_numpy(np.flatnonzero(axes[1])).to(dense.device)]
     full, own = full.flatten(1).double(), small.detach().flatten(1).double()
     ratio = (own * full).sum(1) / full.square().sum(1).clamp_min(1e-30)
-    return torch.where((own - ratio[:, None] * full).abs().amax(1) <= 1e-5 * own.abs().amax(1), ratio, 1.0)
+    largest = own.abs().amax(1)
+    scaled = (largest > 0) & ((own - ratio[:, None] * full).abs().amax(1) <= 1e-5 * largest)
+    return torch.where(scaled, ratio, 1.0)

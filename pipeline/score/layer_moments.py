@@ -162,6 +162,9 @@ class _Parts(Mapping[str, torch.Tensor]):
         self._held = {name: load_file(self._file(name))["moments"]}
         return self._held[name]
 
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

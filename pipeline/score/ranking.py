@@ -90,7 +90,7 @@ def rank_units(scores: UnitScores, judged: Callable[[Order], tuple[float, float]
 
     Args:
         scores: of the units.
-        judged: one-shot accuracy (share) and loss on the search split, with half of the units of inner groups kept by an order.
+        judged: one-shot accuracy (share) and loss on the search split, with half of the units of groups kept by an order.
         lambda_: the paper's constant; None tunes it by `judged` (the loss decides between equals).
 
     Raises:

@@ -42,7 +42,10 @@ def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: i
         squares = {n: p.detach().double().square() for n, p in moments.module.named_parameters() if p.ndim > 1}
         return {g.name: _sums(g, squares) for g in groups}
     if score != Score.HASA:
-        raise InputError(f"--score {score}", expected="hasa, magnitude or random for a network captured by torch.export")
+        raise InputError(
+            f"--score {score}",
+            expected="hasa, magnitude or random: this network's units are scored layer by layer, by OBS saliency",
+        )
     inverses: dict[str, tuple[Tensor, float]] = {}
     return {g.name: _obs(g, moments, inverses) for g in groups}
 

@@ -12,7 +12,7 @@ from .problem import FloatArray, Levels, SearchSettings, canonical, dependents
 Rows = tuple[FloatArray, ...]  # one array per knob, one number per level
 
 
-KINDS = ("inner", "coupled", "block")
+KINDS = ("", "stream", "block")  # the first stands for all others: units within a block
 PATIENCE = 300  # proposals in a row that were already known, after which a search has seen all it can reach
 
 
@@ -49,7 +49,7 @@ class LatencyModel:
         self._weights: FloatArray = np.zeros(len(self.PRIOR))
 
     def _features(self, levels: Levels) -> FloatArray:
-        """[1, tabled saving of the inner, coupled and block knobs]."""
+        """[1, tabled saving of the knobs within blocks, of streams and of blocks]."""
         savings: list[float] = []
         for kind in range(len(KINDS)):
             only = tuple(i if k == kind else 0 for i, k in zip(levels, self._kind, strict=True))

@@ -225,6 +225,8 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
             self._rewire(add.output[0], self._before_quantization(shortcut))
         elif quantize is None:
             self._rewire(end, shortcut)
+        elif any(node.output[0] in self.outputs for node in self.graph.consumers[quantize.output[0]]):
+            quantize.input[0] = shortcut  # the network's output keeps its name
         else:
             for dequantize in list(self.graph.consumers[quantize.output[0]]):
                 readers = list(self.graph.consumers[dequantize.output[0]])

@@ -111,10 +111,10 @@ def fake_knobs(blocks: int) -> tuple[Knob, ...]:
     knobs = []
     for stage, width in enumerate((16, 32, 64), start=1):
         counts = tuple(range(width, 0, -width // 8))
-        knobs.append(Knob("conv1" if stage == 1 else f"layer{stage}.0.shortcut", "coupled", width, counts))
+        knobs.append(Knob("conv1" if stage == 1 else f"layer{stage}.0.shortcut", "stream", width, counts))
         for block in range(blocks):
             branch = f"block:layer{stage}.{block}.conv2"
-            knobs.append(Knob(f"layer{stage}.{block}.conv1", "inner", width, counts, branch))
+            knobs.append(Knob(f"layer{stage}.{block}.conv1", "channel", width, counts, branch))
             knobs.append(Knob(branch, "block", 1, (1, 0)))
     return tuple(knobs)
 
@@ -181,7 +181,7 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
     """A run that never was, in the shape of a real one: ResNet-20 (or -56) on CIFAR-10."""
     knobs = fake_knobs(blocks)
     kept = {
-        k.name: tuple(range(k.kept[(i * 5) % len(k.kept)] if k.kind == "inner" else k.kept[1]))
+        k.name: tuple(range(k.kept[(i * 5) % len(k.kept)] if k.kind == "channel" else k.kept[1]))
         for i, k in enumerate(knobs)
         if k.kind != "block"
     }

@@ -17,41 +17,69 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils import _pytree as pytree
+
+Call = Callable[[nn.Module], list[torch.Tensor]]
 
 
-def padding_as_convolutions(module: nn.Module, owners: Sequence[str], call: Callable[[], object]) -> tuple[nn.Module, list[str]]:
+def pads_channels(node: fx.Node) -> bool:
+    """Whether an operator of an exported graph pads axis 1 of four, and that alone."""
+    if node.target not in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default):
+        return False
+    pads = node.args[1]
+    return isinstance(pads, list | tuple) and len(pads) == 6 and not any(pads[:4])
+
+
+def padding_as_convolutions(module: nn.Module, owners: Sequence[str], call: Call) -> tuple[nn.Module, list[str]]:
     """The network with 1x1 convolutions for zero padding of channels, changed in place, and what was done to it.
 
-    What cannot be traced, or would answer differently, stays.
+    What cannot be traced stays, and so does a `forward` that is another in training mode, or that overwrites tensors. If the
+    whole network then answers otherwise, or does not run, everything stays.
 
     Args:
         module: the network, eval mode.
-        owners: names of the modules in whose own `forward` something is padded.
-        call: runs the network on its example.
+        owners: names of the modules in whose own `forward` channels are padded.
+        call: what a network answers its example with.
     """
     seen: dict[str, tuple[Any, ...]] = {}  # module -> the arguments of one call
     with ExitStack() as stack:
         for name in owners:
             part = module.get_submodule(name)
             stack.callback(part.register_forward_pre_hook(partial(_keep, seen, name), with_kwargs=True).remove)
-        if owners:
-            call()
-    notes = []
+        expected = call(module) if owners else []
+    before: dict[str, nn.Module] = {}
     for name, args in sorted(seen.items(), key=lambda pair: -len(pair[0])):  # inner modules before those that hold them
-        new = _rewritten(module.get_submodule(name), args)
-        if new is None:
-            continue
-        notes.append(f"{name or 'the network'}: zero padding of channels as a 1x1 convolution")
-        if name:
-            module.set_submodule(name, new)
-        else:
-            module = new
-    return module, notes
+        part = module.get_submodule(name)
+        new = _rewritten(part, args)
+        if new is not None:
+            before[name] = part
+            module = _with(module, name, new)
+    if before and not _same(expected, call, module):
+        for name, part in reversed(before.items()):
+            module = _with(module, name, part)
+        return module, []
+    return module, [f"{name or 'the network'}: zero padding of channels as a 1x1 convolution" for name in before]
+
+
+def _with(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
+    if not name:
+        return part
+    module.set_submodule(name, part)
+    return module
+
+
+def _same(expected: list[torch.Tensor], call: Call, module: nn.Module) -> bool:
+    """Whether the network still answers as it did."""
+    try:
+        found = call(module)
+    except Exception:  # a parent reads what a module had that was replaced
+        return False
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected, strict=True))
 
 
 def _keep(seen: dict[str, tuple[Any, ...]], name: str, part: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     if not named:
-        seen[name] = args
+        seen[name] = pytree.tree_map_only(torch.Tensor, torch.clone, args)
 
 
 class _Shallow(fx.Tracer):
@@ -64,17 +92,20 @@ class _Shallow(fx.Tracer):
 def _rewritten(part: nn.Module, args: tuple[Any, ...]) -> nn.Module | None:
     try:
         traced = fx.GraphModule(part, _Shallow().trace(part), type(part).__name__)
+        training = fx.GraphModule(part, _Shallow().trace(part.train()), type(part).__name__)
+        part.eval()  # before anything is computed: BatchNorm would take its statistics from it
+        if training.code != traced.code:  # dropout as a function: one trace would hold one of the two modes
+            return None
         with torch.no_grad():
-            ShapeProp(traced).propagate(*args)
-            expected = part(*args)
-            count = sum(_replace(traced, node) for node in list(traced.graph.nodes))
-            traced.graph.eliminate_dead_code()
-            traced.recompile()
-            found = traced(*args)
+            ShapeProp(traced).propagate(*pytree.tree_map_only(torch.Tensor, torch.clone, args))
+        if not sum(_replace(traced, node) for node in list(traced.graph.nodes)):
+            return None
+        traced.recompile()
+        return traced.eval()
     except Exception:  # fx raises whatever the user's own code raises on a proxy
         return None
-    same = count and isinstance(found, torch.Tensor) and found.shape == expected.shape and torch.allclose(found, expected)
-    return traced.train(part.training) if same else None
+    finally:
+        part.eval()
 
 
 def _replace(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -86,16 +117,19 @@ def _replace(traced: fx.GraphModule, node: fx.Node) -> bool:
     if (start := _subsampling(source)) is not None:
         source, stride = start
     channels = source.meta["tensor_meta"].shape[1]
+    like = next(traced.parameters(), torch.empty(0))
     conv = nn.Conv2d(channels, channels + front + back, 1, stride, bias=False)
     with torch.no_grad():
         conv.weight.zero_()
         conv.weight[torch.arange(channels) + front, torch.arange(channels), 0, 0] = 1.0
     name = f"shortcut_{sum(1 for n, _ in traced.named_children() if n.startswith('shortcut_'))}"
-    traced.add_submodule(name, conv.to(dtype=source.meta["tensor_meta"].dtype))
+    traced.add_submodule(name, conv.to(like.device, source.meta["tensor_meta"].dtype))
     with traced.graph.inserting_after(node):
         new = traced.graph.call_module(name, (source,))
     node.replace_all_uses_with(new)
-    traced.graph.erase_node(node)
+    for gone in (node, *([node.args[0]] if stride > 1 else [])):
+        if isinstance(gone, fx.Node) and not gone.users:
+            traced.graph.erase_node(gone)
     return True
 
 

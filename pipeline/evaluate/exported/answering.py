@@ -26,8 +26,8 @@ from ...axes.coupling import Plan, couple
 from ...axes.cutting.comparison import relative_difference
 from ...axes.cutting.gate import Checked, enlivened
 from ...axes.cutting.surgery import cut
-from ...axes.program import Program
-from ...errors import BuildError
+from ...axes.program import Program, part_of
+from ...errors import BuildError, deepest_cause
 from ...network.calling import Inputs, Outputs, arrays_of, tensors_of
 from ...options import Precision
 from ...signature import Signature
@@ -72,6 +72,8 @@ class Int8Answers:
         errors = [_error(_outputs(model, given), exact) for model in tried]
         best = int(np.argmin(errors))
         self._quantized, self.recipe = Graph(tried[best]), RECIPES[best]
+        blocks: Plan = {block.name: range(1) for block in checked.coupling.blocks}
+        self.answers(cut(checked.coupling, blocks, checked.sized), blocks, part_of(calibration, 0, 1))
 
     def answers(self, module: nn.Module, plan: Plan, inputs: Inputs) -> Outputs:
         """A candidate's outputs.
@@ -119,8 +121,8 @@ def int8_answers(
     try:
         graph = Int8Answers(checked, signature, calibration)
         in_int8, _ = reward.judge(graph.answers(dense, {}, reward.batch.inputs))
-    except BuildError as error:
-        note(f"Candidates answered in float: {error}")
+    except Exception as error:  # of the converter and the runtime, whose exceptions share no base but this one
+        note(f"Candidates answered in float: {error if isinstance(error, BuildError) else deepest_cause(error)}")
         return None
     in_float, _ = reward.judge(reward.answers(dense))
     if in_float - in_int8 > COST:
@@ -144,14 +146,15 @@ def _outputs(model: onnx.ModelProto, inputs: Arrays) -> Outputs:
 
 def _error(found: Outputs, exact: Outputs) -> float:
     """Mean squared difference of the outputs, each in units of its variance."""
-    each = [float((a - b).square().mean() / b.var().clamp_min(1e-30)) for a, b in zip(found, exact, strict=True)]
+    pairs = [(a.double(), b.double()) for a, b in zip(found, exact, strict=True)]
+    each = [float((a - b).square().mean() / b.var().clamp_min(1e-30)) for a, b in pairs]
     return sum(each) / len(each)
 
 
 def _redraw(module: nn.Module, checked: Checked) -> None:
     """Change what reconstruction changes: weights and biases of layers, and statistics and affine values of BatchNorm."""
     program = Program(module, checked.coupling.walk.captured)
-    there = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}  # no branch that was left out
+    there = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     names = {name for layer in program.layers() for name in (layer.weight, layer.bias) if name}
     for layer in program.layers():
         norm = program.norm_after(layer.node)

@@ -93,7 +93,10 @@ class UnitGraph:
         editor, program = self._edited(dense, plan), Program(module, self._coupling.walk.captured)
         sources = self._ties.sources
         places = {name.removesuffix("_quantized") for name in editor.used_constants()}
-        fill(editor, {name: source.made(program) for name, source in sources.items() if name in places}, weight_steps)
+        try:
+            fill(editor, {name: source.made(program) for name, source in sources.items() if name in places}, weight_steps)
+        except (AttributeError, KeyError, ValueError) as error:  # a layer that is not there, or a value that is not known
+            raise BuildError("the exported graph cannot be given a candidate's weights", found=deepest_cause(error)) from error
         return editor.build()
 
     def _edited(self, dense: Graph, plan: Plan) -> OnnxEditor:

@@ -134,18 +134,18 @@ def tradeoff(
 
 def kept_shares(knobs: Sequence[Kept], label: Label) -> str:
     """One bar per group: the share of its units that stays. A group of which nothing stays is hatched: its block is removed."""
-    legend = {"inner": "inner channels", "coupled": "shortcut-coupled channels", "layer": "connections"}
+    legend = {"channel": "channels within a block", "stream": "shortcut-coupled channels", "layer": "connections"}
     with new_axes(64.0 + 14.5 * len(knobs), NAMED_ROWS) as (figure, axes):
         for kind, meaning in legend.items():
             if any(k.kind == kind and k.kept for k in knobs):
-                axes.barh([0], [0], color=GREEN if kind == "coupled" else BLUE, label=meaning)
+                axes.barh([0], [0], color=GREEN if kind == "stream" else BLUE, label=meaning)
         for row, knob in enumerate(knobs):
             if not knob.kept:
                 axes.barh(row, 1.0, height=0.7, facecolor="none", edgecolor=RED, linewidth=0.8, hatch="////", alpha=0.6)
                 axes.text(1.03, row, "block removed", va="center", ha="left", fontsize=9, color=RED)
             else:
                 axes.barh(row, 1.0, height=0.7, color=MUTED, alpha=0.18, linewidth=0)
-                axes.barh(row, knob.kept / knob.size, height=0.7, color=GREEN if knob.kind == "coupled" else BLUE, linewidth=0)
+                axes.barh(row, knob.kept / knob.size, height=0.7, color=GREEN if knob.kind == "stream" else BLUE, linewidth=0)
                 kept = f"{100 * knob.kept / knob.size:.0f} %" if knob.kind == "layer" else f"{knob.kept}/{knob.size}"
                 axes.text(1.03, row, kept, va="center", ha="left", fontsize=9, color=INK)
         axes.set_yticks(range(len(knobs)), [shortened(k.name.removeprefix("block:")) for k in knobs])

@@ -211,3 +211,32 @@ def test_dense_activations_are_freed_as_the_walk_goes_on(monkeypatch):
     assert deep == shallow
     assert deep <= 10
     assert most_alive(12, 2, monkeypatch) <= 20
+
+
+class SamePadding(nn.Module):
+    """Convolutions that pad by a word, and a filter that was pruned before: all its weights are zero, its bias is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same", dilation=2)
+        self.c, self.fc = nn.Conv2d(8, 8, 3, padding="valid"), nn.Linear(8, nets.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.c(self.b(self.a(x).relu()).relu()).relu().mean((2, 3)))
+
+
+def test_convolutions_that_pad_by_a_word_are_re_fit_and_dead_filters_keep_their_bias() -> None:
+    module = nets.drawn(SamePadding)
+    with torch.no_grad():
+        module.b.weight[2], module.b.bias[2] = 0.0, 2.5
+    found = nets.checked_of(module)
+    assert {layer.weight for layer in Program.of(module, nets.images(2)).layers()} == {
+        f"{n}.weight" for n in ("a", "b", "c", "fc")
+    }
+    plan, inputs = {"a": range(4, 8)}, nets.images(200)
+    small, plain = solved_of(found, plan, inputs), cut_of(found, plan)
+    with torch.no_grad():
+        wanted = module(inputs)
+        errors = [float((net(inputs) - wanted).norm()) for net in (small, plain)]
+    assert errors[0] < 0.8 * errors[1]
+    assert float(small.get_parameter("b.bias")[2].detach()) == pytest.approx(2.5, abs=0.1)

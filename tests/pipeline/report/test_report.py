@@ -140,7 +140,7 @@ def test_kept_shares_follow_the_plan_and_removed_blocks_take_their_layers_along(
 
 def test_kept_shares_of_a_weight_pattern_come_from_its_removed_shares() -> None:
     plan = Plan(Pattern.WEIGHT, "hasa", removed_share={"fc": 0.75})
-    knobs = (Knob("fc", "inner", 200, (200, 50)),)
+    knobs = (Knob("fc", "channel", 200, (200, 50)),)
     assert to_report(fake_results(plan=plan, knobs=knobs))["pruned"]["knobs"][0]["kept"] == 50
 
 
@@ -329,7 +329,7 @@ def hostile_report() -> dict[str, Any]:
     timing = fake_timing(device=HOSTILE, quality=(HOSTILE,), environment={HOSTILE: HOSTILE})
     artifact = dataclasses.replace(fake_target().artifact, notes=(HOSTILE,), choices=(HOSTILE,))  # type: ignore[type-var]
     target = fake_target(latency=timing, artifact=artifact, verdict=Verdict(False, (HOSTILE,)))
-    knobs = (Knob(HOSTILE, "inner", 16, (16, 8)),)
+    knobs = (Knob(HOSTILE, "channel", 16, (16, 8)),)
     return to_report(
         dataclasses.replace(
             results,

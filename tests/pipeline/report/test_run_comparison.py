@@ -185,7 +185,7 @@ def test_where_plans_differ_is_shown_and_how_much_is_the_same_is_counted() -> No
     assert [row[0] for row in found.rows] == ["conv1", "block:layer1.0.conv2"]
     assert found.same == len(REPORT["pruned"]["knobs"]) - 2
     _, kind, cells = found.rows[0]
-    assert kind == "coupled"
+    assert kind == "stream"
     assert [cell.text for cell in cells] == ["14/16", "3/16", "14/16"]
     assert [cell.differs for cell in cells] == [False, True, False]
     assert [cell.text for cell in found.rows[1][2]] == ["kept", "removed", "kept"]

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 POINTS = [plots.Point(0.3 + 0.05 * i, 60.0 + 3 * i, Kind.MEASURED) for i in range(8)]
 BARS = [
-    Kept("layer1.0.conv1", "inner", 16, 12, 0.75),
-    Kept("conv1", "coupled", 16, 8, 0.5),
-    Kept("layer2.0.conv1", "inner", 32, 0, 0.0, "block:layer2.0.conv2"),
+    Kept("layer1.0.conv1", "channel", 16, 12, 0.75),
+    Kept("conv1", "stream", 16, 8, 0.5),
+    Kept("layer2.0.conv1", "channel", 32, 0, 0.0, "block:layer2.0.conv2"),
 ]
 DENSE, ARTIFACT = tuple(1.0 + 0.001 * i for i in range(200)), tuple(0.4 + 0.001 * i for i in range(200))
 HISTORY = [Epoch(1, 0.5, 80.0, 1.0), Epoch(3, 0.4, 90.0, 1.0)]
@@ -178,7 +178,7 @@ def test_any_data_and_any_name_give_a_well_formed_plot(rewards: list[float | Non
     for svg in (
         plots.learning_curve(rewards, range(len(rewards)), label()),
         plots.latency_histogram(latency(times, times), label()),
-        plots.kept_shares([Kept(name, "inner", 3, 1, 1 / 3)], label()),
+        plots.kept_shares([Kept(name, "channel", 3, 1, 1 / 3)], label()),
     ):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 KNOBS = (
-    Knob("layer1.0.conv1", "inner", 16, (16, 12, 8, 4), "block:layer1.0.conv3"),
-    Knob("layer1.0.conv2", "inner", 16, (16, 8), "block:layer1.0.conv3"),
-    Knob("layer2.0.conv1", "inner", 16, (16, 8, 4)),
-    Knob("conv1", "coupled", 32, (32, 24, 16)),
+    Knob("layer1.0.conv1", "channel", 16, (16, 12, 8, 4), "block:layer1.0.conv3"),
+    Knob("layer1.0.conv2", "channel", 16, (16, 8), "block:layer1.0.conv3"),
+    Knob("layer2.0.conv1", "channel", 16, (16, 8, 4)),
+    Knob("conv1", "stream", 32, (32, 24, 16)),
     Knob("block:layer1.0.conv3", "block", 1, (1, 0)),
 )
 EVERY = sorted({canonical(KNOBS, ls) for ls in itertools.product(*(range(len(k.kept)) for k in KNOBS))})

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 KNOBS = (
-    Knob("layer1.0.conv1", "inner", 16, (16, 12, 8, 4), "block:layer1.0.conv2"),
-    Knob("layer1.1.conv1", "inner", 16, (16, 8), "block:layer1.1.conv2"),
-    Knob("conv1", "coupled", 32, (32, 24, 16)),
+    Knob("layer1.0.conv1", "channel", 16, (16, 12, 8, 4), "block:layer1.0.conv2"),
+    Knob("layer1.1.conv1", "channel", 16, (16, 8), "block:layer1.1.conv2"),
+    Knob("conv1", "stream", 32, (32, 24, 16)),
     Knob("block:layer1.0.conv2", "block", 1, (1, 0)),
     Knob("block:layer1.1.conv2", "block", 1, (1, 0)),
 )
@@ -127,7 +127,7 @@ def test_the_projection_raises_shares_together_and_only_when_over_budget(start, 
 
 
 def test_the_projection_goes_no_further_than_needed():
-    fine = (Knob("a", "inner", 1000, tuple(range(1000, 0, -1))),)
+    fine = (Knob("a", "channel", 1000, tuple(range(1000, 0, -1))),)
     table = Table((1.0,), fine)
     constraint = BudgetConstraint(fine, table.latency_estimate, replace(HARD, budget=0.5))
     assert table.latency_estimate(constraint.levels(constraint.clip([0.1]))) == pytest.approx(0.5, abs=0.002)
@@ -144,7 +144,7 @@ def test_unreachable_budget_names_the_fastest_ratio():
 
 
 def test_the_projection_knows_that_the_narrowest_layer_need_not_be_the_fastest():
-    knobs = (Knob("a", "inner", 4, (4, 3, 2)),)
+    knobs = (Knob("a", "channel", 4, (4, 3, 2)),)
     slow = {0: 1.0, 1: 0.4, 2: 0.6}
     constraint = BudgetConstraint(knobs, lambda levels: slow[levels[0]], replace(HARD, budget=0.5))
     assert constraint.fastest == (1,)
@@ -161,7 +161,7 @@ def test_shares_of_levels_give_the_levels_again(levels):
 def test_knobs_inside_a_removed_block_do_not_matter_and_others_do():
     assert canonical(KNOBS, (3, 1, 2, 1, 0)) == (0, 1, 2, 1, 0)
     assert canonical(KNOBS, (3, 1, 2, 0, 0)) == (3, 1, 2, 0, 0)
-    alike = (Knob("convs.0", "inner", 4, (4, 2)), Knob("block:convs.1", "block", 1, (1, 0)))  # names decide nothing
+    alike = (Knob("convs.0", "channel", 4, (4, 2)), Knob("block:convs.1", "block", 1, (1, 0)))  # names decide nothing
     assert canonical(alike, (1, 1)) == (1, 1)
     assert canonical((replace(alike[0], block="block:convs.1"), alike[1]), (1, 1)) == (0, 1)
 

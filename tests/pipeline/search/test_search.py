@@ -29,11 +29,11 @@ def resnet20():
     widths = (16, 32, 64)
     block = [Knob(f"block:layer{s}.{b}.conv2", "block", 1, (1, 0)) for s in range(3) for b in range(3) if s == 0 or b > 0]
     inner = [
-        Knob(f"layer{s}.{b}.conv1", "inner", w, (w, w * 3 // 4, w // 2, w // 4), f"block:layer{s}.{b}.conv2")
+        Knob(f"layer{s}.{b}.conv1", "channel", w, (w, w * 3 // 4, w // 2, w // 4), f"block:layer{s}.{b}.conv2")
         for s, w in enumerate(widths)
         for b in range(3)
     ]
-    coupled = [Knob(f"layer{s}.0.conv2", "coupled", w, (w, w * 3 // 4, w // 2)) for s, w in enumerate(widths)]
+    coupled = [Knob(f"layer{s}.0.conv2", "stream", w, (w, w * 3 // 4, w // 2)) for s, w in enumerate(widths)]
     return (*inner, *coupled, *block)
 
 
@@ -49,7 +49,7 @@ class ResNet20:
         rng = np.random.default_rng(seed)
         self.seed, self.noise, self.asked = seed, noise, []
         self.harm = rng.lognormal(0, 0.7, len(self.knobs)) * [
-            {"inner": 0.35, "coupled": 1.2, "block": 0.15}[k.kind] for k in self.knobs
+            {"channel": 0.35, "stream": 1.2, "block": 0.15}[k.kind] for k in self.knobs
         ]
         self.together = rng.uniform(0, 0.35, (len(self.knobs),) * 2)
         self.index = {k.name: i for i, k in enumerate(self.knobs)}
@@ -222,8 +222,8 @@ def test_few_evaluations_still_give_a_plan_within_budget(way, evaluations):
 def test_problem_with_fewer_settings_than_evaluations_ends_and_says_so(way):
     class Tiny(ResNet20):
         knobs = (
-            Knob("layer1.0.conv1", "inner", 16, (16, 8), "block:layer1.0.conv2"),
-            Knob("conv1", "coupled", 16, (16, 12)),
+            Knob("layer1.0.conv1", "channel", 16, (16, 8), "block:layer1.0.conv2"),
+            Knob("conv1", "stream", 16, (16, 12)),
             Knob("block:layer1.0.conv2", "block", 1, (1, 0)),
         )
 

@@ -128,7 +128,7 @@ def test_a_plan_for_several_targets_suits_the_channels_of_all():
 
 
 def test_groups_too_narrow_to_suit_every_target_are_told() -> None:
-    knobs = (Knob("wide", "inner", 256, (256, 128)), Knob("thin", "inner", 32, (32, 24, 16, 8)), Knob("b", "block", 1, (1, 0)))
+    knobs = (Knob("wide", "channel", 256, (256, 128)), Knob("thin", "stream", 32, (32, 24, 16, 8)), Knob("b", "block", 1, (1, 0)))
     (said,) = too_narrow(knobs, joint([X86, JETSON]), "x86")
     assert said.startswith("1 of 2 groups are narrower than 64 units: multiples of 8 of them stay, which suits x86")
     assert too_narrow(knobs, X86.limits, "x86") == too_narrow(knobs[:1], joint([X86, JETSON]), "x86") == []
@@ -149,7 +149,7 @@ class Estimates:
 
 def test_a_bench_without_a_device_estimates_and_says_so():
     prober = Estimates()
-    bench = EstimatingBench(None, {}, None, prober, _NoMeter(), None, None)
+    bench = EstimatingBench(None, None, prober, _NoMeter(), None, None)
     assert bench.kind is Kind.ESTIMATED
     assert bench.latency_ratio(Structure({}, ("block",))) == 0.5
     bench.measure_ahead([Structure({})])

@@ -125,3 +125,55 @@ def test_padding_that_cannot_be_traced_stays() -> None:
     assert not inserted(found)
     assert type(found.module) is OfTheInput
     same(found, module)
+
+
+class Overwriting(nn.Module):
+    """Overwrites what it is given before it pads it, so that the shortcut reads what the branch left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc = nets.conv(4, 8), nn.ReLU(inplace=True), nn.Linear(8, nets.CLASSES)
+        self.stem = nets.conv(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        self.relu(x)
+        return self.fc((self.conv(x) + F.pad(x, (0, 0, 0, 0, 2, 2))).mean((2, 3)))
+
+
+class Dropping(Padded):
+    """Drops as a function, in training only: one trace holds one of the two."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+class Asked(nn.Module):
+    """Reads an attribute of the block that pads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.stem = nets.PaddedBlock(4, 8, 2), nets.conv(3, 4)
+        self.fc = nn.Linear(8, nets.CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.block(self.stem(x)).mean((2, 3)) * self.block.stride)
+
+
+def test_a_forward_that_overwrites_its_tensors_still_does() -> None:
+    module = nets.drawn(Overwriting)
+    same(captured(module), module)
+
+
+def test_dropout_as_a_function_is_still_there_in_training() -> None:
+    module = nets.drawn(lambda: Dropping((0, 0, 0, 0, 1, 1)))
+    found = captured(module)
+    assert not inserted(found)
+    found.module.train()
+    one, other = (found.module(nets.images()) for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_a_block_that_its_parent_asks_for_attributes_still_has_them() -> None:
+    module = nets.drawn(Asked)
+    same(captured(module), module)

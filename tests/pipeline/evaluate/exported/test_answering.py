@@ -95,6 +95,30 @@ def test_a_graph_whose_weights_were_mistaken_is_refused(monkeypatch: pytest.Monk
     assert unit_graph.SAME < 0.01
 
 
+class Denoiser(nn.Module):
+    """An image to an image: the network's output is a sum with its stem, whose branch can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.body(x)
+
+
+def test_a_branch_that_ends_in_the_networks_output_goes_from_the_int8_graph() -> None:
+    checked = checked_of(Denoiser())
+    (block,) = checked.coupling.blocks
+    graph = Int8Answers(checked, signature_of(checked), calibration())
+    plan = {block.name: [0]}
+    small = cut(checked.coupling, plan, checked.sized).eval()
+    with torch.no_grad():
+        expected = (small(calibration()),)
+    assert spread(graph.answers(small, plan, calibration()), expected) < 0.2
+
+
 class Judged:
     """Reward samples whose judge looks at one number of the answers."""
 
