@@ -137,7 +137,7 @@ def open_bench(
     precision: Precision,
     memo: Path,
     *,
-    probed: Callable[[Target, Precision], Prober],
+    probed: Callable[[Target, Precision, Callable[[str], None]], Prober],
     baseline: bytes,
     form: str = "",
     device: Device | None = None,
@@ -161,20 +161,20 @@ def open_bench(
         latencies: folder of measured latencies; None: the user's.
         estimated: there is no device; latencies are estimates of the target's.
         compute: where BatchNorm statistics are computed.
-        note: told what was reduced or left out for want of memory.
+        note: told what was reduced or left out, and how candidates were made where not in the usual way.
 
     Raises:
         UnavailableError: `estimated`, and the target cannot estimate.
     """
     device = LocalDevice() if device is None else device
     if estimated:
-        prober = probed(target, precision)
+        prober = probed(target, precision, note)
         if not isinstance(prober, Estimator):
             raise UnavailableError(f"latencies of target {target.name}", found="no device to measure them on")
     else:
         # first of all: a device that does not answer is an error at once
         context = _context(config, loaded, target, precision, device) | {"baseline": form}
-        prober = probed(target, precision)
+        prober = probed(target, precision, note)
     inputs = scoring_inputs(loaded.data.train, config.seed)
     reward = reward_samples(loaded, REWARD_SAMPLES, config.seed, compute)
     sized = config.max_size is not None

@@ -43,7 +43,7 @@ class UnitProber:
         self, checked: Checked, target: Target, signature: Signature, precision: Precision, note: Callable[[str], None]
     ) -> None:
         self._checked, self._target, self._signature, self._precision = checked, target, signature, precision
-        self._note = note
+        self._note, self._said = note, set[str]()
         self._estimates: dict[str, float] = {}  # by structure
 
     def candidate(self, structure: Structure) -> bytes:
@@ -66,7 +66,7 @@ class UnitProber:
         try:
             return self._whole.candidate(by_layer(self._checked.coupling, structure))
         except BuildError as error:
-            self._note(f"Some candidates were exported, which takes seconds each: {error}")
+            self._say("Some candidates were exported", error)
             return None
 
     @cached_property
@@ -74,7 +74,7 @@ class UnitProber:
         try:
             return self._exported(Structure({}))
         except BuildError as error:
-            self._note(f"Every candidate was exported, which takes seconds each: {error}")
+            self._say("Every candidate was exported", error)
             return None
 
     def estimate(self, structure: Structure) -> float:
@@ -110,7 +110,7 @@ class UnitProber:
         try:
             return whole, graph.cut(whole.dense, first_units(structure))
         except BuildError as error:  # a branch whose end was not found
-            self._note(f"Some candidates were exported, which takes seconds each: {error}")
+            self._say("Some candidates were exported", error)
             return None
 
     @cached_property
@@ -124,12 +124,18 @@ class UnitProber:
             try:
                 return whole, UnitGraph(self._checked, whole.network)
             except BuildError as error:
-                self._note(f"Every candidate was exported, which takes seconds each: {error}")
+                self._say("Every candidate was exported", error)
                 return None
 
     def _exported(self, structure: Structure) -> Prober:
         module = cut(self._checked.coupling, first_units(structure), self._checked.sized)
         return self._target.prober(module, self._signature, self._precision)
+
+    def _say(self, what: str, why: BuildError) -> None:
+        """Notes, for the first of such candidates, how they were made."""
+        if what not in self._said:
+            self._said.add(what)
+            self._note(f"{what}, which takes seconds each: {why}")
 
     def macs(self, structure: Structure) -> int:
         """Multiply-accumulates of this structure, batch 1."""

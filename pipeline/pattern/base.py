@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -18,7 +19,12 @@ from ..score.layer_moments import LayerMoments
 from ..search.problem import Evaluator, Levels
 from ..types import Knob, Plan, Sensitivity
 
+Note = Callable[[str], None]
 MOMENT_SAMPLES = 500  # the second moments of layers' inputs are taken on
+
+
+def unnoted(text: str) -> None:
+    """Keeps nothing: for latency models whose making is told elsewhere."""
 
 
 def layer_moments(net: nn.Module, bench: Bench, compute: Compute, valid: Tensor | None = None) -> LayerMoments:
@@ -74,8 +80,8 @@ class Pruning(Protocol):
         """How many of the search's best plans are reconstructed sequentially before one is taken, at most."""
         ...
 
-    def prober(self, target: Target, precision: Precision) -> Prober:
-        """Latency models of candidates."""
+    def prober(self, target: Target, precision: Precision, note: Note = unnoted) -> Prober:
+        """Latency models of candidates; `note` is told where they could not be made in the usual way."""
         ...
 
     @property

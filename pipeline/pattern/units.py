@@ -35,7 +35,7 @@ from ..search.problem import Levels
 from ..search.search import FINALISTS
 from ..signature import Signature
 from ..types import Plan, Sensitivity
-from .base import RankedEvaluator, layer_moments
+from .base import Note, RankedEvaluator, layer_moments, unnoted
 from .knobs import knobs_for, plan_for
 
 ATTENTION = ("head", "head_dim", "value_dim")  # kinds whose units layers read as parts of tokens
@@ -62,7 +62,6 @@ class Units:
         self.checked: Checked = check(couple(captured))
         self.net: nn.Module = captured.module
         self.notes = captured.notes
-        self._said: list[str] = []  # while candidates were made
         self.widest = widest_activation(captured)
         coupling = self.checked.coupling
         self.sizes = {g.name: len(g.units) for g in coupling.groups}
@@ -105,9 +104,9 @@ class Units:
         """Where attention, which is often slower in int8, is in the network; else where the processor's convolutions may be."""
         return target.int8_may_be_slower or self.by_saliency
 
-    def prober(self, target: Target, precision: Precision) -> Prober:
+    def prober(self, target: Target, precision: Precision, note: Note = unnoted) -> Prober:
         """See `evaluate.unit_evaluator`."""
-        return UnitProber(self.checked, target, self.signature, precision, self._said.append)
+        return UnitProber(self.checked, target, self.signature, precision, note)
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.unit_evaluator`."""
@@ -154,7 +153,6 @@ class Units:
             else "Units are scored by the curvature of the loss along their removal.",
             f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
             *self.notes,
-            *dict.fromkeys(self._said),
         ]
         if share < 0.5:
             told += [

@@ -173,7 +173,7 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
             target,
             target.limits.precisions[-1],
             tmp_path / "memo",
-            probed=lambda target, precision: target.prober(net, image_signature(SHAPE), precision),
+            probed=lambda target, precision, note: target.prober(net, image_signature(SHAPE), precision),
             baseline=data,
             form=form,
             device=stopwatch,
