@@ -93,7 +93,7 @@ class ByMacs(Evaluator):
     def latency_estimate(self, levels: Levels) -> float:
         """Share of the dense network's MACs."""
         inner = self._inner
-        return inner.bench.prober.macs(inner.structure(inner.plan(levels))) / self._dense
+        return inner.macs(inner.structure(inner.plan(levels))) / self._dense
 
 
 def torch_pruning(net: nn.Module, shape: tuple[int, int, int], macs: int, last: str) -> nn.Module:

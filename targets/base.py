@@ -57,10 +57,14 @@ def joint(targets: Sequence[Target]) -> Limits:
 
 @dataclass(frozen=True)
 class Structure:
-    """Shape of a candidate, all that its latency depends on."""
+    """Shape of a candidate, all that its latency depends on.
 
-    widths: Mapping[str, tuple[int, int]]  # convolution or linear layer -> (inputs kept, outputs kept)
-    removed: tuple[str, ...] = ()  # residual branches taken out, each by the name of its last layer
+    The search counts units: group -> (units left, units), and names residual branches as its plans do. Files that are cut layer
+    by layer are asked for: layer -> (inputs kept, outputs kept), and branches by the names of their last layers.
+    """
+
+    widths: Mapping[str, tuple[int, int]]
+    removed: tuple[str, ...] = ()  # residual branches taken out
 
     def key(self) -> str:
         """A stable text that is equal for equal structures."""
@@ -145,13 +149,17 @@ class Elsewhere(Protocol):
 
 
 class Prober(Protocol):
-    """Cheap latency models of candidates: the dense network, exported once, cut to a structure without torch."""
+    """Cheap latency models of candidates."""
 
     def candidate(self, structure: Structure) -> bytes:
-        """A model of this structure in the artifact's precision. Its weights mean nothing; its latency does."""
+        """A model of this structure in the artifact's precision. Its weights mean nothing; its latency does.
 
-    def macs(self, structure: Structure) -> int:
-        """Multiply-accumulates of this structure, batch 1."""
+        A target's own prober gives the network's file for an empty structure. For another it cuts that file layer by layer if it
+        can; the search otherwise cuts the exported graph (ONNX) or the module.
+
+        Raises:
+            BuildError: the file cannot be cut so.
+        """
 
 
 @runtime_checkable

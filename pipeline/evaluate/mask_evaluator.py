@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...targets.base import Structure
 from ..axes.capture import Captured
+from ..network.cost import cost_of
 from ..options import Pattern
 from ..reconstruct.least_squares import solve_masked
 from ..score import criteria as hasa
@@ -28,7 +29,7 @@ from ..score.connections import Scores
 from ..score.layer_moments import LayerMoments
 from ..score.mask_knobs import Levels, density, layer_mask
 from ..signature import Signature
-from ..types import Candidate, Knob, ModelCost, Sensitivity
+from ..types import Candidate, Knob, Sensitivity
 from .evaluation_context import Bench
 from .evaluation_log import Memo
 from .exported.answering import Int8Answers, int8_answers, uncut
@@ -64,7 +65,7 @@ class MaskEvaluator:
         self.net, self.pattern, self._knobs, self.scores, self.bench = net, pattern, knobs, scores, bench
         self._structure = Structure({})  # nothing is narrower
         # Zeros are computed like any other number.
-        self._cost = ModelCost(sum(p.numel() for p in net.parameters()), bench.prober.macs(self._structure))
+        self._cost = cost_of(net, bench.inputs[:1])
         self._latency = math.nan
         self._candidate = copy.deepcopy(net).eval()
         self._statistics = {name: value.clone() for name, value in net.named_buffers()}

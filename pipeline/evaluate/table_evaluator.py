@@ -90,7 +90,7 @@ class TableEvaluator(ABC):
         net = self.network(plan)
         accuracy, loss = self.score(net, plan)
         ratio = self.bench.latency_ratio(structure)
-        cost = ModelCost(sum(p.numel() for p in net.parameters()), self.bench.prober.macs(structure))
+        cost = ModelCost(sum(p.numel() for p in net.parameters()), self.macs(structure))
         size = self.bench.size_bytes(structure) if self.bench.sized else None
         seconds = time.perf_counter() - start
         return self._memo.add(Candidate(levels, accuracy, loss, ratio, self.bench.kind, cost, seconds, size_bytes=size))
@@ -116,6 +116,10 @@ class TableEvaluator(ABC):
     @abstractmethod
     def work(self, structure: Structure) -> FloatArray:
         """Shares of the dense network's work that are left, operator by operator: 1 in the dense network, 0 where one is gone."""
+
+    @abstractmethod
+    def macs(self, structure: Structure) -> int:
+        """Multiply-accumulates of a structure, batch 1."""
 
     @abstractmethod
     def stored(self, structure: Structure) -> FloatArray:

@@ -96,6 +96,10 @@ class UnitEvaluator(TableEvaluator):
         left = macs_left(coupling, first_units(structure))
         return np.array([left[k] / max(cost.macs, 1) for k, cost in enumerate(coupling.walk.costs)])
 
+    def macs(self, structure: Structure) -> int:
+        """See `TableEvaluator.macs`."""
+        return sum(macs_left(self.checked.coupling, first_units(structure)).values())
+
     def stored(self, structure: Structure) -> FloatArray:
         """See `TableEvaluator.stored`."""
         coupling = self.checked.coupling

@@ -137,10 +137,6 @@ class UnitProber:
             self._said.add(what)
             self._note(f"{what}, which takes seconds each: {why}")
 
-    def macs(self, structure: Structure) -> int:
-        """Multiply-accumulates of this structure, batch 1."""
-        return sum(macs_left(self._checked.coupling, first_units(structure)).values())
-
 
 def removed(plan: Plan, sizes: Mapping[str, int]) -> Gone:
     """Group -> units that go, of a plan that says which stay; of a block that goes its one."""

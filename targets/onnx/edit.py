@@ -1,4 +1,4 @@
-"""Edits of ONNX graphs without torch: cut a float or QDQ network to a structure, suit it to the runtime's int8 kernels.
+"""Edits of ONNX graphs without torch, float or QDQ: leave branches out, change constants, suit it to the runtime's int8 kernels.
 
 All functions leave their argument as it is. A layer is a Conv, Gemm or MatMul whose weight initializer is called
 `LAYER.weight`, or `LAYER.weight_quantized` behind a DequantizeLinear.
@@ -6,39 +6,14 @@ All functions leave their argument as it is. A layer is a Conv, Gemm or MatMul w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..base import Structure
-from ..cutting import Editor, Rule, Shape
-from .graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Array, Graph, attribute, output_axis
+from .graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Array, Graph, attribute
 
 STEM_PAD = "stem_pad"  # node that widens the image to whole groups of input channels
 _PASS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Flatten", "Reshape", "Transpose", "Squeeze")
-_RULES = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Max", "Min", "Where", "LayerNormalization"), Rule.BROADCAST),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), Rule.PER_CHANNEL),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), Rule.RESHAPE),
-    **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2"), Rule.REDUCE),
-    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Tile", "Einsum", "ConvTranspose", *LAYER_OPS), Rule.UNKNOWN),
-    "Concat": Rule.CONCAT,
-    "Transpose": Rule.TRANSPOSE,
-}
-
-
-def cut(dense: Graph | onnx.ModelProto, structure: Structure) -> onnx.ModelProto:
-    """The network with only the first channels of every layer and without the removed branches; see `cutting.Editor.cut`.
-
-    Works on float and on QDQ graphs: scales, zero points, biases and BatchNorm are cut with their weights, and where a removed
-    branch was added to its shortcut, no requantization is left behind. Where many candidates are cut from one network, its
-    `Graph` saves reading it each time.
-    """
-    editor = OnnxEditor(dense)
-    editor.cut(structure)
-    return editor.build()
 
 
 def pad_stem(model: onnx.ModelProto, multiple: int = 4) -> onnx.ModelProto:
@@ -81,30 +56,22 @@ def bare_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return editor.build()
 
 
-class OnnxEditor(Editor[onnx.NodeProto, str]):
+class OnnxEditor:
     """An ONNX graph with nodes of its own; constants are shared with the dense one, and copied only by `build`."""
-
-    place, rules, unlisted = "the exported graph", _RULES, Rule.KEEP
 
     def __init__(self, dense: Graph | onnx.ModelProto) -> None:
         dense = dense if isinstance(dense, Graph) else Graph(dense)
         self.model, self.constants = dense.model, dense.constants
-        self._dense = dense
         self.graph = dense.copy()
         self.ops = self.graph.nodes
-        self.layers = self.graph.layers()
         self.outputs = [o.name for o in self.model.graph.output]
-        self.now = {}
-        self._dims: dict[str, Shape] = {}  # constants of which only the first entries stay
         self._fresh: dict[str, Array] = {}  # new values
 
     def build(self) -> onnx.ModelProto:
         """The edited graph as a model of its own, with the constants it needs."""
         old = self.model
         constants = [
-            numpy_helper.from_array(np.ascontiguousarray(self.array(name)), name)
-            if name in self._fresh or name in self._dims
-            else self.constants[name]
+            numpy_helper.from_array(np.ascontiguousarray(self.array(name)), name) if name in self._fresh else self.constants[name]
             for name in self.used_constants()
         ]
         graph = helper.make_graph(self.ops, old.graph.name, old.graph.input, old.graph.output, constants)
@@ -123,96 +90,32 @@ class OnnxEditor(Editor[onnx.NodeProto, str]):
         if constant in self._fresh:
             return self._fresh[constant]
         value: Array = numpy_helper.to_array(self.constants[constant])
-        return value[tuple(map(slice, self._dims[constant]))] if constant in self._dims else value
+        return value
 
-    def dims(self, constant: str) -> Shape:
+    def dims(self, constant: str) -> tuple[int, ...]:
         """Its shape."""
-        if constant in self._fresh:
-            return self._fresh[constant].shape
-        return self._dims[constant] if constant in self._dims else tuple(self.constants[constant].dims)
+        return self._fresh[constant].shape if constant in self._fresh else tuple(self.constants[constant].dims)
 
     def put(self, constant: str, value: Array) -> None:
         """Give a constant another value."""
         self._fresh[constant] = value
 
-    def kind(self, op: onnx.NodeProto) -> str:
-        """See `Editor`."""
-        return op.op_type
-
-    def rule(self, op: onnx.NodeProto) -> Rule:
-        """See `Editor`; operators that are not listed keep the sizes of their axes."""
-        return Rule.LAYER if op.op_type in LAYER_OPS and self.graph.weight(op)[0] else super().rule(op)
-
-    def inputs(self, op: onnx.NodeProto) -> Sequence[str]:
-        """See `Editor`."""
-        return [name for name in op.input if name]
-
-    def results(self, op: onnx.NodeProto) -> Sequence[str]:
-        """See `Editor`."""
-        return [name for name in op.output if name]
-
-    def was(self, tensor: str) -> Shape:
-        """See `Editor`."""
-        return self._dense.shapes[tensor]
-
     def value(self, tensor: str) -> Array | None:
-        """See `Editor`."""
+        """A constant's value, behind a DequantizeLinear the integers; None for an activation."""
         constant, _ = self.graph.source(tensor)
         return self.array(constant) if constant else None
 
-    def axis(self, op: onnx.NodeProto) -> int:
-        """See `Editor`."""
-        return int(attribute(op, "axis", 1))
+    def drop_dead(self) -> None:
+        """Remove operators whose results are unused."""
+        wanted, kept = set(self.outputs), []
+        for op in reversed(self.ops):
+            if wanted.intersection(filter(None, op.output)):  # omitted ones have no name
+                kept.append(op)
+                wanted.update(op.input)
+        self.ops = kept[::-1]
 
-    def order(self, op: onnx.NodeProto) -> Sequence[int] | None:
-        """See `Editor`."""
-        rank = len(self.was(op.input[0]))
-        return list(attribute(op, "perm", range(rank)[::-1]))
-
-    def write_shape(self, op: onnx.NodeProto, shape: Shape) -> None:
-        """See `Editor`; sizes that are copied (0) or inferred (-1) stay so."""
-        literal = self.value(op.input[1]) if op.op_type == "Reshape" else None
-        if literal is not None:
-            name = f"{op.input[1]}_{op.output[0]}"  # other nodes may share the literal
-            self.put(name, np.array([n if old > 0 else old for n, old in zip(shape, literal, strict=True)], np.int64))
-            op.input[1] = name
-
-    def width(self, op: onnx.NodeProto) -> tuple[int, int, int]:
-        """See `Editor`."""
-        dims, axis = self.dims(self.graph.weight(op)[0]), output_axis(op)
-        return dims[1 - axis], dims[axis], 1 if op.op_type == "Conv" else -1
-
-    def narrow(self, op: onnx.NodeProto, inputs: int, outputs: int) -> None:
-        """See `Editor`."""
-        axis, groups = output_axis(op), attribute(op, "group", 1)
-        if groups > 1 and self.width(op)[0] == 1:  # depthwise: as many groups as inputs
-            next(a for a in op.attribute if a.name == "group").i = inputs
-            groups = inputs
-        self.shorten(op, op.input[1], {axis: outputs, 1 - axis: inputs // groups})
-        if len(op.input) > 2:
-            self.shorten(op, op.input[2], {0: outputs})
-
-    def shorten(self, op: onnx.NodeProto, operand: str, sizes: Mapping[int, int]) -> None:
-        """See `Editor`; scales and zero points that run along a shortened axis are cut too."""
-        constant, between = self.graph.source(operand)
-        dims = self.dims(constant)
-        for quantizer in between:
-            axis = attribute(quantizer, "axis", 1) % max(len(dims), 1)
-            for name in quantizer.input[1:]:
-                if axis in sizes and len(self.dims(name)) == 1:
-                    self._shorten(name, {0: sizes[axis]})
-        self._shorten(constant, sizes)
-
-    def _shorten(self, constant: str, sizes: Mapping[int, int]) -> None:
-        dims = self.dims(constant)
-        left = tuple(min(n, sizes.get(axis, n)) for axis, n in enumerate(dims))
-        if constant in self._fresh:
-            self._fresh[constant] = self._fresh[constant][tuple(map(slice, left))]
-        elif left != dims:
-            self._dims[constant] = left
-
-    def bypass(self, name: str, branch: str, add: onnx.NodeProto) -> None:
-        """See `Editor`."""
+    def bypass(self, branch: str, add: onnx.NodeProto) -> None:
+        """Let what reads a sum read the operand that is not `branch`; where there was one, no requantization is left behind."""
         shortcut = add.input[1] if add.input[0] == branch else add.input[0]
         end, clips = add.output[0], False
         relu = self._only_user(end, "Relu", "Clip")

@@ -33,8 +33,8 @@ def export_float(module: nn.Module, signature: Signature) -> onnx.ModelProto:
 
     Inputs and outputs have the names of the signature. Initializers carry their module names
     (`layer1.0.conv1.weight`, `.bias`), BatchNorm is folded into the convolution before it, constant reshapes name no
-    channel count (so that `edit.cut` can change it), and no trace of the machine or the time is left: equal
-    modules give equal bytes. The module is not changed.
+    channel count (so that units can be cut), and no trace of the machine or the time is left: equal modules give equal bytes.
+    The module is not changed.
 
     Raises:
         BuildError: the exporter refused an operator.

@@ -1,4 +1,4 @@
-"""Latency models of candidates: the dense network, exported to ONNX once, cut to a structure without torch."""
+"""Latency models of candidates: a network exported to ONNX, in the artifact's precision."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import onnx
 from torch import nn
 
 from ...calibration.ranges import collect, ranges
+from ...pipeline.errors import BuildError
 from ...pipeline.options import Precision
 from ...pipeline.signature import Signature
 from ..base import Arrays, Structure
-from ..layer_sizes import Layer, LayerSizes
-from .edit import OnnxEditor, cut
 from .export import export_float
-from .graph import Graph, attribute, output_axis
+from .graph import Graph
 from .int8 import Recipe, quantize
 
 
-class OnnxProber(LayerSizes):
-    """The dense network, exported once; candidates are cut from it without torch."""
+class OnnxProber:
+    """A network, exported once; its graph can be cut by the labels of its axes (`pipeline.evaluate.exported`)."""
 
     def __init__(self, module: nn.Module, signature: Signature, precision: Precision) -> None:
         network = Graph(export_float(module, signature))
-        super().__init__(lambda: _sizes(network), lambda removed: OnnxEditor(network).remaining(removed))
         self.network = network  # in float
         self.dense = network  # what candidates are cut from
         if precision is Precision.INT8:
@@ -30,8 +28,14 @@ class OnnxProber(LayerSizes):
             self.dense = Graph(quantize(network.model, seen, Recipe("min-max", 8)))
 
     def candidate(self, structure: Structure) -> bytes:
-        """A model of this structure in the artifact's precision."""
-        return self.file_of(cut(self.dense, structure))
+        """The network's file in the artifact's precision.
+
+        Raises:
+            BuildError: another structure than the network's own is asked for.
+        """
+        if structure.widths or structure.removed:
+            raise BuildError("an ONNX file is not cut by its layers", found=structure.key())
+        return self.file_of(self.dense.model)
 
     def file_of(self, model: onnx.ModelProto) -> bytes:
         """The file of a graph that was cut from `dense`, in the artifact's precision."""
@@ -48,12 +52,3 @@ def stand_ins(signature: Signature, count: int = 4) -> Arrays:
         for spec in signature.inputs
     )
     return found if len(found) > 1 else found[0]
-
-
-def _sizes(graph: Graph) -> dict[str, Layer]:
-    found = {}
-    for name, node in graph.layers().items():
-        dims, axis, groups = graph.constants[graph.weight(node)[0]].dims, output_axis(node), attribute(node, "group", 1)
-        positions = int(np.prod(graph.shapes[node.output[0]])) // dims[axis]
-        found[name] = Layer(dims[1 - axis] * groups, dims[axis], int(np.prod(dims[2:])), groups, positions)
-    return found

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...pipeline.errors import BuildError
 from ..base import Structure
-from ..cutting import Editor, Rule, Shape
+from .cutting import Editor, Rule, Shape
 from .file import Array, add_buffer, compact, constant, graph_of, op_name, operator_code
 from .layers import LAYER_OPS, layer_ops
 

@@ -1,14 +1,13 @@
-"""Which operator of a .tflite network is which layer of the module, found by its weights, and how large the layers are."""
+"""Which operator of a .tflite network is which layer of the module, found by its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ...pipeline.errors import BuildError
-from ..layer_sizes import Layer
 from .file import Array, constant, graph_of, op_name
 
 LAYER_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -34,23 +33,6 @@ def layer_names(model: Any, weights: Mapping[str, Array]) -> tuple[str, ...]:
             what, found = f"layer {name} in the converted network", f"{names.count(name)} operators with its weights"
             raise BuildError(what, found=found, expected="one", do="report the network's forward")
     return tuple(names)
-
-
-def layers(model: Any, names: Sequence[str]) -> dict[str, Layer]:
-    """The layers by module name; `names` as `layer_names` gave them."""
-    graph, found = graph_of(model), {}
-    for name, op in zip(names, layer_ops(model), strict=True):
-        shape, kind = [int(n) for n in graph.tensors[op.inputs[1]].shape], op_name(model, op)
-        out = [int(n) for n in graph.tensors[op.outputs[0]].shape]
-        channels = int(graph.tensors[op.inputs[0]].shape[-1])
-        positions = int(np.prod(out[:-1]))
-        if kind == "FULLY_CONNECTED":
-            found[name] = Layer(shape[1], shape[0], 1, 1, positions)
-        elif kind == "DEPTHWISE_CONV_2D":
-            found[name] = Layer(channels, shape[3], shape[1] * shape[2], channels, positions)
-        else:
-            found[name] = Layer(channels, shape[0], shape[1] * shape[2], channels // shape[3], positions)
-    return {name: layer for name, layer in found.items() if name}
 
 
 def layer_ops(model: Any) -> list[Any]:

@@ -13,16 +13,15 @@ from ...calibration.ranges import ranges
 from ...pipeline.options import Precision
 from ...pipeline.signature import Signature
 from ..base import FloatArray, Structure
-from ..layer_sizes import LayerSizes
 from ..onnx.prober import stand_ins
 from .convert import convert
-from .edit import TfliteEditor, cut
+from .edit import cut
 from .file import read, write
 from .int8 import collect, quantize, with_int8_weights
-from .layers import layer_names, layers
+from .layers import layer_names
 
 
-class TfliteProber(LayerSizes):
+class TfliteProber:
     """The dense network, converted once; candidates are cut from the file.
 
     In half precision candidates are float: the runtime unpacks the weights when it loads them and runs the same kernels.
@@ -34,9 +33,6 @@ class TfliteProber(LayerSizes):
         self.network, weights = convert(distinct(module), signature, half, half)
         self._model = read(self.network)
         self._float, self._weights = self._model, weights
-        super().__init__(
-            lambda: layers(self._float, self._names), lambda removed: TfliteEditor(self._float, self._names).remaining(removed)
-        )
         if precision is Precision.INT8:
             inputs = _pixels(signature) if pixels else stand_ins(signature)
             self._model = read(quantize(self.network, ranges(collect(self.network, [inputs]), "min-max")))

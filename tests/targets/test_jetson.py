@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import nets
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.evaluate.unit_prober import UnitProber
 from edge_compress.pipeline.options import SPARSITY_KEY, Pattern, Precision
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.signature import image_signature
@@ -202,9 +204,8 @@ def test_what_the_runner_answers_is_never_called_measured():
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP16])
 def test_candidates_are_files_tensorrt_takes(tiny, precision):
-    prober = jetson.TARGET.prober(tiny, image_signature(SHAPE), precision)
-    small = Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}, ("c.conv2",))
-    model = onnx.load_model_from_string(prober.candidate(small))
+    prober = UnitProber(nets.checked_of(tiny, SHAPE), jetson.TARGET, image_signature(SHAPE), precision, pytest.fail)
+    model = onnx.load_model_from_string(prober.candidate(Structure({"b.conv1": (8, 16)}, ("block:c.conv2",))))
     assert lint(model) == ()
     weights = {i.name: tuple(i.dims) for i in model.graph.initializer}
     assert weights["b.conv1.weight"] == (8, 8, 3, 3)
@@ -214,13 +215,15 @@ def test_candidates_are_files_tensorrt_takes(tiny, precision):
 
 
 def test_an_estimate_is_a_share_that_falls_with_what_is_removed(tiny):
-    prober = jetson.TARGET.prober(tiny, image_signature(SHAPE), Precision.INT8)
-    assert isinstance(prober, Estimator)
+    whole = jetson.TARGET.prober(tiny, image_signature(SHAPE), Precision.INT8)
+    assert isinstance(whole, Estimator)
+    assert whole.estimate(Structure({})) == 1.0
+    prober = UnitProber(nets.checked_of(tiny, SHAPE), jetson.TARGET, image_signature(SHAPE), Precision.INT8, pytest.fail)
     assert prober.estimate(Structure({})) == 1.0
-    narrower = prober.estimate(Structure({"b.conv1": (8, 8), "b.conv2": (8, 16)}))
-    without = prober.estimate(Structure({}, ("c.conv2",)))
+    narrower = prober.estimate(Structure({"b.conv1": (8, 16)}))
+    without = prober.estimate(Structure({}, ("block:c.conv2",)))
     assert without < narrower <= 1.0  # a network this small is all floor: only layers that are gone save anything
-    assert prober.estimate(Structure({}, ("c.conv2", "d.conv2"))) < without
+    assert prober.estimate(Structure({}, ("block:c.conv2", "block:d.conv2"))) < without
 
 
 @given(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(1, 100))

@@ -195,14 +195,11 @@ def test_a_cut_file_is_what_converting_the_pruned_network_gives(checked, prober)
 
 
 @converts
-def test_cutting_leaves_the_dense_network_as_it_was_and_counts_what_is_left(prober):
+def test_cutting_leaves_the_dense_network_as_it_was(prober):
     before = prober.candidate(Structure({}))
     narrow = Structure({"a.conv1": (8, 4), "a.conv2": (4, 8)}, ("c.conv2",))
     assert len(prober.candidate(narrow)) < len(before)
     assert prober.candidate(Structure({})) == before
-    full = 144 * 9 * (3 * 8 + 2 * 64) + 36 * (9 * (8 * 16 + 16 * 16) + 8 * 16 + 9 * 16 + 4 * 9 * 256) + 16 * 5
-    assert prober.macs(Structure({})) == full
-    assert prober.macs(narrow) == full - 144 * 9 * 64 - 36 * 2 * 9 * 256
 
 
 @converts

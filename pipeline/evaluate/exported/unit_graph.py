@@ -119,7 +119,7 @@ class UnitGraph:
                 shortcut = add.input[1 - branch.operand]
                 add.CopyFrom(onnx.helper.make_node("Identity", [shortcut], [add.output[0]], add.name))
             else:
-                editor.bypass(block.name, add.input[branch.operand], add)
+                editor.bypass(add.input[branch.operand], add)
         editor.drop_dead()
         self._cut_constants(editor, kept)
         for op in editor.ops:

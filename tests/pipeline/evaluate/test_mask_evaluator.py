@@ -42,7 +42,18 @@ from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.signature import TOP1, image_signature
 from edge_compress.pipeline.task.classification import Classification
 from edge_compress.pipeline.task.samples import Batch
-from edge_compress.pipeline.types import Accuracy, Candidate, Kind, Knob, Percentiles, Plan, Sensitivity, Speedup, Timing
+from edge_compress.pipeline.types import (
+    Accuracy,
+    Candidate,
+    Kind,
+    Knob,
+    ModelCost,
+    Percentiles,
+    Plan,
+    Sensitivity,
+    Speedup,
+    Timing,
+)
 from edge_compress.pipeline.verify.gates import Allowed, judge
 from edge_compress.targets.base import BuildRequest, Interface, Limits, Structure
 from hypothesis import given, settings
@@ -486,6 +497,6 @@ def test_the_trade_off_of_masks_is_drawn_over_the_connections_that_stay() -> Non
 
 
 def test_what_a_candidate_spends_is_its_density_where_it_has_one() -> None:
-    candidate = Candidate((0,), 0.9, 0.1, 0.7, Kind.MEASURED, mask_evaluate.ModelCost(1, 1))
+    candidate = Candidate((0,), 0.9, 0.1, 0.7, Kind.MEASURED, ModelCost(1, 1))
     assert candidate.spent == 0.7
     assert replace(candidate, density=0.0).spent == 0.0

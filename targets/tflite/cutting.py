@@ -1,9 +1,8 @@
-"""The one algorithm that cuts a dense graph to a candidate's structure, whatever the file format.
+"""Cuts a dense graph to a candidate's widths, layer by layer; how its operators are stored is the derived class's to say.
 
 Removed residual branches leave their shortcut, operators whose results are no longer used go, and layers are narrowed to their
 widths; every activation behind a narrowed layer gets its new shape, and constants and shape literals follow it. Which channels
-stay does not change what a network costs, so the first ones do. `onnx/edit.py` and `tflite/edit.py` say how each format stores
-operators and constants.
+stay does not change what a network costs, so the first ones do. See `edit.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from ..pipeline.errors import BuildError
-from .base import Structure
+from ...pipeline.errors import BuildError
+from ..base import Structure
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -64,12 +63,6 @@ class Editor(ABC, Generic[Op, Tensor]):
             self.bypass(name, *self._sum_after(name))
         self.drop_dead()
         self._narrow(structure)
-
-    def remaining(self, removed: Sequence[str]) -> list[str]:
-        """The layers that are left when residual branches are removed, each given by its last layer."""
-        self.cut(Structure({}, tuple(removed)))
-        left = set(map(id, self.ops))
-        return [name for name, op in self.layers.items() if id(op) in left]
 
     @abstractmethod
     def kind(self, op: Op) -> str:
