@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]:
-    """Branches that end in an addition, to their own input or to a projection of it, and whose operators no one else reads."""
+    """Residual branches, added to their input or to a projection of it, whose operators nothing else reads."""
     costs = {cost.node: k for k, cost in enumerate(coupling.walk.costs)}
     scopes = _scopes(captured)
     touched: dict[str, set[str]] = {}

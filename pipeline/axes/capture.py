@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from ..errors import InputError, described
 from ..network.modes import unwrapped
 from .rewrites.folding import fold_computed_weights
-from .rewrites.padding import padding_as_convolutions, pads_channels
+from .rewrites.padding import padding_as_convolutions, padding_notes, pads_channels
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
@@ -63,9 +63,9 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     program, names = _exported(module, example)
     folded = list(fold_computed_weights(module, program.graph, names, owner))
     padded = list(dict.fromkeys(owner(node)[0] for node in program.graph.nodes if pads_channels(node)))
-    module, rewritten = padding_as_convolutions(module, padded, partial(run, example=example))
-    if folded or rewritten:
-        notes += folded + rewritten
+    module, replaced = padding_as_convolutions(module, padded, partial(run, example=example))
+    notes += folded + padding_notes(padded, replaced)
+    if folded or replaced:
         program, names = _exported(module, example)
     signature = program.graph_signature
     constants = {

@@ -57,7 +57,7 @@ def precision_for(
     if found is None:
         with run.stage(f"precision {target.name}"), run.ui.bar(f"timing the dense network in {first}", SESSIONS + 1) as bar:
             path = stage.folder / f"dense-{first}.model"
-            atomic_write(path, pruning.prober(target, first).candidate(Structure({})))
+            atomic_write(path, pruning.prober(target, first, stage.note).candidate(Structure({})))
             found = _compared(run, target, device, run.folder.path / baseline.file.path, path, bar)
         said = f"{target.name}: the dense network in {first} is {found.median:.2f} times as fast as in float"
         stage.note(f"{said}: the artifact is {first if found.median > 1.0 else Precision.FP32}.")

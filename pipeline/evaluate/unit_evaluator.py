@@ -1,4 +1,4 @@
-"""Candidates of a captured network: the user's module cut, re-fit layer by layer, and judged in the artifact's precision."""
+"""Candidates of a captured network: the user's module cut, re-fit layer by layer, and evaluated in the artifact's precision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .unit_prober import first_units, macs_left, removed
 
 
 class UnitEvaluator(TableEvaluator):
-    """Candidates of a captured network. They answer in the artifact's precision, int8 in ONNX Runtime and float in torch.
+    """Evaluates candidates of a captured network in the artifact's precision: int8 in ONNX Runtime, float in PyTorch.
 
     Args:
         checked: groups that passed the gate.

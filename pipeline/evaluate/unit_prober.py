@@ -128,7 +128,10 @@ class UnitProber:
                 return None
 
     def _exported(self, structure: Structure) -> Prober:
-        module = cut(self._checked.coupling, first_units(structure), self._checked.sized)
+        coupling = self._checked.coupling
+        plan = first_units(structure)
+        # the whole network as it is: its export is kept for what evaluates candidates in int8
+        module = cut(coupling, plan, self._checked.sized) if plan else coupling.walk.captured.module
         return self._target.prober(module, self._signature, self._precision)
 
     def _say(self, what: str, why: BuildError) -> None:
@@ -139,7 +142,7 @@ class UnitProber:
 
 
 def removed(plan: Plan, sizes: Mapping[str, int]) -> Gone:
-    """Group -> units that go, of a plan that says which stay; of a block that goes its one."""
+    """Returns the units that a plan removes, group -> units; of a removed block its one unit."""
     units = {name: sorted(set(range(sizes[name])) - set(kept)) for name, kept in plan.kept.items()}
     return units | {name: [0] for name in plan.removed_blocks}
 
@@ -185,6 +188,6 @@ def _inside(name: str, modules: Collection[str]) -> bool:
 
 
 def first_units(structure: Structure) -> Gone:
-    """Group -> units that go so that the first ones stay; of a block that goes its one."""
+    """Returns the units to remove for a structure, group -> units: the last ones; of a removed block its one unit."""
     units = {group: range(left, size) for group, (left, size) in structure.widths.items() if left < size}
     return units | dict.fromkeys(structure.removed, range(1))

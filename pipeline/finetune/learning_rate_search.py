@@ -59,7 +59,8 @@ def search_learning_rate(
     """Returns the highest of `RATES` whose metric is within 0.5 % of the best trial's.
 
     Each trial trains a copy for 5 % of the steps (40 to 200) with the full schedule, warm-up and cosine decay. Rates are tried
-    from the highest down, until one is no better than the best so far and that is no worse than the network before fine-tuning.
+    from the highest down, until one does not improve on the best so far and the best at least matches the network before
+    fine-tuning.
     Where every trial diverges the lowest rate is taken. `student` is not changed.
 
     Args:

@@ -23,10 +23,6 @@ Note = Callable[[str], None]
 MOMENT_SAMPLES = 500  # the second moments of layers' inputs are taken on
 
 
-def unnoted(text: str) -> None:
-    """Keeps nothing: for latency models whose making is told elsewhere."""
-
-
 def layer_moments(net: nn.Module, bench: Bench, compute: Compute, valid: Tensor | None = None) -> LayerMoments:
     """The moments of a dense network's layers, for the search; what the memory did not allow is noted."""
     inputs = part_of(bench.inputs, 0, MOMENT_SAMPLES)
@@ -80,7 +76,7 @@ class Pruning(Protocol):
         """How many of the search's best plans are reconstructed sequentially before one is taken, at most."""
         ...
 
-    def prober(self, target: Target, precision: Precision, note: Note = unnoted) -> Prober:
+    def prober(self, target: Target, precision: Precision, note: Note) -> Prober:
         """Latency models of candidates; `note` is told where they could not be made in the usual way."""
         ...
 

@@ -28,7 +28,7 @@ from ..score.mask_knobs import mask_knobs, masks_for, selections
 from ..search.problem import Levels
 from ..signature import Signature
 from ..types import Plan, Sensitivity
-from .base import Note, RankedEvaluator, layer_moments, unnoted
+from .base import Note, RankedEvaluator, layer_moments
 
 
 class Masks:
@@ -58,7 +58,7 @@ class Masks:
         """Never: the budget is on density, not on latency."""
         return False
 
-    def prober(self, target: Target, precision: Precision, note: Note = unnoted) -> Prober:
+    def prober(self, target: Target, precision: Precision, note: Note) -> Prober:
         """The dense network's file: masks change no shape."""
         return target.prober(self.net, self._signature, precision)
 

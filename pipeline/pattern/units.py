@@ -35,7 +35,7 @@ from ..search.problem import Levels
 from ..search.search import FINALISTS
 from ..signature import Signature
 from ..types import Plan, Sensitivity
-from .base import Note, RankedEvaluator, layer_moments, unnoted
+from .base import Note, RankedEvaluator, layer_moments
 from .knobs import knobs_for, plan_for
 
 ATTENTION = ("head", "head_dim", "value_dim")  # kinds whose units layers read as parts of tokens
@@ -104,7 +104,7 @@ class Units:
         """Where attention, which is often slower in int8, is in the network; else where the processor's convolutions may be."""
         return target.int8_may_be_slower or self.by_saliency
 
-    def prober(self, target: Target, precision: Precision, note: Note = unnoted) -> Prober:
+    def prober(self, target: Target, precision: Precision, note: Note) -> Prober:
         """See `evaluate.unit_evaluator`."""
         return UnitProber(self.checked, target, self.signature, precision, note)
 

@@ -7,10 +7,11 @@ import math
 from torch import Tensor
 
 from ..axes.capture import Captured
+from ..score.layer_moments import BYTES_PER_ENTRY
 
 HELD_TENSORS = 8  # float32 activations of one image that are alive at once during sequential reconstruction
 LEAST_IMAGES = 32
-SOLVING_BYTES = 40  # for each entry of a Hessian that a layer is solved with: float64 matrix, damped copy, factor
+SOLVING_BYTES = BYTES_PER_ENTRY  # of a Hessian that a layer is solved with: float64 matrix, damped copy, factor
 
 
 def affordable(widest: int, count: int, memory_bytes: int) -> int:

@@ -30,7 +30,6 @@ class Rule(Enum):
     LAYER = auto()  # convolution or linear layer with constant weights
     BROADCAST = auto()  # element by element, operands aligned at the last axis
     KEEP = auto()  # same rank; an axis that can change has one size before and after
-    PER_CHANNEL = auto()  # as KEEP, with a constant for each channel (axis 1)
     REDUCE = auto()  # over the axes in the second operand
     CONCAT = auto()
     TRANSPOSE = auto()
@@ -206,9 +205,6 @@ class Editor(ABC, Generic[Op, Tensor]):
         changed = {i: n for i, n in enumerate(after) if n != before[i]}
         if any(result[i] != before[i] for i in changed):
             return None
-        if rule is Rule.PER_CHANNEL and 1 in changed:
-            for constant in operands[1:]:
-                self.shorten(op, constant, {0: changed[1]})
         return tuple(changed.get(i, n) for i, n in enumerate(result))
 
     def _broadcast(self, op: Op, was: Shape) -> Shape | None:

@@ -31,7 +31,7 @@ def pads_channels(node: fx.Node) -> bool:
 
 
 def padding_as_convolutions(module: nn.Module, owners: Sequence[str], call: Call) -> tuple[nn.Module, list[str]]:
-    """The network with 1x1 convolutions for zero padding of channels, changed in place, and what was done to it.
+    """The network with 1x1 convolutions for zero padding of channels, changed in place, and the modules that were replaced.
 
     What cannot be traced stays, and so does a `forward` that is another in training mode, or that overwrites tensors. If the
     whole network then answers otherwise, or does not run, everything stays.
@@ -57,8 +57,15 @@ def padding_as_convolutions(module: nn.Module, owners: Sequence[str], call: Call
     if before and not _same(expected, call, module):
         for name, part in reversed(before.items()):
             module = _with(module, name, part)
-        return module, []
-    return module, [f"{name or 'the network'}: zero padding of channels as a 1x1 convolution" for name in before]
+        before = {}
+    return module, list(before)
+
+
+def padding_notes(owners: Sequence[str], replaced: Sequence[str]) -> list[str]:
+    """What was done about the zero padding in each module, for the report."""
+    stays = "its padding of channels could not be replaced by a 1x1 convolution"
+    done = "zero padding of channels as a 1x1 convolution"
+    return [f"{name or 'the network'}: {done if name in replaced else stays}" for name in owners]
 
 
 def _with(module: nn.Module, name: str, part: nn.Module) -> nn.Module:

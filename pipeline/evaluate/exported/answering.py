@@ -1,8 +1,8 @@
-"""A candidate's answers in int8, where its artifact will be: by the network's exported graph in ONNX Runtime.
+"""Evaluates candidates in int8 in ONNX Runtime, where the artifact will be int8.
 
-The graph is exported and quantized once; for every candidate it is cut and given the candidate's weights. Activation ranges are
-the dense network's. They fit its candidates, whose BatchNorm statistics are their own, well enough to compare them; the
-artifact's are calibrated on the pruned network itself.
+The network is exported and quantized once; for every candidate the graph is cut and given the candidate's weights. Activation
+ranges are the dense network's. They fit its candidates, whose BatchNorm statistics are their own, well enough to compare them;
+the artifact's are calibrated on the pruned network itself.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from ....targets.onnx.export import export_float
 from ....targets.onnx.graph import Graph
 from ....targets.onnx.int8 import STEPS, Recipe, has_vnni, quantize
 from ....targets.onnx.run import predictor
-from ...axes.capture import Captured, run
+from ...axes.capture import Captured, operator_name
 from ...axes.coupling import Plan, couple
-from ...axes.cutting.comparison import relative_difference
 from ...axes.cutting.gate import Checked, enlivened
 from ...axes.cutting.surgery import cut
 from ...axes.program import Program, part_of
@@ -32,10 +31,9 @@ from ...network.calling import Inputs, Outputs, arrays_of, tensors_of
 from ...options import Precision
 from ...signature import Signature
 from ..reward_samples import RewardSamples
-from .ties import answers, feeds_of
-from .unit_graph import SAME, UnitGraph
+from .unit_graph import UnitGraph, require_same
 
-COST = 0.02  # share that the dense network may lose in int8 for its candidates to be judged in int8
+COST = 0.02  # share of accuracy that the dense network may lose in int8 for its candidates to be evaluated in int8
 RECIPES = tuple(  # large maps have outliers; without VNNI sums of 8-bit weights can saturate
     Recipe(method, bits)
     for method in ("min-max", "percentile-99.999", "percentile-99.99")
@@ -44,7 +42,7 @@ RECIPES = tuple(  # large maps have outliers; without VNNI sums of 8-bit weights
 
 
 class Int8Answers:
-    """The exported graph in int8, by the recipe with which the dense network's answers differ least from those in float.
+    """The exported graph, quantized by the recipe with the least error of the dense network's outputs.
 
     Args:
         checked: groups that passed the gate.
@@ -64,7 +62,7 @@ class Int8Answers:
             self._graph.require_branches()
             self._compare(checked, network)
         float_model = self._graph.filled(network, {}, module)
-        _refuse(float_model, module, checked, "the dense network")
+        require_same(float_model, module, checked, "the exported graph does not answer as the dense network does")
         given = arrays_of(calibration)
         seen = collect(float_model, [given], threads=torch.get_num_threads())
         exact = _outputs(float_model, given)
@@ -90,22 +88,27 @@ class Int8Answers:
         return _outputs(model, arrays_of(inputs))
 
     def _compare(self, checked: Checked, network: Graph) -> None:
-        """Refuse a graph that does not follow weights: half of every group is cut, and what a candidate re-fits is drawn anew."""
+        """Checks the graph with other weights, whole and without half of every group, against the module with these weights.
+
+        Raises:
+            BuildError: their outputs differ.
+        """
         coupling = checked.coupling
         plan: Plan = {g.name: range(len(g.units) // 2, len(g.units)) for g in coupling.paying_groups()}
         for units in ({}, plan):
             small = cut(coupling, units, checked.sized)
             _redraw(small, checked)
-            _refuse(self._graph.filled(network, units, small), small, checked, "a network with other weights")
+            what = "the exported graph does not answer as a network with other weights does"
+            require_same(self._graph.filled(network, units, small), small, checked, what)
 
 
 def int8_answers(
     checked: Checked, signature: Signature, reward: RewardSamples, precision: Precision, note: Callable[[str], None]
 ) -> Int8Answers | None:
-    """What answers for candidates in int8; None where they answer in float.
+    """The int8 graph that evaluates candidates; None where they are evaluated in float.
 
-    That is where the artifact is float, where the graph cannot be given their weights, or where int8 is no judge of them: an
-    artifact's sensitive layers stay in float, and its ranges are chosen with care.
+    That is where the artifact is float, where the graph cannot be given their weights, or where quantizing all layers costs the
+    dense network more than `COST`: sensitive layers of an artifact can stay in float, those of a candidate cannot.
 
     Args:
         checked: groups that passed the gate.
@@ -133,14 +136,14 @@ def int8_answers(
 
 
 def uncut(captured: Captured) -> Checked:
-    """A network of which nothing is cut, for candidates of the same shape."""
+    """The network with every group locked, for candidates of the dense shape (masks)."""
     coupling = couple(captured)
     reasons = dict.fromkeys((group.name for group in coupling.groups), "connections go, not units")
     return Checked(replace(coupling, blocks=()).lock(reasons), {}, None, True)
 
 
 def _outputs(model: onnx.ModelProto, inputs: Arrays) -> Outputs:
-    """A graph's answers, one sample at a time, as the artifact is asked."""
+    """A graph's outputs, computed at batch size 1, as the artifact's are."""
     return tensors_of(predictor(model.SerializeToString(), torch.get_num_threads())(inputs))
 
 
@@ -156,24 +159,9 @@ def _redraw(module: nn.Module, checked: Checked) -> None:
     program = Program(module, checked.coupling.walk.captured)
     there = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     names = {name for layer in program.layers() for name in (layer.weight, layer.bias) if name}
-    for layer in program.layers():
-        norm = program.norm_after(layer.node)
-        names |= {name for a in norm.args[1:5] if (name := program.stored(a))} if norm is not None else set()
+    norms = (node for node in program.nodes if operator_name(node) == "batch_norm")
+    names |= {name for norm in norms for a in norm.args[1:5] if (name := program.stored(a))}
     generator = torch.Generator().manual_seed(1)
     for name in sorted(names & there):
         value = program.tensor(name)
         program.put(name, value * (0.75 + 0.5 * torch.rand(value.shape, generator=generator).to(value)))
-
-
-def _refuse(model: onnx.ModelProto, module: nn.Module, checked: Checked, what: str) -> None:
-    captured = checked.coupling.walk.captured
-    expected = run(module, captured.example)
-    found = [torch.from_numpy(a) for a in answers(model, feeds_of(captured, Graph(model))).values() if a.dtype.kind == "f"]
-    same = [t.shape for t in found] == [t.shape for t in expected]
-    difference = relative_difference(found, expected) if same else float("inf")
-    if not difference <= SAME:
-        raise BuildError(
-            f"the exported graph does not answer as {what} does",
-            found=f"a difference of {difference:.1%} of the outputs' range",
-            expected=f"at most {SAME:.1%}",
-        )

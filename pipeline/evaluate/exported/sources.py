@@ -1,4 +1,4 @@
-"""What the constants of an exported graph are made of: parameters and buffers of the captured network, found by value.
+"""Maps the constants of an exported graph to parameters and buffers of the captured network, by value.
 
 A constant may be a parameter with its axes in another order, or a convolution's weight or bias with the BatchNorm after it folded
 in. Knowing which, the graph can be given the weights of another network of the same make.
@@ -7,11 +7,12 @@ in. Knowing which, the graph can be given the weights of another network of the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from torch import fx
 
 from ....targets.onnx.graph import Array, Graph
@@ -26,7 +27,7 @@ CLOSE = 1e-3  # of the largest value: the same tensor by other kernels
 
 @dataclass(frozen=True)
 class Source:
-    """What a constant is made of."""
+    """The parameter or buffer that a constant holds."""
 
     parameter: str  # a parameter or buffer, or the convolution's weight
     folded: fx.Node | None  # the convolution whose BatchNorm is folded in
@@ -39,8 +40,7 @@ class Source:
         if self.folded is None:
             value: Array = program.tensor(self.parameter).cpu().numpy()
         else:
-            weight, bias = folded(program, self.folded)
-            value = bias if self.bias else weight
+            value = folded(program, self.folded, bias=self.bias)
         long = sorted(k for k in self.order if k >= 0)
         plain = value.reshape([value.shape[k] for k in long]).transpose([long.index(k) for k in self.order if k >= 0])
         return plain.reshape([value.shape[k] if k >= 0 else 1 for k in self.order])
@@ -54,7 +54,8 @@ def sources_of(coupling: Coupling, program: Program, network: Graph) -> dict[str
         program: it, with the weights that the graph was exported with.
         network: the float graph.
     """
-    stored = {name: (program.tensor(name).numpy(), Source(name, None, False, (), axes)) for name, axes in _stored(coupling)}
+    parameters = coupling.walk.parameters.items()
+    stored = {name: (program.tensor(name).numpy(), Source(name, None, False, (), axes)) for name, axes in parameters}
     by_size: dict[int, list[tuple[Array, Source]]] = {}
     for known in (*stored.values(), *_all_folded(coupling, program)):
         by_size.setdefault(known[0].size, []).append(known)
@@ -74,20 +75,23 @@ def sources_of(coupling: Coupling, program: Program, network: Graph) -> dict[str
     return found
 
 
-def folded(program: Program, node: fx.Node) -> tuple[Array, Array]:
-    """Weight and bias of a convolution with the BatchNorm after it folded in, as the exporter makes one operator of both."""
+def folded(program: Program, node: fx.Node, *, bias: bool) -> Array:
+    """Weight, or bias, of a convolution with the BatchNorm after it folded in, as the exporter makes one operator of both."""
     (norm,) = node.users
     scale, shift, mean, variance = (program.tensor(n) if (n := program.stored(a)) else None for a in norm.args[1:5])
     assert mean is not None  # _all_folded
     assert variance is not None
     factor = (variance + float(norm.args[7])).rsqrt() * (1.0 if scale is None else scale)  # type: ignore[arg-type]
-    given = program.stored(node.args[2]) if len(node.args) > 2 else None
-    bias = ((program.tensor(given) if given else 0.0) - mean) * factor + (0.0 if shift is None else shift)
+    found: torch.Tensor
+    if bias:
+        given = program.stored(node.args[2]) if len(node.args) > 2 else None
+        found = ((program.tensor(given) if given else 0.0) - mean) * factor + (0.0 if shift is None else shift)
+        return found.cpu().numpy()
     weight = program.tensor(program.stored(node.args[1]) or "")
     out = 1 if "transpose" in operator_name(node) else 0
     along = [-1 if k == out else 1 for k in range(weight.dim())]
-    whole = weight * factor.view(along) if weight.shape[out] == len(factor) else weight
-    return whole.cpu().numpy(), bias.cpu().numpy()
+    found = weight * factor.view(along) if weight.shape[out] == len(factor) else weight
+    return found.cpu().numpy()
 
 
 def order_of(value: Array, other: Array) -> tuple[int, ...] | None:
@@ -117,10 +121,6 @@ def equal(one: Array, other: Array) -> bool:
     return bool((np.abs(one.ravel()[first] - other.ravel()[first]) <= close).all() and (np.abs(one - other) <= close).all())
 
 
-def _stored(coupling: Coupling) -> Iterable[tuple[str, Axes]]:
-    return coupling.walk.parameters.items()
-
-
 def _all_folded(coupling: Coupling, program: Program) -> Iterator[tuple[Array, Source]]:
     for node in program.nodes:
         readers = list(node.users)
@@ -129,6 +129,5 @@ def _all_folded(coupling: Coupling, program: Program) -> Iterator[tuple[Array, S
         name = program.stored(node.args[1])
         if name is None or any(program.stored(a) is None for a in readers[0].args[3:5]):
             continue
-        weight, bias = folded(program, node)
-        yield weight, Source(name, node, False, (), coupling.walk.parameters[name])
-        yield bias, Source(name, node, True, (), [coupling.walk.axes(node)[1]])
+        yield folded(program, node, bias=False), Source(name, node, False, (), coupling.walk.parameters[name])
+        yield folded(program, node, bias=True), Source(name, node, True, (), [coupling.walk.axes(node)[1]])

@@ -140,22 +140,28 @@ class UnitGraph:
 
     def _compare(self, checked: Checked) -> None:
         """Cut the graph, and refuse it where it does not answer as the cut module does."""
-        captured = self._coupling.walk.captured
-        feeds = feeds_of(captured, self._network)
         halves = {g.name: range(len(g.units) // 2, len(g.units)) for g in self._coupling.paying_groups()}
         blocks = {block.name: range(1) for block in self._coupling.blocks if block.name in self._ties.branches}
         plans: Sequence[Plan] = [{}, halves, *([blocks] if blocks else [])]
         for plan in plans:
-            expected = run(cut(self._coupling, plan, checked.sized), captured.example)
-            found = [torch.from_numpy(a) for a in answers(self.cut(self._network, plan), feeds).values() if a.dtype.kind == "f"]
-            same = [t.shape for t in found] == [t.shape for t in expected]
-            difference = relative_difference(found, expected) if same else float("inf")
-            if not difference <= SAME:
-                raise BuildError(
-                    "a cut of the exported graph does not answer as the cut network does",
-                    found=f"a difference of {difference:.1%} of the outputs' range",
-                    expected=f"at most {SAME:.1%}",
-                )
+            small = cut(self._coupling, plan, checked.sized)
+            what = "a cut of the exported graph does not answer as the cut network does"
+            require_same(self.cut(self._network, plan), small, checked, what)
+
+
+def require_same(model: onnx.ModelProto, module: nn.Module, checked: Checked, what: str) -> None:
+    """Checks that a graph answers the captured network's example as a module does.
+
+    Raises:
+        BuildError: the outputs differ; `what` is its first part.
+    """
+    captured = checked.coupling.walk.captured
+    expected = run(module, captured.example)
+    found = [torch.from_numpy(a) for a in answers(model, feeds_of(captured, Graph(model))).values() if a.dtype.kind == "f"]
+    same = [t.shape for t in found] == [t.shape for t in expected]
+    difference = relative_difference(found, expected) if same else float("inf")
+    if not difference <= SAME:
+        raise BuildError(what, found=f"a difference of {difference:.1%} of the outputs' range", expected=f"at most {SAME:.1%}")
 
 
 def _cut_constant(editor: OnnxEditor, name: str, axes: Sequence[Axis], kept: Kept) -> None:

@@ -103,7 +103,7 @@ class Way:
     def measures_precision(self, target: Any) -> bool:
         return self.open and target.int8_may_be_slower
 
-    def prober(self, target: Any, precision: Precision) -> Any:
+    def prober(self, target: Any, precision: Precision, note: Any) -> Any:
         return SimpleNamespace(candidate=lambda structure: precision.encode())
 
 

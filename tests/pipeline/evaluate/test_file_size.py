@@ -25,7 +25,7 @@ LIMITS = Limits(2, (Precision.FP32,), (Pattern.CHANNEL,))
 def compared(module: nn.Module, shape: tuple[int, int, int], target: str, precision: Precision, memo: Path) -> None:
     way = Units(module.eval(), torch.rand(1, *shape), image_signature(shape), LIMITS, "hasa", 0)
     unused: Any = None
-    prober = way.prober(targets.load(target), precision)
+    prober = way.prober(targets.load(target), precision, pytest.fail)
     bench = Bench(torch.rand(1, *shape), unused, prober, unused, None, memo)
     order = {k.name: tuple(range(k.size)) for k in way.knobs}
     evaluator = UnitEvaluator(

@@ -60,8 +60,8 @@ def test_knobs_inside_a_branch_decide_nothing_once_it_is_gone() -> None:
 def test_without_a_board_a_branch_less_is_estimated_to_be_faster() -> None:
     way = units(user_net.attending())
     block = next(k.name for k in way.knobs if k.kind == "block")
-    prober = way.prober(JETSON, Precision.FP16)
+    prober = way.prober(JETSON, Precision.FP16, pytest.fail)
     assert prober.estimate(Structure({})) == 1.0
     assert prober.estimate(Structure({}, (block,))) < 0.95
     with pytest.raises(UnavailableError):
-        way.prober(X86, Precision.FP32).estimate(Structure({}))
+        way.prober(X86, Precision.FP32, pytest.fail).estimate(Structure({}))
