@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 WORTH_TELLING_S = 5.0
+LOGGED_EVERY_S = 1.0  # a training step takes milliseconds, and a log of all of them nobody reads
 
 
 class Bar(Protocol):
@@ -42,7 +43,7 @@ class Progress:
 
     @contextlib.contextmanager
     def logged(self, path: Path) -> Iterator[None]:
-        """Also appends all lines, with the time and one for each step of long work, to a file."""
+        """Also appends all lines to a file, with the time; of long work, a line a second at most."""
         try:
             file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
@@ -82,7 +83,12 @@ class Progress:
     def bar(self, description: str, total: int) -> Iterator[Bar]:
         """Shows a bar for `total` steps until the work has ended."""
         if self._quiet or self._verbose or not self._console.is_terminal:
-            yield _Lines(description, total, self._keep if self._quiet else self.say, self.say if self._verbose else self._keep)
+            tell = self._keep if self._quiet else self.say
+            yield (
+                _Lines(description, total, tell, self.say)
+                if self._verbose
+                else _Lines(description, total, tell, self._keep, LOGGED_EVERY_S)
+            )
             return
         name, note = (TextColumn(field, markup=False) for field in ("  {task.description}", "{task.fields[text]}"))
         with RichProgress(
@@ -95,7 +101,7 @@ class Progress:
             transient=True,
             redirect_stdout=False,
         ) as live:
-            lines = _Lines(description, total, self._keep, self._keep)
+            lines = _Lines(description, total, self._keep, self._keep, LOGGED_EVERY_S)
             yield _Live(live, live.add_task(description, total=total, text=""), lines)
 
     def _keep(self, text: str) -> None:
@@ -119,15 +125,21 @@ class _Live:
 
 
 class _Lines:
-    """A line for each step: at each tenth of the way to `tell`, else to `detail`."""
+    """Lines for the steps: at each tenth of the way to `tell`, the others to `detail`, one in `every_s` seconds at most."""
 
-    def __init__(self, description: str, total: int, tell: Callable[[str], None], detail: Callable[[str], None]) -> None:
+    def __init__(
+        self, description: str, total: int, tell: Callable[[str], None], detail: Callable[[str], None], every_s: float = 0.0
+    ) -> None:
         self._description, self._total, self._tell, self._detail = description, total, tell, detail
         self._done, self._start = 0, time.monotonic()
+        self._every_s, self._last = every_s, -every_s
 
     def advance(self, n: int = 1, text: str = "") -> None:
         before, self._done = self._done, self._done + n
         tenth = self._done * 10 // max(self._total, 1) > before * 10 // max(self._total, 1)
+        if not tenth and time.monotonic() < self._last + self._every_s:
+            return
+        self._last = time.monotonic()
         shown = [f"  {self._description}: {self._done}/{self._total}", text, self._left()]
         (self._tell if tenth else self._detail)(", ".join(part for part in shown if part))
 

@@ -15,7 +15,8 @@ from .rounds import measured
 from .timing import Ratio, TimingSession, TimingSettings
 
 QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
-QUICK_PAIRS, QUICK_FEWEST = 24, 12  # rounds for a candidate of a search: at most, and at least
+QUICK_FEWEST, QUICK_PAIRS, QUICK_MOST = 12, 24, 240  # rounds for a candidate of a search; more than 24 only if they take
+QUICK_SECONDS = 0.4  # no longer than this: one in three small candidates has not converged in 24
 _DENSE_ROUNDS = 40
 _CANDIDATE = "a candidate of the search"
 
@@ -77,7 +78,8 @@ class QuickMeter(Meter):
 
     def ratio(self, candidate: bytes) -> Ratio:
         """See `Meter.ratio`."""
-        return self._measure(candidate, QUICK_PAIRS, QUICK_FEWEST).quick_ratio()
+        affordable = int(QUICK_SECONDS * 1e3 / (2 * self.dense_ms))  # the candidate is hardly slower
+        return self._measure(candidate, min(max(affordable, QUICK_PAIRS), QUICK_MOST), QUICK_FEWEST).quick_ratio()
 
     def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> TimingSession:
         settings = replace(self._settings, min_pairs=fewest, max_pairs=pairs, half_width=QUICK_HALF_WIDTH)

@@ -54,10 +54,12 @@ class Coupling:
 
     def kept(self, axis: Axis, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which positions of an axis stay."""
-        mask = np.ones(1, dtype=bool)
-        for atom in axis:
-            every = np.ones(atom.size, dtype=bool)
-            own = every if atom.labels is None else ~gone[self.resolved.component[atom.labels]]
+        atoms = [
+            np.ones(atom.size, dtype=bool) if atom.labels is None else ~gone[self.resolved.component[atom.labels]]
+            for atom in axis
+        ]
+        mask = atoms[0] if atoms else np.ones(1, dtype=bool)
+        for own in atoms[1:]:
             mask = (mask[:, None] & own[None, :]).reshape(-1)
         return mask
 

@@ -11,6 +11,7 @@ from ...devices.device import Device
 from ...devices.local import LocalDevice
 from ...devices.measure.latency_cache import LatencyCache
 from ...devices.measure.meter import Meter
+from ...devices.measure.referenced import ReferencedMeter
 from ...devices.measure.timing import Ratio
 from ...targets.base import Estimator, Prober, Structure, Target
 from ..config import Config
@@ -181,8 +182,14 @@ def open_bench(
     if estimated:
         yield EstimatingBench(inputs, reward, prober, _NoMeter(), None, memo, note, precision, sized)
         return
-    cache = LatencyCache(context, latencies)
-    with closing(device.meter(baseline, target.runtime, config.threads, config.seed)) as meter:
+    cache = LatencyCache(context | {"against": "the dense network in the same precision"}, latencies)
+    meter = ReferencedMeter(
+        lambda file: device.meter(file, target.runtime, config.threads, config.seed),
+        baseline,
+        lambda: prober.candidate(Structure({})),
+        cache,
+    )
+    with closing(meter):
         yield Bench(inputs, reward, prober, meter, cache, memo, note, precision, sized)
 
 

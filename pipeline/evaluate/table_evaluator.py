@@ -52,6 +52,7 @@ class TableEvaluator(ABC):
         self._knobs, self.bench = knobs, bench
         self._table: dict[tuple[int, int], float] = {}
         self._sizes: dict[tuple[int, ...], float] = {}
+        self._estimates: dict[tuple[int, ...], float] = {}
         self._memo = Memo(bench.memo, bench.note)
 
     @property
@@ -150,8 +151,10 @@ class TableEvaluator(ABC):
         moved = [(i, level) for i, (k, level) in enumerate(zip(self.knobs, levels, strict=True)) if level and k.block not in gone]
         if len(moved) < 2:
             return self._entry(*(moved[0] if moved else (-1, 0)))
-        constant, *each = self._latencies
-        return float(constant + np.array(each) @ self.work(self.structure(self.plan(levels))))
+        if levels not in self._estimates:  # a projection onto the budget asks for its neighbours again and again
+            latencies = self._latencies
+            self._estimates[levels] = float(latencies[0] + latencies[1:] @ self.work(self.structure(self.plan(levels))))
+        return self._estimates[levels]
 
     @cached_property
     def _latencies(self) -> FloatArray:
@@ -182,6 +185,7 @@ class TableEvaluator(ABC):
             middle = statistics.median(self._entry(*entry) for entry in measured[change])
             self._table.update(dict.fromkeys(same, middle))
         self.__dict__.pop("_latencies", None)  # fitted to entries that were not pooled yet
+        self._estimates.clear()
         return len(self._table)
 
     def _entry(self, knob: int, level: int) -> float:

@@ -57,9 +57,9 @@ def searched(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
-    candidates = run.folder.stage("candidates", "4", settings, (ranking_stage.key,))  # its folder keeps the answers
+    candidates = run.folder.stage("candidates", "5", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
-    stages = [run.folder.stage("search", "11", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    stages = [run.folder.stage("search", "12", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
     if ranking is None or None in results:
         opening = open_bench(
@@ -77,7 +77,7 @@ def searched(
             note=candidates.note,
         )
         with ExitStack() as stack:
-            with run.stage("curvature"):
+            with run.stage("capture"):
                 bench = stack.enter_context(opening)
             evaluator = pruning.evaluator(bench)
             if ranking is None:

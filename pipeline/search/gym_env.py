@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from ..types import Candidate
-from .problem import BudgetConstraint, Evaluator, FloatArray, Levels, SearchSettings, reward, shares_of, signal
+from .problem import BudgetConstraint, Evaluator, FloatArray, Levels, SearchSettings, bounds, reward, shares_of, signal
 
 
 class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -46,8 +46,13 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.constraint.clip((np.asarray(action, dtype=np.float64) + 1.0) / 2.0)
 
     def action(self, levels: Levels) -> NDArray[np.float32]:
-        """The action that stands for these levels, before the projection."""
-        return (2.0 * shares_of(self._evaluator.knobs, levels) - 1.0).astype(np.float32)
+        """The action that stands for these levels, before the projection: the middle of what is rounded to each knob's level.
+
+        With the level's own share, a knob at level 0 would lie on the edge of the box, where noise goes one way only, and all of
+        them would leave it together when a plan is a little over budget.
+        """
+        middles = [(low + high) / 2 for low, high in map(bounds, self._evaluator.knobs, levels)]
+        return np.array([2.0 * middle - 1.0 for middle in middles], dtype=np.float32)
 
     def _observation(self) -> NDArray[np.float32]:
         if self._last is None:

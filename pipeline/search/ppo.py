@@ -29,9 +29,9 @@ WARM_LEARNING_RATE = 5e-4  # with ten times as much the mean had left a good sta
 ROLLOUT = (8, 32)  # least and most episodes between two updates
 WARM_ROLLOUT = 16  # at least, near a good start, where one knob's change is most of what an episode tells
 UPDATES = 25  # as many as this when the rollouts' limits leave them
-WARM_SHARE = 0.5  # of the evaluations, spent by the knapsack before a warm start
+WARM_SHARE = 0.8  # of the evaluations, spent by the knapsack before a warm start, which gains more by them
 COLD_LOG_STD = -1.0
-WARM_LOG_STD = -3.0  # a good start is worth staying near; a rollout that finds nothing new there widens it
+WARM_LOG_STD = -2.5  # a good start is worth staying near; a rollout that finds nothing new there widens it
 COLD_START = 0.5  # of the uniform plan's ratios: a little under the budget, so that the projection puts most samples on it
 STALE_ROLLOUTS = 50  # rollouts in a row without a new setting, after which there is none to be found
 
@@ -153,7 +153,7 @@ class _Watch(BaseCallback):
 def run(log: SearchLog, rng: np.random.Generator) -> None:
     """Spends the log's evaluations.
 
-    Warm: the first half goes to the knapsack, and the policy starts at its best plan. Cold: it starts at half of the
+    Warm: the first four fifths go to the knapsack, and the policy starts at its best plan. Cold: it starts at half of the
     ratios with which the uniform plan meets the budget, which costs nothing to know.
 
     Raises:

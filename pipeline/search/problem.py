@@ -172,6 +172,14 @@ def shares_of(knobs: tuple[Knob, ...], levels: Levels) -> FloatArray:
     return np.array([1.0 - k.kept[i] / k.size for k, i in zip(knobs, levels, strict=True)], dtype=np.float64)
 
 
+def bounds(knob: Knob, level: int) -> tuple[float, float]:
+    """The least and the largest share to remove that is rounded to a level."""
+    shares = [1.0 - kept / knob.size for kept in knob.kept]
+    low = 0.0 if level == 0 else (shares[level - 1] + shares[level]) / 2
+    high = 1.0 if level + 1 == len(shares) else (shares[level] + shares[level + 1]) / 2
+    return low, high
+
+
 class BudgetConstraint:
     """Projects actions onto the budget (AMC's constrained action, He et al. 2018, section 3.3, there by MACs).
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,9 @@ Answer = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]  # tensors 
 def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -> Runner:
     """Inputs to outputs through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
 
-    With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own int8 kernels.
+    With several `threads`, as many samples are computed side by side, one thread each: within one small sample there is
+    little to share. With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own
+    int8 kernels.
 
     Raises:
         BuildError: the runtime refused the model; from the runner: or its inputs, or it had no answer in time.
@@ -34,7 +39,7 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if pairwise:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -54,19 +59,50 @@ def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -
 
     def answer(given: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         once = onnxruntime.RunOptions()
-        alarm = threading.Timer(_LONGEST_S, setattr, (once, "terminate", True))
-        alarm.daemon = True
-        alarm.start()
-        try:
-            found: Sequence[NDArray[Any]] = session.run(None, given, once)
-            return found
-        except Exception as error:  # its exceptions share no base but this one
-            found_text = f"no answer after {_LONGEST_S:.0f} s" if once.terminate else deepest_cause(error)
-            raise BuildError(f"ONNX Runtime cannot run {name}", found=found_text) from error
-        finally:
-            alarm.cancel()
+        with _deadlines.watched(once):
+            try:
+                found: Sequence[NDArray[Any]] = session.run(None, given, once)
+                return found
+            except Exception as error:  # its exceptions share no base but this one
+                found_text = f"no answer after {_LONGEST_S:.0f} s" if once.terminate else deepest_cause(error)
+                raise BuildError(f"ONNX Runtime cannot run {name}", found=found_text) from error
 
-    return in_blocks([(entry.name, _numpy(entry.type)) for entry in entries], answer, first if isinstance(first, int) else _BLOCK)
+    block = first if isinstance(first, int) else _BLOCK
+    return in_blocks([(entry.name, _numpy(entry.type)) for entry in entries], answer, block, threads)
+
+
+class _Deadlines:
+    """Ends answers that take longer than `_LONGEST_S`, with one thread for all: a timer each costs as much as a small network."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, tuple[float, Any]] = {}
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched(self, once: Any) -> Iterator[None]:
+        """`once` (RunOptions) terminates when its time is over."""
+        with self._lock:
+            self._running[id(once)] = time.monotonic(), once
+            if self._thread is None or not self._thread.is_alive():  # none after a fork
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.pop(id(once), None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, _LONGEST_S / 10))
+            with self._lock:
+                for began, once in self._running.values():
+                    if time.monotonic() - began > _LONGEST_S:
+                        once.terminate = True
+
+
+_deadlines = _Deadlines()
 
 
 def _loadable(model: str | bytes) -> str | bytes:
@@ -90,8 +126,15 @@ def one_by_one(inputs: Sequence[onnx.ValueInfoProto], infer: Answer) -> Runner:
     return in_blocks([(value.name, dtype) for value, dtype in zip(inputs, types, strict=True)], infer, 1)
 
 
-def in_blocks(entries: Sequence[tuple[str, str]], answer: Answer, block: int) -> Runner:
-    """A runner that asks for so many samples at once; `entries`: names and types of the inputs, in order."""
+def in_blocks(entries: Sequence[tuple[str, str]], answer: Answer, block: int, workers: int = 1) -> Runner:
+    """A runner that asks for `block` samples at once, and so `workers` times side by side.
+
+    Args:
+        entries: names and types of the inputs, in order.
+        answer: what is asked; by several threads if `workers` is above 1.
+        block: samples a call.
+        workers: threads that ask.
+    """
 
     def predict(inputs: Arrays) -> Arrays:
         each = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -100,15 +143,17 @@ def in_blocks(entries: Sequence[tuple[str, str]], answer: Answer, block: int) ->
         if not len(each[0]):  # the outputs of no sample have shapes too
             one = predict(tuple(np.zeros((1, *array.shape[1:]), array.dtype) for array in each))
             return tuple(array[:0] for array in one) if isinstance(one, tuple) else one[:0]
-        parts = [
-            answer(
-                {
-                    name: np.ascontiguousarray(array[at : at + block], dtype=dtype)
-                    for (name, dtype), array in zip(entries, each, strict=True)
-                }
-            )
-            for at in range(0, len(each[0]), block)
-        ]
+
+        def ask(at: int) -> Sequence[NDArray[Any]]:
+            named = zip(entries, each, strict=True)
+            return answer({name: np.ascontiguousarray(a[at : at + block], dtype=dtype) for (name, dtype), a in named})
+
+        starts = range(0, len(each[0]), block)
+        if workers > 1 and len(starts) > 1:
+            with ThreadPoolExecutor(workers) as pool:
+                parts = list(pool.map(ask, starts))
+        else:
+            parts = [ask(at) for at in starts]
         joined = tuple(np.concatenate(same) for same in zip(*parts, strict=True))
         return joined if len(joined) > 1 else joined[0]
 

@@ -204,9 +204,9 @@ def test_warm_ppo_reaches_the_knapsack_and_the_knapsack_beats_the_baselines():
 
 def test_warm_start_begins_with_the_knapsack_and_then_leaves_it():
     warm = levels_of(search(ResNet20(), settings("ppo", 60)))
-    knapsack = levels_of(search(ResNet20(), settings("knapsack", 30)))  # half of 60
-    assert warm[:30] == knapsack
-    assert warm[30:] != levels_of(search(ResNet20(), settings("knapsack", 60)))[30:]
+    knapsack = levels_of(search(ResNet20(), settings("knapsack", 48)))  # four fifths of 60
+    assert warm[:48] == knapsack
+    assert warm[48:] != levels_of(search(ResNet20(), settings("knapsack", 60)))[48:]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.signature import image_signature
 from edge_compress.targets.onnx import run
 from edge_compress.targets.onnx.export import export_float
-from edge_compress.targets.onnx.run import predictor, simulate
+from edge_compress.targets.onnx.run import in_blocks, predictor, simulate
 from onnx import TensorProto, helper
 
 
@@ -27,8 +29,27 @@ def test_a_graph_whose_reshapes_name_one_sample_is_simulated_sample_by_sample() 
     images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
-    for runner in (simulate(data), predictor(data)):
+    for runner in (simulate(data), predictor(data), predictor(data, threads=3)):
         np.testing.assert_allclose(runner(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_computed_side_by_side_come_in_their_order_and_an_error_of_one_is_the_runners() -> None:
+    asked = set()
+
+    def answer(given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        asked.add(threading.current_thread().name)
+        (first, *_) = given["x"].ravel()
+        time.sleep(0.02 if int(first) % 2 else 0.0)
+        if first == 9:
+            raise BuildError("the ninth")
+        return [given["x"]]
+
+    runner = in_blocks([("x", "float32")], answer, 1, workers=2)
+    some = np.arange(8, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(runner(some), some)
+    assert len(asked) == 2
+    with pytest.raises(BuildError, match="the ninth"):
+        runner(np.float32([[1], [9], [2]]))
 
 
 def relu(*nodes: onnx.NodeProto) -> bytes:

@@ -1,0 +1,73 @@
+"""Candidates take turns with the dense network in their own precision; what is told are shares of the float baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.meter import Meter
+from edge_compress.devices.measure.referenced import REPEATS, ReferencedMeter
+from edge_compress.devices.measure.timing import Ratio
+
+FLOAT, INT8 = b"float", b"int8"
+
+
+class Processor:
+    """Milliseconds of files by their bytes; int8 is slower by `weather`, which changes with each measurement."""
+
+    def __init__(self, weather: list[float]) -> None:
+        self.weather, self.asked, self.closed = weather, [], []
+
+    def ms(self, file: bytes) -> float:
+        alone = {FLOAT: 10.0, INT8: 6.0, b"half": 3.0}[file]
+        return alone if file == FLOAT else alone * self.weather[len(self.asked) % len(self.weather)]
+
+    def meter(self, baseline: bytes) -> Meter:
+        made = self
+
+        class One(Meter):
+            width = 2
+            dense_ms = made.ms(baseline)
+
+            def ratio(self, candidate: bytes) -> Ratio:
+                found = Ratio(made.ms(candidate) / made.ms(baseline), 0.01)
+                made.asked.append((baseline, candidate))
+                return found
+
+            def close(self) -> None:
+                made.closed.append(baseline)
+
+        return One()
+
+
+def metered(processor: Processor, cache: LatencyCache) -> ReferencedMeter:
+    return ReferencedMeter(processor.meter, FLOAT, lambda: INT8, cache)
+
+
+def test_what_slows_int8_down_for_a_while_is_in_no_candidates_ratio(tmp_path: Path) -> None:
+    processor = Processor([1.0, 1.3, 1.0, 1.1, 1.0])
+    meter = metered(processor, LatencyCache({"device": "local"}, tmp_path))
+    found = [meter.ratio(b"half").value for _ in range(5)]
+    assert found == pytest.approx([0.3] * 5)
+    assert [ratio.value for ratio in meter.ratios([b"half", INT8])] == pytest.approx([0.3, 0.6])
+    assert processor.asked.count((FLOAT, INT8)) == REPEATS
+    assert (FLOAT, b"half") not in processor.asked
+    assert (meter.width, meter.dense_ms) == (2, 10.0)
+
+
+def test_the_references_share_is_measured_once_for_all_runs_and_both_meters_are_closed(tmp_path: Path) -> None:
+    first, second = Processor([1.0]), Processor([2.0])
+    for processor in (first, second):
+        meter = metered(processor, LatencyCache({"device": "local"}, tmp_path))
+        assert meter.ratio(b"half").value == pytest.approx(0.3)
+        meter.close()
+        assert {FLOAT, INT8} <= set(processor.closed)
+    assert (FLOAT, INT8) not in second.asked
+
+
+def test_nothing_is_measured_or_loaded_before_the_first_candidate(tmp_path: Path) -> None:
+    processor = Processor([1.0])
+    meter = metered(processor, LatencyCache({"device": "local"}, tmp_path))
+    meter.close()
+    assert (processor.asked, processor.closed) == ([], [FLOAT])
