@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+import finite_differences
 import torch
 import torch.nn.functional as F
 from classifier import coupling_of, units_of
@@ -74,10 +75,10 @@ def estimators(
     layers, draws = weight_layers(net), (1, 4, 16)
     for count in probes:
         found: list[Values] = [
-            curvature.gradient_difference(net, images, count, seed=s) for s in range(seeds if count < 64 else 1)
+            finite_differences.gradient_difference(net, images, count, seed=s) for s in range(seeds if count < 64 else 1)
         ]
         yield f"gradient difference, {count} probes", 2.0 * count, found
-    found = [curvature.gradient_difference(net, images, 16, seed=s, absolute=True) for s in range(seeds)]
+    found = [finite_differences.gradient_difference(net, images, 16, seed=s, absolute=True) for s in range(seeds)]
     yield "mean of |v Hv|, 16 probes", 32.0, found
     for count in draws:
         yield (
@@ -89,7 +90,7 @@ def estimators(
         yield f"Gauss-Newton, {count} x labels", (1 + 2 * count) / 3, [by_labels(net, images, count, s) for s in range(seeds)]
     yield "empirical Fisher", 1.0, [curvature.gauss_newton(net, images, empirical=True)]
     local = curvature.local_hessian(net, images)
-    yield "layer-local Hessian", 1 / 3, [{n: curvature.local_diagonal(h, layers[n].weight) for n, h in local.items()}]
+    yield "layer-local Hessian", 1 / 3, [{n: finite_differences.local_diagonal(h, layers[n].weight) for n, h in local.items()}]
     yield "magnitude", 0.0, [{n: layer.weight.detach().abs() for n, layer in layers.items()}]
 
 

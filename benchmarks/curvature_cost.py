@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from edge_compress.pipeline.axes.types import Unit
 from edge_compress.pipeline.network.exact_mode import Batch
-from edge_compress.pipeline.score.curvature import gauss_newton, gradient_difference
+from edge_compress.pipeline.score.curvature import gauss_newton
 from edge_compress.pipeline.score.removal import removal_curvature
+from finite_differences import gradient_difference
 from torch import Tensor, nn
 
 Work = Callable[[nn.Module, Tensor], object]  # network, inputs (n, C, H, W)

@@ -14,8 +14,8 @@ from edge_compress.pipeline.axes.cutting.surgery import zeroed
 from edge_compress.pipeline.axes.program import Program
 from edge_compress.pipeline.network.exact_mode import Batch, steady, weight_layers
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import highest
-from edge_compress.pipeline.score.curvature import second_difference
 from edge_compress.pipeline.score.removal import places_of, read_apart
+from finite_differences import second_difference
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 

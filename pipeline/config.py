@@ -25,7 +25,7 @@ from .options import CLASS_ORDERS, Accelerator, Augment, Budget, Drop, MaskMode,
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size", "class_order")
 # what may differ between two calls of the same run
-_NOT_IN_RESULT = ("out", "json", "max_memory", "quiet", "verbose", "require_artifact", "accept_chance")
+_NOT_IN_RESULT = ("out", "json", "max_memory", "accelerator", "quiet", "verbose", "require_artifact", "accept_chance")
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -175,6 +176,15 @@ class RunFolder:
         return any(not (p.parent == self.path and p.name in own) for p in found)
 
 
+class _Notes(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(record.getMessage())
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run: its key, its folder, and its result once it is finished."""
@@ -215,6 +225,16 @@ class Stage:
         if text not in self.notes():
             self.run.log(f"{self.name}: {text}")
             atomic_write(self.folder / _NOTES_NAME, json.dumps([*self.notes(), text], indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keeps warnings that the package logs meanwhile as remarks: fallbacks deep inside a computation."""
+        logger, handler = logging.getLogger(__name__.partition(".")[0]), _Notes(self.note)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
     def notes(self) -> list[str]:
         """Returns the remarks on the result; where their file cannot be read, one that says so."""

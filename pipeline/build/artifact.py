@@ -56,7 +56,7 @@ def build(
 
     folder = run.folder.path / "artifacts" / target.name
     folder.mkdir(parents=True, exist_ok=True)
-    with run.stage(f"build {target.name}"):
+    with run.stage(f"build {target.name}"), stage.noting():
         request = _request(run, stage, target, student, precision, baseline, folder)
         request = replace(request, pattern=run.pattern, speedup=None if device is None else speedup)
         artifact = replace(built_faster(run, stage, target, request, device), dense_form=baseline.form)
@@ -80,7 +80,7 @@ def unpruned(
     stage = run.folder.stage(f"unpruned-{target.name}", "1", settings, (subject_key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is None:
-        with run.stage(f"unpruned {target.name}"):
+        with run.stage(f"unpruned {target.name}"), stage.noting():
             artifact = target.build(_request(run, stage, target, dense, precision, baseline, stage.folder))
         artifact = _under(artifact, stage.folder.relative_to(run.folder.path))
         stage.finish(artifact)

@@ -188,7 +188,11 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     type=int,
     metavar="NUMBER",
 )
-@_option("--accelerator", "Where the network is scored, reconstructed and fine-tuned.", type=_choice(options.Accelerator))
+@_option(
+    "--accelerator",
+    "Where curvature is computed and the network is reconstructed and fine-tuned; int8 is computed on the CPU.",
+    type=_choice(options.Accelerator),
+)
 @_option(
     "--max-memory",
     "Memory that scoring and reconstruction may take, such as 4GB; what had to be reduced for it is in the report.",

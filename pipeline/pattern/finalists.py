@@ -96,7 +96,7 @@ def solve(
 
         how = SearchSettings(found.method, 1, found.budget, run.config.reward, run.config.alpha, run.config.beta)
         judge = judge_on(run.loaded, REWARD_SAMPLES, run.compute.device)
-        with run.stage("compensate"), run.ui.bar("finalists", len(candidates)) as bar:
+        with run.stage("compensate"), run.ui.bar("finalists", len(candidates)) as bar, stage.noting():
 
             def tell(done: Finalist) -> None:
                 bar.advance(

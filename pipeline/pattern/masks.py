@@ -82,7 +82,8 @@ class Masks:
                 count = affordable(self.widest, len(images), self._compute.memory_bytes)
                 if note := reduced("OBS saliency", count, len(images), self._compute.memory_bytes):
                     stage.note(note)
-                masks = chosen_masks(self.net, masks, images[:count], fixed=selections(self.net), compute=self._compute)
+                with stage.noting():
+                    masks = chosen_masks(self.net, masks, images[:count], fixed=selections(self.net), compute=self._compute)
             path = stage.folder / "masks.safetensors"
             atomic_write(path, save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
             removed = {k.name: 1.0 - k.kept[level] / k.size for k, level in zip(self.knobs, levels, strict=True)}

@@ -100,7 +100,7 @@ def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:
     lower, bad = torch.linalg.cholesky_ex(curvature)
     factor, worse = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if bad or worse:
-        _log.warning("a Hessian of %d inputs has no Cholesky factor: rounded to the nearest value instead of by GPTQ", len(order))
+        _log.warning("A Hessian of %d inputs has no Cholesky factor: rounded to the nearest value, not by GPTQ.", len(order))
         return nearest.to(weight)
     moving, settled = rows[:, order].clone(), torch.empty_like(rows)
     kept = torch.where((top == order) | (rows[:, order] == 0), rows[:, order], torch.nan)  # the others are NaN

@@ -31,12 +31,12 @@ def positions_for(inputs: int) -> int:
     return min(MOST_POSITIONS, max(FEWEST_POSITIONS, POSITIONS_PER_INPUT * inputs))
 
 
-def damping_of(inputs: int, positions: float, damping: float = DAMPING) -> float:
+def damping_of(inputs: int, positions: float) -> float:
     """Share of the mean diagonal to add for so many inputs fitted on so many positions.
 
     With few positions an input, as for short texts, the fit would follow their noise; it is drawn to the weights as they were.
     """
-    return damping + inputs / max(positions, 1.0)
+    return DAMPING + inputs / max(positions, 1.0)
 
 
 def solve_masked(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor, *, damping: float = DAMPING) -> torch.Tensor:
@@ -88,7 +88,7 @@ def _damped_solve(gram: torch.Tensor, target: torch.Tensor, before: torch.Tensor
         factor, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
             return before + torch.cholesky_solve(missing.T, factor).T
-    _log.warning("a layer's Hessian (%d inputs) is not positive definite: its weights take one diagonal step instead", len(gram))
+    _log.warning("A layer's Hessian (%d inputs) is not positive definite: its weights take one diagonal step instead.", len(gram))
     return before + missing / gram.diagonal().clamp_min(1e-12)
 
 

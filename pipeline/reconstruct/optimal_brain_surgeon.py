@@ -13,6 +13,7 @@ first order those of different layers, one currency.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -24,6 +25,8 @@ from ..network.modes import borrowed
 from ..score.layer_inputs import positions_last
 from .least_squares import DAMPING
 from .sequential import Choose, sequential_masked
+
+_log = logging.getLogger(__name__)
 
 ROUND = 0.15  # share of an output's remaining connections that goes before its inverse is recomputed
 LAST = 0.01  # of an output's connections; the rest goes in one round
@@ -163,7 +166,10 @@ def chosen_masks(
         by_saliency, found = chooser(output_curvature(net, images[:CURVATURE_IMAGES], seed=seed)), dict(masks)
 
     def choose(name: str, mask: Tensor, gram: Tensor, target: Tensor) -> Tensor:
-        if bool(mask.all()) or len(mask) * float(len(gram)) ** 3 > MOST_WORK:
+        if bool(mask.all()):
+            return mask
+        if len(mask) * float(len(gram)) ** 3 > MOST_WORK:
+            _log.warning("%s: too large for OBS saliency (%d inputs): its mask stays by the score.", name, len(gram))
             return mask
         chosen = by_saliency(name, mask, gram, target)
         found[name] = chosen.view(masks[name].shape)

@@ -25,7 +25,7 @@ from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
 from ..network.row_sampling import output_strips
 from ..score.layer_moments import CHUNK, counted
-from .least_squares import DAMPING, damping_of, positions_for, solve_intercept
+from .least_squares import damping_of, positions_for, solve_intercept
 from .memory import SOLVING_BYTES
 from .stitching import rows_of, scale_of
 
@@ -41,7 +41,6 @@ def sequential(
     *,
     valid: torch.Tensor | None = None,
     compute: Compute = CPU,
-    damping: float = DAMPING,
     progress: Callable[[float], None] | None = None,
 ) -> nn.Module:
     """The network without a plan's units after sequential layer-wise reconstruction against the dense network's activations.
@@ -54,7 +53,6 @@ def sequential(
             few layers.
         valid: (n, tokens), False for padding, which then does not count in layers on tokens.
         compute: its device and memory are used; a layer whose Hessian does not fit keeps its weights.
-        damping: share of the mean diagonal added to the diagonal.
         progress: told the share of operators done.
 
     Returns:
@@ -62,7 +60,7 @@ def sequential(
     """
     small = cut(coupling, plan, sized).eval()
     left = parameter_masks(coupling, coupling.gone(plan))
-    how = _Lockstep(damping, compute, left=left, valid=valid, changed=bool(coupling.left_out(plan)))
+    how = _Lockstep(compute, left=left, valid=valid, changed=bool(coupling.left_out(plan)))
     how.run(coupling.walk.captured.module, small, inputs, progress)
     return small
 
@@ -75,7 +73,6 @@ def sequential_masked(
     compute: Compute = CPU,
     fixed: Collection[str] = (),
     choose: Choose | None = None,
-    damping: float = DAMPING,
     progress: Callable[[float], None] | None = None,
 ) -> nn.Module:
     """`sequential` for masks: each output is re-fit on the connections its mask leaves.
@@ -87,14 +84,13 @@ def sequential_masked(
         compute: its device and memory are used; a layer whose Hessian does not fit keeps its weights.
         fixed: layers that stay as they are.
         choose: recomputes the mask of a layer in `masks` from the layer's own moments; it must keep as many connections.
-        damping: share of the mean diagonal added to the diagonal.
         progress: told the share of operators done.
 
     Returns:
         A new network, eval mode; its weights are exactly zero where their masks are.
     """
     small = copy.deepcopy(net).eval()
-    how = _Lockstep(damping, compute, masks=masks, fixed=fixed, choose=choose, changed=True)
+    how = _Lockstep(compute, masks=masks, fixed=fixed, choose=choose, changed=True)
     how.run(net, small, inputs, progress)
     return small
 
@@ -107,7 +103,6 @@ class _Lockstep:
 
     def __init__(
         self,
-        damping: float,
         compute: Compute,
         *,
         left: Left | None = None,
@@ -117,7 +112,7 @@ class _Lockstep:
         choose: Choose | None = None,
         changed: bool = False,
     ) -> None:
-        self.damping, self.compute, self.left, self.valid = damping, compute, left or {}, valid
+        self.compute, self.left, self.valid = compute, left or {}, valid
         self.masks = {f"{name}.weight": mask for name, mask in (masks or {}).items()}
         self.fixed, self.choose = {f"{name}.weight" for name in fixed}, choose
         self.changed = changed  # whether a layer before this one has lost anything
@@ -247,7 +242,7 @@ class _Lockstep:
             seen += x.shape[1]
             gram += (x @ x.T).double()
             cross += (t @ x.T).double()
-        damping = damping_of(k, seen, self.damping)
+        damping = damping_of(k, seen)
         solved = solve_intercept(gram, cross, weight.flatten(1).double(), damping, self._support(layer.weight))
         return solved[:, :-1].to(weight).view_as(weight), solved[:, -1].to(weight)
 

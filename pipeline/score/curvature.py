@@ -1,9 +1,7 @@
-"""Local curvature of the loss, one number per connection (paper, section 3: second derivative by finite differences).
+"""Local curvature of the loss, one number per connection (in place of the paper's finite differences, section 3).
 
-    gradient_difference   diagonal of the Hessian from differences of the gradient along random sign vectors
     gauss_newton          diagonal of the Gauss-Newton matrix (random signs) or of the empirical Fisher (true labels)
     local_hessian         the layer's own Hessian X X^T: of its output error, with every off-diagonal entry
-    second_difference     the paper's literal difference, one connection a call: the oracle of the tests
 
 The loss is cross-entropy, the mean over all images given, in eval mode and exact float32 (see `steady`).
 Results lie on the module's device. Considered are the weights of Conv2d and Linear layers.
@@ -11,7 +9,7 @@ Results lie on the module's device. Considered are the weights of Conv2d and Lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,53 +26,6 @@ from .layer_inputs import check_positions, padded, parts, positions_of, squared,
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
 
 
-def gradient_difference(
-    module: nn.Module, batches: Sequence[Batch], probes: int, step: float = 1e-3, seed: int = 0, *, absolute: bool = False
-) -> dict[str, Tensor]:
-    """Hessian diagonal by central differences of the gradient: the mean over probes of `v * (g(w + ev) - g(w - ev)) / 2e`.
-
-    v is a random sign vector over all weights, e the step; this is Hutchinson's estimator (Bekas et al. 2007) without a second
-    backward pass. Unbiased up to O(e^2); the variance of entry k is sum_{j != k} H_kj^2 / probes, so it ranks well only with
-    hundreds of probes. The weights themselves are never written to.
-
-    Args:
-        module: gives logits (N, classes).
-        batches: calibration images with their true labels.
-        probes: sign vectors; each costs two gradients of all batches.
-        step: e, in units of the weights.
-        seed: of the sign vectors; the same on every device.
-        absolute: the mean of `|v * Hv|` instead. That is not the diagonal but a proxy of each row's norm: about
-            sqrt(2/pi) * ||H_k||_2. It ranks well with few probes.
-
-    Returns:
-        Layer name -> curvature of the weight's shape. A layer the forward pass does not use gets zeros.
-
-    Raises:
-        InputError: no images, a half-precision module, shared weights, or a result that is not finite.
-    """
-    if probes < 1 or not step > 0:
-        raise ValueError(f"probes {probes} and step {step} must be positive")
-    layers = weight_layers(module)
-    generator = torch.Generator().manual_seed(seed)
-    with steady(module) as place:
-        weights = {_key(name): layer.weight.detach() for name, layer in layers.items()}
-        total = {key: torch.zeros_like(w) for key, w in weights.items()}
-        images = counted(batches)
-        for _ in range(probes):
-            signs = {key: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for key, w in weights.items()}
-            product = {key: torch.zeros_like(w) for key, w in weights.items()}  # H v
-            for batch in batches:
-                # The two gradients of one batch right after each other: no sum over batches is subtracted from another.
-                for sign in (1.0, -1.0):
-                    shifted = {key: (w + sign * step * signs[key]).requires_grad_() for key, w in weights.items()}
-                    gradients = _gradients(module, shifted, batch, place)
-                    for key, gradient in gradients.items():
-                        product[key].add_(gradient, alpha=sign / (2 * step * images))
-            for key, hv in product.items():
-                total[key] += hv.abs() if absolute else hv * signs[key]
-    return finite({name: total[_key(name)] / probes for name in layers})
-
-
 def gauss_newton(
     module: nn.Module,
     batches: Sequence[Batch],
@@ -88,7 +39,7 @@ def gauss_newton(
     """Gauss-Newton diagonal: the mean over images and draws of the squared per-image gradient of a `probing_loss`.
 
     For softmax and cross-entropy this is unbiased for the Gauss-Newton (= Fisher) diagonal (Martens 2020, section 9); it is
-    never negative and ranks far better than `gradient_difference` at the same cost. Per-image gradients are formed layer by
+    never negative and ranks far better than differences of the gradient at the same cost. Per-image gradients are formed layer by
     layer from its input and the output's gradient, some images at a time, and never kept.
 
     Args:
@@ -105,7 +56,7 @@ def gauss_newton(
 
     Raises:
         InputError: a layer is called twice, is fed something else than one row per image, or has its weight used behind its
-            back; and as `gradient_difference`.
+            back; no images, a half-precision module, shared weights, or a result that is not finite.
     """
     if draws < 1 or chunk < 1:
         raise ValueError(f"draws {draws} and chunk {chunk} must be positive")
@@ -176,7 +127,7 @@ def local_hessian(
         Layer name -> (k, k) with k = C_in/groups * kh * kw in the order of `weight.flatten(1)`; (groups, k, k) where groups > 1.
 
     Raises:
-        InputError: a layer asked for is not in the model or is never called; and as `gradient_difference`.
+        InputError: a layer asked for is not in the model or is never called; and as `gauss_newton`.
     """
     every = weight_layers(module)
     for name in layers or ():
@@ -221,43 +172,6 @@ def like(inputs: Any, place: Tensor) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.to(place.device, place.dtype if t.is_floating_point() else t.dtype), inputs)
 
 
-def local_diagonal(hessian: Tensor, weight: Tensor) -> Tensor:
-    """The diagonal of a `local_hessian` as a curvature of the weight's shape: the same for every output channel of a group."""
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1).reshape(-1, 1, weight[0].numel())  # (groups, 1, k)
-    return diagonal.expand(-1, weight.shape[0] // diagonal.shape[0], -1).reshape(weight.shape)
-
-
-def second_difference(
-    module: nn.Module, loss: Callable[[nn.Module], Tensor], layer: str, index: tuple[int, ...], step: float
-) -> float:
-    """`(L(w + e) - 2 L(w) + L(w - e)) / e^2` of one connection, as the paper writes it.
-
-    Two forward passes a connection, and its rounding error is about 4e-7 * L / e^2 in float32: an oracle for small float64
-    networks, nothing else. The weight is put back bit for bit.
-    """
-    weight = weight_layers(module)[layer].weight
-    with steady(module), torch.no_grad():
-        before = weight[index].clone()
-        values = []
-        try:
-            for offset in (step, 0.0, -step):
-                weight[index] = before + offset
-                values.append(float(loss(module)))
-        finally:
-            weight[index] = before
-    return (values[0] - 2 * values[1] + values[2]) / step**2
-
-
-def _gradients(module: nn.Module, weights: Mapping[str, Tensor], batch: Batch, place: Tensor) -> dict[str, Tensor]:
-    """Gradient of the batch's summed loss at other weights; the module's own are not touched."""
-    inputs, labels = batch
-    images = inputs.to(place.device, place.dtype, copy=True)
-    logits = checked_logits(torch.func.functional_call(module, dict(weights), (images,)))
-    loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
-    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {key: g for key, g in zip(weights, found, strict=True) if g is not None}
-
-
 def sign_generators(seed: int, draws: int) -> list[torch.Generator]:
     """Returns one generator for each draw of the signs, so that an image's signs do not depend on the size of the batches."""
     return [torch.Generator().manual_seed(seed + 1_000_003 * turn) for turn in range(draws)]
@@ -295,7 +209,3 @@ def _refuse_unseen(layers: Mapping[str, Layer], logits: Tensor, seen: Collection
         if gradient is not None:
             what = f"the weight of layer {name!r} is used outside of its own forward pass"
             raise InputError(what, expected="a layer that is called", do="use --score magnitude")
-
-
-def _key(name: str) -> str:
-    return f"{name}.weight" if name else "weight"

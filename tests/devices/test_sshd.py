@@ -84,4 +84,4 @@ def test_facts_are_those_a_table_is_kept_by(device):
     facts = device.facts("onnxruntime", 1)
     assert facts["runtime_version"] == f"onnxruntime {onnxruntime.__version__}"
     assert facts["address"] == "ssh loop"
-    assert set(facts) == {"cpu", "board", "governor", "address", "runtime_version", "power_mode"}
+    assert set(facts) == {"cpu", "board", "governor", "host", "address", "runtime_version", "power_mode"}

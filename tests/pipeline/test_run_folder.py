@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -497,6 +498,18 @@ def test_remarks_of_a_stage_are_kept_and_a_damaged_file_of_them_is_named(config:
         assert note.startswith("search: remarks of an earlier call cannot be read (")
         stage.note("another one")
         assert run.notes() == [note, "another one"]
+
+
+def test_warnings_that_are_logged_deep_inside_a_stage_are_its_remarks(config: Config) -> None:
+    said: list[str] = []
+    logger = logging.getLogger("edge_compress.pipeline.reconstruct.least_squares")
+    with opened(config, said) as run:
+        stage = run.stage("compensate", "1", {})
+        with stage.noting():
+            logger.warning("a layer of %d inputs", 3)
+            logger.info("no remark")
+        assert run.notes() == ["a layer of 3 inputs"]
+        assert not logging.getLogger("edge_compress").handlers
 
 
 HUGE = '{"search": 1' + "0" * 400 + "}"  # no float holds it

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.ops import stochastic_depth
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 Step = Callable[..., torch.Tensor]
@@ -196,6 +197,19 @@ NETWORKS["old_weight_norm"] = old_weight_norm
 
 whole(
     "flatten", lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).flatten(1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(256, 10)
+)
+whole(
+    "flatten_by_keyword",
+    lambda s, x: s.f(torch.flatten(F.max_pool2d(F.relu(s.a(x)), 2), start_dim=1)),
+    a=lambda: conv(1, 16),
+    f=lambda: nn.Linear(256, 10),
+)
+whole(
+    "stochastic_depth",
+    lambda s, x: s.h(F.relu((x := F.relu(s.a(x))) + stochastic_depth(s.b(x), 0.5, "row", training=s.training))),
+    a=lambda: conv(1, 16),
+    b=lambda: conv(16, 16),
+    h=lambda: Head(16),
 )
 whole(
     "view_of_a_literal",

@@ -89,6 +89,17 @@ def test_channels_of_a_stream_and_within() -> None:
     assert [(g.name, g.kind, g.units) for g in found.groups] == [("a", "stream", 16), ("b", "channel", 16)]
 
 
+def test_a_stream_behind_stochastic_depth_can_be_pruned() -> None:
+    assert [(g.name, g.kind, g.units) for g in look("stochastic_depth").groups] == [("a", "stream", 16)]
+
+
+@pytest.mark.parametrize("name", ["squeeze_excite", "squeeze_excite_linear", "squeeze_excite_view"])
+def test_channels_that_a_gate_scales_lie_within_and_are_no_stream(name: str) -> None:
+    kinds = {g.name: g.kind for g in look(name).groups}
+    assert kinds["a"] == "channel"
+    assert "stream" not in kinds.values()
+
+
 class Mixed(nn.Module):
     """An operator without a rule between two convolutions."""
 

@@ -83,10 +83,11 @@ def test_the_zeros_of_a_mask_stay():
     assert (round_rows(weight * ~mask, hessian)[mask] == 0).all()
 
 
-def test_a_hessian_that_cannot_be_factored_leaves_the_nearest():
+def test_a_hessian_that_cannot_be_factored_leaves_the_nearest_and_says_so(caplog):
     weight, _ = drawn(3, 4, 4)
     indefinite = torch.tensor([[1.0, 5.0, 0, 0], [5.0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
     torch.testing.assert_close(round_rows(weight, indefinite), nearest(weight, 127))
+    assert "rounded to the nearest value, not by GPTQ" in caplog.text
 
 
 def test_a_layer_too_wide_for_its_hessian_is_left_alone_and_the_others_are_not(monkeypatch):

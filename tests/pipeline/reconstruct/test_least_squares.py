@@ -97,6 +97,12 @@ def test_more_damping_stays_nearer_to_the_weights_of_before():
     assert moved[-1] < 1e-4
 
 
+def test_a_hessian_that_cannot_be_factored_is_said(caplog):
+    found = solve_masked(randn(3, 4), torch.full((4, 4), float("nan")), torch.ones(3, 4))
+    assert found.shape == (3, 4)
+    assert "not positive definite" in caplog.text
+
+
 @given(st.integers(2, 8), st.integers(1, 20), st.integers(0, 99))
 @settings(deadline=None, max_examples=20)
 def test_what_loses_nothing_stays_as_it_is_however_little_was_seen(k, n, seed):

@@ -226,6 +226,14 @@ def test_output_curvature_of_a_linear_layer_on_maps_is_one_number_for_each_outpu
     assert bool((found["on_maps"][[0, 1, 2, 4, 5, 6, 7]] > 0).any())
 
 
+def test_layers_too_large_for_obs_saliency_keep_their_masks_and_that_is_said(monkeypatch, caplog):
+    net, images, masks = _tokens()
+    monkeypatch.setattr(obs, "MOST_WORK", 0)
+    chosen = obs.chosen_masks(net, masks, images)
+    assert all(torch.equal(chosen[n], masks[n]) for n in masks)
+    assert all(f"{n}: too large for OBS saliency" in caplog.text for n in masks if not masks[n].all())
+
+
 def test_connections_of_linear_layers_on_tokens_and_maps_are_chosen_and_reconstructed():
     net, images, masks = _tokens()
     chosen = obs.chosen_masks(net, masks, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import finite_differences
 import numpy as np
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_gradient_difference_is_hutchinsons_estimate_of_the_exact_hessian() -> N
     for _ in range(3):
         v = torch.cat([torch.randint(0, 2, m.weight.shape, generator=generator).flatten() * 2.0 - 1 for m in layers.values()])
         expected += v * (hessian @ v.double()) / 3
-    found = curvature.gradient_difference(net, split(batch, 2, 4), probes=3, step=1e-4, seed=5)
+    found = finite_differences.gradient_difference(net, split(batch, 2, 4), probes=3, step=1e-4, seed=5)
     np.testing.assert_allclose(flat(found), expected.numpy(), rtol=1e-5, atol=1e-7)
     assert {n: v.shape for n, v in found.items()} == {n: m.weight.shape for n, m in layers.items()}
 
@@ -102,7 +103,7 @@ def test_gradient_difference_converges_to_the_exact_diagonal() -> None:
     exact = exact_hessian(net, batch).diagonal().numpy()
     errors = []
     for probes in (4, 900):
-        found = flat(curvature.gradient_difference(net, [batch], probes=probes, step=1e-3))
+        found = flat(finite_differences.gradient_difference(net, [batch], probes=probes, step=1e-3))
         errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
     assert errors[1] < errors[0] / 7  # 1/sqrt(225) = a 15th in expectation
     assert spearmanr(found, exact).statistic > 0.8
@@ -111,7 +112,7 @@ def test_gradient_difference_converges_to_the_exact_diagonal() -> None:
 def test_absolute_differences_are_a_proxy_of_the_row_norm_and_not_of_the_diagonal() -> None:
     net, batch = network(), images(6)
     hessian = exact_hessian(net, batch)
-    found = flat(curvature.gradient_difference(net, [batch], probes=64, absolute=True))
+    found = flat(finite_differences.gradient_difference(net, [batch], probes=64, absolute=True))
     rows = hessian.norm(dim=1).numpy() * np.sqrt(2 / np.pi)
     assert spearmanr(found, rows).statistic > 0.97
     np.testing.assert_allclose(found.mean(), rows.mean(), rtol=0.15)
@@ -146,7 +147,7 @@ def test_gauss_newton_ranks_like_the_papers_differences_one_connection_at_a_time
     oracle, exact = [], exact_hessian(net, batch).diagonal().numpy()
     for name, layer in weight_layers(net).items():
         for index in np.ndindex(*layer.weight.shape):
-            oracle.append(curvature.second_difference(net, loss, name, index, 1e-4))
+            oracle.append(finite_differences.second_difference(net, loss, name, index, 1e-4))
     np.testing.assert_allclose(oracle, exact, rtol=1e-3, atol=1e-6)
     found = flat(curvature.gauss_newton(net, [batch], draws=50))
     assert spearmanr(found, oracle).statistic > 0.95
@@ -178,7 +179,7 @@ def test_local_hessian_is_that_of_explicitly_gathered_patches(groups: int, paddi
     rows = change.view(groups, 8 // groups, -1)
     quadratic = torch.einsum("gok,gkl,gol->", rows, found.view(groups, per * 6, per * 6), rows)
     torch.testing.assert_close(moved.square().sum() / (5 * out.shape[2] * out.shape[3]), quadratic)
-    diagonal = curvature.local_diagonal(found, layer.weight)
+    diagonal = finite_differences.local_diagonal(found, layer.weight)
     one = torch.zeros_like(layer.weight)
     one[5, per - 1, 2, 1] = 1.0
     alone = F.conv2d(padded, one, stride=layer.stride, dilation=layer.dilation, groups=groups).square().sum()
@@ -219,12 +220,12 @@ def test_the_network_is_left_bit_for_bit_as_it_was() -> None:
     def failing(module: nn.Module) -> Tensor:
         raise RuntimeError("the loss fails")
 
-    curvature.gradient_difference(net, [batch], probes=2)
+    finite_differences.gradient_difference(net, [batch], probes=2)
     curvature.gauss_newton(net, [batch], draws=2)
     curvature.local_hessian(net, [batch])
-    curvature.second_difference(net, lambda m: m(batch[0].float()).sum(), "3", (0, 0, 0, 1), 1e-3)
+    finite_differences.second_difference(net, lambda m: m(batch[0].float()).sum(), "3", (0, 0, 0, 1), 1e-3)
     with pytest.raises(RuntimeError, match="the loss fails"):
-        curvature.second_difference(net, failing, "3", (0, 0, 0, 1), 1e-3)
+        finite_differences.second_difference(net, failing, "3", (0, 0, 0, 1), 1e-3)
     for key, value in net.state_dict().items():
         assert torch.equal(value, state[key]), key
     assert [m.training for m in net.modules()] == modes
@@ -238,7 +239,7 @@ def test_the_network_is_left_bit_for_bit_as_it_was() -> None:
 def test_same_seed_same_bits_and_another_seed_another_estimate() -> None:
     net, batch = network(dtype=torch.float32), images(4)
     for call in (
-        lambda seed: curvature.gradient_difference(net, [batch], probes=2, seed=seed),
+        lambda seed: finite_differences.gradient_difference(net, [batch], probes=2, seed=seed),
         lambda seed: curvature.gauss_newton(net, [batch], seed=seed),
     ):
         first, again, other = flat(call(3)), flat(call(3)), flat(call(4))
@@ -251,7 +252,7 @@ def test_autocast_and_fast_matrix_products_outside_change_nothing() -> None:
 
     def everything() -> list[np.ndarray]:
         return [
-            flat(curvature.gradient_difference(net, [batch], probes=2)),
+            flat(finite_differences.gradient_difference(net, [batch], probes=2)),
             flat(curvature.gauss_newton(net, [batch], draws=2)),
             flat(curvature.local_hessian(net, [batch])),
         ]
@@ -282,7 +283,11 @@ class Spy(nn.Linear):
 
 
 def test_float32_products_are_exact_inside_and_as_they_were_outside() -> None:
-    for call in (curvature.gauss_newton, curvature.local_hessian, lambda m, b: curvature.gradient_difference(m, b, probes=1)):
+    for call in (
+        curvature.gauss_newton,
+        curvature.local_hessian,
+        lambda m, b: finite_differences.gradient_difference(m, b, probes=1),
+    ):
         spy = Spy(4, 4)
         spy(torch.ones(1, 4))
         before = spy.seen
@@ -299,7 +304,7 @@ def test_a_gpu_gives_the_cpus_curvature() -> None:
     net, batch = network(dtype=torch.float32, groups=2), images(8)
     there = copy.deepcopy(net).cuda()
     for call in (
-        lambda m: curvature.gradient_difference(m, [batch], probes=4, step=1e-2),
+        lambda m: finite_differences.gradient_difference(m, [batch], probes=4, step=1e-2),
         lambda m: curvature.gauss_newton(m, [batch], empirical=True),
         lambda m: curvature.local_hessian(m, [batch]),
     ):
@@ -347,7 +352,7 @@ def test_layers_that_per_image_gradients_cannot_serve_are_named() -> None:
 def test_a_layer_the_forward_pass_leaves_out_has_no_curvature() -> None:
     batches = vectors()
     before = batches[0][0].clone()
-    for found in (curvature.gauss_newton(Unused(), batches), curvature.gradient_difference(Unused(), batches, probes=2)):
+    for found in (curvature.gauss_newton(Unused(), batches), finite_differences.gradient_difference(Unused(), batches, probes=2)):
         assert found["unused"].abs().max() == 0
         assert found["layer"].abs().max() > 0
     assert torch.equal(batches[0][0], before)
@@ -366,7 +371,7 @@ def test_what_cannot_be_estimated_is_refused_with_its_name() -> None:
     with pytest.raises(InputError, match=r"found torch\.float16"):
         curvature.local_hessian(nn.Linear(4, 4).half(), vectors())
     with pytest.raises(InputError, match="nothing to prune"):
-        curvature.gradient_difference(nn.ReLU(), vectors(), probes=1)
+        finite_differences.gradient_difference(nn.ReLU(), vectors(), probes=1)
     with pytest.raises(InputError, match="calibration images: found none"):
         curvature.local_hessian(nn.Linear(4, 4), [])
     bad = vectors()
