@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -12,6 +13,7 @@ from .meter import Meter
 from .timing import Ratio
 
 REPEATS = 5  # of the reference against the baseline, each loaded anew: every candidate's latency is a multiple of it
+REPEATS_S = 30.0  # none is begun later: where an engine has to be built each time, one is what there is time for
 
 
 class ReferencedMeter(Meter):
@@ -20,7 +22,7 @@ class ReferencedMeter(Meter):
     What slows a processor down from one moment to the next, such as work on the other thread of a core, slows int8 and float
     kernels differently: within a minute the ratio of a small network in int8 to its float baseline moved by 25 %, that to the
     dense network in int8 by 3 %. So candidates are compared with the latter, whose own share of the baseline is measured
-    `REPEATS` times, once for all.
+    up to `REPEATS` times, once for all.
 
     Args:
         open_meter: opens a meter against a file.
@@ -47,8 +49,10 @@ class ReferencedMeter(Meter):
         known = self._cache.get(key)
         if known is not None:
             return known
-        found = sorted((self._float.ratio(self._reference()) for _ in range(REPEATS)), key=lambda ratio: ratio.value)
-        middle = found[REPEATS // 2]
+        file, began, found = self._reference(), time.monotonic(), list[Ratio]()
+        while not found or (len(found) < REPEATS and time.monotonic() - began < REPEATS_S):
+            found.append(self._float.ratio(file))
+        middle = sorted(found, key=lambda ratio: ratio.value)[len(found) // 2]
         spread = statistics.median(abs(ratio.value / middle.value - 1.0) for ratio in found)
         self._float.close()  # a small board need not hold it meanwhile
         return self._cache.put(key, Ratio(middle.value, max(middle.half_width, spread)))

@@ -66,6 +66,13 @@ def test_the_references_share_is_measured_once_for_all_runs_and_both_meters_are_
     assert (FLOAT, INT8) not in second.asked
 
 
+def test_where_each_repeat_takes_long_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_compress.devices.measure.referenced.REPEATS_S", 0.0)
+    processor = Processor([1.0])
+    assert metered(processor, LatencyCache({"device": "local"}, tmp_path)).ratio(b"half").value == pytest.approx(0.3)
+    assert processor.asked.count((FLOAT, INT8)) == 1
+
+
 def test_nothing_is_measured_or_loaded_before_the_first_candidate(tmp_path: Path) -> None:
     processor = Processor([1.0])
     meter = metered(processor, LatencyCache({"device": "local"}, tmp_path))
