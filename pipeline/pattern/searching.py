@@ -59,7 +59,7 @@ def searched(
     settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
     candidates = run.folder.stage("candidates", "5", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
-    stages = [run.folder.stage("search", "12", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    stages = [run.folder.stage("search", "13", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
     if ranking is None or None in results:
         opening = open_bench(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..types import Candidate, Knob
 from .latency_model import PATIENCE, Rows
-from .problem import LOSS_CAP, FloatArray, Levels, canonical, dependents
+from .problem import LOSS_CAP, FloatArray, Levels, canonical, dependents, excess
 from .search_log import SearchLog
 
 IntArray = NDArray[np.int64]
@@ -237,6 +237,26 @@ def swap(log: SearchLog, levels: Levels, loss: Rows, limit: float, rng: np.rando
     return tighten(log, tuple(out), loss, limit, rng, freed)
 
 
+def relax(log: SearchLog, loss: Rows) -> Levels:
+    """The leader with more kept, the knob that gains most for what it costs first, as long as it stays within the budget.
+
+    A knapsack's plans rarely meet the budget to a level, and what they leave of it is accuracy given away.
+    """
+    knobs, out = log.knobs, log.leader.levels
+    while True:
+        looser = []
+        for i, level in enumerate(out):
+            if level == 0:
+                continue
+            option = canonical(knobs, (*out[:i], level - 1, *out[i + 1 :]))
+            if log.beside_leader(option) <= log.settings.budget:
+                cost = max(log.latency(option) - log.latency(out), 1e-6)
+                looser.append(((loss[i][level] - loss[i][level - 1]) / cost, option))
+        if not looser:
+            return out
+        out = max(looser)[1]
+
+
 def tighten(
     log: SearchLog, levels: Levels, loss: Rows, limit: float, rng: np.random.Generator, freed: Collection[int] = ()
 ) -> Levels:
@@ -272,6 +292,10 @@ def run(log: SearchLog, until: int, rng: np.random.Generator) -> None:
         loss = model.draw(rng, width)
         if turn % 3 == 2:
             return swap(log, log.leader.levels, loss, limit, rng)
+        if turn % 3 == 1 and turn > 1 and hard and not log.sized and excess(log.leader, settings) <= 0.0:
+            looser = relax(log, loss)
+            if not log.seen(looser):
+                return looser
         saving, dense = log.savings(float(rng.uniform()) if log.sized else 0.0)
         levels = solve(knobs, loss, saving, dense - limit)
         if levels is not None and log.sized:  # what one knob saves in size, another cannot save again

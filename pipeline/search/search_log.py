@@ -98,6 +98,10 @@ class SearchLog:
         latency = self.latency(levels)
         return latency if self._room is None else max(latency, self._size_share(levels))
 
+    def beside_leader(self, levels: Levels) -> float:
+        """Latency ratio of a setting near the leader: what was measured there, and the predicted difference to it."""
+        return self.latency(levels) + self.leader.spent - self.latency(self.leader.levels)
+
     def size_counts(self, levels: Levels) -> bool:
         """Whether a setting is nearer to the size limit than to the budget."""
         return self._room is not None and self._size_share(levels) > self.latency(levels)

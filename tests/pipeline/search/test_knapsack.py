@@ -1,9 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from edge_compress.pipeline.search import knapsack
-from edge_compress.pipeline.search.knapsack import LossModel, profile, solve
+from edge_compress.pipeline.search.knapsack import LossModel, profile, relax, solve
 from edge_compress.pipeline.search.latency_model import LatencyModel
 from edge_compress.pipeline.search.problem import SearchSettings, canonical, shares_of
 from edge_compress.pipeline.search.search_log import SearchLog
@@ -156,3 +157,24 @@ def test_knapsack_finds_the_best_setting_of_an_additive_problem_right_after_its_
     knapsack.run(log, 2 * singles, np.random.default_rng(0))
     within = [evaluator.evaluate(ls).accuracy for ls in EVERY if evaluator.latency_estimate(ls) <= 0.66]
     assert log.tried[singles].accuracy == pytest.approx(max(within))
+
+
+def test_what_a_plan_leaves_of_the_budget_is_given_back_where_it_gains_most():
+    """The leader keeps more until one level more would be over budget, by the latency that was measured there."""
+
+    class Slower(Additive):
+        def evaluate(self, levels):
+            return replace(super().evaluate(levels), latency_ratio=self.latency_estimate(levels) + 0.02)
+
+    evaluator = Slower()
+    log = SearchLog(evaluator, SearchSettings("knapsack", 10, 0.8))
+    deepest = tuple(len(k.kept) - 1 if k.kind != "block" else 0 for k in evaluator.knobs)
+    leader = log.evaluate(deepest)
+    loss = tuple(np.arange(len(k.kept), dtype=float) for k in evaluator.knobs)
+    found = relax(log, loss)
+    assert log.beside_leader(deepest) == pytest.approx(leader.spent)
+    assert all(now <= before for now, before in zip(found, deepest, strict=True))
+    assert found != deepest
+    assert log.beside_leader(found) <= 0.8
+    looser = [(*found[:i], level - 1, *found[i + 1 :]) for i, level in enumerate(found) if level]
+    assert all(log.beside_leader(levels) > 0.8 for levels in looser)
