@@ -19,7 +19,7 @@ from .leases import lease
 from .measure.meter import Meter, QuickMeter
 from .measure.rounds import measured
 from .measure.stats import FloatArray
-from .measure.timing import Samples, TimingSession, TimingSettings, build_timing
+from .measure.timing import Samples, TimingSession, TimingSettings, build_timing, disagree
 from .transport.base import Transport
 from .transport.connection import Connection, LoadedModel
 
@@ -77,10 +77,11 @@ class RemoteDevice:
         """
         total = settings.sessions + 1
         told = progress or _nothing
-        again = replace(settings, sessions=1, seed=settings.seed + settings.sessions)
+        again = replace(settings, sessions=1, seed=settings.seed + settings.most_sessions)
         with self.connect() as agent:
             before = self._state(agent)
             sessions = self._taken(agent, before, (baseline, candidate), settings, lambda done: told(done, total))
+            total = len(sessions) + 1
             (control,) = self._taken(agent, before, (baseline, baseline), again, lambda _: told(total, total))
             return build_timing(self.name, sessions, control, settings, kind=agent.kind())
 
@@ -146,14 +147,14 @@ class RemoteDevice:
         settings: TimingSettings,
         told: Callable[[int], None],
     ) -> tuple[TimingSession, ...]:
-        """The sessions of a board that stays in the state it was in `before`."""
+        """The sessions of a board that stays in the state it was in `before`; more of them where they disagree."""
         settings = replace(settings, affinity=settings.affinity or self.board.affinity)
         take = self._sampler(agent, before, models, settings)
-        done = []
-        for number in range(settings.sessions):
-            done.append(take(number))
+        done: list[TimingSession] = []
+        while len(done) < settings.sessions or (len(done) < settings.most_sessions and disagree(done)):
+            done.append(take(len(done)))
             self._require_same(before, done[-1].machine)
-            told(number + 1)
+            told(len(done))
         return tuple(done)
 
     def _require_real(self, agent: Connection) -> None:

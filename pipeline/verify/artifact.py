@@ -46,7 +46,11 @@ def _timing(run: RunContext, target: Target, artifact: Artifact) -> Timing:
     with run.ui.bar("timing sessions", settings.sessions + 1) as bar:
         device = device_for(target, run.board)
         assert device is not None  # what has no device does not come here
-        return device.measure(baseline, path, settings, lambda done, total: bar.advance())
+
+        def tell(done: int, total: int) -> None:
+            bar.advance(1, "processes disagree: more are taken" if done > settings.sessions + 1 else "")
+
+        return device.measure(baseline, path, settings, tell)
 
 
 def _golden(run: RunContext, target: Target, artifact: Artifact) -> FileRef:
