@@ -19,6 +19,7 @@ from .stats import FloatArray
 
 NOISY_WALL_OVER_CPU = 1.15
 NOISY_SESSION_SPREAD = 0.10
+DISAGREEING = 0.05  # session spread at which more sessions are taken
 DRIFT = 0.05
 NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
 _MOST_RATIO = 1e6
@@ -63,7 +64,7 @@ class TimingSettings:
 
     @property
     def most_sessions(self) -> int:
-        """Sessions where fresh processes disagree by more than a tenth. A quick decision takes no more than it was given.
+        """Sessions where fresh processes disagree (see `disagree`). A quick decision takes no more than it was given.
 
         With 10 sessions beside two busy processes, ten repetitions of one ratio lay within 7.8 % of each other, with 25 within
         2 to 4 %.
@@ -196,9 +197,9 @@ def build_timing(
 
 
 def disagree(sessions: Sequence[TimingSession]) -> bool:
-    """Whether the ratios of fresh processes differ by more than a tenth."""
+    """Whether the ratios of fresh processes differ by more than a twentieth."""
     each = range(len(sessions[0].candidates))
-    return any(stats.session_spread([s.ratios(i) for s in sessions]) > NOISY_SESSION_SPREAD for i in each)
+    return any(stats.session_spread([s.ratios(i) for s in sessions]) > DISAGREEING for i in each)
 
 
 def speedup_between(sessions: Sequence[TimingSession], slow: int | None, fast: int, settings: TimingSettings) -> Speedup:

@@ -73,10 +73,69 @@ def test_waiting_for_the_core_is_called_noisy():
     assert timing([session(rng, wall_over_cpu=1.2) for _ in range(5)]).quality == ("noisy",)
 
 
-def test_sessions_that_disagree_by_more_than_a_tenth_are_followed_by_more_and_those_of_a_quick_decision_are_not():
+def test_sessions_that_disagree_are_called_noisy():
+    rng = np.random.default_rng(1)
+    assert timing([session(rng, 4.0, 2.0 * f) for f in (0.93, 0.97, 1.0, 1.03, 1.06)]).quality == ("noisy",)
+
+
+def test_a_throttled_core_is_drift_in_either_direction_and_other_load_is_not():
+    rng = np.random.default_rng(1)
+    calm = [session(rng) for _ in range(4)]
+    assert timing([*calm, session(rng, ramp=0.09)]).quality == ("drift",)
+    assert timing([*calm, session(rng, ramp=-0.09)]).quality == ("drift",)
+    assert timing([*calm, session(rng, wall_ramp=0.09)]).quality == ()
+
+
+def test_kept_samples_are_few_and_from_every_session():
+    rng = np.random.default_rng(2)
+    result = timing([session(rng, 4.0 + n, 2.0 + n / 2, rounds=400) for n in range(5)])
+    assert len(result.dense_samples_ms) == len(result.artifact_samples_ms) == 500
+    np.testing.assert_allclose(np.divide(result.dense_samples_ms, result.artifact_samples_ms), 2.0, rtol=0.05)
+    assert min(result.dense_samples_ms) < 4.5 < 7.5 < max(result.dense_samples_ms)
+
+
+def interrupted(result: TimingSession, share: float) -> TimingSession:
+    """The same session with the baseline's wall time tripled in a share of the rounds."""
+    base = result.baseline
+    hit = np.arange(len(base.wall_ns)) < share * len(base.wall_ns)
+    return replace(result, baseline=replace(base, wall_ns=np.where(hit, 3 * base.wall_ns, base.wall_ns)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.88, 1.0])
+def test_quick_ratio_survives_interruptions_that_mislead_the_plain_one(share):
+    found = interrupted(session(np.random.default_rng(3)), share)
+    assert np.median(found.undisturbed()) == pytest.approx(2.0, rel=0.01)
+    if share > 0.5:
+        assert np.median(found.ratios()) > 5.0
+    if share < 0.9:
+        assert found.baseline.quiet_ms() == pytest.approx(4.0, rel=0.01)
+
+
+def test_without_a_cpu_clock_every_round_counts():
+    found = session(np.random.default_rng(3))
+    blind = replace(found, baseline=replace(found.baseline, cpu_ns=np.zeros(60)))
+    np.testing.assert_array_equal(blind.undisturbed(), blind.ratios())
+    assert timing([blind] * 5).quality == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"threads": 0}, {"sessions": 0}, {"max_seconds": 0.0}, {"half_width": float("nan")}, {"min_pairs": 50, "max_pairs": 40}],
+)
+def test_settings_that_cannot_be_measured_with_are_refused_by_name(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        TimingSettings(**wrong)
+
+
+def test_deadline_leaves_room_for_the_session_itself():
+    settings = TimingSettings(max_seconds=100, warmup_seconds=10)
+    assert settings.deadline_s(2) > 110
+
+
+def test_more_sessions_follow_those_that_disagree_by_more_than_a_twentieth_and_none_a_quick_decision():
     rng = np.random.default_rng(0)
-    alike = [session(rng), session(rng, candidate_ms=2.1)]
+    alike = [session(rng), session(rng, candidate_ms=2.06)]
     assert not disagree(alike)
-    assert disagree([*alike, session(rng, candidate_ms=2.3)])
+    assert disagree([*alike, session(rng, candidate_ms=2.2)])
     assert TimingSettings().most_sessions == 25
     assert TimingSettings(sessions=5).most_sessions == 5
