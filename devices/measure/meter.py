@@ -16,7 +16,7 @@ from .timing import Ratio, TimingSession, TimingSettings
 
 QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
 QUICK_FEWEST, QUICK_PAIRS, QUICK_MOST = 12, 24, 240  # rounds for a candidate of a search; more than 24 only if they take
-QUICK_SECONDS = 0.4  # no longer than this: one in three small candidates has not converged in 24
+QUICK_SECONDS = 0.15  # no longer than this: one in three small candidates has not converged in 24
 _DENSE_ROUNDS = 40
 _CANDIDATE = "a candidate of the search"
 

@@ -19,7 +19,7 @@ from .stats import FloatArray
 
 NOISY_WALL_OVER_CPU = 1.15
 NOISY_SESSION_SPREAD = 0.10
-DISAGREEING = 0.05  # session spread at which more sessions are taken
+DISAGREEING = 0.08  # session spread at which more sessions are taken
 DRIFT = 0.05
 NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
 _MOST_RATIO = 1e6
@@ -197,7 +197,7 @@ def build_timing(
 
 
 def disagree(sessions: Sequence[TimingSession]) -> bool:
-    """Whether the ratios of fresh processes differ by more than a twentieth."""
+    """Whether the ratios of fresh processes differ by more than 8 %."""
     each = range(len(sessions[0].candidates))
     return any(stats.session_spread([s.ratios(i) for s in sessions]) > DISAGREEING for i in each)
 
