@@ -1,8 +1,7 @@
-"""How `make test` shares tests and cores out among processes: a file stays together, as do tests that share a finished run."""
+"""How `make test` shares the tests out among processes: a file stays together, and so do tests that share a finished run."""
 
 from __future__ import annotations
 
-import os
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -10,15 +9,6 @@ import pytest
 
 # the end-to-end tests that read one finished run, which a process makes once
 SHARING = ("test_bad_input.py", "test_bundle.py", "test_demo.py", "test_resume.py", "test_verdict.py")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Gives each process its own cores: threads of several processes on one core wait for each other."""
-    worker = getattr(config, "workerinput", None)
-    if worker is not None and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]
-        if cores:
-            os.sched_setaffinity(0, cores)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -78,7 +78,8 @@ class QuickMeter(Meter):
 
     def ratio(self, candidate: bytes) -> Ratio:
         """See `Meter.ratio`."""
-        affordable = int(QUICK_SECONDS * 1e3 / (2 * self.dense_ms))  # the candidate is hardly slower
+        pair_ms = 2 * max(self.dense_ms, self._settings.min_sample_ms)  # the candidate is hardly slower
+        affordable = int(QUICK_SECONDS * 1e3 / pair_ms)
         return self._measure(candidate, min(max(affordable, QUICK_PAIRS), QUICK_MOST), QUICK_FEWEST).quick_ratio()
 
     def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> TimingSession:
