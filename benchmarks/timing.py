@@ -31,6 +31,7 @@ from edge_compress.pipeline.codec import to_json
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.pattern.units import Units
 from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.verify.artifact import MOST_SESSIONS
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
@@ -128,7 +129,7 @@ def main(
     out: Path,
 ) -> None:
     """Measure, write, and say what it comes to."""
-    settings = TimingSettings(sessions=sessions, max_seconds=max_seconds)
+    settings = TimingSettings(sessions=sessions, most_sessions=MOST_SESSIONS, max_seconds=max_seconds)
     command = shlex.join(["python", "benchmarks/timing.py", *sys.argv[1:]])
     runs: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(open_named(device)) as opened, competing(load):

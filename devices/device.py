@@ -35,7 +35,7 @@ class Device(Protocol):
     def sessions(
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
     ) -> tuple[TimingSession, ...]:
-        """The raw samples of `settings.sessions` fresh processes; without candidates, of the baseline alone."""
+        """The raw samples of `sessions` (up to `most_sessions`) fresh processes; without candidates, of the baseline alone."""
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
         """Facts that a latency on this device depends on besides the model: processor, runtime version, power mode and so on."""

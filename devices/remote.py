@@ -19,7 +19,7 @@ from .leases import lease
 from .measure.meter import Meter, QuickMeter
 from .measure.rounds import measured
 from .measure.stats import FloatArray
-from .measure.timing import Samples, TimingSession, TimingSettings, build_timing, disagree
+from .measure.timing import Samples, TimingSession, TimingSettings, build_timing, uncertain
 from .transport.base import Transport
 from .transport.connection import Connection, LoadedModel
 
@@ -75,14 +75,15 @@ class RemoteDevice:
             InputError, DeviceError, BuildError, UnavailableError: see `Connection.ask`; also a `DeviceError` when the
                 power mode is not the board file's, or when it changed or the board was rebooted while it was measured.
         """
-        total = settings.sessions + 1
         told = progress or _nothing
-        again = replace(settings, sessions=1, seed=settings.seed + settings.most_sessions)
+        again = replace(
+            settings, sessions=1, most_sessions=None, seed=settings.seed + (settings.most_sessions or settings.sessions)
+        )
         with self.connect() as agent:
             before = self._state(agent)
-            sessions = self._taken(agent, before, (baseline, candidate), settings, lambda done: told(done, total))
-            total = len(sessions) + 1
-            (control,) = self._taken(agent, before, (baseline, baseline), again, lambda _: told(total, total))
+            sessions = self._taken(agent, before, (baseline, candidate), settings, lambda done, total: told(done, total + 1))
+            (control,) = self._taken(agent, before, (baseline, baseline), again, lambda *_: None)
+            told(len(sessions) + 1, len(sessions) + 1)
             return build_timing(self.name, sessions, control, settings, kind=agent.kind())
 
     def sessions(
@@ -97,7 +98,7 @@ class RemoteDevice:
         with self.connect() as agent:
             before = self._state(agent)
             self._require_real(agent)
-            return self._taken(agent, before, (baseline, *candidates), settings, lambda done: told(done, settings.sessions))
+            return self._taken(agent, before, (baseline, *candidates), settings, told)
 
     def facts(self, runtime: str, threads: int) -> dict[str, str]:
         """See `device.Device.facts`.
@@ -145,16 +146,19 @@ class RemoteDevice:
         before: dict[str, Any],
         models: Sequence[Path],
         settings: TimingSettings,
-        told: Callable[[int], None],
+        told: Progress,
     ) -> tuple[TimingSession, ...]:
-        """The sessions of a board that stays in the state it was in `before`; more of them where they disagree."""
+        """The sessions of a board that stays in the state it was in `before`; up to `most_sessions` while the ratio is unsure."""
         settings = replace(settings, affinity=settings.affinity or self.board.affinity)
         take = self._sampler(agent, before, models, settings)
         done: list[TimingSession] = []
-        while len(done) < settings.sessions or (len(done) < settings.most_sessions and disagree(done)):
+        total = settings.sessions
+        while len(done) < total:
             done.append(take(len(done)))
             self._require_same(before, done[-1].machine)
-            told(len(done))
+            if len(done) == total < (settings.most_sessions or 0) and uncertain(done, settings):
+                total += 1
+            told(len(done), total)
         return tuple(done)
 
     def _require_real(self, agent: Connection) -> None:

@@ -25,7 +25,7 @@ from .options import CLASS_ORDERS, Accelerator, Augment, Budget, Drop, MaskMode,
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
 _INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size", "class_order")
 # what may differ between two calls of the same run
-_NOT_IN_RESULT = ("out", "json", "max_memory", "accelerator", "quiet", "verbose", "require_artifact", "accept_chance")
+_MAY_CHANGE = ("out", "json", "max_memory", "accelerator", "quiet", "verbose", "require_artifact", "accept_chance")
 
 
 # (value, folder that relative paths start from) -> the field's value, or ValueError(expected)
@@ -291,8 +291,8 @@ def to_toml(config: Config) -> str:
 
 
 def differences(one: Config, other: Config) -> tuple[str, ...]:
-    """Returns the keys of the settings that differ and that the result depends on."""
-    names = (f.name for f in fields(Config) if f.name not in _NOT_IN_RESULT)
+    """Returns the keys of the settings that differ and may not: those that make another run."""
+    names = (f.name for f in fields(Config) if f.name not in _MAY_CHANGE)
     return tuple(key(name) for name in names if getattr(one, name) != getattr(other, name))
 
 

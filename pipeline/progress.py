@@ -43,7 +43,7 @@ class Progress:
 
     @contextlib.contextmanager
     def logged(self, path: Path) -> Iterator[None]:
-        """Also appends all lines to a file, with the time; of long work, a line a second at most."""
+        """Also appends all lines to a file, with the time; of long work, a line a second and one at each tenth of the way."""
         try:
             file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:

@@ -64,13 +64,17 @@ class LatencyCache:
         return len(self._known)
 
     def get(self, key: str) -> float | None:
-        """The ratio that counts for a structure key; None if it is to be measured, for the first time or again."""
+        """The value of the ratio that counts for a structure key; None if it is to be measured, for the first time or again."""
+        known = self.ratio(key)
+        return None if known is None else known.value
+
+    def ratio(self, key: str) -> Ratio | None:
+        """The same with its uncertainty."""
         digest = _digest(key)
         if digest not in self._known:
             with self._locked():
                 self._read()
-        known = self._known.get(digest)
-        return None if known is None else known.value
+        return self._known.get(digest)
 
     def put(self, key: str, ratio: Ratio) -> float:
         """Store a ratio and return the one that counts: that of the first who stored one that still counts, here or elsewhere.

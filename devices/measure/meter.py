@@ -15,8 +15,8 @@ from .rounds import measured
 from .timing import Ratio, TimingSession, TimingSettings
 
 QUICK_HALF_WIDTH = 0.015  # of a ratio; the noise between two measurements of one candidate is larger
-QUICK_FEWEST, QUICK_PAIRS, QUICK_MOST = 12, 24, 240  # rounds for a candidate of a search; more than 24 only if they take
-QUICK_SECONDS = 0.15  # no longer than this: one in three small candidates has not converged in 24
+QUICK_FEWEST, QUICK_PAIRS = 12, 24  # rounds for a candidate of a search: at least, and at most unless they are short
+QUICK_SECONDS = 0.15  # as many rounds as this allows where that is more: one in three small candidates needs them
 _DENSE_ROUNDS = 40
 _CANDIDATE = "a candidate of the search"
 
@@ -79,8 +79,7 @@ class QuickMeter(Meter):
     def ratio(self, candidate: bytes) -> Ratio:
         """See `Meter.ratio`."""
         pair_ms = 2 * max(self.dense_ms, self._settings.min_sample_ms)  # the candidate is hardly slower
-        affordable = int(QUICK_SECONDS * 1e3 / pair_ms)
-        return self._measure(candidate, min(max(affordable, QUICK_PAIRS), QUICK_MOST), QUICK_FEWEST).quick_ratio()
+        return self._measure(candidate, max(int(QUICK_SECONDS * 1e3 / pair_ms), QUICK_PAIRS), QUICK_FEWEST).quick_ratio()
 
     def _measure(self, candidate: bytes | None, pairs: int, fewest: int) -> TimingSession:
         settings = replace(self._settings, min_pairs=fewest, max_pairs=pairs, half_width=QUICK_HALF_WIDTH)

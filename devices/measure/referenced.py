@@ -1,12 +1,12 @@
-"""Ratios of candidates against the dense network in their own precision, told as shares of the float baseline."""
+"""Latency ratios of candidates, measured against the dense network in their own precision, as fractions of the float baseline."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cached_property
 
 from .latency_cache import LatencyCache
 from .meter import Meter
@@ -14,67 +14,76 @@ from .timing import Ratio
 
 REPEATS = 5  # of the reference against the baseline, each loaded anew: every candidate's latency is a multiple of it
 REPEATS_S = 30.0  # none is begun later: where an engine has to be built each time, one is what there is time for
+_KEY = "the dense network in the candidates' precision"
 
 
 class ReferencedMeter(Meter):
-    """A meter whose candidates take turns with a reference that is computed as they are.
+    """A meter whose candidates are interleaved with a reference that is computed as they are.
 
     What slows a processor down from one moment to the next, such as work on the other thread of a core, slows int8 and float
     kernels differently: within a minute the ratio of a small network in int8 to its float baseline moved by 25 %, that to the
-    dense network in int8 by 3 %. So candidates are compared with the latter, whose own share of the baseline is measured
-    up to `REPEATS` times, once for all.
+    dense network in int8 by 3 %. So candidates are compared with the latter, whose own fraction of the baseline is measured
+    up to `REPEATS` times, once for all. One meter is open at a time: a board is lent to one.
 
     Args:
         open_meter: opens a meter against a file.
-        baseline: the file that ratios are shares of.
+        baseline: the file that ratios are fractions of.
         reference: gives the dense network's file in the candidates' precision.
-        cache: keeps the reference's share of the baseline.
+        cache: keeps the reference's fraction of the baseline.
     """
 
     def __init__(
         self, open_meter: Callable[[bytes], Meter], baseline: bytes, reference: Callable[[], bytes], cache: LatencyCache
     ) -> None:
-        self._open, self._reference, self._cache = open_meter, reference, cache
-        self._float = open_meter(baseline)
-        self.width = self._float.width
-
-    @cached_property
-    def _same(self) -> Meter:
-        return self._open(self._reference())
-
-    @cached_property
-    def _share(self) -> float:
-        """The reference's latency as a share of the baseline's."""
-        key = "the dense network in the candidates' precision"
-        known = self._cache.get(key)
-        if known is not None:
-            return known
-        file, began, found = self._reference(), time.monotonic(), list[Ratio]()
-        while not found or (len(found) < REPEATS and time.monotonic() - began < REPEATS_S):
-            found.append(self._float.ratio(file))
-        middle = sorted(found, key=lambda ratio: ratio.value)[len(found) // 2]
-        spread = statistics.median(abs(ratio.value / middle.value - 1.0) for ratio in found)
-        self._float.close()  # a small board need not hold it meanwhile
-        return self._cache.put(key, Ratio(middle.value, max(middle.half_width, spread)))
+        self._open, self._baseline, self._reference, self._cache = open_meter, baseline, reference, cache
+        self._meter: Meter | None = None  # against the reference
+        self._dense_ms = 0.0
+        with closing(open_meter(baseline)) as meter:
+            self.width = meter.width
 
     @property
     def dense_ms(self) -> float:
-        """Median latency of the baseline in milliseconds."""
-        return self._float.dense_ms
+        """Median latency of the baseline in milliseconds, measured once."""
+        if not self._dense_ms:
+            self.close()
+            with closing(self._open(self._baseline)) as meter:
+                self._dense_ms = meter.dense_ms
+        return self._dense_ms
 
     def ratio(self, candidate: bytes) -> Ratio:
         """See `Meter.ratio`."""
-        return self._told(self._same.ratio(candidate))
+        return self.ratios([candidate])[0]
 
     def ratios(self, candidates: Sequence[bytes]) -> list[Ratio]:
         """See `Meter.ratios`."""
-        return [self._told(found) for found in self._same.ratios(candidates)] if candidates else []
+        if not candidates:
+            return []
+        unit = self._cache.ratio(_KEY) or self._measured()
+        if self._meter is None:
+            self._meter = self._open(self._reference())
+        # where the unit is noisy, so is what is counted in it: the cache then keeps neither for long
+        return [
+            Ratio(found.value * unit.value, math.hypot(found.half_width, unit.half_width))
+            for found in self._meter.ratios(candidates)
+        ]
 
-    def _told(self, found: Ratio) -> Ratio:
-        return Ratio(found.value * self._share, found.half_width)
+    def _measured(self) -> Ratio:
+        """The reference's latency as a fraction of the baseline's."""
+        self.close()
+        file, began, found = self._reference(), time.monotonic(), list[Ratio]()
+        with closing(self._open(self._baseline)) as meter:
+            while not found or (len(found) < REPEATS and time.monotonic() - began < REPEATS_S):
+                found.append(meter.ratio(file))
+            self._dense_ms = meter.dense_ms
+        middle = sorted(found, key=lambda ratio: ratio.value)[len(found) // 2]
+        spread = statistics.median(abs(ratio.value / middle.value - 1.0) for ratio in found)
+        self._cache.put(_KEY, Ratio(middle.value, max(middle.half_width, spread)))
+        unit = self._cache.ratio(_KEY)
+        assert unit is not None  # it was put there
+        return unit
 
     def close(self) -> None:
-        """See `Meter.close`."""
-        with closing(self._float):
-            if "_same" in self.__dict__:
-                self._same.close()
+        """See `Meter.close`; the next ratio opens it again."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()

@@ -19,7 +19,7 @@ from .stats import FloatArray
 
 NOISY_WALL_OVER_CPU = 1.15
 NOISY_SESSION_SPREAD = 0.10
-DISAGREEING = 0.08  # session spread at which more sessions are taken
+WIDE = 0.02  # half the width of a ratio's interval at which more sessions are taken, as a share of it
 DRIFT = 0.05
 NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
 _MOST_RATIO = 1e6
@@ -39,6 +39,7 @@ class TimingSettings:
     affinity: tuple[int, ...] | None = None  # cpus the process may run on
     runtime: str = "onnxruntime"  # see agent.runtimes.RUNTIMES
     sessions: int = 10  # fresh processes; with five, repeated measurements spread more than their intervals say
+    most_sessions: int | None = None  # so many while the ratio's interval is wide (`WIDE`); None: as many as `sessions`
     min_pairs: int = 30  # of each session
     max_pairs: int = 500
     max_seconds: float = 20.0  # of each session, warm-up not counted
@@ -61,15 +62,6 @@ class TimingSettings:
                 raise InputError(f"latency setting {name}", found=str(value), expected=bound)
         if self.min_pairs > self.max_pairs:
             raise InputError("latency setting min_pairs", found=str(self.min_pairs), expected=f"at most {self.max_pairs}")
-
-    @property
-    def most_sessions(self) -> int:
-        """Sessions where fresh processes disagree (see `disagree`). A quick decision takes no more than it was given.
-
-        With 10 sessions beside two busy processes, ten repetitions of one ratio lay within 7.8 % of each other, with 25 within
-        2 to 4 %.
-        """
-        return self.sessions * 5 // 2 if self.sessions >= TimingSettings.sessions else self.sessions
 
     def deadline_s(self, models: int) -> float:
         """Seconds after which a session is given up: its own limits twice, and a minute to start and to load."""
@@ -166,7 +158,7 @@ def build_timing(
     dense = np.concatenate([s.baseline.wall_ns for s in sessions]) / 1e6
     artifact = np.concatenate([s.candidates[0].wall_ns for s in sessions]) / 1e6
     kept = np.unique(np.linspace(0, len(dense) - 1, _KEPT_SAMPLES).astype(int))
-    spread = stats.session_spread(ratios)
+    spread = stats.session_spread(ratios[: settings.sessions])  # a range, which grows with their number
     drift = max((_drift(s.baseline) for s in sessions), key=abs)
     wall_over_cpu = max(_wall_over_cpu([s.baseline for s in sessions]), _wall_over_cpu([s.candidates[0] for s in sessions]))
     cpu = np.concatenate([_cpu_ratios(s.baseline, s.candidates[0]) for s in sessions])
@@ -196,10 +188,10 @@ def build_timing(
     )
 
 
-def disagree(sessions: Sequence[TimingSession]) -> bool:
-    """Whether the ratios of fresh processes differ by more than 8 %."""
-    each = range(len(sessions[0].candidates))
-    return any(stats.session_spread([s.ratios(i) for s in sessions]) > DISAGREEING for i in each)
+def uncertain(sessions: Sequence[TimingSession], settings: TimingSettings) -> bool:
+    """Whether the interval of some candidate's speedup is wider than `WIDE` to either side."""
+    found = [speedup_between(sessions, None, i, settings) for i in range(len(sessions[0].candidates))]
+    return any((s.ci95[1] - s.ci95[0]) / 2 > WIDE * s.median for s in found)
 
 
 def speedup_between(sessions: Sequence[TimingSession], slow: int | None, fast: int, settings: TimingSettings) -> Speedup:

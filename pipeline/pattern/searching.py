@@ -77,7 +77,8 @@ def searched(
             note=candidates.note,
         )
         with ExitStack() as stack:
-            with run.stage("capture"):
+            stack.enter_context(candidates.noting())
+            with run.stage("prepare search"):
                 bench = stack.enter_context(opening)
             evaluator = pruning.evaluator(bench)
             if ranking is None:

@@ -48,8 +48,8 @@ class PruningEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def action(self, levels: Levels) -> NDArray[np.float32]:
         """The action that stands for these levels, before the projection: the middle of what is rounded to each knob's level.
 
-        With the level's own share, a knob at level 0 would lie on the edge of the box, where noise goes one way only, and all of
-        them would leave it together when a plan is a little over budget.
+        With its own share, level 0 would lie on the edge of the box, where noise goes one way only, and all knobs there would
+        leave it together when a plan is a little over budget.
         """
         middles = [(low + high) / 2 for low, high in map(bounds, self._evaluator.knobs, levels)]
         return np.array([2.0 * middle - 1.0 for middle in middles], dtype=np.float32)

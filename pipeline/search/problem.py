@@ -173,11 +173,12 @@ def shares_of(knobs: tuple[Knob, ...], levels: Levels) -> FloatArray:
 
 
 def bounds(knob: Knob, level: int) -> tuple[float, float]:
-    """The least and the largest share to remove that is rounded to a level."""
+    """The least and the largest share to remove that is rounded to a level; for the last one as far as the one before it is."""
     shares = [1.0 - kept / knob.size for kept in knob.kept]
     low = 0.0 if level == 0 else (shares[level - 1] + shares[level]) / 2
-    high = 1.0 if level + 1 == len(shares) else (shares[level] + shares[level + 1]) / 2
-    return low, high
+    if level + 1 < len(shares):
+        return low, (shares[level] + shares[level + 1]) / 2
+    return low, min(1.0, 2 * shares[level] - low)
 
 
 class BudgetConstraint:

@@ -29,9 +29,9 @@ Answer = Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]  # tensors 
 def predictor(model: str | bytes, threads: int = 1, *, pairwise: bool = False) -> Runner:
     """Inputs to outputs through a fresh ONNX Runtime session; `model` is a path or the file's bytes.
 
-    With several `threads`, as many samples are computed side by side, one thread each: within one small sample there is
-    little to share. With `pairwise` every Q/DQ pair rounds in place and all else is float, instead of ONNX Runtime's own
-    int8 kernels.
+    With several `threads`, as many calls are made side by side, one thread each: within one small sample there is little to
+    share. A call has one sample, or 64 where the file leaves their number open. With `pairwise` every Q/DQ pair rounds in
+    place and all else is float, instead of ONNX Runtime's own int8 kernels.
 
     Raises:
         BuildError: the runtime refused the model; from the runner: or its inputs, or it had no answer in time.

@@ -316,12 +316,13 @@ def test_a_quick_measurement_ends_when_it_is_sure_and_at_the_latest_after_its_pa
         monkeypatch.setattr(meter, "_measure", lambda *a: counts.append(measure(*a)) or counts[-1])
         assert meter.dense_ms > 0
         counts.clear()
-        for half_width, seconds in ((10.0, 1.0), (1e-9, 0.0), (1e-9, 1e9)):
+        for half_width, seconds in ((10.0, 1.0), (1e-9, 0.0), (1e-9, 1.0)):
             monkeypatch.setattr(quick, "QUICK_HALF_WIDTH", half_width)
             monkeypatch.setattr(quick, "QUICK_SECONDS", seconds)
             meter.ratio(models["big"].read_bytes())
     found = [(len(session.baseline.wall_ns), session.stop) for session in counts]
-    assert found == [(12, "converged"), (24, "pairs"), (240, "pairs")]  # more than 24 only while they take little time
+    assert found[:2] == [(12, "converged"), (24, "pairs")]
+    assert 24 < found[2][0] <= 500  # more only as long as they take little time
 
 
 def test_candidate_that_kills_its_process_is_named_by_signal_and_the_next_is_measured(models, doomed, monkeypatch):
@@ -330,8 +331,7 @@ def test_candidate_that_kills_its_process_is_named_by_signal_and_the_next_is_mea
         meter.ratio(small)
         doomed(signal.SIGILL, "candidate")
         with monkeypatch.context() as patch:
-            patch.setattr(quick, "QUICK_MOST", 10**6)
-            patch.setattr(quick, "QUICK_SECONDS", 1e9)
+            patch.setattr(quick, "QUICK_SECONDS", 1e6)
             patch.setattr(quick, "QUICK_FEWEST", 10**6)
             with pytest.raises(DeviceError, match="SIGILL"):
                 meter.ratio(small)

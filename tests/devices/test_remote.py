@@ -1,5 +1,6 @@
 """The agent behind a stand-in for ssh, with ONNX Runtime in real processes: figures, refusals, deaths, broken links."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ import pytest
 from edge_compress.devices.agent import tensors
 from edge_compress.devices.agent.board import digest_of
 from edge_compress.devices.board import Board
+from edge_compress.devices.measure.latency_cache import LatencyCache
+from edge_compress.devices.measure.referenced import ReferencedMeter
 from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.devices.opening import open_board
 from edge_compress.devices.remote import RemoteDevice
@@ -67,6 +70,30 @@ def test_measured_through_the_agent_the_smaller_model_is_faster(device, models):
     assert result.environment["runtime_version"] == onnxruntime.__version__
     assert int(result.environment["peak_rss_bytes"]) > 10**7
     assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_sessions_are_added_while_the_ratio_is_uncertain_and_no_longer(device, models, monkeypatch):
+    monkeypatch.setattr("edge_compress.devices.remote.uncertain", lambda sessions, _: len(sessions) < 4)
+    steps = []
+    how = replace(QUICK, most_sessions=9)
+    result = device.measure(models["big"], models["small"], how, lambda *step: steps.append(step))
+    assert result.sessions == 4
+    assert steps == [(1, 3), (2, 4), (3, 5), (4, 5), (5, 5)]
+    monkeypatch.setattr("edge_compress.devices.remote.uncertain", lambda *_: True)
+    assert len(device.sessions(models["big"], [models["small"]], replace(QUICK, most_sessions=3))) == 3
+    assert len(device.sessions(models["big"], [models["small"]], QUICK)) == 2
+
+
+def test_a_search_on_a_board_lent_to_one_at_a_time_measures_the_reference_and_the_candidates(device, models, tmp_path):
+    """Each meter has the board to itself; a budget in milliseconds is asked for in between."""
+    big, small = (models[name].read_bytes() for name in ("big", "small"))
+    cache = LatencyCache({"device": "bench"}, tmp_path)
+    meter = ReferencedMeter(lambda file: device.meter(file, "onnxruntime", 1, 0), big, lambda: big, cache)
+    with contextlib.closing(meter):
+        found = meter.ratio(small).value
+        assert meter.dense_ms > 0
+        assert meter.ratio(small).value == pytest.approx(found, rel=0.5)
+    assert found < 0.6
 
 
 def test_an_emulated_board_never_gives_a_measured_latency(standin, models):

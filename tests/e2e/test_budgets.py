@@ -20,11 +20,11 @@ def test_budgets_share_the_search_and_each_gets_a_verified_network(workshop: Wor
     with workshop.start(arguments) as process:
         process.wait_for("budget 0.6 (2 of 2): ")
         killed = process.send(signal.SIGKILL)
-    assert [killed.stages.count(name) for name in ("capture", "sensitivity", "latency table")] == [1, 1, 1]
+    assert [killed.stages.count(name) for name in ("prepare search", "sensitivity", "latency table")] == [1, 1, 1]
     assert killed.stages.count("search") == 2  # one for each budget
     ended = here(arguments)
     assert ended.code == 0, ended.err
-    assert not set(ended.stages) & {"capture", "sensitivity", "latency table", "search"}
+    assert not set(ended.stages) & {"prepare search", "sensitivity", "latency table", "search"}
     assert ended.stages.count("fine-tune") <= 1  # of the second budget; the first was finished
 
     whole, runs = report_of(tmp_path / "run"), [report_of(tmp_path / "run" / "budgets" / budget) for budget in ("0.9", "0.6")]

@@ -103,7 +103,7 @@ def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop
     out, err = ((workshop.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
     assert json.loads(out) == report_of(uninterrupted)
     began = Finished(0, out, err).stages
-    assert began[:5] == ["dense baseline x86", "capture", "sensitivity", "latency table", "search"]
+    assert began[:5] == ["dense baseline x86", "prepare search", "sensitivity", "latency table", "search"]
     assert began[5:10] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]
     assert began[10:] == ["unpruned x86", "compare with int8 alone", "memory and layers x86"]
     assert "sensitivity: done in " in err

@@ -58,14 +58,14 @@ def test_the_code_that_is_printed_classifies_stored_pixels_as_the_artifact_did(u
 KILLS: dict[str, tuple[str, ...]] = {
     "  ppo: 6/": (),
     "  epoch 1:": ("sensitivity",),
-    "  timing sessions: 2/": ("capture", "sensitivity", "search", "compensate"),
+    "  timing sessions: 2/": ("prepare search", "sensitivity", "search", "compensate"),
 }
 
 
-SEARCHED = ("capture", "sensitivity", "search")
+SEARCHED = ("prepare search", "sensitivity", "search")
 ALL_KILLS: dict[str, tuple[str, ...]] = {
     "dense baseline x86 ...": (),
-    "capture ...": (),
+    "prepare search ...": (),
     "sensitivity ...": ("dense baseline x86",),
     "  ppo: 6/": (),
     "compensate ...": ("sensitivity",),
@@ -111,7 +111,7 @@ def test_a_run_killed_at_a_random_moment_gives_the_same_artifact(workshop: Works
     span = sum(report_of(uninterrupted)["stage_seconds"].values())
     delay = random.SystemRandom().uniform(0, span)
     with workshop.start(workshop.arguments(folder)) as process:
-        process.wait_for("capture ...")
+        process.wait_for("prepare search ...")
         time.sleep(delay)
         process.send(signal.SIGKILL)
     last = workshop.call(workshop.arguments(folder))
@@ -126,7 +126,7 @@ def test_an_interrupted_run_says_so_and_goes_on_and_a_second_one_beside_it_stops
 ) -> None:
     folder = tmp_path / "run"
     with workshop.start(workshop.arguments(folder)) as first:
-        first.wait_for("capture ...")
+        first.wait_for("prepare search ...")
         first.process.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the second one takes
         second = workshop.run(workshop.arguments(folder))
         first.process.send_signal(signal.SIGCONT)

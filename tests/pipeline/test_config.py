@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             load(path, {})
 
 
-def test_two_configurations_differ_only_in_what_the_result_depends_on() -> None:
+def test_what_is_printed_and_where_it_is_computed_may_change_within_a_run_and_nothing_else() -> None:
     one = load(None, FLAGS)
     elsewhere = dataclasses.replace(one, out=Path("/elsewhere"), json=True, require_artifact=True)
     assert differences(one, dataclasses.replace(elsewhere, accelerator=Accelerator.CPU)) == ()  # begun on a GPU, goes on here

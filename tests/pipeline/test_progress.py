@@ -77,7 +77,7 @@ def test_quiet_writes_nothing_and_verbose_a_line_for_each_step() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize(("step_s", "lines"), [(2.0, 21), (0.0, 12)])  # quick steps: the first, and each tenth of the way
-def test_the_log_has_a_line_a_second_at_most_with_its_time_whatever_is_shown(
+def test_the_log_has_a_line_a_second_and_at_each_tenth_with_its_time_whatever_is_shown(
     terminal: bool, step_s: float, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(1)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from edge_compress.devices.measure.timing import Samples, TimingSession, TimingSettings, build_timing, disagree
+from edge_compress.devices.measure.timing import Samples, TimingSession, TimingSettings, build_timing, uncertain
 from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.types import Kind, Timing
@@ -132,10 +132,9 @@ def test_deadline_leaves_room_for_the_session_itself():
     assert settings.deadline_s(2) > 110
 
 
-def test_more_sessions_follow_those_that_disagree_by_more_than_8_percent_and_none_a_quick_decision():
+def test_sessions_that_disagree_leave_the_ratio_uncertain_and_more_of_them_make_it_certain():
     rng = np.random.default_rng(0)
-    alike = [session(rng), session(rng, candidate_ms=2.06)]
-    assert not disagree(alike)
-    assert disagree([*alike, session(rng, candidate_ms=2.25)])
-    assert TimingSettings().most_sessions == 25
-    assert TimingSettings(sessions=5).most_sessions == 5
+    assert not uncertain([session(rng) for _ in range(5)], SETTINGS)
+    apart = [session(rng, candidate_ms=2.0 * f) for f in (0.93, 0.95, 1.0, 1.05, 1.07)]
+    assert uncertain(apart, SETTINGS)
+    assert not uncertain([*apart, *(session(rng) for _ in range(15))], SETTINGS)

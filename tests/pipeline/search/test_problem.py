@@ -11,6 +11,7 @@ from edge_compress.pipeline.search.gym_env import PruningEnv
 from edge_compress.pipeline.search.problem import (
     BudgetConstraint,
     SearchSettings,
+    bounds,
     canonical,
     levels_of,
     reward,
@@ -157,6 +158,11 @@ def test_shares_of_levels_give_the_levels_again(levels):
     env = PruningEnv(Table(), replace(HARD, budget=1.0))
     assert env.constraint.levels(env.shares(env.action(levels))) == canonical(KNOBS, levels)
     assert (np.abs(env.action(levels)) < 1).all()  # at the edge of the box noise would go one way only
+    middles = (env.action(levels) + 1) / 2
+    for knob, level, middle in zip(KNOBS, levels, middles, strict=True):  # and as far from the next level at either end
+        low, high = bounds(knob, level)
+        assert middle - low == pytest.approx(high - middle, abs=1e-6)
+        assert {knob.level(low + 1e-6), knob.level(high - 1e-6)} == {level}
 
 
 def test_knobs_inside_a_removed_block_do_not_matter_and_others_do():
