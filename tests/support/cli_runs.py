@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from edge_compress.devices.measure import meter
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.verify import artifact
 
@@ -166,7 +167,8 @@ class Workshop:
         """Where this process can be the command line's; it is as before afterwards."""
         patch.setenv("EDGE_COMPRESS_CACHE", str(self.cache))
         patch.setattr(signal, "signal", lambda *_: None)
-        patch.setattr(artifact, "MOST_SESSIONS", None)  # other tests make it noisy here
+        patch.setattr(artifact, "MOST_SESSIONS", None)  # beside other tests nothing converges
+        patch.setattr(meter, "QUICK_SECONDS", 0.0)
         threads = torch.get_num_threads()
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
