@@ -76,9 +76,7 @@ class RemoteDevice:
                 power mode is not the board file's, or when it changed or the board was rebooted while it was measured.
         """
         told = progress or _nothing
-        again = replace(
-            settings, sessions=1, most_sessions=None, seed=settings.seed + (settings.most_sessions or settings.sessions)
-        )
+        again = replace(settings, sessions=1, most_sessions=None, seed=settings.seed + settings.session_limit)
         with self.connect() as agent:
             before = self._state(agent)
             sessions = self._taken(agent, before, (baseline, candidate), settings, lambda done, total: told(done, total + 1))
@@ -156,7 +154,7 @@ class RemoteDevice:
         while len(done) < total:
             done.append(take(len(done)))
             self._require_same(before, done[-1].machine)
-            if len(done) == total < (settings.most_sessions or 0) and uncertain(done, settings):
+            if len(done) == total < settings.session_limit and uncertain(done, settings):
                 total += 1
             told(len(done), total)
         return tuple(done)

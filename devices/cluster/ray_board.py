@@ -50,7 +50,7 @@ class RayBoard:
 
     def measure(self, baseline: Path, candidate: Path, settings: TimingSettings, progress: Progress | None = None) -> Timing:
         """See `device.Device.measure`; progress comes at the end."""
-        total = (settings.most_sessions or settings.sessions) + 1
+        total = settings.session_limit + 1
         deadline_s = START_S + total * settings.deadline_s(2)
         with _held(self.board) as host:
             timing = host.ask("device", "measure", baseline, candidate, settings, deadline_s=deadline_s)
@@ -62,7 +62,7 @@ class RayBoard:
         self, baseline: Path, candidates: Sequence[Path], settings: TimingSettings, progress: Progress | None = None
     ) -> tuple[TimingSession, ...]:
         """See `device.Device.sessions`."""
-        deadline_s = START_S + (settings.most_sessions or settings.sessions) * settings.deadline_s(1 + len(candidates))
+        deadline_s = START_S + settings.session_limit * settings.deadline_s(1 + len(candidates))
         with _held(self.board) as host:
             return tuple(host.ask("device", "sessions", baseline, list(candidates), settings, deadline_s=deadline_s))
 

@@ -7,13 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cached_property
 
 from .latency_cache import LatencyCache
 from .meter import Meter
 from .timing import Ratio
 
-REPEATS = 5  # of the reference against the baseline, each loaded anew: every candidate's latency is a multiple of it
-REPEATS_S = 30.0  # none is begun later: where an engine has to be built each time, one is what there is time for
+REPEATS = 5  # measurements of the reference, each in a fresh session of the runtime: every candidate's ratio is scaled by it
+REPEATS_S = 30.0  # time limit for starting another one: engines have to be built each time
 _KEY = "the dense network in the candidates' precision"
 
 
@@ -21,8 +22,7 @@ class ReferencedMeter(Meter):
     """A meter whose candidates are interleaved with a reference that is computed as they are.
 
     What slows a processor down from one moment to the next, such as work on the other thread of a core, slows int8 and float
-    kernels differently: within a minute the ratio of a small network in int8 to its float baseline moved by 25 %, that to the
-    dense network in int8 by 3 %. So candidates are compared with the latter, whose own fraction of the baseline is measured
+    kernels differently. So candidates are compared with the latter, whose own fraction of the baseline is measured
     up to `REPEATS` times, once for all. One meter is open at a time: a board is lent to one.
 
     Args:
@@ -35,11 +35,16 @@ class ReferencedMeter(Meter):
     def __init__(
         self, open_meter: Callable[[bytes], Meter], baseline: bytes, reference: Callable[[], bytes], cache: LatencyCache
     ) -> None:
-        self._open, self._baseline, self._reference, self._cache = open_meter, baseline, reference, cache
+        self._open, self._baseline, self._make_reference, self._cache = open_meter, baseline, reference, cache
         self._meter: Meter | None = None  # against the reference
         self._dense_ms = 0.0
         with closing(open_meter(baseline)) as meter:
             self.width = meter.width
+
+    @cached_property
+    def _reference(self) -> bytes:
+        """The reference's file; making it may be an export."""
+        return self._make_reference()
 
     @property
     def dense_ms(self) -> float:
@@ -60,7 +65,7 @@ class ReferencedMeter(Meter):
             return []
         unit = self._cache.ratio(_KEY) or self._measured()
         if self._meter is None:
-            self._meter = self._open(self._reference())
+            self._meter = self._open(self._reference)
         # where the unit is noisy, so is what is counted in it: the cache then keeps neither for long
         return [
             Ratio(found.value * unit.value, math.hypot(found.half_width, unit.half_width))
@@ -70,7 +75,7 @@ class ReferencedMeter(Meter):
     def _measured(self) -> Ratio:
         """The reference's latency as a fraction of the baseline's."""
         self.close()
-        file, began, found = self._reference(), time.monotonic(), list[Ratio]()
+        file, began, found = self._reference, time.monotonic(), list[Ratio]()
         with closing(self._open(self._baseline)) as meter:
             while not found or (len(found) < REPEATS and time.monotonic() - began < REPEATS_S):
                 found.append(meter.ratio(file))

@@ -63,6 +63,11 @@ class TimingSettings:
         if self.min_pairs > self.max_pairs:
             raise InputError("latency setting min_pairs", found=str(self.min_pairs), expected=f"at most {self.max_pairs}")
 
+    @property
+    def session_limit(self) -> int:
+        """Most sessions that may be taken."""
+        return self.most_sessions or self.sessions
+
     def deadline_s(self, models: int) -> float:
         """Seconds after which a session is given up: its own limits twice, and a minute to start and to load."""
         return 60.0 + 2 * (self.max_seconds + self.warmup_seconds) + 20.0 * models
