@@ -16,6 +16,7 @@ from ..axes.coupling import Plan as Gone
 from ..axes.coupling import couple
 from ..axes.cutting.gate import Checked, check
 from ..axes.cutting.surgery import cut
+from ..axes.program import Program, samples
 from ..axes.types import Unit
 from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
@@ -61,6 +62,7 @@ class Units:
         captured = capture(module, example)
         self.checked: Checked = check(couple(captured))
         self.net: nn.Module = captured.module
+        self._dense: Program | None = None  # for the calibration set, on which every finalist is reconstructed
         self.notes = captured.notes
         self.widest = widest_activation(captured)
         coupling = self.checked.coupling
@@ -122,8 +124,11 @@ class Units:
 
     def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
         """See `reconstruct.sequential.sequential`."""
+        if self._dense is None or samples(self._dense.captured.example) != samples(inputs):
+            self._dense = Program.of(self.net, inputs)
+        gone, sized = self._gone(plan), self.checked.sized
         return sequential(
-            self.checked.coupling, self._gone(plan), self.checked.sized, inputs, compute=self.compute, valid=tokens(inputs)
+            self.checked.coupling, gone, sized, inputs, dense=self._dense, valid=tokens(inputs), compute=self.compute
         )
 
     def blank(self, plan: Plan) -> nn.Module:

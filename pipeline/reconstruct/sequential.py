@@ -39,6 +39,7 @@ def sequential(
     sized: Mapping[str, SizedCalls],
     inputs: Any,
     *,
+    dense: Program | None = None,
     valid: torch.Tensor | None = None,
     compute: Compute = CPU,
     progress: Callable[[float], None] | None = None,
@@ -51,6 +52,7 @@ def sequential(
         sized: see `axes.cutting.gate.Checked`.
         inputs: network inputs of the calibration set, the samples along axis 0; the activations of all of them are held for a
             few layers.
+        dense: program of the dense network for as many samples, where several plans are solved; captured if None.
         valid: (n, tokens), False for padding, which then does not count in layers on tokens.
         compute: its device and memory are used; a layer whose Hessian does not fit keeps its weights.
         progress: told the share of operators done.
@@ -61,7 +63,7 @@ def sequential(
     small = cut(coupling, plan, sized).eval()
     left = parameter_masks(coupling, coupling.gone(plan))
     how = _Lockstep(compute, left=left, valid=valid, changed=bool(coupling.left_out(plan)))
-    how.run(coupling.walk.captured.module, small, inputs, progress)
+    how.run(dense or Program.of(coupling.walk.captured.module, inputs), small, inputs, progress)
     return small
 
 
@@ -91,7 +93,7 @@ def sequential_masked(
     """
     small = copy.deepcopy(net).eval()
     how = _Lockstep(compute, masks=masks, fixed=fixed, choose=choose, changed=True)
-    how.run(net, small, inputs, progress)
+    how.run(Program.of(net, inputs), small, inputs, progress)
     return small
 
 
@@ -118,12 +120,12 @@ class _Lockstep:
         self.changed = changed  # whether a layer before this one has lost anything
         self._sums: set[torch.fx.Node] = set()  # those that a layer is being re-fit to
 
-    def run(self, dense: nn.Module, small: nn.Module, inputs: Any, progress: Callable[[float], None] | None) -> None:
+    def run(self, dense: Program, small: nn.Module, inputs: Any, progress: Callable[[float], None] | None) -> None:
         """Reconstruct every layer of the pruned network in place."""
         device = self.compute.device
-        programs = [Program.of(net, inputs) for net in (dense, small)]
-        with borrowed(dense, device), borrowed(small, device), exact_arithmetic(device), torch.no_grad():
-            self.dense, self.small = (program.fed(inputs, device) for program in programs)
+        pruned = Program.of(small, inputs)
+        with borrowed(dense.module, device), borrowed(small, device), exact_arithmetic(device), torch.no_grad():
+            self.dense, self.small = (program.fed(inputs, device) for program in (dense, pruned))
             self.dense_layers = {layer.weight: layer for layer in self.dense.layers()}
             self.layers = {layer.node: layer for layer in self.small.layers()}
             self._walk(progress)

@@ -162,6 +162,16 @@ def test_solving_again_gives_the_same_bits():
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
+def test_one_program_of_the_dense_network_serves_every_plan():
+    found = on_digits("projections")
+    inputs = nets.digits()[0][:120]
+    dense = Program.of(found.coupling.walk.captured.module, inputs)
+    for share in (0.5, 0.25):
+        plan = fractions(found, share)
+        alone, shared = (solved_of(found, plan, inputs, dense=d).state_dict() for d in (None, dense))
+        assert all(torch.equal(v, shared[k]) for k, v in alone.items())
+
+
 def test_progress_rises_to_the_end():
     found = nets.checked("OptionA")
     seen: list[float] = []
