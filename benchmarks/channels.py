@@ -20,7 +20,7 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,8 +96,18 @@ class ByMacs(Evaluator):
         return inner.macs(inner.structure(inner.plan(levels))) / self._dense
 
 
-def torch_pruning(net: nn.Module, shape: tuple[int, int, int], macs: int, last: str) -> nn.Module:
-    """Torch-Pruning's global group magnitude, at most this many MACs. `last` is the classifier, which keeps its outputs."""
+def torch_pruning(
+    net: nn.Module,
+    shape: tuple[int, int, int],
+    macs: int,
+    last: str,
+    loss: Callable[[nn.Module], torch.Tensor] | None = None,
+    round_to: int | None = None,
+) -> nn.Module:
+    """Torch-Pruning's global pruning down to this many MACs, by group magnitude; by Taylor importance where a loss is given.
+
+    `last` is the classifier, which keeps its outputs; widths are multiples of `round_to`.
+    """
     import torch_pruning as tp
 
     small = copy.deepcopy(net)
@@ -108,13 +118,19 @@ def torch_pruning(net: nn.Module, shape: tuple[int, int, int], macs: int, last: 
         pruner = tp.pruner.BasePruner(
             small,
             torch.zeros(1, *shape),
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            importance=tp.importance.GroupMagnitudeImportance(p=2) if loss is None else tp.importance.GroupTaylorImportance(),
             global_pruning=True,
             pruning_ratio=1.0,
             iterative_steps=STEPS,
             ignored_layers=[small.get_submodule(last)],
+            round_to=round_to,
         )
-        while cost_of(small, torch.zeros(1, *shape)).macs > macs:
+        for _ in range(STEPS):
+            if cost_of(small, torch.zeros(1, *shape)).macs <= macs:
+                break
+            if loss is not None:
+                small.zero_grad()
+                loss(small).backward()  # type: ignore[no-untyped-call]
             pruner.step()
     return small.eval()
 

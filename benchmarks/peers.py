@@ -13,26 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from edge_compress.devices.measure.stats import two_level_bootstrap
 from edge_compress.pipeline.config import load
 from edge_compress.pipeline.data.preprocess import to_input
 from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import calibration_set
-from numpy.typing import NDArray
+from interleaved import ROUNDS, RUNTIMES, SESSIONS, Array, openvino_files, sessions_of
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-
-Array = NDArray[np.float32]
-Predict = Callable[[Array], Array]
-SESSIONS, ROUNDS = 5, 150
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -41,30 +33,6 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._items, None)
-
-
-def onnx_runtime(path: Path) -> Predict:
-    """One image through ONNX Runtime on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: np.asarray(session.run(None, {name: image})[0])
-
-
-def openvino(path: Path) -> Predict:
-    """One image through OpenVINO on one thread."""
-    import openvino as ov
-
-    compiled = ov.Core().compile_model(
-        str(path),
-        "CPU",
-        {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
-    )
-    request = compiled.create_infer_request()
-    return lambda image: np.asarray(request.infer({0: image})[compiled.output(0)])
 
 
 def prepare(run: Path, loaded: Loaded, folder: Path) -> dict[str, tuple[str, Path]]:
@@ -81,44 +49,7 @@ def prepare(run: Path, loaded: Loaded, folder: Path) -> dict[str, tuple[str, Pat
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
     rows["onnxruntime int8"] = ("onnxruntime", quantised)
-    try:
-        import nncf
-        import openvino as ov
-    except ImportError as error:
-        print(f"openvino rows left out: {error}")
-        return rows
-    rows["openvino float"] = ("openvino", dense)
-    model = ov.Core().read_model(str(dense))
-    small = nncf.quantize(
-        model,
-        nncf.Dataset(list(images), lambda image: image[None]),
-        preset=nncf.QuantizationPreset.MIXED,
-        fast_bias_correction=False,
-    )
-    ov.save_model(small, str(folder / "openvino-int8.xml"), compress_to_fp16=False)
-    rows["openvino + nncf int8"] = ("openvino", folder / "openvino-int8.xml")
-    return rows
-
-
-RUNTIMES: dict[str, Callable[[Path], Predict]] = {"onnxruntime": onnx_runtime, "openvino": openvino}
-
-
-def session(
-    rows: dict[str, tuple[str, Path]], image: Array, seed: int, answers: multiprocessing.Queue[dict[str, list[float]]]
-) -> None:
-    """One fresh process: every row timed once a round, in random order."""
-    models = {name: RUNTIMES[runtime](path) for name, (runtime, path) in rows.items()}
-    for predict in models.values():
-        for _ in range(50):
-            predict(image)
-    rng, times = np.random.default_rng(seed), {name: [] for name in models}  # type: ignore[var-annotated]
-    for _ in range(ROUNDS):
-        for name in rng.permutation(list(models)):
-            start = time.perf_counter_ns()
-            for _ in range(3):
-                models[name](image)
-            times[name].append((time.perf_counter_ns() - start) / 3e6)
-    answers.put(times)
+    return rows | openvino_files(dense, images, folder)
 
 
 def main() -> None:
@@ -135,14 +66,7 @@ def main() -> None:
     rows = prepare(given.run, loaded, folder)
     test = loaded.images.test
     inputs = to_input(test.read(np.arange(len(test))), loaded.subject.preprocess).numpy()
-    context = multiprocessing.get_context("spawn")
-    collected = []
-    for seed in range(SESSIONS):
-        answers: multiprocessing.Queue[dict[str, list[float]]] = context.Queue()
-        process = context.Process(target=session, args=(rows, inputs[:1], seed, answers))
-        process.start()
-        collected.append(answers.get(timeout=300))
-        process.join()
+    collected = sessions_of(rows, inputs[:1])
     table = []
     for name, (runtime, path) in rows.items():
         ratios = [np.array(s["onnxruntime float"]) / np.array(s[name]) for s in collected]

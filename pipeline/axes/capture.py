@@ -83,6 +83,7 @@ def _exported(module: nn.Module, example: Example) -> tuple[torch.export.Exporte
     try:
         with warnings.catch_warnings(), torch.no_grad(), attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
+            run(module, example)  # what forward builds in its first run and keeps is there in all the others
             program = torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error

@@ -6,6 +6,7 @@ are corrected first; then the groups at fault are found by halving the list, loc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ..types import Block, Group
 from .comparison import cast, relative_difference
 from .sizes import TIMES, SizedCalls, holds_sizes, record
 from .surgery import cut, zeroed
-from .training import IN_TRAINING, training_fault
+from .training import training_fault
 
 TOLERANCE = 1e-4  # of the range of the outputs
 
@@ -54,7 +55,7 @@ def _with_sound_blocks(coupling: Coupling) -> Coupling:
     """
     whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
     coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
-    if _difference(coupling, coupling.blocks).startswith(IN_TRAINING):  # as before stochastic depth, in all of them
+    if _difference(coupling, coupling.blocks):  # as before stochastic depth, in all of them but the first
         full = replace(coupling, blocks=tuple(_with_full_zeros(b) for b in coupling.blocks))
         if not _difference(full, full.blocks):
             return replace(full, locked_blocks=whole)
@@ -82,19 +83,20 @@ def _with_unused_modules(block: Block) -> Block:
 def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str]:
     """The blocks without which the network does not answer as with zeros in their places -> why.
 
-    Found by halving the blocks of one kind (modules of the same classes). Where its first and last block fail by themselves, the
-    whole kind is taken to.
+    Found by halving the blocks of one kind (modules of the same classes, their names equal but for numbers). Where its first and
+    last block fail by themselves, the whole kind is taken to.
     """
     why = _difference(coupling, blocks)
     if not why:
         return {}
     if len(blocks) == 1:
         return {blocks[0].name: f"without it the network is not that with zeros in its place: {why}"}
-    kinds: dict[tuple[type, ...], list[Block]] = {}
+    kinds: dict[tuple[tuple[type, str], ...], list[Block]] = {}
     for block in blocks:
         named = (*block.unused, *block.modules)
-        classes = tuple(type(coupling.walk.captured.module.get_submodule(name)) for name in named)
-        kinds.setdefault(classes, []).append(block)
+        places = [re.sub(r"\d+", "#", name) for name in named]  # token and channel mixing may be of one class
+        classes = [type(coupling.walk.captured.module.get_submodule(name)) for name in named]
+        kinds.setdefault(tuple(zip(classes, places, strict=True)), []).append(block)
     if len(kinds) > 1:
         return {name: found for kind in kinds.values() for name, found in _unlike_zero(coupling, tuple(kind)).items()}
     ends = _unlike_zero(coupling, blocks[:1]) | _unlike_zero(coupling, blocks[-1:])

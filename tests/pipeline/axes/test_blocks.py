@@ -8,9 +8,11 @@ import pytest
 import torch
 import user_net
 from edge_compress.pipeline.axes.capture import capture, tensors_in
-from edge_compress.pipeline.axes.coupling import couple
+from edge_compress.pipeline.axes.coupling import Coupling, couple
+from edge_compress.pipeline.axes.cutting import gate
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
+from edge_compress.pipeline.axes.types import Block
 from edge_compress.pipeline.evaluate.unit_evaluator import macs_left
 from edge_compress.pipeline.reconstruct.sequential import sequential
 from small_transformers import TRANSFORMERS
@@ -153,6 +155,37 @@ def test_a_branch_that_cannot_give_zero_stays_and_the_reason_is_said() -> None:
     assert not coupling.blocks
     assert list(coupling.locked_blocks) == ["block:layer"]
     assert "zeros in its place" in coupling.locked_blocks["block:layer"]
+
+
+class Mixing(nn.Module):
+    """Branches over tokens and over channels by turns, all of one class; zero in place of one over tokens has no axes to swap."""
+
+    def __init__(self, depth: int = 8) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.tokens = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(depth))
+        self.channels = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0])
+        for tokens, channels in zip(self.tokens, self.channels, strict=True):
+            x = x + tokens(x.transpose(1, 2)).transpose(1, 2)
+            x = x + channels(x)
+        return self.head(x.mean(1))
+
+
+def test_branches_of_one_class_in_two_roles_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, real = [], gate._difference
+
+    def difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
+        tried.append(len(blocks))
+        return real(coupling, blocks)
+
+    monkeypatch.setattr(gate, "_difference", difference)
+    torch.manual_seed(0)
+    found = check(couple(capture(Mixing().eval(), torch.randn(1, 1, 8, 8))))
+    assert len(found.coupling.blocks) == 16
+    assert len(tried) <= 12  # halving a list of both: 63
 
 
 def test_a_branch_that_goes_takes_its_arithmetic_with_it() -> None:

@@ -213,3 +213,28 @@ def test_attention_that_appends_keys_of_its_own_says_so() -> None:
     net = Net(lambda s, x: s.head(s.m(*[s.i(x)] * 3)[0]), i=nn.Linear(8, 32), m=attention, head=nn.Linear(32, 5))
     found = checked(net, torch.randn(1, 6, 8))
     assert any("add_bias_kv" in why for why in found.coupling.locked_groups.values())
+
+
+class Remembering(nn.Module):
+    """Attention that builds a table of positions when it first runs, in calls that take shapes, and keeps it."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.table = heads, torch.zeros(0)
+        self.qkv, self.proj, self.head = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        if self.table.numel() == 0:
+            self.table = torch.arange(tokens).view(1, -1).float() - torch.arange(tokens).view(-1, 1).float()
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q @ k.transpose(-2, -1) - self.table.abs()).softmax(-1)
+        return self.head(self.proj((scores @ v).transpose(1, 2).reshape(n, tokens, width)).mean(1))
+
+
+def test_what_forward_builds_in_its_first_run_locks_no_heads() -> None:
+    net, inputs = Remembering(), torch.randn(2, 6, 24)
+    found = checked(net, inputs[:1])
+    assert net.table.numel() == 0  # the user's module is as it was
+    assert {"head", "head_dim"} <= {group.kind for group in found.coupling.open_groups()}
+    assert_cut_is_zeroed(found, halves(found), inputs)
