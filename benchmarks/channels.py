@@ -125,9 +125,11 @@ def torch_pruning(
             ignored_layers=[small.get_submodule(last)],
             round_to=round_to,
         )
-        for _ in range(STEPS):
+        for step in range(STEPS + 1):
             if cost_of(small, torch.zeros(1, *shape)).macs <= macs:
                 break
+            if step == STEPS:
+                raise click.ClickException(f"Torch-Pruning does not get down to {macs:,} MACs")
             if loss is not None:
                 small.zero_grad()
                 loss(small).backward()  # type: ignore[no-untyped-call]

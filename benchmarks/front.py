@@ -5,16 +5,17 @@ r"""Accuracy against measured latency, at several budgets: edge-compress beside 
         --work runs/front20 --out benchmarks/results/front-resnet20.json
 
 Methods, each with the same images, the same fine-tuning (at both of the product's learning rates, the one better on the search
-split; the dense network as teacher) and the same int8 build:
+split; the dense network as teacher), BatchNorm re-estimated, and the same int8 build:
 
-- edge-compress: the search on measured latency, its best plans reconstructed sequentially, one taken on the search split.
-- edge-compress by MACs: the same, the budget on multiply-accumulates: as many as the plan above has.
-- uniform widths: the same scores and reconstruction, one ratio for all layers, within the latency budget.
-- Torch-Pruning, by group magnitude (L2) and by Taylor importance: global, as many multiply-accumulates, multiples of 8.
+- edge-compress: the search on measured latency, its best plans reconstructed sequentially, the best on the search split selected.
+- edge-compress by MACs: the same, the budget on multiply-accumulates: at most as many as the plan above has.
+- uniform widths: the same scores and reconstruction, one ratio for all layers, the lowest within the latency budget by the table.
+- Torch-Pruning, by group magnitude (L2) and by Taylor importance (256 images): global, at most as many multiply-accumulates,
+  widths rounded to multiples of 8.
 
 Beside them the dense network in float and int8 (and in OpenVINO with NNCF's int8 where `pip install openvino nncf` was done).
-All files are timed interleaved in fresh processes, see `interleaved.py`. Top-1 is of the artifacts, on the test split.
-Finished cells are kept in `--work`, so that the benchmark resumes.
+All files are timed interleaved in fresh processes, see `interleaved.py`. Top-1 accuracy is measured on the artifacts, on the
+test split. Finished cells are kept in `--work`, so that the benchmark resumes.
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
 from edge_compress.pipeline.progress import Progress
-from edge_compress.pipeline.search.problem import Evaluator, SearchSettings
+from edge_compress.pipeline.search.problem import TOLERANCE, Evaluator, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.task.inference import top1
 from edge_compress.pipeline.task.samples import scoring_inputs
 from edge_compress.pipeline.types import Candidate
+from edge_compress.targets.base import Interface
 from interleaved import openvino_files, sessions_of
-from table1 import loaded_for
+from table1 import _relative, loaded_for
 from torch import nn
 
 METHODS = ("edge-compress", "edge-compress by MACs", "uniform widths", "Torch-Pruning L2", "Torch-Pruning Taylor")
 DENSE = ("dense float", "dense int8")
+TAYLOR_IMAGES = 256
 HELP = (__doc__ or "").replace("\n\n    pip", "\n\n\b\n    pip").replace("\n\n- edge", "\n\n\b\n- edge")
 
 
@@ -73,7 +76,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Stem of its files."""
         return f"{self.method.replace(' ', '-')}-{self.budget:g}-{self.epochs}-seed{self.seed}"
 
 
@@ -109,17 +112,28 @@ class Seed:
             def found(asked: Evaluator, method: str, share: float, limits: str = "latency") -> nn.Module:
                 how = SearchSettings(method, self.evaluations, share, seed=self.seed, limits=limits)
                 with self.ui.bar(f"{method} at {share:.3f}", self.evaluations) as bar:
-                    plans = search(asked, how, lambda c, _: bar.advance(1, f"{c.accuracy:.3f} at {c.spent:.3f}")).finalists
-                _, _, net = play_off(plans, how, solved, judge_on(self.loaded, len(self.loaded.data.search)))
+                    result = search(asked, how, lambda c, _: bar.advance(1, f"{c.accuracy:.3f} at {c.spent:.3f}"))
+                for note in result.notes:
+                    self.ui.say(f"{method} at {share:.3f}: {note}")
+                _, _, net = play_off(result.finalists, how, solved, judge_on(self.loaded, len(self.loaded.data.search)))
                 return net
+
+            def uniform() -> nn.Module:
+                for share in np.linspace(0, 1, 129):
+                    levels = tuple(0 if k.kind == "block" else k.level(float(share)) for k in self.way.knobs)
+                    if evaluator.latency_estimate(levels) <= budget:
+                        return solved(evaluator.evaluate(levels))
+                raise click.ClickException(f"no uniform ratio is within {budget:g} of the latency")
 
             first = found(evaluator, str(self.config.search), budget)
             macs = cost_of(first, torch.zeros(1, *self.shape)).macs
             whole = cost_of(self.way.net, torch.zeros(1, *self.shape)).macs
             make: dict[str, Callable[[], nn.Module]] = {
                 METHODS[0]: lambda: first,
-                METHODS[1]: lambda: found(ByMacs(evaluator, dense), "knapsack", macs / whole, "density"),
-                METHODS[2]: lambda: found(evaluator, "uniform", budget),
+                METHODS[1]: lambda: found(
+                    ByMacs(evaluator, dense), str(self.config.search), macs / whole / (1 + TOLERANCE), "density"
+                ),
+                METHODS[2]: uniform,
                 METHODS[3]: lambda: self._torch_pruning(macs, taylor=False),
                 METHODS[4]: lambda: self._torch_pruning(macs, taylor=True),
             }
@@ -128,7 +142,8 @@ class Seed:
 
     def _torch_pruning(self, macs: int, *, taylor: bool) -> nn.Module:
         last = [name for name, module in self.way.net.named_modules() if isinstance(module, nn.Linear)][-1]
-        batch = self.loaded.data.train.training_batch(np.arange(256), torch.Generator().manual_seed(self.seed))
+        images = np.arange(min(TAYLOR_IMAGES, len(self.loaded.data.train)))
+        batch = self.loaded.data.train.training_batch(images, torch.Generator().manual_seed(self.seed))
 
         def loss(net: nn.Module) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(net(batch.inputs), torch.as_tensor(batch.targets).long())
@@ -160,10 +175,12 @@ class Seed:
 
     def dense_files(self) -> dict[str, tuple[str, Path]]:
         """The dense network: row -> (runtime, file)."""
-        int8, plain = built(self.loaded, self.target, self.way.net, self.work / "dense", self.seed)
-        return {DENSE[0]: ("onnxruntime", plain), DENSE[1]: ("onnxruntime", int8)} | openvino_files(
-            plain, self.inputs[:500].numpy(), self.work
-        )
+        assert self.loaded.images is not None
+        int8, _ = built(self.loaded, self.target, self.way.net, self.work / "dense", self.seed)
+        plain = self.work / "dense" / "float.onnx"  # in the form that budgets are shares of
+        plain.write_bytes(self.target.baseline(self.way.net, Interface(self.way.signature, self.loaded.images.info.classes)))
+        found = {DENSE[0]: ("onnxruntime", plain), DENSE[1]: ("onnxruntime", int8)}
+        return found | openvino_files(plain, self.inputs[:500].numpy(), self.work)
 
     def image(self) -> np.ndarray[Any, Any]:
         """The network's input for one test image."""
@@ -188,11 +205,12 @@ def timed(rows: list[dict[str, Any]], dense: dict[str, tuple[str, Path]], work: 
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """A table: per method, epochs and budget the speed over the dense network in int8 and top-1, mean over seeds."""
+    """A table: per method, epochs and budget the speedups and top-1, means over seeds; `±` is half the range over seeds."""
     lines = ["| method | epochs | budget | over dense float | over dense int8 | MACs, M | top-1, % |", "|---" * 7 + "|"]
     places = dict.fromkeys((r["epochs"], r["budget"], r["method"]) for r in rows if "budget" in r)
     for row in (r for r in rows if "budget" not in r):
-        cells = [row["method"], "", "", *(f"{row[f'over {b}']['median']:.2f}" for b in DENSE), "", f"{row.get('top1', 0):.2f}"]
+        cells = [row["method"], "", "", *(f"{row[f'over {b}']['median']:.2f}" for b in DENSE), ""]
+        cells.append(f"{row['top1']:.2f}" if "top1" in row else "-")
         lines.append(f"| {' | '.join(cells)} |")
     for epochs, budget, method in sorted(places, key=lambda p: (p[0], -p[1])):
         some = [r for r in rows if (r.get("epochs"), r.get("budget"), r["method"]) == (epochs, budget, method)]
@@ -210,12 +228,16 @@ def to_svg(rows: list[dict[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     epochs = sorted({r["epochs"] for r in rows if "epochs" in r})
-    with mpl.rc_context({"svg.hashsalt": "front", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(
+        {"svg.hashsalt": "front", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = Figure(figsize=(5.2 * len(epochs), 4.2), layout="constrained")
         for i, count in enumerate(epochs):
             axes = figure.add_subplot(1, len(epochs), i + 1)
             for n, method in enumerate(METHODS):
-                some = sorted((r["p50_ms"], r["top1"]) for r in rows if (r["method"], r.get("epochs")) == (method, count))
+                own = [r for r in rows if (r["method"], r.get("epochs")) == (method, count)]
+                seeds = [[r for r in own if r["budget"] == budget] for budget in sorted({r["budget"] for r in own})]
+                some = [tuple(float(np.mean([r[key] for r in each])) for key in ("p50_ms", "top1")) for each in seeds]
                 if some:
                     style = {"color": "black", "lw": 2.2} if n == 0 else {"color": f"C{n}", "lw": 1.2}
                     axes.plot(*zip(*some, strict=True), "o-", ms=3, label=method, **style)
@@ -247,21 +269,27 @@ def main(
     names = tuple(methods.split(","))
     if unknown := set(names) - set(METHODS):
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
+    root = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+    same = {"commit": commit, "evaluations": evaluations, **{k: _relative(v) for k, v in subject.items() if v is not None}}
     ui, rows, kept = Progress(), [], work / "cells.json"
     work.mkdir(parents=True, exist_ok=True)
-    done: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    content: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {"settings": same, "cells": {}}
+    if content["settings"] != same:
+        raise click.UsageError(f"--work {work}: made with {content['settings']}; name another folder")
+    done: dict[str, dict[str, Any]] = content["cells"]
     first: Seed | None = None
     for number, seed in enumerate(int(s) for s in seeds.split(",")):
         shared = Seed({k: v for k, v in subject.items() if v is not None}, seed, evaluations, work, ui)
         first = first or shared
         for budget in (float(b) for b in budgets.split(",")):
-            asked = names if number == 0 else names[:1]
+            asked = names if number == 0 else tuple(n for n in names if n == METHODS[0])
             cells = [Cell(m, budget, int(e), seed) for m in asked for e in epochs.split(",")]
             missing = {c.method for c in cells if c.name not in done}
             for method, net in shared.networks(budget, tuple(m for m in asked if m in missing)) if missing else ():
                 for cell in (c for c in cells if c.method == method and c.name not in done):
                     done[cell.name] = shared.finished(cell, net)
-                    atomic_write(kept, json.dumps(done, indent=1))
+                    atomic_write(kept, json.dumps(content, indent=1))
                     ui.say(f"{cell.name}: {done[cell.name]['top1']:.2f} %, {done[cell.name]['macs'] / 1e6:.1f} M MACs")
             rows += [done[c.name] for c in cells]
     assert first is not None  # one seed at least
@@ -270,9 +298,9 @@ def main(
     for row in table[: len(dense)]:
         if dense[row["method"]][0] == "onnxruntime":
             row["top1"] = first.top1(dense[row["method"]][1])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     record = {
-        "command": shlex.join(["python", "benchmarks/front.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/front.py", *map(_relative, sys.argv[1:])]),
+        "settings": same,
         "commit": commit,
         "processor": describe("onnxruntime")["cpu"],
         "kind": "measured",

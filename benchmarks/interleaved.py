@@ -1,4 +1,4 @@
-"""Files of several runtimes timed together: every file once a round, in random order, in each of several fresh processes."""
+"""Files of several runtimes timed together: every file three times a round, in random order, in several fresh processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def openvino(path: Path) -> Predict:
 
 
 def openvino_files(dense: Path, images: Array, folder: Path) -> dict[str, tuple[str, Path]]:
-    """The dense network in OpenVINO, in float and in NNCF's int8: row -> (runtime, file). None where they are not installed."""
+    """The dense network in OpenVINO, in float and in NNCF's int8: row -> (runtime, file). Empty if not installed."""
     try:
         import nncf
         import openvino as ov
@@ -87,6 +87,6 @@ def sessions_of(rows: dict[str, tuple[str, Path]], image: Array) -> list[dict[st
         answers: multiprocessing.Queue[dict[str, list[float]]] = context.Queue()
         process = context.Process(target=session, args=(rows, image, seed, answers))
         process.start()
-        collected.append(answers.get(timeout=300))
+        collected.append(answers.get(timeout=60 * len(rows) + 240))
         process.join()
     return collected

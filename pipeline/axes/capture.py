@@ -14,7 +14,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError, described
-from ..network.modes import unwrapped
+from ..network.modes import attention_in_steps, unwrapped
 from .rewrites.folding import fold_computed_weights
 from .rewrites.padding import padding_as_convolutions, padding_notes, pads_channels
 
@@ -47,12 +47,13 @@ class Captured:
     notes: tuple[str, ...]
 
 
-def capture(module: nn.Module, example_inputs: Any) -> Captured:
+def capture(module: nn.Module, example_inputs: Any, *, again: bool = False) -> Captured:
     """The exported graph of a network in eval mode.
 
     Args:
         module: the trained network; left as it is.
         example_inputs: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs; one sample is enough.
+        again: the module comes from an earlier capture, so that its forward has run before.
 
     Raises:
         InputError: the network cannot be analysed: its control flow depends on data, it answers differently each time, its
@@ -60,6 +61,10 @@ def capture(module: nn.Module, example_inputs: Any) -> Captured:
     """
     example = as_example(example_inputs)
     module, notes = plain(module)
+    if not again:
+        with suppress(Exception):  # the export says what is wrong
+            run(module, example)  # tables that forward builds in its first run and keeps are there in all the others
+        module.eval()  # drops what is cached in eval mode alone: values computed from weights, in timm's LeViT and others
     program, names = _exported(module, example)
     folded = list(fold_computed_weights(module, program.graph, names, owner))
     padded = list(dict.fromkeys(owner(node)[0] for node in program.graph.nodes if pads_channels(node)))
@@ -83,7 +88,6 @@ def _exported(module: nn.Module, example: Example) -> tuple[torch.export.Exporte
     try:
         with warnings.catch_warnings(), torch.no_grad(), attention_in_steps(), _unlogged():
             warnings.simplefilter("ignore")
-            run(module, example)  # what forward builds in its first run and keeps is there in all the others
             program = torch.export.export(module, example[0], example[1], strict=False)
     except Exception as error:  # export raises whatever the network's own code raises on fake tensors
         raise _refusal(module, example, error) from error
@@ -139,17 +143,6 @@ def _unlogged() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def attention_in_steps() -> Iterator[None]:
-    """nn.MultiheadAttention as the operators it consists of, not as one fused for inference."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def as_example(example_inputs: Any) -> Example:

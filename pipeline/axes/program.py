@@ -58,8 +58,8 @@ class Program:
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Any) -> Program:
-        """The program of a network with plain weights (see `capture.plain`), at the batch size of these inputs."""
-        return cls(module, capture(module, inputs))
+        """The program of a network that was captured (see `capture.Captured.module`) or cut from one, for as many samples."""
+        return cls(module, capture(module, inputs, again=True))
 
     def value(self, node: fx.Node) -> Any:
         """A node's value; whatever is missing before it is computed, in order."""

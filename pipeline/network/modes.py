@@ -1,4 +1,4 @@
-"""Restores a module's device and train/eval modes after use; unwraps torch.compile and DataParallel."""
+"""Restores a module's device and train/eval modes after use; plain attention; unwraps torch.compile and DataParallel."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def borrowed(module: nn.Module, device: str | None = None) -> Iterator[None]:
             module.to(home)
         for layer, training in modes.items():
             layer.training = training
+
+
+@contextmanager
+def attention_in_steps() -> Iterator[None]:
+    """nn.MultiheadAttention as the operators it consists of, not as one fused for inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:

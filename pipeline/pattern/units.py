@@ -6,9 +6,11 @@ The user's own module is cut, trained and built. Candidates are timed as files t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ...targets.base import Limits, Prober, Target
 from ..axes.capture import capture
@@ -16,7 +18,7 @@ from ..axes.coupling import Plan as Gone
 from ..axes.coupling import couple
 from ..axes.cutting.gate import Checked, check
 from ..axes.cutting.surgery import cut
-from ..axes.program import Program, samples
+from ..axes.program import Program
 from ..axes.types import Unit
 from ..errors import InputError
 from ..evaluate.evaluation_context import Bench
@@ -62,7 +64,7 @@ class Units:
         captured = capture(module, example)
         self.checked: Checked = check(couple(captured))
         self.net: nn.Module = captured.module
-        self._dense: Program | None = None  # for the calibration set, on which every finalist is reconstructed
+        self._dense: Program | None = None
         self.notes = captured.notes
         self.widest = widest_activation(captured)
         coupling = self.checked.coupling
@@ -124,12 +126,17 @@ class Units:
 
     def solved(self, plan: Plan, inputs: Inputs) -> nn.Module:
         """See `reconstruct.sequential.sequential`."""
-        if self._dense is None or samples(self._dense.captured.example) != samples(inputs):
-            self._dense = Program.of(self.net, inputs)
-        gone, sized = self._gone(plan), self.checked.sized
-        return sequential(
-            self.checked.coupling, gone, sized, inputs, dense=self._dense, valid=tokens(inputs), compute=self.compute
-        )
+        coupling, sized, dense = self.checked.coupling, self.checked.sized, self._program(inputs)
+        return sequential(coupling, self._gone(plan), sized, inputs, dense=dense, valid=tokens(inputs), compute=self.compute)
+
+    def _program(self, inputs: Inputs) -> Program:
+        """The dense network's program for inputs of these shapes, captured once for all finalists; it does not hold them."""
+        shapes = [t.shape for t in pytree.tree_leaves(inputs)]
+        if self._dense is None or [t.shape for t in pytree.tree_leaves(self._dense.captured.example)] != shapes:
+            found = Program.of(self.net, inputs).captured
+            example = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), found.example)
+            self._dense = Program(self.net, replace(found, module=self.net, example=example))
+        return self._dense
 
     def blank(self, plan: Plan) -> nn.Module:
         """The user's module without the plan's units."""

@@ -50,12 +50,12 @@ def check(coupling: Coupling) -> Checked:
 def _with_sound_blocks(coupling: Coupling) -> Coupling:
     """Without the blocks that cannot be left out.
 
-    Where `forward` needs the shape of what a block gives, zeros of that shape stand for it; where it looks at the block's other
-    modules, they stay, unused.
+    Where `forward` needs the shape of what blocks give, zeros of that shape stand for them, for all blocks if that is enough;
+    where it looks at a block's other modules, they stay, unused.
     """
     whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
     coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
-    if _difference(coupling, coupling.blocks):  # as before stochastic depth, in all of them but the first
+    if _difference(coupling, coupling.blocks):  # stochastic depth, for one, reads the shape in every block whose rate is not 0
         full = replace(coupling, blocks=tuple(_with_full_zeros(b) for b in coupling.blocks))
         if not _difference(full, full.blocks):
             return replace(full, locked_blocks=whole)

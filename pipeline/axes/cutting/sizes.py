@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ...network.modes import attention_in_steps
 from ..algebra import Axis
-from ..capture import Captured, Example, attention_in_steps, larger_batch, operator_name, tensors_in
+from ..capture import Captured, Example, larger_batch, operator_name, tensors_in
 from ..walk import Axes, number
 
 if TYPE_CHECKING:

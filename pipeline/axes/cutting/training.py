@@ -11,7 +11,7 @@ from ..coupling import Coupling, Plan
 from .sizes import TIMES, SizedCalls
 from .surgery import cut
 
-IN_TRAINING = "in training mode"
+_IN_TRAINING = "in training mode"
 
 
 def training_fault(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], example: Example) -> str:
@@ -23,7 +23,7 @@ def training_fault(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCall
         expected, fault = _shapes(coupling, {}, {}, batch)
         if not fault:
             found, fault = _shapes(coupling, plan, sized, batch)
-            return fault if fault or found == expected else f"{IN_TRAINING}, the outputs change their shape"
+            return fault if fault or found == expected else f"{_IN_TRAINING}, the outputs change their shape"
     return ""
 
 
@@ -33,4 +33,4 @@ def _shapes(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], exa
         with torch.random.fork_rng(devices=[]):
             return [t.shape for t in run(cut(coupling, plan, sized).train(), example)], ""
     except Exception as error:  # the user's forward on sizes, or in a mode, it was not written for
-        return [], f"{IN_TRAINING}, {next(iter(str(error).splitlines()), type(error).__name__)[:160]}"
+        return [], f"{_IN_TRAINING}, {next(iter(str(error).splitlines()), type(error).__name__)[:160]}"
