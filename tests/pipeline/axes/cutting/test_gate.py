@@ -9,6 +9,7 @@ import pytest
 import torch
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import couple
+from edge_compress.pipeline.axes.cutting import gate
 from edge_compress.pipeline.axes.cutting.gate import Checked, check, half
 from edge_compress.pipeline.axes.cutting.surgery import cut, zeroed
 from edge_compress.pipeline.axes.inspect import inspect
@@ -238,3 +239,31 @@ def test_what_forward_builds_in_its_first_run_locks_no_heads() -> None:
     assert net.table.numel() == 0  # the user's module is as it was
     assert {"head", "head_dim"} <= {group.kind for group in found.coupling.open_groups()}
     assert_cut_is_zeroed(found, halves(found), inputs)
+
+
+class Single(nn.Module):
+    """Samples a map at points that forward makes in single precision; what its labels say of one layer is not so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        points = torch.zeros(len(x), 4, 4, 2)
+        return pooled(nn.functional.grid_sample(y, points, align_corners=False), self.head)
+
+
+def test_a_forward_in_single_precision_only_is_checked_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+        asked.append(found[0].dtype)
+        return 2e-4  # as by rounding, in a deep network
+
+    net, inputs = Single(), torch.randn(1, 3, 8, 8)
+    assert checked(net, inputs).coupling.open_groups()
+    monkeypatch.setattr(gate, "relative_difference", difference)
+    found = checked(net, inputs)
+    assert set(asked) == {torch.float32}
+    assert [lock.reason for lock in found.coupling.locked() if "differ by" in lock.reason]
