@@ -50,7 +50,7 @@ from edge_compress.pipeline.signature import image_signature
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.task.load import Loaded, load_subject
 from edge_compress.pipeline.task.samples import calibration_set, scoring_inputs
-from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob
+from edge_compress.pipeline.types import Candidate, Epoch, Finalist, Knob, Sensitivity
 from edge_compress.targets.base import BuildRequest, Interface, Target
 from torch import nn
 
@@ -158,11 +158,7 @@ def ours(
 
             found = search(ByMacs(evaluator, dense), how, tell)
 
-        def solved(candidate: Candidate) -> nn.Module:
-            net = way.solved(way.plan_for(candidate.levels, ranking.order), bench.inputs)
-            reestimate_on(net, torch.split(bench.inputs, 250))
-            return net
-
+        solved = solver(way, ranking, bench.inputs)
         allowed = [c for c in best_first(found.tried, how) if c.cost.macs <= macs][:FINALISTS]
         with ui.bar("finalists", len(allowed)) as bar:
 
@@ -191,6 +187,26 @@ def trained(net: nn.Module, loaded: Loaded, how: FinetuneSettings, folder: Path,
 
         history = finetune(student, loaded.module, loaded.data, loaded.task, how, folder=folder, progress=tell)
     return student, max(epoch.search_value for epoch in history)
+
+
+def best_trained(net: nn.Module, loaded: Loaded, epochs: int, seed: int, stem: Path, ui: Progress) -> tuple[nn.Module, float]:
+    """The network trained at each of the product's two learning rates, the better one on the search split, and its rate."""
+    ways = [FinetuneSettings(epochs, seed, rate, autocast=fast_bfloat16("cpu")) for rate in (GENTLE, BOLD)]
+    folders = [stem.with_name(f"{stem.name}-{how.learning_rate:g}") for how in ways]
+    tries = [(*trained(net, loaded, how, folder, ui), how.learning_rate) for how, folder in zip(ways, folders, strict=True)]
+    student, _, rate = max(tries, key=lambda found: found[1])
+    return student, rate
+
+
+def solver(way: Units, ranking: Sensitivity, inputs: torch.Tensor) -> Callable[[Candidate], nn.Module]:
+    """Returns what makes a candidate's network: reconstructed sequentially on these inputs, BatchNorm re-estimated on them."""
+
+    def solved(candidate: Candidate) -> nn.Module:
+        net = way.solved(way.plan_for(candidate.levels, ranking.order), inputs)
+        reestimate_on(net, torch.split(inputs, 250))
+        return net
+
+    return solved
 
 
 def built(loaded: Loaded, target: Target, module: nn.Module, folder: Path, seed: int) -> tuple[Path, Path]:
@@ -252,11 +268,9 @@ def main(
     reestimate_on(theirs, torch.split(scoring_inputs(loaded.data.train, seed), 250))
     mine, facts = ours(config, loaded, way, target, macs, evaluations, work, ui)
     rows, files, dense = [], {}, work
-    ways = [FinetuneSettings(epochs, seed, rate, autocast=fast_bfloat16("cpu")) for rate in (GENTLE, BOLD)]
     for tool, net in (("torch-pruning", theirs), ("edge-compress", mine)):
         before = top1(logits(net, test, prep), test.labels)
-        tries = [(*trained(net, loaded, how, work / f"{tool}-{how.learning_rate:g}", ui), how.learning_rate) for how in ways]
-        student, _, rate = max(tries, key=lambda found: found[1])
+        student, rate = best_trained(net, loaded, epochs, seed, work / tool, ui)
         after = top1(logits(student, test, prep), test.labels)
         files[tool], dense = built(loaded, target, student, work / tool / "artifact", seed)
         with target.runner(files[tool]) as predict:

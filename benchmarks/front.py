@@ -1,4 +1,4 @@
-r"""Accuracy against measured latency, at several budgets: edge-compress beside what else a user could do, on one machine.
+r"""Accuracy of an image classifier against measured latency, at several budgets: edge-compress beside what else there is.
 
     pip install torch-pruning==1.6.1
     python benchmarks/front.py --model resnet_cifar.py:resnet20 --weights resnet20.pt --data npz:cifar.npz \
@@ -35,17 +35,14 @@ import click
 import numpy as np
 import torch
 from batchnorm_statistics import reestimate_on
-from channels import ByMacs, built, torch_pruning, trained
+from channels import ByMacs, best_trained, built, solver, torch_pruning
 from classifier import answers, int8_bench, units_way
 from edge_compress import targets
 from edge_compress.devices.local import describe
 from edge_compress.devices.measure.stats import two_level_bootstrap
 from edge_compress.pipeline import config as settings
-from edge_compress.pipeline.data.preprocess import to_input
 from edge_compress.pipeline.evaluate.unit_evaluator import UnitEvaluator
 from edge_compress.pipeline.files import atomic_write
-from edge_compress.pipeline.finetune.training import BOLD, GENTLE, FinetuneSettings
-from edge_compress.pipeline.network.compute import fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
 from edge_compress.pipeline.progress import Progress
@@ -53,10 +50,9 @@ from edge_compress.pipeline.search.problem import TOLERANCE, Evaluator, SearchSe
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.task.inference import top1
 from edge_compress.pipeline.task.samples import scoring_inputs
-from edge_compress.pipeline.types import Candidate
 from edge_compress.targets.base import Interface
 from interleaved import openvino_files, sessions_of
-from table1 import _relative, loaded_for
+from table1 import loaded_for, relative
 from torch import nn
 
 METHODS = ("edge-compress", "edge-compress by MACs", "uniform widths", "Torch-Pruning L2", "Torch-Pruning Taylor")
@@ -104,10 +100,7 @@ class Seed:
             evaluator.follow(ranking)
             dense = self.way.checked.coupling.macs
 
-            def solved(candidate: Candidate) -> nn.Module:
-                net = self.way.solved(self.way.plan_for(candidate.levels, ranking.order), bench.inputs)
-                reestimate_on(net, torch.split(bench.inputs, 250))
-                return net
+            solved = solver(self.way, ranking, bench.inputs)
 
             def found(asked: Evaluator, method: str, share: float, limits: str = "latency") -> nn.Module:
                 how = SearchSettings(method, self.evaluations, share, seed=self.seed, limits=limits)
@@ -156,10 +149,7 @@ class Seed:
         """A network trained and built: the cell's row, and its file in the work folder."""
         start, student = time.monotonic(), net
         if cell.epochs:
-            ways = [FinetuneSettings(cell.epochs, self.seed, r, autocast=fast_bfloat16("cpu")) for r in (GENTLE, BOLD)]
-            folders = [self.work / f"{cell.name}-{way.learning_rate:g}" for way in ways]
-            tries = [trained(net, self.loaded, way, folder, self.ui) for way, folder in zip(ways, folders, strict=True)]
-            student, _ = max(tries, key=lambda pair: pair[1])
+            student, _ = best_trained(net, self.loaded, cell.epochs, self.seed, self.work / cell.name, self.ui)
         path, _ = built(self.loaded, self.target, student, self.work / cell.name, self.seed)
         cost = cost_of(student, torch.zeros(1, *self.shape))
         row = {"method": cell.method, "budget": cell.budget, "epochs": cell.epochs, "seed": cell.seed, "macs": cost.macs}
@@ -181,11 +171,6 @@ class Seed:
         plain.write_bytes(self.target.baseline(self.way.net, Interface(self.way.signature, self.loaded.images.info.classes)))
         found = {DENSE[0]: ("onnxruntime", plain), DENSE[1]: ("onnxruntime", int8)}
         return found | openvino_files(plain, self.inputs[:500].numpy(), self.work)
-
-    def image(self) -> np.ndarray[Any, Any]:
-        """The network's input for one test image."""
-        assert self.loaded.images is not None
-        return to_input(self.loaded.images.test.read(np.arange(1)), self.loaded.subject.preprocess).numpy()
 
 
 def timed(rows: list[dict[str, Any]], dense: dict[str, tuple[str, Path]], work: Path, image: Any) -> list[dict[str, Any]]:
@@ -271,7 +256,7 @@ def main(
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     root = Path(__file__).resolve().parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=root).stdout.strip()
-    same = {"commit": commit, "evaluations": evaluations, **{k: _relative(v) for k, v in subject.items() if v is not None}}
+    same = {"commit": commit, "evaluations": evaluations, **{k: relative(v) for k, v in subject.items() if v is not None}}
     ui, rows, kept = Progress(), [], work / "cells.json"
     work.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {"settings": same, "cells": {}}
@@ -294,12 +279,12 @@ def main(
             rows += [done[c.name] for c in cells]
     assert first is not None  # one seed at least
     dense = first.dense_files()
-    table = timed(rows, dense, work, first.image())
+    table = timed(rows, dense, work, first.inputs[:1].numpy())
     for row in table[: len(dense)]:
         if dense[row["method"]][0] == "onnxruntime":
             row["top1"] = first.top1(dense[row["method"]][1])
     record = {
-        "command": shlex.join(["python", "benchmarks/front.py", *map(_relative, sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/front.py", *map(relative, sys.argv[1:])]),
         "settings": same,
         "commit": commit,
         "processor": describe("onnxruntime")["cpu"],

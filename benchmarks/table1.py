@@ -241,7 +241,7 @@ def main(out: Path, quick: bool, epochs: int, evaluations: int, **given: Any) ->
         evaluations = min(evaluations, QUICK_EVALUATIONS)
     subject = {name: given[name] for name in ("model", "weights", "data") if given[name] is not None}
     settings = {
-        **{n: _relative(v) for n, v in subject.items()},
+        **{n: relative(v) for n, v in subject.items()},
         "epochs": epochs,
         "evaluations": evaluations,
         "round_share": QUICK_ROUND if quick else obs.ROUND,
@@ -250,7 +250,7 @@ def main(out: Path, quick: bool, epochs: int, evaluations: int, **given: Any) ->
     try:
         methods, regimes = (_names(given[n], known, n) for n, known in (("methods", KNOWN), ("regime", REGIMES)))
         sparsities, seeds = _numbers(given["sparsity"]), tuple(int(s) for s in _numbers(given["seeds"]))
-        table = Table(out, shlex.join(["python", *map(_relative, sys.argv)]), settings)
+        table = Table(out, shlex.join(["python", *map(relative, sys.argv)]), settings)
         missing = [cell for cell in cells(methods, regimes, sparsities, seeds) if not table.has(cell)]
         _fill_all(table, missing, subject | {"accelerator": given["accelerator"]}, ui)
         table.finish()
@@ -279,7 +279,7 @@ def _key(cell: Cell) -> tuple[str, str, float, int]:
     return cell.method, cell.regime, cell.sparsity, cell.seed
 
 
-def _relative(argument: str) -> str:
+def relative(argument: str) -> str:
     """An argument without this machine's folders: an absolute path becomes its last part, also in `npz:/data/file.npz`."""
     return re.sub(r"(^|[:=])/(?:[^/:]*/)*", r"\1", argument)
 
