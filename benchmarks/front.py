@@ -13,7 +13,8 @@ split; the dense network as teacher), BatchNorm re-estimated, and the same int8 
 - Torch-Pruning, by group magnitude (L2) and by Taylor importance (256 images): global, at most as many multiply-accumulates,
   widths rounded to multiples of 8.
 
-Beside them the dense network in float and int8 (and in OpenVINO with NNCF's int8 where `pip install openvino nncf` was done).
+Beside them the dense network in float and int8 (and in OpenVINO with NNCF's int8 where `pip install openvino nncf` was done), and
+smaller dense networks in int8 (`--smaller resnet_cifar.py:resnet20=resnet20.pt`).
 All files are timed interleaved in fresh processes, see `interleaved.py`. Top-1 accuracy is measured on the artifacts, on the
 test split. Finished cells are kept in `--work`, so that the benchmark resumes.
 """
@@ -80,7 +81,7 @@ class Seed:
     """What all methods of one seed share, and the networks they make."""
 
     def __init__(self, flags: dict[str, Any], seed: int, evaluations: int, work: Path, ui: Progress) -> None:
-        self.config = settings.load(None, {"targets": ("x86",), "seed": seed, **flags})
+        self.flags, self.config = flags, settings.load(None, {"targets": ("x86",), "seed": seed, **flags})
         torch.manual_seed(seed)
         work.mkdir(parents=True, exist_ok=True)
         self.seed, self.evaluations, self.work, self.ui = seed, evaluations, work / f"seed{seed}", ui
@@ -163,14 +164,21 @@ class Seed:
         with self.target.runner(path) as predict:
             return top1(answers(self.target, predict, test, self.loaded.subject.preprocess), test.labels)
 
-    def dense_files(self) -> dict[str, tuple[str, Path]]:
-        """The dense network: row -> (runtime, file)."""
+    def dense_files(self, smaller: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
+        """The dense network, and smaller ones in int8: row -> (runtime, file)."""
         assert self.loaded.images is not None
         int8, _ = built(self.loaded, self.target, self.way.net, self.work / "dense", self.seed)
         plain = self.work / "dense" / "float.onnx"  # in the form that budgets are shares of
         plain.write_bytes(self.target.baseline(self.way.net, Interface(self.way.signature, self.loaded.images.info.classes)))
         found = {DENSE[0]: ("onnxruntime", plain), DENSE[1]: ("onnxruntime", int8)}
-        return found | openvino_files(plain, self.inputs[:500].numpy(), self.work)
+        found |= openvino_files(plain, self.inputs[:500].numpy(), self.work)
+        for pair in smaller:
+            model, _, weights = pair.partition("=")
+            own = loaded_for(self.flags | {"model": model, "weights": weights}, self.seed, self.work)
+            name = model.rpartition(":")[2]
+            file, _ = built(own, self.target, own.module, self.work / f"dense-{name}", self.seed)
+            found[f"{name} int8, dense"] = ("onnxruntime", file)
+        return found
 
 
 def timed(rows: list[dict[str, Any]], dense: dict[str, tuple[str, Path]], work: Path, image: Any) -> list[dict[str, Any]]:
@@ -245,13 +253,24 @@ def to_svg(rows: list[dict[str, Any]]) -> str:
 @click.option("--seeds", default="0,1,2", help="Of images, search and training; those after the first for edge-compress alone.")
 @click.option("--evaluations", default=100, help="Of a search.")
 @click.option("--methods", default=",".join(METHODS), help="Rows.")
+@click.option("--smaller", multiple=True, metavar="MODEL=WEIGHTS", help="A smaller dense network, measured beside; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of finished cells, answers and files.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON to write; a table and a plot go beside it.")
 def main(
-    budgets: str, epochs: str, seeds: str, evaluations: int, methods: str, work: Path, out: Path, **subject: str | None
+    budgets: str,
+    epochs: str,
+    seeds: str,
+    evaluations: int,
+    methods: str,
+    smaller: tuple[str, ...],
+    work: Path,
+    out: Path,
+    **subject: str | None,
 ) -> None:
     """Fill the cells, time all files together, write."""
     names = tuple(methods.split(","))
+    if not all("=" in pair for pair in smaller):
+        raise click.UsageError("--smaller takes MODEL=WEIGHTS, such as resnet_cifar.py:resnet20=resnet20.pt")
     if unknown := set(names) - set(METHODS):
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     root = Path(__file__).resolve().parents[1]
@@ -278,7 +297,7 @@ def main(
                     ui.say(f"{cell.name}: {done[cell.name]['top1']:.2f} %, {done[cell.name]['macs'] / 1e6:.1f} M MACs")
             rows += [done[c.name] for c in cells]
     assert first is not None  # one seed at least
-    dense = first.dense_files()
+    dense = first.dense_files(smaller)
     table = timed(rows, dense, work, first.inputs[:1].numpy())
     for row in table[: len(dense)]:
         if dense[row["method"]][0] == "onnxruntime":

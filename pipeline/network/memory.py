@@ -1,8 +1,9 @@
-"""Batch sizes from the memory that activations take."""
+"""What fits in memory: batches by the activations they take, and how many results are kept."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,34 @@ from .compute import Compute
 
 ENOUGH_BYTES = 1 << 30  # of activations: a larger batch is not faster on a CPU
 ANSWERED = 1 << 22  # input elements of an inference batch
+Key = TypeVar("Key", bound=Hashable)
+
+
+class TensorCache(Generic[Key]):
+    """Tensors that took long to compute, within a bound on memory: the least recently used are dropped first.
+
+    Args:
+        most_bytes: of all tensors together; the last result is kept however large it is.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._held: dict[Key, tuple[Tensor, ...]] = {}  # the least recently used first
+
+    def get(self, key: Key, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Returns what `compute` returned for this key, or computes it again."""
+        found = self._held.pop(key, None)
+        if found is None:
+            found = compute()
+            self._bytes += _bytes(found)
+        self._held[key] = found
+        while self._bytes > self._most and len(self._held) > 1:
+            self._bytes -= _bytes(self._held.pop(next(iter(self._held))))
+        return found
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def saved_activation_bytes(module: nn.Module, sample: Inputs) -> int:

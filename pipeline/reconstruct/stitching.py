@@ -12,41 +12,46 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..axes.coupling import Coupling, Plan
 from ..axes.cutting.sizes import SizedCalls
 from ..axes.cutting.surgery import cut, parameter_masks
+from ..network.memory import TensorCache
 from ..score.layer_moments import LayerMoments
 from .least_squares import DAMPING, solve_intercept
 
 
 class Fitter:
-    """Re-fits single layers against the dense network's inputs, each once for each set of inputs that are left."""
+    """Re-fits single layers against the dense network's inputs, each once for each set of inputs that are left.
+
+    What was solved takes at most a quarter of the memory that the moments may take; what was not used for long is solved again.
+    """
 
     def __init__(self, moments: LayerMoments) -> None:
         self.moments = moments
-        self._solved: dict[tuple[str, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._solved: TensorCache[tuple[str, bytes]] = TensorCache(moments.memory_bytes // 4)
 
-    def fitted(self, name: str, kept: NDArray[np.bool_]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def fitted(self, name: str, kept: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
         """Weight (outputs, kept inputs, ...) and change of the bias (outputs,) of a layer that reads only some of its inputs.
 
         The change is zero for a layer without a bias. None: the layer's moments are not known.
         """
-        key = name, kept.tobytes()
-        if key not in self._solved:
-            gram = self.moments.gram.get(name)
-            if gram is None:
-                return None
-            weight = self.moments.module.get_parameter(name).detach()
-            keep = torch.from_numpy(np.flatnonzero(np.repeat(kept, weight[0, 0].numel())))
-            flat = weight.flatten(1).double()
-            rows = torch.cat([keep, torch.tensor([len(gram) - 1])])
-            full = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
-            solved = solve_intercept(gram[rows][:, rows], (full @ gram)[:, rows], flat[:, keep], DAMPING, None)
-            shape = (len(weight), int(kept.sum()), *weight.shape[2:])
-            self._solved[key] = solved[:, :-1].to(weight.dtype).view(shape), solved[:, -1].to(weight.dtype)
-        return self._solved[key]
+        if name not in self.moments.gram:
+            return None
+        weight, shift = self._solved.get((name, kept.tobytes()), lambda: self._solve(name, kept))
+        return weight, shift
+
+    def _solve(self, name: str, kept: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        gram = self.moments.gram[name]
+        weight = self.moments.module.get_parameter(name).detach()
+        keep = torch.from_numpy(np.flatnonzero(np.repeat(kept, weight[0, 0].numel())))
+        flat = weight.flatten(1).double()
+        rows = torch.cat([keep, torch.tensor([len(gram) - 1])])
+        full = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
+        solved = solve_intercept(gram[rows][:, rows], (full @ gram)[:, rows], flat[:, keep], DAMPING, None)
+        shape = (len(weight), int(kept.sum()), *weight.shape[2:])
+        return solved[:, :-1].to(weight.dtype).view(shape), solved[:, -1].to(weight.dtype)
 
 
 def stitched(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], fitter: Fitter) -> nn.Module:
@@ -70,12 +75,12 @@ def stitched(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls], fi
     return small
 
 
-def rows_of(axes: Mapping[int, NDArray[np.bool_]], count: int) -> torch.Tensor:
+def rows_of(axes: Mapping[int, NDArray[np.bool_]], count: int) -> Tensor:
     """The outputs that stay."""
     return torch.from_numpy(np.flatnonzero(axes[0])) if 0 in axes else torch.arange(count)
 
 
-def scale_of(small: torch.Tensor, dense: torch.Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
+def scale_of(small: Tensor, dense: Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> Tensor:
     """What surgery multiplied each row with: not 1 for queries whose attention lost dimensions, see `axes.cutting.scaling`."""
     full = dense.detach()[rows_of(axes, len(dense)).to(dense.device)]
     if 1 in axes:

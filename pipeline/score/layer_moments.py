@@ -59,6 +59,11 @@ class LayerMoments:
         self.gram = _Parts(bytes_, self._taken, bound, folder)
 
     @property
+    def memory_bytes(self) -> int:
+        """What they, and what is solved with them, may take."""
+        return self._compute.memory_bytes
+
+    @property
     def energy(self) -> Mapping[str, torch.Tensor]:
         """Weight -> (outputs,) sums of squares of the layer's outputs."""
         if not self._energy:

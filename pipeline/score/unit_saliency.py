@@ -9,6 +9,7 @@ layer that reads them: there it is the energy of their part of the attention sco
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..axes.coupling import Coupling
 from ..axes.types import Group
 from ..errors import InputError
+from ..network.memory import TensorCache
 from ..options import Score
 from .layer_moments import LayerMoments
 
@@ -46,25 +48,23 @@ def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: i
             f"--score {score}",
             expected="hasa, magnitude or random: this network's units are scored layer by layer, by OBS saliency",
         )
-    inverses: dict[str, tuple[Tensor, float]] = {}
+    inverses: TensorCache[str] = TensorCache(moments.memory_bytes // 4)
     return {g.name: _obs(g, moments, inverses) for g in groups}
 
 
-def _obs(group: Group, moments: LayerMoments, inverses: dict[str, tuple[Tensor, float]]) -> Tensor:
+def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str]) -> Tensor:
     found = torch.zeros(len(group.units), dtype=torch.float64)
     for number, unit in enumerate(group.units):
         for part in unit.slices:
             if part.axis != 1 or part.parameter not in moments.gram:
                 continue
             weight = moments.module.get_parameter(part.parameter).detach()
-            if part.parameter not in inverses:
-                inverses[part.parameter] = _inverse(moments.gram[part.parameter], weight)
-            inverse, energy = inverses[part.parameter]
+            inverse, energy = inverses.get(part.parameter, partial(_inverse, moments.gram, part.parameter, weight))
             area = weight[0, 0].numel()
             columns = (torch.tensor(part.indices)[:, None] * area + torch.arange(area)).flatten()
             own = weight.flatten(1)[:, columns].double()
             solved = torch.linalg.solve(inverse[columns][:, columns], own.T)
-            found[number] += (own.T * solved).sum() / energy
+            found[number] += (own.T * solved).sum() / energy[0]
     if group.kind == "head_dim":
         found += _shares(group, moments.energy, values=bool(found.any()))
     if not found.any():  # nothing reads the units: what they weigh
@@ -73,13 +73,14 @@ def _obs(group: Group, moments: LayerMoments, inverses: dict[str, tuple[Tensor, 
     return found
 
 
-def _inverse(gram: Tensor, weight: Tensor) -> tuple[Tensor, float]:
-    """The inverse of the centred, damped Hessian, and the energy of the layer's outputs that depends on its inputs."""
+def _inverse(grams: Mapping[str, Tensor], name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the centred, damped Hessian, and (1,) the energy of the layer's outputs that depends on its inputs."""
+    gram = grams[name]
     count = gram[-1, -1].clamp_min(1.0)
     mean = gram[-1, :-1] / count
     centred = gram[:-1, :-1] - count * torch.outer(mean, mean)
     flat = weight.flatten(1).double()
-    energy = float((flat @ centred * flat).sum().clamp_min(1e-30))
+    energy = (flat @ centred * flat).sum().clamp_min(1e-30).view(1)
     ridge = DAMPING * centred.diagonal().mean().clamp_min(1e-12)
     return torch.linalg.inv(centred + ridge * torch.eye(len(centred), dtype=centred.dtype)), energy
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import front
 import pytest
+import torch
+from click.testing import CliRunner, Result
 
 FILES = {"dense float": ("onnxruntime", Path("f.onnx")), "dense int8": ("onnxruntime", Path("q.onnx"))}
 
@@ -57,3 +60,73 @@ def test_cells_have_names_of_their_own() -> None:
     cells = {front.Cell(m, b, e, s).name for m in front.METHODS for b in (0.5, 0.34) for e in (0, 2) for s in (0, 1)}
     assert len(cells) == len(front.METHODS) * 8
     assert not any(" " in name for name in cells)
+
+
+class FakeSeed:
+    """Stands in for the networks: notes which methods were asked for, and fails at one of them if told to."""
+
+    asked: ClassVar[list[str]] = []
+    fails_at: ClassVar[str] = ""
+
+    def __init__(self, flags: dict[str, Any], seed: int, evaluations: int, work: Path, ui: Any) -> None:
+        self.seed, self.inputs = seed, torch.zeros(1, 1, 8, 8)
+
+    def networks(self, budget: float, methods: tuple[str, ...]) -> Iterator[tuple[str, None]]:
+        for method in methods:
+            if method == self.fails_at:
+                raise KeyboardInterrupt
+            self.asked.append(f"{method} {budget:g} {self.seed}")
+            yield method, None
+
+    def finished(self, cell: front.Cell, net: None) -> dict[str, Any]:
+        return row(cell.method, cell.budget, cell.epochs, self.seed, 90.0)
+
+    def dense_files(self, smaller: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
+        return dict(FILES)
+
+    def top1(self, path: Path) -> float:
+        return 95.0
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Runs the command with two budgets and two methods, seeds 0 and 1."""
+
+    def sessions(files: dict[str, Any], image: Any) -> list[dict[str, list[float]]]:
+        return [{name: [1.0] * 20 for name in files}] * 5
+
+    monkeypatch.setattr(front, "Seed", FakeSeed)
+    monkeypatch.setattr(front, "sessions_of", sessions)
+    monkeypatch.setattr(FakeSeed, "asked", [])
+    monkeypatch.setattr(FakeSeed, "fails_at", "")
+    usual = ["--budgets", "0.6,0.4", "--epochs", "0,2", "--seeds", "0,1", "--methods", "edge-compress,uniform widths"]
+    usual += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "front.json")]
+    return lambda *more: CliRunner().invoke(front.main, [*usual, *more])
+
+
+def test_a_front_that_was_stopped_goes_on_with_the_cells_that_are_missing(
+    ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSeed, "fails_at", "uniform widths")
+    assert ran().exit_code
+    assert FakeSeed.asked == ["edge-compress 0.6 0"]
+    monkeypatch.setattr(FakeSeed, "fails_at", "")
+    result = ran()
+    assert result.exit_code == 0, result.output
+    later = ["uniform widths 0.6 0", "edge-compress 0.4 0", "uniform widths 0.4 0", "edge-compress 0.6 1", "edge-compress 0.4 1"]
+    assert FakeSeed.asked[1:] == later
+    assert ran().exit_code == 0
+    assert len(FakeSeed.asked) == 6
+
+
+def test_cells_made_with_other_settings_are_not_mixed_in(ran: Callable[..., Result]) -> None:
+    assert ran().exit_code == 0
+    result = ran("--evaluations", "7")
+    assert result.exit_code == 2
+    assert "name another folder" in result.output
+
+
+def test_a_smaller_network_needs_its_weights(ran: Callable[..., Result]) -> None:
+    result = ran("--smaller", "resnet_cifar.py:resnet20")
+    assert result.exit_code == 2
+    assert "MODEL=WEIGHTS" in result.output

@@ -8,7 +8,7 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.network.compute import CPU, Compute
-from edge_compress.pipeline.network.memory import backward_batch_size, inference_batch_size, saved_activation_bytes
+from edge_compress.pipeline.network.memory import TensorCache, backward_batch_size, inference_batch_size, saved_activation_bytes
 from torch import nn
 
 
@@ -51,3 +51,31 @@ def test_the_removal_curvature_of_large_images_stays_within_the_bound() -> None:
         net(part).sum().backward()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 1.5e9 < 100 * each  # all at once would have taken more
+
+
+def test_a_cache_keeps_to_its_bound_and_drops_what_was_not_used_for_longest() -> None:
+    computed: list[str] = []
+    cache: TensorCache[str] = TensorCache(3 * 40)
+
+    def get(name: str) -> torch.Tensor:
+        return cache.get(name, lambda: (computed.append(name) or torch.full((10,), float(len(computed))),))[0]
+
+    first = get("a")
+    for name in "bc":
+        get(name)
+    assert torch.equal(get("a"), first)
+    get("d")  # b is the one that goes
+    for name in "cad":
+        get(name)
+    assert computed == [*"abcd"]
+    get("b")
+    assert computed == [*"abcdb"]
+
+
+def test_a_result_larger_than_the_bound_is_kept_until_the_next() -> None:
+    cache: TensorCache[int] = TensorCache(10)
+    large = torch.zeros(100)
+    assert cache.get(0, lambda: (large,))[0] is large
+    assert cache.get(0, lambda: (torch.ones(100),))[0] is large
+    cache.get(1, lambda: (torch.ones(1),))
+    assert cache.get(0, lambda: (torch.ones(100),))[0] is not large
