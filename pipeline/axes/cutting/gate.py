@@ -115,13 +115,14 @@ def _difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
     program = Program(captured.module, captured)
     places = {b.branch for b in blocks}
     with torch.no_grad():
-        for node in program.nodes[:-1]:
-            program.value(node)
-            if node.name in places:
-                program.env[node] = torch.zeros_like(program.env[node])
+        for k, node in enumerate(program.nodes[:-1]):
+            if node.op == "call_function":
+                value = program.value(node)
+                program.env[node] = torch.zeros_like(value) if node.name in places else value
+                program.drop(k)
         expected = numbers_in(program.outputs())
     try:
-        found = run(cut(coupling, {b.name: [0] for b in blocks}), captured.example)
+        found = run(cut(coupling, {b.name: [0] for b in blocks}, lent=True), captured.example)
         why = f"{relative_difference(found, expected):.2g}"
         same = [t.shape for t in found] == [t.shape for t in expected] and relative_difference(found, expected) <= TOLERANCE
     except Exception as error:  # the user's forward, given what it does not expect
@@ -258,8 +259,9 @@ class _Gate:
             what = "the network does not run on the example inputs"
             raise InputError(what, found=f"{type(error).__name__}: {_line(error)}") from error
         try:
-            small = cut(self.coupling, plan, self.sized)
+            small = cut(self.coupling, plan, self.sized, lent=dtype is None)
             found = run(small.to(dtype) if dtype else small, example)
+            del small
         except BuildError as error:
             return None, str(error)
         except Exception as error:  # the user's forward on sizes it does not expect
@@ -337,12 +339,8 @@ class _Gate:
         for s in group.units[0].slices:
             holder = s.parameter.rpartition(".")[0]
             above = holder.rpartition(".")[0]
-            parts.append((type(_get(module, above)).__name__, holder.rpartition(".")[2] if above else "", s.axis))
+            parts.append((type(module.get_submodule(above)).__name__, holder.rpartition(".")[2] if above else "", s.axis))
         return (group.kind, tuple(dict.fromkeys(parts)))
-
-
-def _get(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name) if name else module
 
 
 def _line(error: BaseException) -> str:

@@ -81,3 +81,23 @@ def test_a_branch_that_is_added_to_in_place_goes_from_a_stream_that_lost_channel
     small = cut(found.coupling, plan, found.sized)
     assert isinstance(small, nn.Module)
     assert small.get_submodule(block.modules[-1]).shape[0] == 7
+
+
+def test_only_copies_for_trials_share_weights_with_the_dense_network() -> None:
+    found = nets.checked("Projection")
+    dense = found.coupling.walk.captured.module
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    plan = {"layer2.0.conv2": [1, 4, 7]}
+
+    def shared(other: nn.Module) -> set[str]:
+        own = dict(dense.named_parameters())
+        return {name for name, value in other.named_parameters() if value is own[name]}
+
+    masked = {name for name, value in cut(found.coupling, plan).named_parameters() if value.shape != before[name].shape}
+    assert {"layer2.0.conv2.weight", "layer2.0.bn2.weight"} <= masked
+    assert not shared(cut(found.coupling, plan, found.sized))
+    for trial in (cut(found.coupling, plan, found.sized, lent=True), zeroed(found.coupling, plan)):
+        assert shared(trial) == {name for name, _ in dense.named_parameters()} - masked
+        assert not {id(b) for b in trial.buffers()} & {id(b) for b in dense.buffers()}
+    assert not shared(zeroed(found.coupling, plan, torch.float64))
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
