@@ -9,6 +9,8 @@ import torch
 
 from ..capture import Example
 
+TOLERANCE = 1e-4  # of the range of the outputs: networks that differ by no more answer the same
+
 
 def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Largest absolute difference of any output, relative to that output's range."""
@@ -23,6 +25,12 @@ def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor])
         difference = float(torch.where(same, 0.0, (a - b).abs()).max() / span)
         worst = max(worst, difference if difference == difference else float("inf"))
     return worst
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its type where there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:160] if lines else type(error).__name__
 
 
 def cast(example: Example, dtype: torch.dtype | None) -> Example:

@@ -6,26 +6,23 @@ are corrected first; then the groups at fault are found by halving the list, loc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import BuildError, InputError
-from ..capture import larger_batch, numbers_in, run
+from ..capture import larger_batch, run
 from ..coupling import Coupling
-from ..program import Program
-from ..types import Block, Group
-from .comparison import cast, relative_difference
+from ..types import Group
+from .comparison import TOLERANCE, cast, first_line, relative_difference
 from .sizes import TIMES, SizedCalls, holds_sizes, record
+from .sound_blocks import with_sound_blocks
 from .surgery import cut, zeroed
 from .training import training_fault
-
-TOLERANCE = 1e-4  # of the range of the outputs
 
 
 @dataclass(frozen=True)
@@ -42,92 +39,9 @@ class Checked:
 def check(coupling: Coupling) -> Checked:
     """Cut half of the units of every group, and leave every block out; lock those that fail."""
     with enlivened(coupling.walk.captured.module):
-        coupling = _with_sound_blocks(coupling)
+        coupling = with_sound_blocks(coupling)
         names = [g.name for g in coupling.open_groups()]
         return _check(coupling, names) if names else Checked(coupling, {}, None, True)
-
-
-def _with_sound_blocks(coupling: Coupling) -> Coupling:
-    """Without the blocks that cannot be left out.
-
-    Where `forward` needs the shape of what blocks give, zeros of that shape stand for them, for all blocks if that is enough;
-    where it looks at a block's other modules, they stay, unused.
-    """
-    whole = {b.name: "no module of its own gives its value" for b in coupling.blocks if not b.modules}
-    coupling = replace(coupling, blocks=tuple(b for b in coupling.blocks if b.modules))
-    if _difference(coupling, coupling.blocks):  # stochastic depth, for one, reads the shape in every block whose rate is not 0
-        full = replace(coupling, blocks=tuple(_with_full_zeros(b) for b in coupling.blocks))
-        if not _difference(full, full.blocks):
-            return replace(full, locked_blocks=whole)
-    failed = _unlike_zero(coupling, coupling.blocks)
-    for other in (_with_full_zeros, _with_unused_modules, lambda b: _with_full_zeros(_with_unused_modules(b))):
-        if failed:
-            changed = {b.name: other(replace(b, full=False)) for b in coupling.blocks if b.name in failed}
-            trial = replace(coupling, blocks=tuple(changed.get(b.name, b) for b in coupling.blocks))
-            left = _unlike_zero(trial, tuple(changed.values()))
-            coupling = replace(coupling, blocks=tuple(b if b.name in left else changed.get(b.name, b) for b in coupling.blocks))
-            failed = left
-    stay = tuple(b for b in coupling.blocks if b.name not in failed)
-    return replace(coupling, blocks=stay, locked_blocks=whole | failed)
-
-
-def _with_full_zeros(block: Block) -> Block:
-    return replace(block, full=bool(block.shape))
-
-
-def _with_unused_modules(block: Block) -> Block:
-    every = (*block.unused, *block.modules)
-    return replace(block, modules=every[-1:], unused=every[:-1])
-
-
-def _unlike_zero(coupling: Coupling, blocks: tuple[Block, ...]) -> dict[str, str]:
-    """The blocks without which the network does not answer as with zeros in their places -> why.
-
-    Found by halving the blocks of one kind (modules of the same classes, their names equal but for numbers). Where its first and
-    last block fail by themselves, the whole kind is taken to.
-    """
-    why = _difference(coupling, blocks)
-    if not why:
-        return {}
-    if len(blocks) == 1:
-        return {blocks[0].name: f"without it the network is not that with zeros in its place: {why}"}
-    kinds: dict[tuple[tuple[type, str], ...], list[Block]] = {}
-    for block in blocks:
-        named = (*block.unused, *block.modules)
-        places = [re.sub(r"\d+", "#", name) for name in named]  # token and channel mixing may be of one class
-        classes = [type(coupling.walk.captured.module.get_submodule(name)) for name in named]
-        kinds.setdefault(tuple(zip(classes, places, strict=True)), []).append(block)
-    if len(kinds) > 1:
-        return {name: found for kind in kinds.values() for name, found in _unlike_zero(coupling, tuple(kind)).items()}
-    ends = _unlike_zero(coupling, blocks[:1]) | _unlike_zero(coupling, blocks[-1:])
-    if len(ends) == 2:
-        like = f"not tried by itself, but as {blocks[0].name}, which is of the same kind: {ends[blocks[0].name]}"
-        return {block.name: ends.get(block.name, like) for block in blocks}
-    middle = len(blocks) // 2
-    return _unlike_zero(coupling, blocks[:middle]) | _unlike_zero(coupling, blocks[middle:])
-
-
-def _difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
-    """How the network without these blocks differs from that with zeros in their places; "" where it does not."""
-    if not blocks:
-        return ""
-    captured = coupling.walk.captured
-    program = Program(captured.module, captured)
-    places = {b.branch for b in blocks}
-    with torch.no_grad():
-        for k, node in enumerate(program.nodes[:-1]):
-            if node.op == "call_function":
-                value = program.value(node)
-                program.env[node] = torch.zeros_like(value) if node.name in places else value
-                program.drop(k)
-        expected = numbers_in(program.outputs())
-    try:
-        found = run(cut(coupling, {b.name: [0] for b in blocks}, lent=True), captured.example)
-        why = f"{relative_difference(found, expected):.2g}"
-        same = [t.shape for t in found] == [t.shape for t in expected] and relative_difference(found, expected) <= TOLERANCE
-    except Exception as error:  # the user's forward, given what it does not expect
-        return _line(error) or type(error).__name__
-    return training_fault(coupling, {b.name: [0] for b in blocks}, {}, captured.example) if same else why
 
 
 def _check(coupling: Coupling, names: list[str]) -> Checked:
@@ -257,7 +171,7 @@ class _Gate:
             expected = run(zeroed(self.coupling, plan, dtype), example, in_steps=True)
         except Exception as error:
             what = "the network does not run on the example inputs"
-            raise InputError(what, found=f"{type(error).__name__}: {_line(error)}") from error
+            raise InputError(what, found=f"{type(error).__name__}: {first_line(error)}") from error
         try:
             small = cut(self.coupling, plan, self.sized, lent=dtype is None)
             found = run(small.to(dtype) if dtype else small, example)
@@ -265,7 +179,7 @@ class _Gate:
         except BuildError as error:
             return None, str(error)
         except Exception as error:  # the user's forward on sizes it does not expect
-            return None, f"forward holds sizes: {_line(error)}"
+            return None, f"forward holds sizes: {first_line(error)}"
         if any(t.isnan().any() for t in expected) and not any(t.isnan().any() for t in found):
             # a vector divides, and its zeros gave NaN; where its units are read nowhere else, zeros in the weights say the same
             expected = run(zeroed(self.coupling, plan, dtype, vectors=False), example, in_steps=True)
@@ -341,8 +255,3 @@ class _Gate:
             above = holder.rpartition(".")[0]
             parts.append((type(module.get_submodule(above)).__name__, holder.rpartition(".")[2] if above else "", s.axis))
         return (group.kind, tuple(dict.fromkeys(parts)))
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__

@@ -9,7 +9,7 @@ import torch
 import user_net
 from edge_compress.pipeline.axes.capture import capture, tensors_in
 from edge_compress.pipeline.axes.coupling import Coupling, couple
-from edge_compress.pipeline.axes.cutting import gate
+from edge_compress.pipeline.axes.cutting import sound_blocks
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.axes.types import Block
@@ -175,7 +175,7 @@ class Mixing(nn.Module):
 
 
 def test_branches_of_one_class_in_two_roles_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried, real = [], gate._difference
+    tried, real = [], sound_blocks._difference
 
     def difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
         tried.append(len(blocks))
@@ -183,12 +183,14 @@ def test_branches_of_one_class_in_two_roles_are_not_tried_one_by_one(monkeypatch
 
     torch.manual_seed(0)
     coupling = couple(capture(Mixing().eval(), torch.randn(1, 1, 8, 8)))
-    assert len(check(coupling).coupling.blocks) == 16
-    monkeypatch.setattr(gate, "_difference", difference)
-    with gate.enlivened(coupling.walk.captured.module):
-        failed = gate._unlike_zero(coupling, coupling.blocks)
-    assert set(failed) == {f"block:tokens.{k}.2" for k in range(8)}
-    assert len(tried) <= 5  # halving a list of both tries dozens
+    monkeypatch.setattr(sound_blocks, "_difference", difference)
+    found = check(coupling).coupling
+    assert [block.full for block in found.blocks] == [True] * 16  # one form does for all
+    assert len(tried) <= 2
+    monkeypatch.setattr(sound_blocks, "FORMS", sound_blocks.FORMS[:1])
+    found = check(coupling).coupling
+    assert set(found.locked_blocks) == {f"block:tokens.{k}.2" for k in range(8)}
+    assert len(tried) <= 2 + 6  # halving a list of both tries dozens
 
 
 def test_a_branch_that_goes_takes_its_arithmetic_with_it() -> None:
