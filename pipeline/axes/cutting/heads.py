@@ -98,8 +98,3 @@ def in_steps(module: nn.Module) -> None:
             part.enable_nested_tensor = part.use_nested_tensor = False
         elif isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0
-
-
-def is_shrunk(part: Any) -> bool:
-    """Whether a module is an attention that was cut."""
-    return isinstance(part, PrunedMultiheadAttention)
