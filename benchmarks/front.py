@@ -175,10 +175,24 @@ class Seed:
         for pair in smaller:
             model, _, weights = pair.partition("=")
             own = loaded_for(self.flags | {"model": model, "weights": weights}, self.seed, self.work)
-            name = model.rpartition(":")[2]
+            if own.subject.preprocess != self.loaded.subject.preprocess:
+                raise click.UsageError(f"--smaller {pair}: its preprocessing is another than the dense network's")
+            name = named(pair)
             file, _ = built(own, self.target, own.module, self.work / f"dense-{name}", self.seed)
             found[f"{name} int8, dense"] = ("onnxruntime", file)
         return found
+
+
+def named(pair: str) -> str:
+    """The function's name in `resnet_cifar.py:resnet20=resnet20.pt`.
+
+    Raises:
+        UsageError: it has not this form, or the file is not there.
+    """
+    model, equals, weights = pair.partition("=")
+    if not equals or not Path(weights).is_file():
+        raise click.UsageError(f"--smaller {pair}: give MODEL=WEIGHTS, such as resnet_cifar.py:resnet20=resnet20.pt, a file")
+    return model.rpartition(":")[2]
 
 
 def timed(rows: list[dict[str, Any]], dense: dict[str, tuple[str, Path]], work: Path, image: Any) -> list[dict[str, Any]]:
@@ -269,8 +283,8 @@ def main(
 ) -> None:
     """Fill the cells, time all files together, write."""
     names = tuple(methods.split(","))
-    if not all("=" in pair for pair in smaller):
-        raise click.UsageError("--smaller takes MODEL=WEIGHTS, such as resnet_cifar.py:resnet20=resnet20.pt")
+    if len({named(pair) for pair in smaller}) < len(smaller):
+        raise click.UsageError("--smaller: two networks have one name")
     if unknown := set(names) - set(METHODS):
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
     root = Path(__file__).resolve().parents[1]

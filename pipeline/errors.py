@@ -89,7 +89,17 @@ def deepest_cause(error: BaseException) -> str:
     """Returns the root cause of an error in one line: converters and exporters bury it under a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return _named(error, next((line for line in _text_of(error).splitlines() if line.strip()), ""))
+    return brief(error)
+
+
+def brief(error: BaseException) -> str:
+    """Returns the type and the first line of the text of an error of foreign code."""
+    return _named(error, _first_line(error))
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the text of an error of foreign code, at most 160 characters; its type where it has no text."""
+    return _first_line(error)[:160] or type(error).__name__
 
 
 def described(error: BaseException) -> str:
@@ -99,6 +109,10 @@ def described(error: BaseException) -> str:
 
 def _named(error: BaseException, text: str) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())[:300]}".rstrip(": ")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in _text_of(error).splitlines() if line.strip()), "")
 
 
 def _text_of(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from ..errors import InputError, described
+from ..errors import InputError, brief, described
 from ..network.modes import attention_in_steps, unwrapped
 from .rewrites.folding import fold_computed_weights
 from .rewrites.padding import padding_as_convolutions, padding_notes, pads_channels
@@ -318,20 +318,15 @@ def _refusal(module: nn.Module, example: Example, error: Exception) -> InputErro
     try:
         run(module, example)
     except Exception as plainly:
-        return InputError("the network does not run on the example inputs", found=f"{_first_line(plainly)} ({_place(plainly)})")
+        return InputError("the network does not run on the example inputs", found=f"{brief(plainly)} ({_place(plainly)})")
     kind = type(error).__name__
     data = "DataDependent" in kind or "data-dependent" in str(error) or "Dynamic" in kind or "unbacked" in str(error).lower()
     return InputError(
         "the network's forward depends on the values of its input" if data else "the network cannot be exported",
-        found=_place(error) if data else f"{_first_line(error)} ({_place(error)})",
+        found=_place(error) if data else f"{brief(error)} ({_place(error)})",
         expected="a forward whose operators depend on shapes only",
         do="move that part out of the network that is compressed",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _place(error: BaseException) -> str:

@@ -86,7 +86,8 @@ class Program:
             name = self.captured.names.get(node.name)
             if name is not None:
                 return self.tensor(name)
-            return self.captured.constants[node.name] if node.name in self.captured.constants else self._fed[node.name]
+            given = self.captured.constants[node.name] if node.name in self.captured.constants else self._fed[node.name]
+            return given.clone() if isinstance(given, torch.Tensor) else given  # forward may overwrite it
         assert node.op == "call_function", node.op
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: self.env[a])
         if self.device is not None and torch.device(self.device).type != "cpu":

@@ -15,9 +15,10 @@ from .compute import Compute
 ENOUGH_BYTES = 1 << 30  # of activations: a larger batch is not faster on a CPU
 ANSWERED = 1 << 22  # input elements of an inference batch
 Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value", bound=tuple[Tensor, ...])
 
 
-class TensorCache(Generic[Key]):
+class TensorCache(Generic[Key, Value]):
     """Tensors that took long to compute, within a bound on memory: the least recently used are dropped first.
 
     Args:
@@ -26,9 +27,9 @@ class TensorCache(Generic[Key]):
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0
-        self._held: dict[Key, tuple[Tensor, ...]] = {}  # the least recently used first
+        self._held: dict[Key, Value] = {}  # the least recently used first
 
-    def get(self, key: Key, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def get(self, key: Key, compute: Callable[[], Value]) -> Value:
         """Returns what `compute` returned for this key, or computes it again."""
         found = self._held.pop(key, None)
         if found is None:

@@ -25,12 +25,13 @@ from .least_squares import DAMPING, solve_intercept
 class Fitter:
     """Re-fits single layers against the dense network's inputs, each once for each set of inputs that are left.
 
-    What was solved takes at most a quarter of the memory that the moments may take; what was not used for long is solved again.
+    Solutions take at most a quarter of the memory that the moments may take, beside them; the least recently used are solved
+    again when they are needed.
     """
 
     def __init__(self, moments: LayerMoments) -> None:
         self.moments = moments
-        self._solved: TensorCache[tuple[str, bytes]] = TensorCache(moments.memory_bytes // 4)
+        self._solved: TensorCache[tuple[str, bytes], tuple[Tensor, Tensor]] = TensorCache(moments.memory_bytes // 4)
 
     def fitted(self, name: str, kept: NDArray[np.bool_]) -> tuple[Tensor, Tensor] | None:
         """Weight (outputs, kept inputs, ...) and change of the bias (outputs,) of a layer that reads only some of its inputs.
@@ -39,8 +40,7 @@ class Fitter:
         """
         if name not in self.moments.gram:
             return None
-        weight, shift = self._solved.get((name, kept.tobytes()), lambda: self._solve(name, kept))
-        return weight, shift
+        return self._solved.get((name, kept.tobytes()), lambda: self._solve(name, kept))
 
     def _solve(self, name: str, kept: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         gram = self.moments.gram[name]

@@ -60,7 +60,7 @@ class LayerMoments:
 
     @property
     def memory_bytes(self) -> int:
-        """What they, and what is solved with them, may take."""
+        """The memory that they may take; caches beside them are bounded by a share of it."""
         return self._compute.memory_bytes
 
     @property

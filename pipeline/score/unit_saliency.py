@@ -48,23 +48,26 @@ def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: i
             f"--score {score}",
             expected="hasa, magnitude or random: this network's units are scored layer by layer, by OBS saliency",
         )
-    inverses: TensorCache[str] = TensorCache(moments.memory_bytes // 4)
+    inverses: TensorCache[str, tuple[Tensor, Tensor]] = TensorCache(moments.memory_bytes // 4)
     return {g.name: _obs(g, moments, inverses) for g in groups}
 
 
-def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str]) -> Tensor:
+def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str, tuple[Tensor, Tensor]]) -> Tensor:
     found = torch.zeros(len(group.units), dtype=torch.float64)
+    read: dict[str, list[tuple[int, tuple[int, ...]]]] = {}  # weight -> units and the inputs they are; one inverse at a time
     for number, unit in enumerate(group.units):
         for part in unit.slices:
-            if part.axis != 1 or part.parameter not in moments.gram:
-                continue
-            weight = moments.module.get_parameter(part.parameter).detach()
-            inverse, energy = inverses.get(part.parameter, partial(_inverse, moments.gram, part.parameter, weight))
-            area = weight[0, 0].numel()
-            columns = (torch.tensor(part.indices)[:, None] * area + torch.arange(area)).flatten()
+            if part.axis == 1 and part.parameter in moments.gram:
+                read.setdefault(part.parameter, []).append((number, tuple(part.indices)))
+    for name, units in read.items():
+        weight = moments.module.get_parameter(name).detach()
+        inverse, energy = inverses.get(name, partial(_inverse, moments.gram, name, weight))
+        area = weight[0, 0].numel()
+        for number, indices in units:
+            columns = (torch.tensor(indices)[:, None] * area + torch.arange(area)).flatten()
             own = weight.flatten(1)[:, columns].double()
             solved = torch.linalg.solve(inverse[columns][:, columns], own.T)
-            found[number] += (own.T * solved).sum() / energy[0]
+            found[number] += (own.T * solved).sum() / energy
     if group.kind == "head_dim":
         found += _shares(group, moments.energy, values=bool(found.any()))
     if not found.any():  # nothing reads the units: what they weigh
@@ -74,13 +77,13 @@ def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str]) -> Ten
 
 
 def _inverse(grams: Mapping[str, Tensor], name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of the centred, damped Hessian, and (1,) the energy of the layer's outputs that depends on its inputs."""
+    """The inverse of the centred, damped Hessian, and the energy of the layer's outputs that depends on its inputs."""
     gram = grams[name]
     count = gram[-1, -1].clamp_min(1.0)
     mean = gram[-1, :-1] / count
     centred = gram[:-1, :-1] - count * torch.outer(mean, mean)
     flat = weight.flatten(1).double()
-    energy = (flat @ centred * flat).sum().clamp_min(1e-30).view(1)
+    energy = (flat @ centred * flat).sum().clamp_min(1e-30)
     ridge = DAMPING * centred.diagonal().mean().clamp_min(1e-12)
     return torch.linalg.inv(centred + ridge * torch.eye(len(centred), dtype=centred.dtype)), energy
 

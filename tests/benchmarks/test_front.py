@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,7 +83,7 @@ class FakeSeed:
         return row(cell.method, cell.budget, cell.epochs, self.seed, 90.0)
 
     def dense_files(self, smaller: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
-        return dict(FILES)
+        return FILES | {f"{front.named(pair)} int8, dense": ("onnxruntime", Path("s.onnx")) for pair in smaller}
 
     def top1(self, path: Path) -> float:
         return 95.0
@@ -126,7 +127,21 @@ def test_cells_made_with_other_settings_are_not_mixed_in(ran: Callable[..., Resu
     assert "name another folder" in result.output
 
 
-def test_a_smaller_network_needs_its_weights(ran: Callable[..., Result]) -> None:
-    result = ran("--smaller", "resnet_cifar.py:resnet20")
+def test_a_smaller_network_is_a_row_of_its_own(ran: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "small.pt").touch()
+    result = ran("--smaller", f"nets.py:small={tmp_path / 'small.pt'}")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "front.json").read_text())["rows"]
+    assert [r["method"] for r in rows[:3]] == ["dense float", "dense int8", "small int8, dense"]
+    assert rows[2]["top1"] == 95.0
+    assert rows[2]["over dense int8"]["median"] == 1.0
+
+
+@pytest.mark.parametrize("given", [["nets.py:small"], ["nets.py:small=nowhere.pt"], ["a.py:net=HERE", "b.py:net=HERE"]])
+def test_a_smaller_network_without_weights_or_a_name_of_its_own_is_refused_at_once(
+    ran: Callable[..., Result], given: list[str]
+) -> None:
+    result = ran(*(part for pair in given for part in ("--smaller", pair.replace("HERE", __file__))))
     assert result.exit_code == 2
-    assert "MODEL=WEIGHTS" in result.output
+    assert "--smaller" in result.output
+    assert not FakeSeed.asked

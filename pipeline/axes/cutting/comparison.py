@@ -27,12 +27,6 @@ def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor])
     return worst
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its type where there is none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__
-
-
 def cast(example: Example, dtype: torch.dtype | None) -> Example:
     """An example with its floating-point tensors in another type; None: as it is."""
     if dtype is None:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import BuildError, InputError
+from ...errors import BuildError, InputError, described, first_line
 from ..capture import larger_batch, run
 from ..coupling import Coupling
 from ..types import Group
-from .comparison import TOLERANCE, cast, first_line, relative_difference
+from .comparison import TOLERANCE, cast, relative_difference
 from .sizes import TIMES, SizedCalls, holds_sizes, record
 from .sound_blocks import with_sound_blocks
 from .surgery import cut, zeroed
@@ -111,7 +111,7 @@ class _Gate:
     def holds_sizes(self, names: list[str]) -> bool:
         """Whether the network without half of these groups runs, but holds sizes of the full one."""
         plan = {n: half(self.groups[n]) for n in names}
-        return holds_sizes(self.coupling, self.coupling.gone(plan), cut(self.coupling, plan))
+        return holds_sizes(self.coupling, self.coupling.gone(plan), cut(self.coupling, plan, shared=True))
 
     def take_larger_batch(self, names: list[str]) -> bool:
         """Compares on more samples than the example's from here on: a corrected size may follow their number.
@@ -168,12 +168,12 @@ class _Gate:
     def _once(self, plan: dict[str, list[int]], dtype: torch.dtype | None) -> tuple[float | None, str]:
         example = cast(self.example, dtype)
         try:
-            expected = run(zeroed(self.coupling, plan, dtype), example, in_steps=True)
+            expected = run(zeroed(self.coupling, plan, dtype, shared=dtype is None), example, in_steps=True)
         except Exception as error:
             what = "the network does not run on the example inputs"
-            raise InputError(what, found=f"{type(error).__name__}: {first_line(error)}") from error
+            raise InputError(what, found=described(error)) from error
         try:
-            small = cut(self.coupling, plan, self.sized, lent=dtype is None)
+            small = cut(self.coupling, plan, self.sized, shared=dtype is None)
             found = run(small.to(dtype) if dtype else small, example)
             del small
         except BuildError as error:
@@ -182,7 +182,7 @@ class _Gate:
             return None, f"forward holds sizes: {first_line(error)}"
         if any(t.isnan().any() for t in expected) and not any(t.isnan().any() for t in found):
             # a vector divides, and its zeros gave NaN; where its units are read nowhere else, zeros in the weights say the same
-            expected = run(zeroed(self.coupling, plan, dtype, vectors=False), example, in_steps=True)
+            expected = run(zeroed(self.coupling, plan, dtype, vectors=False, shared=dtype is None), example, in_steps=True)
         if [t.shape for t in found] != [t.shape for t in expected]:
             return None, "the outputs changed their shape"
         fault = training_fault(self.coupling, plan, self.sized, self.example) if self.training and dtype is None else ""

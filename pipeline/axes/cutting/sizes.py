@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from ...network.modes import attention_in_steps
 from ..algebra import Axis
@@ -162,6 +163,7 @@ def _noted(module: nn.Module, example: Example) -> tuple[list[_Note], dict[str, 
         visits[name] = visits.get(name, 0) + 1
         inputs.setdefault(name, next((tuple(t.shape) for t in tensors_in(given)), ()))
 
+    given, named = pytree.tree_map_only(torch.Tensor, torch.clone, example)  # networks may overwrite their inputs
     handles = []
     for name, part in module.named_modules():
         handles.append(
@@ -170,7 +172,7 @@ def _noted(module: nn.Module, example: Example) -> tuple[list[_Note], dict[str, 
         handles.append(part.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
     try:
         with torch.no_grad(), attention_in_steps(), _Recorder(stack, notes):
-            module(*example[0], **example[1])
+            module(*given, **named)
     finally:
         for handle in handles:
             handle.remove()

@@ -25,21 +25,22 @@ from .scaling import needs_rescale, rescale
 from .sizes import SizedCalls, correct
 
 
-def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None = None, *, lent: bool = False) -> nn.Module:
+def cut(coupling: Coupling, plan: Plan, sized: Mapping[str, SizedCalls] | None = None, *, shared: bool = False) -> nn.Module:
     """The network without a plan's units, as a copy of the module that was captured.
 
     Args:
         coupling: what `couple` found.
         plan: group -> units that go, block -> 0 if it goes.
         sized: corrections of calls, by the name of the module whose `forward` they are in.
-        lent: parameters that stay whole are the dense network's own, for a copy that is run in eval mode and thrown away.
+        shared: parameters that stay whole are those of the captured module, not copies: for a trial in eval mode alone, that
+            moves to no other device or precision.
     """
     gone = coupling.gone(plan)
     masks = parameter_masks(coupling, gone)
     full = coupling.walk.captured.module
     if needs_rescale(coupling, gone):
         full = rescale(copy.deepcopy(full), coupling, gone)
-    module = _without(full, masks, lent)
+    module = _without(full, masks, shared)
     first: dict[int, str] = {}  # a module used in several places has one name here
     every = dict(coupling.walk.captured.module.named_modules(remove_duplicate=False))
     canonical = {name: first.setdefault(id(part), name) for name, part in every.items()}
@@ -70,14 +71,13 @@ def _with_shape(block: Block, coupling: Coupling, gone: NDArray[np.bool_]) -> Bl
     return replace(block, shape=tuple(int(coupling.kept(axis, gone).sum()) for axis in coupling.walk.axes(end)[1:]))
 
 
-def zeroed(coupling: Coupling, plan: Plan, dtype: torch.dtype | None = None, *, vectors: bool = True) -> nn.Module:
-    """The network at its full size with zeros where a plan's units are; in vectors only if `vectors`.
-
-    In its own precision it shares the parameters that stay whole with the dense network, see `cut`.
-    """
+def zeroed(
+    coupling: Coupling, plan: Plan, dtype: torch.dtype | None = None, *, vectors: bool = True, shared: bool = False
+) -> nn.Module:
+    """The network at its full size with zeros where a plan's units are; in vectors only if `vectors`. `shared`: see `cut`."""
     full = coupling.walk.captured.module
     masks = parameter_masks(coupling, coupling.gone(plan))
-    module = copy.deepcopy(full, _whole(full, masks) if dtype is None else {})
+    module = copy.deepcopy(full, _whole(full, masks) if shared else {})
     if dtype is not None:
         module = module.to(dtype)
     with torch.no_grad():
@@ -107,16 +107,16 @@ def _stored(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _whole(module: nn.Module, masks: Mapping[str, object]) -> dict[int, object]:
-    """What `copy.deepcopy` takes for copied already: the parameters that have no mask."""
+    """A memo for `copy.deepcopy` in which the parameters without a mask count as copied."""
     tensors = _stored(module)
     masked = {id(tensors[name]) for name in masks}
     return {id(p): p for p in module.parameters() if id(p) not in masked}
 
 
-def _without(module: nn.Module, masks: Mapping[str, Mapping[int, NDArray[np.bool_]]], lent: bool) -> nn.Module:
-    """A copy with smaller tensors; those that are shared stay shared. `lent`: see `cut`."""
+def _without(module: nn.Module, masks: Mapping[str, Mapping[int, NDArray[np.bool_]]], shared: bool) -> nn.Module:
+    """A copy with smaller tensors; tied ones stay tied. `shared`: see `cut`."""
     tensors = _stored(module)
-    memo = _whole(module, masks) if lent else {}
+    memo = _whole(module, masks) if shared else {}
     for name, axes in masks.items():
         full = tensors[name]
         small = full.detach()

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ...errors import first_line
 from ..capture import Example, larger_batch, run, tensors_in
 from ..coupling import Coupling, Plan
-from .comparison import first_line
 from .sizes import TIMES, SizedCalls
 from .surgery import cut
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 import user_net
 from edge_compress.pipeline.axes.capture import capture, tensors_in
-from edge_compress.pipeline.axes.coupling import Coupling, couple
+from edge_compress.pipeline.axes.coupling import Coupling, Plan, couple
 from edge_compress.pipeline.axes.cutting import sound_blocks
 from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
-from edge_compress.pipeline.axes.types import Block
 from edge_compress.pipeline.evaluate.unit_evaluator import macs_left
 from edge_compress.pipeline.reconstruct.sequential import sequential
 from small_transformers import TRANSFORMERS
@@ -175,22 +174,68 @@ class Mixing(nn.Module):
 
 
 def test_branches_of_one_class_in_two_roles_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried, real = [], sound_blocks._difference
+    tried, real = [], sound_blocks.cut
 
-    def difference(coupling: Coupling, blocks: tuple[Block, ...]) -> str:
-        tried.append(len(blocks))
-        return real(coupling, blocks)
+    def counted(coupling: Coupling, plan: Plan, **how: bool) -> nn.Module:
+        tried.append(len(plan))
+        return real(coupling, plan, **how)
 
+    monkeypatch.setattr(sound_blocks, "cut", counted)
     torch.manual_seed(0)
     coupling = couple(capture(Mixing().eval(), torch.randn(1, 1, 8, 8)))
-    monkeypatch.setattr(sound_blocks, "_difference", difference)
     found = check(coupling).coupling
-    assert [block.full for block in found.blocks] == [True] * 16  # one form does for all
-    assert len(tried) <= 2
+    assert [block.full for block in found.blocks] == [True] * 16
+    assert tried == [16, 16]  # as they are, and in the form that does for all
+    tried.clear()
     monkeypatch.setattr(sound_blocks, "FORMS", sound_blocks.FORMS[:1])
     found = check(coupling).coupling
     assert set(found.locked_blocks) == {f"block:tokens.{k}.2" for k in range(8)}
-    assert len(tried) <= 2 + 6  # halving a list of both tries dozens
+    assert tried == [16, 8, 1, 1, 8]  # halving a list of both tries dozens
+
+
+class Steered(nn.Module):
+    """Residual layers of two; forward reads a number from the first one's, and `broken` ones cannot give a single zero."""
+
+    def __init__(self, depth: int = 6, broken: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.broken, self.stem, self.head = broken, nn.Linear(8, 8), nn.Linear(8, 3)
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(a, b) for _ in range(depth)) for a, b in ((8, 12), (12, 8)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0].mean(1)).to(self.ups[0].weight.dtype)
+        for k, (up, down) in enumerate(zip(self.ups, self.downs, strict=True)):
+            branch = down(up(x).relu())
+            x = x + (branch.reshape(-1, 8) if k in self.broken else branch)
+        return self.head(x)
+
+
+def test_only_the_branch_that_forward_looks_at_keeps_its_layers() -> None:
+    torch.manual_seed(0)
+    found = check(couple(capture(Steered().eval(), torch.randn(1, 1, 8, 8)))).coupling
+    assert [bool(block.unused) for block in found.blocks] == [True, *[False] * 5]
+    small = cut(found, {block.name: [0] for block in found.blocks})
+    assert [bool(list(layer.parameters())) for layer in (*small.ups, *small.downs)] == [True, *[False] * 11]
+
+
+def test_what_fails_at_both_ends_of_three_says_nothing_about_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sound_blocks, "FORMS", sound_blocks.FORMS[:1])  # a single zero alone
+    torch.manual_seed(0)
+    found = check(couple(capture(Steered(depth=3, broken=(2,)).eval(), torch.randn(1, 1, 8, 8)))).coupling
+    assert [block.name for block in found.blocks] == ["block:downs.1"]
+
+
+def test_a_forward_that_overwrites_its_input_locks_no_branch() -> None:
+    class Overwriting(Steered):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.mul_(0.5).add_(1.0)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    example = torch.randn(1, 1, 8, 8)
+    captured = capture(Overwriting().eval(), example)
+    before = [t.clone() for t in captured.example[0]]
+    assert len(check(couple(captured)).coupling.blocks) == 6
+    assert all(torch.equal(a, b) for a, b in zip(before, captured.example[0], strict=True))
 
 
 def test_a_branch_that_goes_takes_its_arithmetic_with_it() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from edge_compress.pipeline.axes.capture import capture
 from edge_compress.pipeline.axes.coupling import Coupling, couple
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.score import unit_saliency as saliency
 from edge_compress.pipeline.score.layer_moments import LayerMoments
 from small_transformers import TRANSFORMERS
@@ -69,3 +72,43 @@ def test_the_published_score_is_refused_by_name() -> None:
     coupling = coupled(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4)), inputs)
     with pytest.raises(InputError, match="published"):
         saliency.unit_saliency(coupling, LayerMoments(coupling.walk.captured.module, inputs), "published", 0)
+
+
+class Residual(nn.Module):
+    """A stream of 8 that three layers add to and a head reads."""
+
+    def __init__(self, layers: list[nn.Sequential]) -> None:
+        super().__init__()
+        self.stem, self.layers, self.head = nn.Linear(8, 8), nn.ModuleList(layers), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def test_a_tight_bound_on_memory_costs_no_inverse_twice_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)]
+    net = Residual(layers).eval()
+    inputs = torch.randn(200, 8)
+    coupling = couple(capture(net, inputs[:1]))
+    (stream,) = [g for g in coupling.open_groups() if g.kind == "stream"]
+    counted: list[str] = []
+    real = saliency._inverse
+
+    def inverse(grams: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        counted.append(name)
+        return real(grams, name, weight)
+
+    monkeypatch.setattr(saliency, "_inverse", inverse)
+    found = []
+    for memory in (1 << 30, 4000):  # of one 8 x 8 Hessian 520 bytes fit in a quarter, of two not
+        moments = LayerMoments(coupling.walk.captured.module, inputs, Compute(memory_bytes=memory))
+        found.append(saliency.unit_saliency(coupling, moments, "hasa", 0))
+    readers = {s.parameter for unit in stream.units for s in unit.slices if s.axis == 1}
+    assert len(readers) == 4
+    assert len(counted) == 2 * len(readers)  # not one for each unit as well
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -96,8 +96,10 @@ def test_only_copies_for_trials_share_weights_with_the_dense_network() -> None:
     masked = {name for name, value in cut(found.coupling, plan).named_parameters() if value.shape != before[name].shape}
     assert {"layer2.0.conv2.weight", "layer2.0.bn2.weight"} <= masked
     assert not shared(cut(found.coupling, plan, found.sized))
-    for trial in (cut(found.coupling, plan, found.sized, lent=True), zeroed(found.coupling, plan)):
+    for trial in (cut(found.coupling, plan, found.sized, shared=True), zeroed(found.coupling, plan, shared=True)):
+        with torch.no_grad():
+            trial(nets.images())
         assert shared(trial) == {name for name, _ in dense.named_parameters()} - masked
         assert not {id(b) for b in trial.buffers()} & {id(b) for b in dense.buffers()}
-    assert not shared(zeroed(found.coupling, plan, torch.float64))
+    assert not shared(zeroed(found.coupling, plan))
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
