@@ -50,8 +50,12 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         last = max(layers[branch], key=lambda n: order[n])
         operators = tuple(sorted(costs[n] for n in layers[branch]))
         end = max(scopes[modules[-1]], key=lambda n: order[n]) if modules else None
-        shape = () if end is None else coupling.walk.shape(end)
-        shape = shape[1:] if shape[:1] == coupling.walk.shape(branch)[:1] else ()  # else axis 0 is not that of the samples alone
+        given = _given(scopes[modules[-1]], order, stored) if modules else None
+        shape: tuple[int, ...] = ()
+        if end is not None and given is not None and coupling.walk.shape(end)[:1] == coupling.walk.shape(given)[:1]:
+            shape = coupling.walk.shape(end)[
+                1:
+            ]  # axis 0 is that of the samples, or of windows of them, as in what the module is given
         name, ending = f"block:{owner(last)[0]}", "" if end is None else end.name
         found.append(Block(name, modules, groups, branch.name, operators, shape=shape, end=ending))
     return tuple(found)
@@ -65,6 +69,15 @@ def _scopes(captured: Captured) -> dict[str, set[fx.Node]]:
             for name in stack(node):
                 found.setdefault(name, set()).add(node)
     return found
+
+
+def _given(inside: set[fx.Node], order: dict[fx.Node, int], stored: set[fx.Node]) -> fx.Node | None:
+    """The first value from outside that a module's operators read, other than parameters and buffers."""
+    for node in sorted(inside, key=order.__getitem__):
+        for source in node.all_input_nodes:
+            if source not in inside and source not in stored:
+                return source
+    return None
 
 
 def _only_in(cone: set[fx.Node], scopes: dict[str, set[fx.Node]], order: dict[fx.Node, int]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Block:
     branch: str  # the operator whose value is added to the shortcut
     operators: tuple[int, ...]  # inside, as positions in the costs of the walk
     unused: tuple[str, ...] = ()  # of its modules, those that stay without it, because `forward` looks at them
-    shape: tuple[int, ...] = ()  # of one sample of what the last module gives; () where that is not known
+    shape: tuple[int, ...] = ()  # of what the last module gives for a sample, or for a window of one; () where that is not known
     end: str = ""  # the operator that gives it
     full: bool = False  # zeros of that shape stand for it, because `forward` permutes or adds to them; else one zero
 

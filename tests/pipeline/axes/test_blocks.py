@@ -149,6 +149,30 @@ def test_a_branch_whose_tensor_forward_cuts_in_two_goes_with_zeros_of_its_shape(
     torch.testing.assert_close(answer(small, x), dense.head(dense.stem(x[:, 0]).mean(1)))
 
 
+class Windowed(nn.Module):
+    """A branch over windows of four of the eight tokens, which forward joins again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x[:, 0])
+        windows = self.down(self.up(x.reshape(-1, 4, 16)).relu())
+        x = x + windows.reshape(-1, 8, 16)
+        return self.head(x.mean(1))
+
+
+def test_a_branch_over_windows_can_go() -> None:
+    torch.manual_seed(0)
+    net = Windowed().eval()
+    found = check(couple(capture(net, torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    assert (block.full, block.shape) == (True, (4, 16))
+    small, x = cut(found.coupling, {block.name: [0]}, found.sized), torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(answer(small, x), net.head(net.stem(x[:, 0]).mean(1)))
+
+
 def test_a_branch_that_cannot_give_zero_stays_and_the_reason_is_said() -> None:
     coupling = check(couple(capture(Shifted().eval(), torch.randn(1, 1, 8, 8)))).coupling
     assert not coupling.blocks
