@@ -53,9 +53,7 @@ def residual_blocks(captured: Captured, coupling: Coupling) -> tuple[Block, ...]
         given = _given(scopes[modules[-1]], order, stored) if modules else None
         shape: tuple[int, ...] = ()
         if end is not None and given is not None and coupling.walk.shape(end)[:1] == coupling.walk.shape(given)[:1]:
-            shape = coupling.walk.shape(end)[
-                1:
-            ]  # axis 0 is that of the samples, or of windows of them, as in what the module is given
+            shape = coupling.walk.shape(end)[1:]  # axis 0 is that of the samples, or of windows of them, before and after
         name, ending = f"block:{owner(last)[0]}", "" if end is None else end.name
         found.append(Block(name, modules, groups, branch.name, operators, shape=shape, end=ending))
     return tuple(found)

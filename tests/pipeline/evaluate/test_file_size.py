@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import nets
 import numpy as np
@@ -25,11 +26,12 @@ LIMITS = Limits(2, (Precision.FP32,), (Pattern.CHANNEL,))
 def compared(module: nn.Module, shape: tuple[int, int, int], target: str, precision: Precision, memo: Path) -> None:
     way = Units(module.eval(), torch.rand(1, *shape), image_signature(shape), LIMITS, "hasa", 0)
     unused: Any = None
+    no_moments: Any = SimpleNamespace(memory_bytes=0)
     prober = way.prober(targets.load(target), precision, pytest.fail)
     bench = Bench(torch.rand(1, *shape), unused, prober, unused, None, memo)
     order = {k.name: tuple(range(k.size)) for k in way.knobs}
     evaluator = UnitEvaluator(
-        way.checked, way.signature, way.knobs, lambda levels: way.plan_for(levels, order), cast("Any", None), bench
+        way.checked, way.signature, way.knobs, lambda levels: way.plan_for(levels, order), no_moments, bench
     )
     rng = np.random.default_rng(0)
     some = [tuple(int(rng.integers(len(k.kept))) for k in way.knobs) for _ in range(8)]
