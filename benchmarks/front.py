@@ -173,18 +173,17 @@ class Seed:
         found = {DENSE[0]: ("onnxruntime", plain), DENSE[1]: ("onnxruntime", int8)}
         found |= openvino_files(plain, self.inputs[:500].numpy(), self.work)
         for pair in smaller:
-            model, _, weights = pair.partition("=")
+            name, model, weights = parsed(pair)
             own = loaded_for(self.flags | {"model": model, "weights": weights}, self.seed, self.work)
             if own.subject.preprocess != self.loaded.subject.preprocess:
                 raise click.UsageError(f"--smaller {pair}: its preprocessing is another than the dense network's")
-            name = named(pair)
             file, _ = built(own, self.target, own.module, self.work / f"dense-{name}", self.seed)
             found[f"{name} int8, dense"] = ("onnxruntime", file)
         return found
 
 
-def named(pair: str) -> str:
-    """The function's name in `resnet_cifar.py:resnet20=resnet20.pt`.
+def parsed(pair: str) -> tuple[str, str, str]:
+    """The function's name, the model and its weights in `resnet_cifar.py:resnet20=resnet20.pt`.
 
     Raises:
         UsageError: it has not this form, or the file is not there.
@@ -192,7 +191,7 @@ def named(pair: str) -> str:
     model, equals, weights = pair.partition("=")
     if not equals or not Path(weights).is_file():
         raise click.UsageError(f"--smaller {pair}: give MODEL=WEIGHTS, such as resnet_cifar.py:resnet20=resnet20.pt, a file")
-    return model.rpartition(":")[2]
+    return model.rpartition(":")[2], model, weights
 
 
 def timed(rows: list[dict[str, Any]], dense: dict[str, tuple[str, Path]], work: Path, image: Any) -> list[dict[str, Any]]:
@@ -283,7 +282,7 @@ def main(
 ) -> None:
     """Fill the cells, time all files together, write."""
     names = tuple(methods.split(","))
-    if len({named(pair) for pair in smaller}) < len(smaller):
+    if len({parsed(pair)[0] for pair in smaller}) < len(smaller):
         raise click.UsageError("--smaller: two networks have one name")
     if unknown := set(names) - set(METHODS):
         raise click.UsageError(f"--methods: {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")

@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "segment": {"latency_budget": 0.58, "evaluations": 40, "finetune_epochs": 3},
     "embed": {"latency_budget": 0.45, "evaluations": 60, "finetune_epochs": 3},
     "keypoints": {"latency_budget": 0.68, "evaluations": 60, "finetune_epochs": 8},
-    "faces": {"latency_budget": 0.7, "evaluations": 60, "finetune_epochs": 24},
+    "faces": {"latency_budget": 0.77, "evaluations": 50, "finetune_epochs": 8},
 }
 
 

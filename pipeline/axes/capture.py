@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
 from ..errors import InputError, brief, described
+from ..network.calling import fresh
 from ..network.modes import attention_in_steps, unwrapped
 from .rewrites.folding import fold_computed_weights
 from .rewrites.padding import padding_as_convolutions, padding_notes, pads_channels
@@ -252,7 +252,7 @@ def stack(node: fx.Node) -> list[str]:
 def run(module: nn.Module, example: Example, *, in_steps: bool = False) -> list[torch.Tensor]:
     """The numbers a module answers an example with, see `numbers_in`; by the operators it was captured as if `in_steps`."""
     with torch.no_grad(), attention_in_steps() if in_steps else nullcontext():
-        args, named = pytree.tree_map_only(torch.Tensor, torch.clone, example)  # networks may overwrite their inputs
+        args, named = fresh(example)
         return numbers_in(module(*args, **named))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from ..network.calling import fresh
 from ..network.row_sampling import MOST_POSITIONS, input_strips, sampled_rows
 from .capture import Captured, as_example, capture, operator_name
 
@@ -86,8 +87,7 @@ class Program:
             name = self.captured.names.get(node.name)
             if name is not None:
                 return self.tensor(name)
-            given = self.captured.constants[node.name] if node.name in self.captured.constants else self._fed[node.name]
-            return given.clone() if isinstance(given, torch.Tensor) else given  # forward may overwrite it
+            return self.captured.constants[node.name] if node.name in self.captured.constants else fresh(self._fed[node.name])
         assert node.op == "call_function", node.op
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: self.env[a])
         if self.device is not None and torch.device(self.device).type != "cpu":

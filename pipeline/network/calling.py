@@ -20,11 +20,16 @@ Outputs = tuple[Tensor, ...]  # in the order of the signature
 SAME = 1e-3  # deviation that rounding in float32 may cause, such as with another batch size
 
 
+def fresh(inputs: Inputs) -> Inputs:
+    """A copy of network inputs, however nested: networks may overwrite them, to normalise in place for one."""
+    return pytree.tree_map_only(Tensor, torch.clone, inputs)
+
+
 def call(module: nn.Module, inputs: Inputs) -> Outputs:
     """The outputs of a network that gives a tensor or a tuple of tensors."""
-    fresh = pytree.tree_map_only(Tensor, torch.clone, inputs)  # networks may normalise their input in place
-    named = fresh if isinstance(fresh, dict) else {}
-    found = module(*(() if named else fresh if isinstance(fresh, tuple) else (fresh,)), **named)
+    own = fresh(inputs)
+    named = own if isinstance(own, dict) else {}
+    found = module(*(() if named else own if isinstance(own, tuple) else (own,)), **named)
     return found if isinstance(found, tuple) else (found,)
 
 

@@ -83,7 +83,7 @@ class FakeSeed:
         return row(cell.method, cell.budget, cell.epochs, self.seed, 90.0)
 
     def dense_files(self, smaller: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
-        return FILES | {f"{front.named(pair)} int8, dense": ("onnxruntime", Path("s.onnx")) for pair in smaller}
+        return FILES | {f"{front.parsed(pair)[0]} int8, dense": ("onnxruntime", Path("s.onnx")) for pair in smaller}
 
     def top1(self, path: Path) -> float:
         return 95.0

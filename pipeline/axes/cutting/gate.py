@@ -175,7 +175,7 @@ class _Gate:
         try:
             small = cut(self.coupling, plan, self.sized, shared=dtype is None)
             found = run(small.to(dtype) if dtype else small, example)
-            del small
+            del small  # before there is another copy
         except BuildError as error:
             return None, str(error)
         except Exception as error:  # the user's forward on sizes it does not expect

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from ...network.calling import fresh
 from ...network.modes import attention_in_steps
 from ..algebra import Axis
 from ..capture import Captured, Example, larger_batch, operator_name, tensors_in
@@ -163,7 +163,7 @@ def _noted(module: nn.Module, example: Example) -> tuple[list[_Note], dict[str, 
         visits[name] = visits.get(name, 0) + 1
         inputs.setdefault(name, next((tuple(t.shape) for t in tensors_in(given)), ()))
 
-    given, named = pytree.tree_map_only(torch.Tensor, torch.clone, example)  # networks may overwrite their inputs
+    given, named = fresh(example)
     handles = []
     for name, part in module.named_modules():
         handles.append(

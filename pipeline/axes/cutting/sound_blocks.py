@@ -27,8 +27,7 @@ def _with_full_zeros(block: Block) -> Block:
 
 
 def _with_unused_modules(block: Block) -> Block:
-    every = (*block.unused, *block.modules)
-    return replace(block, modules=every[-1:], unused=every[:-1])
+    return replace(block, modules=block.modules[-1:], unused=block.modules[:-1])
 
 
 FORMS: tuple[Callable[[Block], Block], ...] = (

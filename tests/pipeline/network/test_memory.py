@@ -55,7 +55,7 @@ def test_the_removal_curvature_of_large_images_stays_within_the_bound() -> None:
 
 def test_a_cache_keeps_to_its_bound_and_drops_what_was_not_used_for_longest() -> None:
     computed: list[str] = []
-    cache: TensorCache[str] = TensorCache(3 * 40)
+    cache: TensorCache[str, tuple[torch.Tensor, ...]] = TensorCache(3 * 40)
 
     def get(name: str) -> torch.Tensor:
         return cache.get(name, lambda: (computed.append(name) or torch.full((10,), float(len(computed))),))[0]
@@ -73,7 +73,7 @@ def test_a_cache_keeps_to_its_bound_and_drops_what_was_not_used_for_longest() ->
 
 
 def test_a_result_larger_than_the_bound_is_kept_until_the_next() -> None:
-    cache: TensorCache[int] = TensorCache(10)
+    cache: TensorCache[int, tuple[torch.Tensor, ...]] = TensorCache(10)
     large = torch.zeros(100)
     assert cache.get(0, lambda: (large,))[0] is large
     assert cache.get(0, lambda: (torch.ones(100),))[0] is large
