@@ -7,7 +7,7 @@ in. Knowing which, the graph can be given the weights of another network of the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +35,17 @@ class Source:
     order: tuple[int, ...]  # for each axis of the constant that of the tensor, -1 for an axis of size 1 that it does not have
     axes: Axes  # of the constant
 
-    def made(self, program: Program) -> Array:
-        """The constant of a network with other weights, and perhaps fewer units."""
+    def made(self, program: Program, factors: Mapping[str, Array]) -> Array:
+        """The constant of a network with other weights, and perhaps fewer units.
+
+        Args:
+            program: the network.
+            factors: what the rows of some parameters are multiplied by.
+        """
         if self.folded is None:
             value: Array = program.tensor(self.parameter).cpu().numpy()
+            if self.parameter in factors:
+                value = value * factors[self.parameter].reshape(-1, *(1,) * (value.ndim - 1))
         else:
             value = folded(program, self.folded, bias=self.bias)
         long = sorted(k for k in self.order if k >= 0)

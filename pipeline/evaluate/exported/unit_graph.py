@@ -94,10 +94,27 @@ class UnitGraph:
         sources = self._ties.sources
         places = {name.removesuffix("_quantized") for name in editor.used_constants()}
         try:
-            fill(editor, {name: source.made(program) for name, source in sources.items() if name in places}, weight_steps)
+            factors = self._factors(plan)
+            fill(editor, {n: source.made(program, factors) for n, source in sources.items() if n in places}, weight_steps)
         except (AttributeError, KeyError, ValueError) as error:  # a layer that is not there, or a value that is not known
             raise BuildError("the exported graph cannot be given a candidate's weights", found=deepest_cause(error)) from error
         return editor.build()
+
+    def _factors(self, plan: Plan) -> dict[str, Array]:
+        """What the query projections' rows are multiplied by: the graph holds the attention scale of the whole network.
+
+        The network that was cut has that of its own head dimension, and query projections that make up for it (`Rescale`).
+        """
+        coupling, found = self._coupling, dict[str, Array]()
+        gone = coupling.gone(plan)
+        for item in coupling.walk.rescales:
+            if item.rows and not (mask := coupling.kept(item.axis, gone)).all():
+                for name in item.parameters:
+                    kept = coupling.kept(coupling.walk.parameters[name][0], gone)
+                    factors = np.ones(len(kept), np.float32)
+                    factors[list(item.rows)] = float(mask.mean()) ** -item.power
+                    found[name] = factors[kept]
+        return found
 
     def _edited(self, dense: Graph, plan: Plan) -> OnnxEditor:
         gone = self._coupling.gone(plan)

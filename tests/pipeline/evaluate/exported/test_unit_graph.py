@@ -154,6 +154,25 @@ def test_a_cut_graph_answers_as_the_cut_module(name: str) -> None:
             assert relative_difference(answered(file, captured.example[0][0]), expected) < 1e-3
 
 
+def test_a_filled_graph_keeps_the_attention_of_heads_that_lost_dimensions() -> None:
+    """The graph has the whole network's attention scale in it, the cut module that of its own head dimension."""
+    torch.manual_seed(0)
+    module = TRANSFORMERS["packed"]()
+    with torch.no_grad():
+        module.get_parameter("scale").fill_(1.0)
+        for name, weight in module.named_parameters():
+            if name.endswith("qkv.weight"):
+                weight.mul_(8.0)  # else attention is nearly uniform, whatever its scale
+    checked = checked_of(module)
+    captured, (prober, graph) = checked.coupling.walk.captured, graph_of(checked)
+    group = next(g for g in checked.coupling.paying_groups() if g.kind == "head_dim")
+    plan = {group.name: range(len(group.units) // 4, len(group.units))}
+    small = cut(checked.coupling, plan, checked.sized)
+    expected = run(small, captured.example)
+    file = prober.file_of(graph.filled(prober.network, plan, small))
+    assert relative_difference(answered(file, captured.example[0][0]), expected) < 1e-5
+
+
 def test_an_int8_graph_is_cut_with_its_scales_and_without_its_branches() -> None:
     checked = checked_of(Residual())
     prober, graph = graph_of(checked, Precision.INT8)
