@@ -106,7 +106,8 @@ def torch_pruning(
 ) -> nn.Module:
     """Torch-Pruning's global pruning down to this many MACs, by group magnitude; by Taylor importance where a loss is given.
 
-    `last` is the classifier, which keeps its outputs; widths are multiples of `round_to`.
+    `last` is the classifier, which keeps its outputs; widths are multiples of `round_to`. Of attention with fused projections
+    (`qkv` and `num_heads`, as timm names them) the heads' widths are pruned, and every head stays.
     """
     import torch_pruning as tp
 
@@ -124,6 +125,8 @@ def torch_pruning(
             iterative_steps=STEPS,
             ignored_layers=[small.get_submodule(last)],
             round_to=round_to,
+            num_heads={m.qkv: m.num_heads for m in small.modules() if hasattr(m, "qkv")},
+            prune_head_dims=True,
         )
         for step in range(STEPS + 1):
             if cost_of(small, torch.zeros(1, *shape)).macs <= macs:
