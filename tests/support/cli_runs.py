@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 from edge_compress.devices.measure import meter
+from edge_compress.devices.measure.timing import TimingSettings
 from edge_compress.pipeline.cli.main import main
-from edge_compress.pipeline.verify import artifact
+from edge_compress.pipeline.verify import artifact, unpruned
 
 COMMAND = str(Path(sys.executable).with_name("edge-compress"))
 USER_NET = Path(__file__).with_name("user_net.py")
@@ -167,7 +168,11 @@ class Workshop:
         """Where this process can be the command line's; it is as before afterwards."""
         patch.setenv("EDGE_COMPRESS_CACHE", str(self.cache))
         patch.setattr(signal, "signal", lambda *_: None)
-        patch.setattr(artifact, "MOST_SESSIONS", None)  # beside other tests nothing converges
+        # beside other tests no interval gets narrow; what a session costs is the start of a process
+        patch.setattr(
+            artifact, "TimingSettings", lambda **given: TimingSettings(**given | {"sessions": 3, "most_sessions": None})
+        )
+        patch.setattr(unpruned, "SESSIONS", 2)
         patch.setattr(meter, "QUICK_SECONDS", 0.0)
         threads = torch.get_num_threads()
         deterministic = torch.are_deterministic_algorithms_enabled()
