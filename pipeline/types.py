@@ -244,7 +244,7 @@ class Artifact:
 
     target: str
     file: FileRef
-    format: str  # "onnx", "tflite", "engine"
+    format: str  # "onnx", "tflite", "pte", "engine"
     precision: Precision
     input_name: str  # of the first input
     input_shape: tuple[int, ...]

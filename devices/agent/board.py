@@ -72,7 +72,7 @@ def runtime_versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "ai-edge-litert", "tflite-runtime", "numpy"):
+    for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "ai-edge-litert", "tflite-runtime", "executorch", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = str(metadata.version(name))
     return found

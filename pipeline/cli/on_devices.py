@@ -10,6 +10,8 @@ import click
 from ..errors import BuildError, InputError, UnavailableError
 from .output import echo
 
+RUNTIMES = {".tflite": "litert", ".pte": "executorch"}  # of files by their suffix; others: the device's
+
 
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -53,7 +55,8 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     for model in models:
         if model.exists() and not model.is_file():
             raise InputError(str(model), found="not a regular file", expected="an artifact's file")
-    runtime = "litert" if all(model.suffix == ".tflite" for model in models) else board.runtime
+    runtimes = {RUNTIMES.get(model.suffix, board.runtime) for model in models}
+    runtime = runtimes.pop() if len(runtimes) == 1 else board.runtime
     timing = TimingSettings(threads=threads or board.threads, affinity=board.affinity, runtime=runtime, sessions=sessions)
     try:
         result = profiling.profile(models, device, timing, progress.Progress())

@@ -21,6 +21,7 @@ _SNIPPETS = {  # by target: language, what it needs, template
         ("Python", "pip install numpy ai-edge-litert", "use_litert.py.jinja"),
         ("Kotlin (Android)", 'implementation("com.google.ai.edge.litert:litert:1.4.0")', "use_litert.kt.jinja"),
     ),
+    "executorch": (("Python", "pip install numpy torch executorch", "use_executorch.py.jinja"),),
     "jetson": (("Python (on the Jetson)", "TensorRT and PyTorch of JetPack", "use_tensorrt.py.jinja"),),
 }
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "Ort::Float16_t", "bool": "bool"}  # others: such as int64_t

@@ -16,8 +16,9 @@ from torch import nn
 from ...pipeline.errors import BuildError, deepest_cause
 from ...pipeline.signature import Signature
 from ..onnx.export import fold_batchnorm, zeros
+from ..quiet import quiet
 from .edit import RELUS
-from .file import add_buffer, compact, constant, graph_of, op_name, quiet, read, write
+from .file import add_buffer, compact, constant, graph_of, op_name, read, write
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"

@@ -6,14 +6,9 @@ what every edit asks of them: operator names, constants, shapes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import os
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import flatbuffers
@@ -168,24 +163,3 @@ def _dtypes() -> dict[int, Any]:
 
     kinds = {"FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "INT64": "<i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
     return {getattr(schema.TensorType, name): np.dtype(kind) for name, kind in kinds.items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the converter and its libraries, which write to both streams below Python."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(sink, number)
-        with warnings.catch_warnings(), open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(nothing):
-                yield
-    finally:
-        for number, old in zip((1, 2), kept, strict=True):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(sink)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ...calibration.ranges import Histogram, Range, count
 from ...pipeline.errors import BuildError
 from ..base import Arrays, FloatArray
-from .file import constant, graph_of, op_name, quiet, read, write
+from ..quiet import quiet
+from .file import constant, graph_of, op_name, read, write
 
 _NUMPY = {2: np.int32, 4: np.int64, 6: np.bool_}  # of tensor types in the schema that are not float
 

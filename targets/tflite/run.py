@@ -9,7 +9,8 @@ import numpy as np
 from ...pipeline.errors import BuildError
 from ...pipeline.signature import FileTensor, Signature
 from ..base import AS_GIVEN, Arrays, FloatArray, Infer, Runner
-from .file import op_counts, quiet
+from ..quiet import quiet
+from .file import op_counts
 
 DELEGATE = "DELEGATE"  # the operator that represents everything XNNPACK took over
 

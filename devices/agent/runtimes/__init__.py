@@ -6,7 +6,7 @@ from ..frames import Refusal
 from .base import Runtime
 
 # runtime -> the packages it may come in; the first that loads the model and runs it is taken
-RUNTIMES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime")}
+RUNTIMES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime"), "executorch": ("executorch",)}
 
 
 def started(runtime: str, package: str) -> Runtime:
@@ -20,6 +20,10 @@ def started(runtime: str, package: str) -> Runtime:
             from .onnxruntime import OnnxRuntime
 
             return OnnxRuntime(package)
+        if runtime == "executorch":
+            from .executorch import ExecuTorch
+
+            return ExecuTorch(package)
         from .litert import LiteRt
 
         return LiteRt(package)

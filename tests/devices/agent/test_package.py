@@ -23,9 +23,10 @@ def test_every_file_is_python_3_8_and_the_standard_library(name):
     tree = ast.parse((FOLDER / name).read_text(), feature_version=(3, 8))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module or "." for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
-    assert {found.partition(".")[0] for found in imported} - {"numpy", "onnxruntime"} <= set(sys.stdlib_module_names)
+    of_runtimes = {"executorch", "numpy", "onnxruntime", "torch"}
+    assert {found.partition(".")[0] for found in imported} - of_runtimes <= set(sys.stdlib_module_names)
     at_the_top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
-    assert not at_the_top & {"numpy", "onnxruntime"}  # those only where a model is loaded
+    assert not at_the_top & of_runtimes  # those only where a model is loaded
 
 
 def test_nothing_outside_the_package_is_imported():
