@@ -84,6 +84,14 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int
     return {n: Histogram(float(lowest[i]), float(highest[i]), counts[i]) for i, n in enumerate(names)}
 
 
+def samples(blocks: Sequence[Arrays]) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yields the inputs of one sample after another, batch 1."""
+    for block in blocks:
+        each = block if isinstance(block, tuple) else (block,)
+        for at in range(len(each[0])):
+            yield tuple(array[at : at + 1] for array in each)
+
+
 def min_max(seen: Histogram) -> Range:
     """Everything that was seen."""
     return min(seen.lowest, 0.0), max(seen.highest, 0.0)
@@ -188,12 +196,9 @@ def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[s
     session = onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
-        for block in inputs:
-            each = block if isinstance(block, tuple) else (block,)
-            for at in range(len(each[0])):
-                pairs = zip(entries, each, strict=True)
-                given = {name: np.ascontiguousarray(a[at : at + 1], dtype=dtype) for (name, dtype), a in pairs}
-                yield [*(given[name] for name in float_inputs), *session.run(names, given)]
+        for sample in samples(inputs):
+            given = {name: np.ascontiguousarray(a, dtype=dtype) for (name, dtype), a in zip(entries, sample, strict=True)}
+            yield [*(given[name] for name in float_inputs), *session.run(names, given)]
 
     float_inputs = [name for name, dtype in entries if dtype == np.float32]
     return [*float_inputs, *names], clipped, run

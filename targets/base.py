@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 Arrays = NDArray[Any] | tuple[NDArray[Any], ...]  # one tensor, or several in the order of the signature; samples along axis 0
 AS_GIVEN = "as the PyTorch network takes them"  # inputs of a file that normalises nothing
+AS_RETURNED = "as the PyTorch network gives them"  # outputs of such a file
 Network = TypeVar("Network")
 
 
@@ -113,6 +114,11 @@ class Interface:
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()  # see `BuildRequest`
     std: tuple[float, ...] = ()
+
+
+def scaling_of(mean: Sequence[float], std: Sequence[float]) -> str:
+    """The formula of a file's inputs that are normalised outside of it; without mean and std they are as the network's."""
+    return f"(pixel / 255 - mean) / std, mean {list(mean)}, std {list(std)}" if mean else AS_GIVEN
 
 
 class Runner(Protocol):

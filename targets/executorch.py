@@ -5,7 +5,8 @@ The file takes what the network takes. What is measured on this machine is this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,10 +21,8 @@ from .base import BuildRequest, Converted, Infer, Interface, Limits, Runner, Str
 from .onnx.target import taken
 
 if TYPE_CHECKING:
-    from torch import fx, nn
-
-    from ..calibration.ranges import Range
-    from .onnx.int8 import Recipe
+    from torch import nn
+    from torch.export import ExportedProgram
 
 EXTRA = {"executorch": "executorch", "torchao": "torchao"}
 
@@ -49,22 +48,21 @@ class ExecuTorch(Target):
     def baseline(self, module: nn.Module, interface: Interface) -> bytes:
         """The float file of a dense network, see `targets.base.Target`."""
         self.require()
-        from .pte.lowering import exported, lowered, one_sample
+        from .pte.lowering import exported, lowered
 
-        return lowered(exported(module, interface.signature), one_sample(interface.signature))[0]
+        return lowered(exported(module, interface.signature))[0]
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write `model.pte` and `baseline.pte` into the request's folder; see `Target.build`."""
         self.require(request.precision)
-        from .pte.lowering import exported, lowered, one_sample
+        from .pte.lowering import exported, lowered
         from .pte.run import sides_of
 
         converted = Converted(exported(request.module, request.signature))
         if request.precision is Precision.INT8:
             converted = _int8(converted.network, request)
-        data, left = lowered(converted.network, one_sample(request.signature))
-        names = ", ".join(f"{number} {name}" for name, number in sorted(left.items()))
-        portable = f"operators that XNNPACK leaves to portable kernels: {names or 'none'}"
+        data, left = lowered(converted.network)
+        portable = f"operators not delegated to XNNPACK, in portable kernels: {_listed(left) or 'none'}"
         own = "its latency is that of the machine it was measured on, not a phone's"
         sides = sides_of(request.signature, request.mean, request.std)
         notes = (taken(request.signature, request.classes), portable, own)
@@ -93,18 +91,21 @@ class ExecuTorch(Target):
 
 
 class PteProber:
-    """A network, converted; candidates are converted one by one: nothing cuts a .pte file."""
+    """The network's .pte file; candidates are converted one by one, because a .pte file cannot be cut."""
 
     def __init__(self, module: nn.Module, signature: Signature, precision: Precision) -> None:
-        from ..calibration.ranges import ranges
-        from .onnx.prober import stand_ins
-        from .pte.int8 import collect, quantize
-        from .pte.lowering import exported, lowered, one_sample
+        import torch
 
-        network, example = exported(module, signature), one_sample(signature)
+        from ..calibration.ranges import samples
+        from .onnx.prober import stand_ins
+        from .pte.int8 import quantize
+        from .pte.lowering import exported, lowered
+
+        network = exported(module, signature)
         if precision is Precision.INT8:
-            network = quantize(network, example, ranges(collect(network, example, [stand_ins(signature)]), "min-max"))
-        self._file = lowered(network, example)[0]
+            (sample,) = samples([stand_ins(signature, 1)])  # latency does not depend on the ranges
+            network = quantize(network, {}, tuple(map(torch.tensor, sample)))
+        self._file = lowered(network)[0]
 
     def candidate(self, structure: Structure) -> bytes:
         """The network's file in the artifact's precision.
@@ -117,29 +118,28 @@ class PteProber:
         return self._file
 
 
-def _int8(network: fx.GraphModule, request: BuildRequest) -> Converted[fx.GraphModule]:
-    """The int8 graph that costs least on the search split, in ExecuTorch on this machine."""
+def _int8(network: ExportedProgram, request: BuildRequest) -> Converted[ExportedProgram]:
+    """The int8 program that costs least on the search split, in ExecuTorch on this machine."""
     from .int8_choice import Int8Format, choose_int8
     from .pte.int8 import collect, float_layers, quantize
-    from .pte.lowering import exported, lowered, one_sample
+    from .pte.lowering import exported, lowered
     from .pte.run import predictor
-
-    example = one_sample(request.signature)
-
-    def quantized(graph: fx.GraphModule, found: Mapping[str, Range], recipe: Recipe) -> fx.GraphModule:
-        return quantize(graph, example, found)
 
     how = Int8Format(
         activation_type="int8",
         export=lambda module: exported(module, request.signature),
-        collect=lambda graph: collect(graph, example, request.calibration),
-        quantize=quantized,
-        load=lambda graph: predictor(lowered(graph, example)[0]),
+        collect=lambda program: collect(program, request.calibration),
+        quantize=lambda program, found, recipe: quantize(program, found),
+        load=lambda program: predictor(lowered(program)[0]),
     )
     chosen = choose_int8(network, request, how)
     left = float_layers(chosen.network)
-    names = ", ".join(f"{number} {name}" for name, number in sorted(left.items()))
-    return replace(chosen, notes=(*chosen.notes, f"layers that stay in float: {names}")) if left else chosen
+    return replace(chosen, notes=(*chosen.notes, f"layers in float: {_listed(left)}")) if left else chosen
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Names with their numbers, in alphabetical order."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
 
 
 TARGET = ExecuTorch()

@@ -1,4 +1,4 @@
-"""Converters and runtimes without their log lines."""
+"""Silences the output of converters and runtimes."""
 
 from __future__ import annotations
 

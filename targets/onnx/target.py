@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ...pipeline.signature import FileTensor, Signature
-from ..base import AS_GIVEN, BuildRequest, Converted, Interface, Runner, Target
+from ..base import AS_GIVEN, AS_RETURNED, BuildRequest, Converted, Interface, Runner, Target, scaling_of
 
 if TYPE_CHECKING:
     import onnx
@@ -62,9 +62,9 @@ def sides_of(
         shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
         return FileTensor(value.name, shape, layout, tensor_dtype_to_np_dtype(kind.elem_type).name, scaling)
 
-    given = f"(pixel / 255 - mean) / std, mean {list(mean)}, std {list(std)}" if mean else AS_GIVEN
+    given = scaling_of(mean, std)
     inputs = tuple(tensor(value, "NCHW" if mean else "", given) for value in model.graph.input)
-    return inputs, tuple(tensor(value, "", "as the PyTorch network gives them") for value in model.graph.output)
+    return inputs, tuple(tensor(value, "", AS_RETURNED) for value in model.graph.output)
 
 
 def facts_of(model: onnx.ModelProto, classes: tuple[str, ...]) -> dict[str, str]:

@@ -1,12 +1,11 @@
-"""An exported graph quantized for XNNPACK by torchao's PT2E flow: int8 activations and weights (per channel), static ranges.
+"""An exported program quantized for XNNPACK with torchao's PT2E: static int8 activations, int8 weights per channel.
 
-Ranges are kept by observer, in the prepared graph: there BatchNorm is folded, and tensors that have to share a scale (the inputs
+Ranges are kept by observer of the prepared graph: BatchNorm is folded there, and tensors that have to share a scale (the inputs
 and the output of a concatenation) share an observer.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,95 +14,92 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 
-from ...calibration.ranges import Histogram, Range, count
-from ...pipeline.errors import BuildError, deepest_cause
+from ...calibration.ranges import Histogram, Range, count, samples
 from ..base import Arrays, FloatArray
-from ..quiet import quiet
-from .lowering import Example
+from .lowering import converting
 
-CLAMPS = ("relu", "hardtanh", "clamp", "clamp_min")  # what they cut off needs no steps
+CLAMPS = ("relu", "hardtanh", "clamp", "clamp_min")  # int8 saturates where they clip
 LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 
-def collect(network: fx.GraphModule, example: Example, inputs: Sequence[Arrays]) -> dict[str, Histogram]:
-    """Counts of the values that each observer of activations sees on some inputs, by the observer's name.
+def collect(program: ExportedProgram, inputs: Sequence[Arrays]) -> dict[str, Histogram]:
+    """Histograms of the activations at each observer on the calibration inputs, by the observer's name.
 
     Raises:
         BuildError: an activation is NaN or infinite, there are no inputs, or the quantizer refused the graph.
     """
-    recorder = _Recorder(_prepared(network, example))
+    recorder = _Recorder(_prepared(program))
 
     def run(blocks: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
-        for block in blocks:
-            each = block if isinstance(block, tuple) else (block,)
-            for at in range(len(each[0])):
-                yield recorder.seen(tuple(torch.tensor(a[at : at + 1]) for a in each))
+        for sample in samples(blocks):
+            yield recorder.seen(tuple(torch.tensor(array) for array in sample))
 
     return count(recorder.names, run, inputs)
 
 
-def quantize(network: fx.GraphModule, example: Example, ranges: Mapping[str, Range]) -> fx.GraphModule:
-    """A copy of the graph with int8 operators wherever XNNPACK has them; ranges are those of `collect`'s observers.
+def quantize(
+    program: ExportedProgram, ranges: Mapping[str, Range], sample: tuple[torch.Tensor, ...] | None = None
+) -> ExportedProgram:
+    """The program with int8 operators wherever XNNPACK supports them.
+
+    Args:
+        program: in float.
+        ranges: by `collect`'s observers; the others have the range of their values on the sample.
+        sample: inputs, batch 1; None: the zeros that the program was exported with.
 
     Raises:
         BuildError: the quantizer refused the graph.
     """
-    prepared = _prepared(network, example)
+    prepared = _prepared(program, sample)
     for name, (low, high) in ranges.items():
         observer: Any = prepared.get_submodule(name)
         observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
-    try:
-        with quiet(), torch.no_grad():
-            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+    with converting("the model cannot be quantized for XNNPACK"):
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-            converted: fx.GraphModule = convert_pt2e(prepared)
-            return converted
-    except Exception as error:  # of many types, all of them about the user's module
-        raise BuildError("the model cannot be quantized for XNNPACK", found=deepest_cause(error)) from error
+        return torch.export.export(convert_pt2e(prepared), program.example_inputs[0], strict=False)
 
 
-def float_layers(network: fx.GraphModule) -> Counter[str]:
+def float_layers(program: ExportedProgram) -> Counter[str]:
     """Convolutions and linear layers whose weights are not int8, by kind."""
     found = Counter[str]()
-    for node in network.graph.nodes:
-        kind = _kind(node)
-        if kind in LAYERS and not _kind(node.args[1]).startswith("dequantize"):
+    for node in program.graph.nodes:
+        kind = _operator_name(node)
+        if kind in LAYERS and not _operator_name(node.args[1]).startswith("dequantize"):
             found[kind] += 1
     return found
 
 
-def _prepared(network: fx.GraphModule, example: Example) -> fx.GraphModule:
-    """A copy with observers, those of the weights filled."""
-    try:
-        with quiet(), torch.no_grad():
-            from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
-            from torchao.quantization.pt2e import MinMaxObserver
-            from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+def _prepared(program: ExportedProgram, sample: tuple[torch.Tensor, ...] | None = None) -> fx.GraphModule:
+    """A copy with observers, which have seen the weights and one sample."""
+    with converting("the model cannot be quantized for XNNPACK"):
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+        from torchao.quantization.pt2e import MinMaxObserver
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-            usual = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-            # the extremes that this one has seen can be set
-            spec = replace(usual.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12))
-            quantizer = xnnpack.XNNPACKQuantizer().set_global(replace(usual, input_activation=spec, output_activation=spec))
-            quantizer.set_filter_function(_quantizable)
-            prepared: fx.GraphModule = prepare_pt2e(copy.deepcopy(network), quantizer)
-            prepared(*example)
-            return prepared
-    except Exception as error:  # of many types, all of them about the user's module
-        raise BuildError("the model cannot be quantized for XNNPACK", found=deepest_cause(error)) from error
+        usual = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+        # unlike the usual HistogramObserver, this one's range can be set
+        spec = replace(usual.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12))
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(replace(usual, input_activation=spec, output_activation=spec))
+        quantizer.set_filter_function(_quantizable)
+        prepared: fx.GraphModule = prepare_pt2e(program.module(), quantizer)
+        prepared(*(program.example_inputs[0] if sample is None else sample))
+        return prepared
 
 
 def _quantizable(node: fx.Node) -> bool:
-    """Whether XNNPACK's converter takes a node in int8: no kernels in three dimensions, no operands without dimensions."""
+    """Whether XNNPACK's partitioner accepts a quantized node: no 3-D convolutions, no zero-dimensional operands."""
     values = (source.meta.get("val") for source in node.all_input_nodes)
     whole = all(value.ndim > 0 for value in values if isinstance(value, torch.Tensor))
-    return whole and _kind(node) not in ("conv3d", "conv_transpose3d")
+    return whole and _operator_name(node) not in ("conv3d", "conv_transpose3d")
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a prepared graph and keeps what its observers of activations see.
+    """Interpreter of a prepared graph that records the inputs of its activation observers.
 
-    What only a clamp reads is not counted where the observer sees the clamp's output too: int8 saturates at the same value.
+    The input of a clamp is not recorded where the clamp's output shares its observer: int8 saturates at the same value.
     """
 
     def __init__(self, prepared: fx.GraphModule) -> None:
@@ -119,11 +115,11 @@ class _Recorder(fx.Interpreter):
         self.names = list(places)
         self._observer: dict[fx.Node, str] = {}
         for name, nodes in places.items():
-            counted = [node for node in nodes if not all(_kind(user) in CLAMPS for user in node.users)] or nodes
+            counted = [node for node in nodes if not all(_operator_name(user) in CLAMPS for user in node.users)] or nodes
             self._observer |= dict.fromkeys(counted, name)
         self._kept: dict[str, list[FloatArray]] = {}
 
-    def seen(self, inputs: Example) -> list[FloatArray]:
+    def seen(self, inputs: tuple[torch.Tensor, ...]) -> list[FloatArray]:
         """The values of one sample, in the order of `names`."""
         self._kept = {name: [] for name in self.names}
         with torch.no_grad():
@@ -131,15 +127,15 @@ class _Recorder(fx.Interpreter):
         return [np.concatenate(self._kept[name]) for name in self.names]
 
     def run_node(self, n: fx.Node) -> object:
-        """Runs one node; of an observer, its input is kept as it is now: operators in place may change it."""
+        """Runs one node; the input of an observer is copied first, because in-place operators may overwrite it."""
         if n in self._observer:
             value = self.env[n.args[0]]  # type: ignore[index]
             self._kept[self._observer[n]].append(value.numpy().ravel().copy())
         return super().run_node(n)
 
 
-def _kind(node: object) -> str:
-    """The operator's name without namespace, overload and the mark of operators in place; "" of what is no operator."""
+def _operator_name(node: object) -> str:
+    """ATen operator name without namespace, overload name and in-place underscore; empty if the node calls no operator."""
     target = getattr(node, "target", None)
     name = getattr(target, "__name__", "") if getattr(node, "op", "") == "call_function" else ""
     return name.partition(".")[0].rstrip("_")

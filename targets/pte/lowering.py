@@ -1,22 +1,23 @@
-"""A torch module as a .pte file: exported with batch 1, BatchNorm folded, given to XNNPACK as far as XNNPACK takes it."""
+"""A torch module as a .pte file: exported with batch 1, BatchNorm folded, delegated to XNNPACK as far as it can be."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.export import ExportedProgram
 
 from ...pipeline.errors import BuildError, deepest_cause
 from ...pipeline.signature import Signature
 from ..onnx.export import fold_batchnorm, zeros
 from ..quiet import quiet
 
-Example = tuple[torch.Tensor, ...]
-
 
 class _Positional(nn.Module):
-    """A module whose inputs are keyword arguments, as one that takes them in the signature's order."""
+    """A module with keyword inputs, called with positional ones in the signature's order."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -27,45 +28,40 @@ class _Positional(nn.Module):
         return self.module(**dict(zip(self.names, values, strict=True)))
 
 
-def one_sample(signature: Signature) -> Example:
-    """Zeros for each input, in order."""
-    return tuple(zeros(signature).values())
-
-
-def exported(module: nn.Module, signature: Signature) -> fx.GraphModule:
-    """The graph of the module in eval mode, batch 1, with positional inputs. The module is not changed.
+def exported(module: nn.Module, signature: Signature) -> ExportedProgram:
+    """The module in eval mode as an exported program, batch 1, with positional inputs. The module is not changed.
 
     Raises:
         BuildError: it cannot be exported.
     """
     folded = fold_batchnorm(module)
-    example = one_sample(signature)
     if signature.by_name:
         folded = _Positional(folded, tuple(spec.name for spec in signature.inputs)).eval()
-    try:
-        with quiet(), torch.no_grad():
-            return torch.export.export(folded, example, strict=False).module()
-    except Exception as error:  # the exporter raises many types, all of them about the user's module
-        raise BuildError("the model cannot be exported", found=deepest_cause(error), do="replace this operation") from error
+    with converting("the model cannot be exported"):
+        return torch.export.export(folded, tuple(zeros(signature).values()), strict=False)
 
 
-def lowered(network: fx.GraphModule, example: Example) -> tuple[bytes, Counter[str]]:
-    """The file of a graph, and the operators that XNNPACK left to ExecuTorch's portable kernels, which are slow.
+def lowered(program: ExportedProgram) -> tuple[bytes, Counter[str]]:
+    """The .pte file of a program, and the operators not delegated to XNNPACK, which run in ExecuTorch's slow portable kernels.
 
     Raises:
         BuildError: the converter refused an operator.
     """
+    with converting("the model cannot be converted to .pte"):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        called = (n.target.__name__.split(".") for n in edge.exported_program().graph.nodes if n.op == "call_function")
+        portable = Counter(parts[-2] for parts in called if len(parts) > 1)  # delegate calls and getitem have no namespace
+        return bytes(edge.to_executorch().buffer), portable
+
+
+@contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Runs a converter silently and without gradients; whatever it raises becomes a BuildError that says `what` failed."""
     try:
         with quiet(), torch.no_grad():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-
-            program = torch.export.export(network, example, strict=False)
-            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            called = (n.target.__name__.split(".") for n in edge.exported_program().graph.nodes if n.op == "call_function")
-            left = Counter(parts[-2] for parts in called if len(parts) > 1)  # not XNNPACK's parts, nor what takes their outputs
-            return bytes(edge.to_executorch().buffer), left
-    except Exception as error:  # of many types, all of them about the user's module
-        raise BuildError(
-            "the model cannot be converted to .pte", found=deepest_cause(error), do="replace this operation"
-        ) from error
+            yield
+    except Exception as error:  # converters raise many types, all of them about the user's module
+        raise BuildError(what, found=deepest_cause(error), do="replace this operation") from error

@@ -9,28 +9,15 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import BuildError, UnavailableError, install_hint
 from ...pipeline.signature import FileTensor, Signature
-from ..base import AS_GIVEN, Infer, Runner
+from ..base import AS_RETURNED, Infer, Runner, scaling_of
 from ..onnx.run import in_blocks
 from ..quiet import quiet
-
-# torch's numbers of types (c10/core/ScalarType.h)
-DTYPES = {
-    0: "uint8",
-    1: "int8",
-    2: "int16",
-    3: "int32",
-    4: "int64",
-    5: "float16",
-    6: "float32",
-    7: "float64",
-    11: "bool",
-}
 
 
 def predictor(data: bytes, *, name: str = "the model", infer: Infer | None = None) -> Runner:
     """The file's inputs to its outputs, sample by sample, in the threads of ExecuTorch's own pool.
 
-    That pool is the process's: resized, it would leave the models that are loaded with a freed one. `infer` makes the inferences
+    The pool is process-wide: resizing it would free the one that loaded models hold. `infer` makes the inferences
     instead, with the agent's names: `input_0`, `output_0`.
 
     Raises:
@@ -39,6 +26,7 @@ def predictor(data: bytes, *, name: str = "the model", infer: Infer | None = Non
     """
     with quiet():  # the package warns that its interface may change, and its library writes below Python
         try:
+            from executorch.exir.tensor import scalar_type_table
             from executorch.runtime import Runtime
         except ImportError as error:  # its library is linked against one version of PyTorch's
             raise UnavailableError(
@@ -48,10 +36,11 @@ def predictor(data: bytes, *, name: str = "the model", infer: Infer | None = Non
             program = Runtime.get().load_program(data)  # holds the bytes, which its methods do not
             method = program.load_method("forward")
             meta = method.metadata
-            types = [DTYPES[meta.input_tensor_meta(i).dtype()] for i in range(meta.num_inputs())]
+            dtypes = {int(code): str(dtype).removeprefix("torch.") for dtype, code in scalar_type_table.items()}
+            types = [dtypes[meta.input_tensor_meta(i).dtype()] for i in range(meta.num_inputs())]
         except (RuntimeError, ValueError, KeyError) as error:
             raise BuildError(f"ExecuTorch cannot load {name}", found=str(error)[:500]) from error
-    loaded = (program, method)
+    loaded = (program, method)  # together: see above
 
     def answer(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if infer is not None:
@@ -70,7 +59,6 @@ def sides_of(
     signature: Signature, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[FileTensor, ...], tuple[FileTensor, ...]]:
     """Returns the input and output tensors of a file, which has no names for them; inputs are normalised pixels with `mean`."""
-    given = f"(pixel / 255 - mean) / std, mean {list(mean)}, std {list(std)}" if mean else AS_GIVEN
+    given = scaling_of(mean, std)
     inputs = tuple(FileTensor(s.name, (1, *s.shape), "NCHW" if mean else "", s.dtype, given) for s in signature.inputs)
-    made = "as the PyTorch network gives them"
-    return inputs, tuple(FileTensor(s.name, (1, *s.shape), "", s.dtype, made) for s in signature.outputs)
+    return inputs, tuple(FileTensor(s.name, (1, *s.shape), "", s.dtype, AS_RETURNED) for s in signature.outputs)

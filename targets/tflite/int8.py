@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...calibration.ranges import Histogram, Range, count
+from ...calibration.ranges import Histogram, Range, count, samples
 from ...pipeline.errors import BuildError
 from ..base import Arrays, FloatArray
 from ..quiet import quiet
@@ -41,14 +41,12 @@ def collect(data: bytes, inputs: Sequence[Arrays], *, threads: int = 1) -> dict[
     entries = interpreter.get_input_details()
 
     def run(blocks: Sequence[Arrays]) -> Iterator[list[FloatArray]]:
-        for block in blocks:
-            each = block if isinstance(block, tuple) else (block,)
-            for at in range(len(each[0])):
-                for detail, array in zip(entries, each, strict=True):
-                    interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[at : at + 1], dtype=detail["dtype"]))
-                interpreter.invoke()
-                found = {name: interpreter.get_tensor(index) for name, index in places.items()}
-                yield [_without_padding(values) if name in padded else values for name, values in found.items()]
+        for sample in samples(blocks):
+            for detail, array in zip(entries, sample, strict=True):
+                interpreter.set_tensor(detail["index"], np.ascontiguousarray(array, dtype=detail["dtype"]))
+            interpreter.invoke()
+            found = {name: interpreter.get_tensor(index) for name, index in places.items()}
+            yield [_without_padding(values) if name in padded else values for name, values in found.items()]
 
     return count(list(places), run, inputs)
 

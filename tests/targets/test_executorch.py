@@ -75,14 +75,14 @@ def quantized(net: nn.Module, images: FloatArray, most: float | None = None) -> 
     """Outputs for the images in int8 with ranges of everything seen, or of `most`; and the ranges."""
     from edge_compress.calibration.ranges import ranges
     from edge_compress.targets.pte.int8 import collect, quantize
-    from edge_compress.targets.pte.lowering import exported, lowered, one_sample
+    from edge_compress.targets.pte.lowering import exported, lowered
     from edge_compress.targets.pte.run import predictor
 
-    graph, example = exported(net.eval(), IMAGE), one_sample(IMAGE)
-    found = ranges(collect(graph, example, [images]), "min-max")
+    program = exported(net.eval(), IMAGE)
+    found = ranges(collect(program, [images]), "min-max")
     if most is not None:
         found = dict.fromkeys(found, (-most, most))
-    outputs = predictor(lowered(quantize(graph, example, found), example)[0])(images)
+    outputs = predictor(lowered(quantize(program, found))[0])(images)
     assert isinstance(outputs, np.ndarray)
     return outputs, sorted(found.values())
 
@@ -157,7 +157,7 @@ def test_what_a_clamp_cuts_off_gets_no_steps() -> None:
 
 def test_what_stays_in_float_or_with_the_portable_kernels_is_named() -> None:
     from edge_compress.targets.pte.int8 import collect, float_layers, quantize
-    from edge_compress.targets.pte.lowering import exported, lowered, one_sample
+    from edge_compress.targets.pte.lowering import exported, lowered
 
     class Sums(nn.Module):
         def __init__(self) -> None:
@@ -167,10 +167,10 @@ def test_what_stays_in_float_or_with_the_portable_kernels_is_named() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.deep(self.conv(x)[:, :, None]).cumsum(1)
 
-    graph, example = exported(Sums().eval(), IMAGE), one_sample(IMAGE)
-    network = quantize(graph, example, {name: (-1.0, 1.0) for name in collect(graph, example, [IMAGES])})
+    program = exported(Sums().eval(), IMAGE)
+    network = quantize(program, dict.fromkeys(collect(program, [IMAGES]), (-1.0, 1.0)))
     assert float_layers(network) == {"conv3d": 1}
-    assert {"cumsum", "convolution"} <= lowered(network, example)[1].keys()
+    assert {"cumsum", "convolution"} <= lowered(network)[1].keys()
 
 
 def test_the_agent_says_the_files_inputs_takes_them_and_answers_as_here(tokens: Path) -> None:

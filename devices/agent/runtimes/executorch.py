@@ -8,61 +8,55 @@ from ..board import runtime_versions
 from ..frames import Refusal, failure_kind
 from .base import Runtime
 
-# torch's numbers of types (c10/core/ScalarType.h): their names in torch and in ONNX Runtime
-KINDS = {
-    0: ("uint8", "uint8"),
-    1: ("int8", "int8"),
-    2: ("int16", "int16"),
-    3: ("int32", "int32"),
-    4: ("int64", "int64"),
-    5: ("float16", "float16"),
-    6: ("float32", "float"),
-    7: ("float64", "double"),
-    11: ("bool", "bool"),
-}
-
 
 class ExecuTorch(Runtime):
     """ExecuTorch with XNNPACK on the cpu. A .pte file has no names for its inputs: they are numbered."""
 
     def __init__(self, package: str) -> None:
         import torch
+        from executorch.exir.tensor import scalar_type_table
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime as Loader
 
         self.torch, self.library, self.loader = torch, portable_lib, Loader.get()
+        self.dtypes = {int(code): dtype for dtype, code in scalar_type_table.items()}
+        self.method: Any = None
+        self.program: Any = None
         self.version = runtime_versions().get(package, "unknown")
 
     def load(self, path: str, threads: int) -> None:
         """See `Runtime.load`."""
         try:
-            self.method: Any = None
-            self.program: Any = None  # they run in the pool that is replaced now
+            self.method = self.program = None  # they hold the thread pool that is replaced now
             self.library._unsafe_reset_threadpool(threads)
             self.program = self.loader.load_program(path)
             self.method = self.program.load_method("forward")
             meta = self.method.metadata
             infos = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
-            self.entries = [(f"input_{i}", KINDS[info.dtype()], [int(n) for n in info.sizes()]) for i, info in enumerate(infos)]
-            self.given = [self.torch.zeros(shape, dtype=getattr(self.torch, kind)) for _, (kind, _), shape in self.entries]
+            self.given = [self.torch.zeros([int(n) for n in info.sizes()], dtype=self.dtypes[info.dtype()]) for info in infos]
             self.infer()
         except Exception as error:
             raise Refusal(failure_kind("load", error), str(error)) from error
 
     def inputs(self) -> list[dict[str, Any]]:
         """See `Runtime.inputs`."""
-        return [{"name": name, "kind": f"tensor({kind})", "shape": shape} for name, (_, kind), shape in self.entries]
+        names = {"float32": "float", "float64": "double"}
+        kinds = [str(value.dtype).partition(".")[2] for value in self.given]
+        return [
+            {"name": f"input_{i}", "kind": f"tensor({names.get(kind, kind)})", "shape": list(value.shape)}
+            for i, (kind, value) in enumerate(zip(kinds, self.given))  # noqa: B905
+        ]
 
     def feed(self, arrays: dict[str, Any]) -> None:
         """See `Runtime.feed`."""
         try:
-            given = [self.torch.tensor(arrays[name]) for name, _, _ in self.entries]
+            given = [self.torch.tensor(arrays[f"input_{i}"]) for i in range(len(self.given))]
         except (KeyError, TypeError) as error:
             raise Refusal("request", f"inputs: {error}") from error
-        for value, before, (name, _, _) in zip(given, self.given, self.entries):  # noqa: B905
+        for i, (value, before) in enumerate(zip(given, self.given)):  # noqa: B905
             if (value.shape, value.dtype) != (before.shape, before.dtype):
                 found, wanted = (f"{x.dtype} {list(x.shape)}" for x in (value, before))
-                raise Refusal("request", f"inputs: {name} is {found}, not {wanted}")
+                raise Refusal("request", f"inputs: input_{i} is {found}, not {wanted}")
         self.given = given
 
     def infer(self) -> Any:
