@@ -5,7 +5,8 @@
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
-again unless --again asks for it. At the end benchmarks/results/coverage.json holds
+again unless --again asks for it. --assemble without that file adds the peer's lines to the results there are. At the end
+benchmarks/results/coverage.json holds
 {"commit" (null where rows are of several), "missing": names, "networks": [inspection or {"model", "error"}, with the commit of
 the code that made it]}.
 """
@@ -198,6 +199,8 @@ def main() -> None:
             )
     if args.peer:
         return
+    if args.assemble and not done:
+        done = {x["model"]: x for x in json.loads(RESULTS.read_text())["networks"]}
     peers = {x["model"]: x for x in map(json.loads, PEER_LINES.read_text().splitlines())} if PEER_LINES.exists() else {}
     lines = [done[n] | ({"torch_pruning": peers[n]} if n in peers else {}) for n in every if n in done]
     missing = [n for n in every if n not in done]

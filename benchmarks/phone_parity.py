@@ -91,7 +91,8 @@ def mobilenet(weights: Path) -> nn.Module:
 def pruned(net: nn.Module, images: FloatArray, share: float, sizes: tuple[int, ...]) -> nn.Module:
     """The network with this share of the channels of these inner groups, those of the highest removal cost, reconstructed."""
     # without BatchNorm: where it is already folded, re-estimated statistics would be another network's
-    way = Units(fold_batchnorm(net), torch.zeros(1, *SHAPE), image_signature(SHAPE), TARGET.limits, SCORE, seed=0)
+    signature = image_signature(SHAPE)
+    way = Units(fold_batchnorm(net, signature), torch.zeros(1, *SHAPE), signature, TARGET.limits, SCORE, seed=0)
     inputs = torch.from_numpy(images)
     scores = UnitScores(way.net, way.scored, inputs, SCORE, seed=0).at(1.0)
 

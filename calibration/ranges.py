@@ -169,8 +169,27 @@ def ranges(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]
     return {name: rule(seen) for name, seen in histograms.items()}
 
 
+def least_weight_scale(bias: NDArray[Any], input_scale: float) -> NDArray[np.float64]:
+    """The scales, per output channel, that weights need at least for their bias to fit into int32.
+
+    An int32 bias is in steps of input scale times weight scale. With almost zero weights, as of a channel that makes a constant,
+    these would be so small that the bias saturates. Half of int32 is left to the sum of products.
+    """
+    least: NDArray[np.float64] = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    return least
+
+
+def leaves_out_zero(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a node is a Clip to limits that do not hold 0: an int8 range, which always does, cannot take its place."""
+    if node.op_type != "Clip":
+        return False
+    low, high = (constants.get(name) for name in (*node.input[1:], "", "")[:2])
+    above = low is not None and bool((onnx.numpy_helper.to_array(low) > 0).any())
+    return above or (high is not None and bool((onnx.numpy_helper.to_array(high) < 0).any()))
+
+
 def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[str, str], Run]:
-    """Names of the float activations; those that only a Relu uses, with its output; and a way to run over inputs."""
+    """Names of the float activations; those that only a Relu or Clip uses, with its output; and a way to run over inputs."""
     inferred = onnx.shape_inference.infer_shapes(model)
     graph = inferred.graph
     floats = {
@@ -183,12 +202,15 @@ def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[s
         for name in node.input:
             users.setdefault(name, []).append(node)
     made = [name for node in graph.node for name in node.output if name in floats]
+    present = {o.name for o in graph.output}
+    constants = {i.name: i for i in graph.initializer}
     # what goes into a Relu alone is never stored in int8: the quantizer folds the Relu into the layer
-    clipped = {n: users[n][0].output[0] for n in made if [u.op_type for u in users.get(n, [])] in (["Relu"], ["Clip"])}
+    only_user = {n: users[n][0] for n in made if len(users.get(n, [])) == 1 and n not in present}
+    folded = {n: u for n, u in only_user.items() if u.op_type in ("Relu", "Clip") and not leaves_out_zero(u, constants)}
+    clipped = {n: user.output[0] for n, user in folded.items()}
     clipped = {before: after for before, after in clipped.items() if after in floats and after not in clipped}
     entries = [(v.name, onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in graph.input]
     names = [name for name in made if name not in clipped]
-    present = {o.name for o in graph.output}
     graph.output.extend(floats[name] for name in names if name not in present)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

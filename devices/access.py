@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from . import board as boards
 from .board import Board
@@ -11,8 +13,10 @@ from .cluster.ray_board import ADDRESS, RayBoard
 from .device import Device
 from .opening import open_board
 from .pool import Pool
+from .remote import RemoteDevice
 
 CLASS = "class:"
+_FOR_PEOPLE = ("notes", "source", "file")  # fields of a board that change nothing that is measured
 
 
 def named(text: str) -> tuple[Board, ...]:
@@ -37,3 +41,16 @@ def open_named(text: str) -> Device:
 def open_pool(name: str, found: Sequence[Board]) -> Pool:
     """Any of several boards, of this machine's network or, where RAY_ADDRESS says one, of a Ray cluster."""
     return Pool(name, found, RayBoard if os.environ.get(ADDRESS) else open_board)
+
+
+def settings_of(device: Device | None) -> dict[str, Any]:
+    """What the boards of a device are set to, by their files, for the settings of what is measured there; {} without a device.
+
+    A board's file can be edited under the same name: another address, other processors, another power mode.
+    """
+    if isinstance(device, Pool):
+        found: Sequence[Board] = device.boards
+    else:
+        found = [device.board] if isinstance(device, RemoteDevice | RayBoard) else []
+    told = [{key: value for key, value in asdict(board).items() if key not in _FOR_PEOPLE} for board in found]
+    return {"boards": told} if told else {}

@@ -110,6 +110,8 @@ class RemoteDevice:
             self._require_power_mode(str(board["power_mode"]))
             version = self.runtime_version(agent, runtime)
         machine = {k: str(v) for k, v in board["machine"].items() if k in ("cpu", "board", "governor")}
+        if self.board.affinity is not None:  # a fast core and a slow one of one board are two devices
+            machine["affinity"] = ",".join(map(str, self.board.affinity))
         return machine | {
             "host": str(board["host"]),
             "address": f"{self.board.transport} {self.board.address}".strip(),

@@ -13,8 +13,12 @@ Exit code 1 is a negative verdict. In a run, a failed gate or a refused model le
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class EdgeCompressError(Exception):
@@ -130,3 +134,13 @@ def printable(text: str) -> str:
 def install_hint(extra: str) -> str:
     """What to do for want of an optional part of edge-compress, by the name of its extra."""
     return f"in edge-compress's checkout, run: pip install '.[{extra}]'"
+
+
+def says_full(error: BaseException) -> bool:
+    """Tells whether an error, or one of its causes, is a full disk; C++ and Rust libraries say so only in their text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in _FULL) or os.strerror(errno.ENOSPC).lower() in str(seen).lower():
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

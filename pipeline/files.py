@@ -13,11 +13,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import UnavailableError
+from .errors import UnavailableError, says_full
 from .types import FileRef
 
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # what `atomic_write` writes to
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path) -> str:
@@ -35,17 +34,37 @@ def file_ref(path: Path, base: Path) -> FileRef:
     return FileRef(path.relative_to(base).as_posix(), sha256_file(path), path.stat().st_size)
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, most: int | None = None) -> bytes:
     """Returns the bytes of a regular file, without waiting for a writer where the path is a named pipe.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
+        OSError: it cannot be opened, is a folder, a pipe, a socket or a device, or has more than `most` bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if most is not None and os.fstat(descriptor).st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
         return file.read()
+
+
+def read_referenced(ref: FileRef, base: Path) -> bytes | None:
+    """Returns the bytes of a file that a record names; None where it is missing, a link or behind one, or another content."""
+    path = base / ref.path
+    if has_link(base, ref.path):
+        return None
+    try:
+        data = read_regular(path, ref.size_bytes)
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == ref.sha256 else None
+
+
+def has_link(base: Path, name: str) -> bool:
+    """Whether a path below `base` is a symbolic link or contains one: it may lead out of the folder."""
+    parts = Path(name).parts
+    return any(base.joinpath(*parts[: end + 1]).is_symlink() for end in range(len(parts)))
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -116,16 +135,6 @@ def link_or_copy(source: Path, target: Path) -> None:
 def is_scratch(path: Path) -> bool:
     """Tells whether a file is an unfinished one of `atomic_write`."""
     return _SCRATCH.fullmatch(path.name) is not None
-
-
-def says_full(error: BaseException) -> bool:
-    """Tells whether an error, or one of its causes, is a full disk; C++ and Rust libraries say so only in their text."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if (isinstance(seen, OSError) and seen.errno in _FULL) or os.strerror(errno.ENOSPC).lower() in str(seen).lower():
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from .errors import printable
+
 WORTH_TELLING_S = 5.0
 LOGGED_EVERY_S = 1.0  # a training step takes milliseconds, and a log of all of them nobody reads
 
@@ -61,7 +63,8 @@ class Progress:
                 self._log = before
 
     def say(self, text: str) -> None:
-        """Writes one line."""
+        """Writes one line; control characters in it, which names of files and errors of foreign code can have, are escaped."""
+        text = printable(text)
         self._keep(text)
         if self._quiet:
             return
@@ -82,6 +85,7 @@ class Progress:
     @contextlib.contextmanager
     def bar(self, description: str, total: int) -> Iterator[Bar]:
         """Shows a bar for `total` steps until the work has ended."""
+        description = printable(description)
         if self._quiet or self._verbose or not self._console.is_terminal:
             tell = self._keep if self._quiet else self.say
             yield (
@@ -109,7 +113,7 @@ class Progress:
         if self._log is None:
             return
         try:
-            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+            self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {printable(text)}\n")
         except OSError as error:
             self._log = None
             self.say(f"the log ends here: {error.strerror}")
@@ -120,7 +124,7 @@ class _Live:
         self._live, self._task, self._lines = live, task, lines
 
     def advance(self, n: int = 1, text: str = "") -> None:
-        self._live.update(self._task, advance=n, text=text)
+        self._live.update(self._task, advance=n, text=printable(text))
         self._lines.advance(n, text)
 
 

@@ -32,6 +32,7 @@ class RunContext:
     board: Device  # where artifacts are measured
     seconds: dict[str, float]  # of each stage that ended, also in earlier calls
     notes: list[str] = field(default_factory=list)
+    command: str = ""  # that the run is repeated with; "" for this process's own
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 from .codec import from_json, json_sha256, to_json
 from .config import Config, differences, load, to_toml
-from .errors import InputError
-from .files import atomic_write, disk_errors, is_scratch, link_or_copy, says_full, sha256_file
+from .errors import InputError, says_full
+from .files import atomic_write, disk_errors, is_scratch, link_or_copy, sha256_file
 from .types import FileRef
 
 T = TypeVar("T")
@@ -47,13 +47,15 @@ class RunFolder:
     Args:
         config: the resolved configuration.
         log: called with one line for each damaged result that is recomputed.
+        adjusted: keys of settings that the run chose itself, and may choose otherwise the next time.
 
     Raises:
         InputError: on entering, if another process holds the lock, or the folder contains another run or other files.
     """
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, config: Config, log: Log, adjusted: tuple[str, ...] = ()) -> None:
         self.path = config.out.absolute()
+        self._adjusted = adjusted
         self.log = log
         self._config = config
         self._stages: list[Stage] = []
@@ -153,7 +155,9 @@ class RunFolder:
         self._refuse_another_run(self._configured())
 
     def _refuse_another_run(self, other: Config | None) -> None:
-        if other is not None and (differing := differences(other, self._config)) and self._holds_work():
+        changed = () if other is None else differences(other, self._config)
+        differing = [name for name in changed if name not in self._adjusted]
+        if other is not None and differing and self._holds_work():
             found, expected = (
                 ", ".join(line for line in to_toml(c).splitlines() if line.split(" = ")[0] in differing) or "the defaults"
                 for c in (other, self._config)

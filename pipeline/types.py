@@ -78,7 +78,7 @@ class ModelCost:
     """Size and arithmetic of a network, batch 1."""
 
     params: int
-    macs: int  # multiply-accumulates of convolutions and linear layers
+    macs: int  # multiply-accumulates of convolutions, matrix products and attention, whatever calls them
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ class PteProber:
         import torch
 
         from ..calibration.ranges import samples
-        from .onnx.prober import stand_ins
         from .pte.int8 import quantize
         from .pte.lowering import exported, lowered
+        from .stand_ins import stand_ins
 
         network = exported(module, signature)
         if precision is Precision.INT8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic
@@ -9,7 +10,7 @@ from typing import Generic
 from torch import nn
 
 from ..calibration.ranges import METHODS, Histogram, Range, ranges
-from ..pipeline.errors import InputError
+from ..pipeline.errors import BuildError, InputError
 from .base import BuildRequest, Converted, Network, Runner
 from .onnx.int8 import STEPS, Recipe
 
@@ -35,8 +36,13 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
 
     The weight bit-width is settled with min-max ranges, then the other range methods are tried with it. If int8 still costs more
     than allowed, see `Trials.escalate`.
+
+    Raises:
+        BuildError: float or every recipe has a score that is no finite number.
     """
     float_score = request.score(how.load(network))
+    if not math.isfinite(float_score):
+        raise BuildError("the float network's score on the search split", found=str(float_score), expected="a finite number")
 
     def shown(value: float) -> str:
         return (
@@ -54,6 +60,8 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     trials.escalate(float_score - most)
     best = trials.best()
     score = trials.scores[best]
+    if not math.isfinite(score):
+        raise BuildError("no int8 network has a finite score on the search split", do="try --precision fp32")
     notes = [f"int8: {best}, chosen on the search split ({shown(score)} against {shown(float_score)} in float)"]
     if float_score - score > most:
         lost = float_score - score
@@ -92,8 +100,9 @@ class Trials(Generic[Network]):
         return self._how.quantize(self._networks[bits], ranges(self._seen[bits], recipe.ranges), recipe)
 
     def score(self, recipe: Recipe) -> None:
-        """Note a recipe's score on the search split."""
-        self.scores[recipe] = self._request.score(self._how.load(self.model(recipe)))
+        """Note a recipe's score on the search split; one that is no finite number is the worst."""
+        found = self._request.score(self._how.load(self.model(recipe)))
+        self.scores[recipe] = found if math.isfinite(found) else -math.inf
 
     def best(self) -> Recipe:
         """The first of those that are as good as the best."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...pipeline.errors import InputError, UnavailableError
+from ...pipeline.errors import InputError, UnavailableError, says_full
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
@@ -46,7 +46,7 @@ class LatencyCache:
 
     Raises:
         InputError: the folder or file cannot be written.
-        UnavailableError: another process holds the lock.
+        UnavailableError: another process holds the lock, or the disk is full.
     """
 
     def __init__(self, context: Mapping[str, str], folder: Path | None = None) -> None:
@@ -81,6 +81,7 @@ class LatencyCache:
 
         Raises:
             InputError: the file cannot be written.
+            UnavailableError: the disk is full.
         """
         digest = _digest(key)
         with self._locked():
@@ -133,6 +134,8 @@ class LatencyCache:
         except OSError as error:
             what, do = f"latency cache {self.path.parent}", "set EDGE_COMPRESS_CACHE to another folder"
             found = error.strerror or str(error)
+            if says_full(error):
+                raise UnavailableError(what, found=found, do=f"free some space, or {do}") from error
             raise InputError(what, found=found, expected="a folder that can be written", do=do) from error
 
 

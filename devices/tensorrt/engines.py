@@ -206,7 +206,8 @@ class Engines:
         what = f"asking {engine.name}"
         done = self._run(["python3", self._script, *options], _BUILD_S, what)
         trtexec.require_passed(done.stdout.decode(errors="replace"), done.code, f"board {self.name}: {what}")
-        data, each = np.frombuffer(self.transport.read(sink, _SEND_S), np.uint8), io.sample_bytes(io.outputs)
+        each = io.sample_bytes(io.outputs)
+        data = np.frombuffer(self.transport.read(sink, _SEND_S, count * each), np.uint8)
         if len(data) != count * each:
             where, found = f"board {self.name}: outputs of {engine.name}", f"{len(data)} bytes for {count} samples"
             do = "they were cut off; run the same command again"

@@ -20,6 +20,9 @@ from typing import IO, Any
 from ...pipeline.errors import DeviceError, UnavailableError
 from ..agent.frames import MAGIC, Channel, Gone, Late
 
+MOST_OUTPUT = 64 << 20  # bytes that a program on the board, or its link, may write
+MOST_FILE, MOST_READ = 4 << 30, 1 << 30  # bytes of a file that is fetched, and of one that is taken into memory
+
 
 @dataclass(frozen=True)
 class Completed:
@@ -106,9 +109,9 @@ class Transport(ABC):
         """Copy a file to the board."""
         self._copy(self.push_command(str(source), remote), deadline_s, f"sending {source.name}")
 
-    def pull(self, remote: str, target: Path, deadline_s: float) -> None:
-        """Copy a file from the board."""
-        self._copy(self.pull_command(remote, str(target)), deadline_s, f"fetching {remote}")
+    def pull(self, remote: str, target: Path, deadline_s: float, most: int = MOST_FILE) -> None:
+        """Copy a file of at most `most` bytes from the board."""
+        self._copy(self.pull_command(remote, str(target)), deadline_s, f"fetching {remote}", (target, most))
 
     def write(self, data: bytes, remote: str, deadline_s: float) -> None:
         """Write a file on the board."""
@@ -122,10 +125,10 @@ class Transport(ABC):
         self.write(data, f"{remote}.part", deadline_s)
         self.do(["mv", f"{remote}.part", remote], deadline_s)
 
-    def read(self, remote: str, deadline_s: float) -> bytes:
-        """The content of a file on the board."""
+    def read(self, remote: str, deadline_s: float, most: int = MOST_READ) -> bytes:
+        """The content of a file of at most `most` bytes on the board."""
         with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
-            self.pull(remote, Path(folder) / "file", deadline_s)
+            self.pull(remote, Path(folder) / "file", deadline_s, most)
             return (Path(folder) / "file").read_bytes()
 
     def open(self, argv: Sequence[str], deadline_s: float) -> Stream:
@@ -146,14 +149,14 @@ class Transport(ABC):
                 return fault.error(f"board {self.name}", found=fault.found, expected=fault.expected, do=fault.do)
         return None
 
-    def _copy(self, command: Sequence[str], deadline_s: float, what: str) -> None:
-        done = self._local(command, deadline_s, what)
+    def _copy(self, command: Sequence[str], deadline_s: float, what: str, into: tuple[Path, int] | None = None) -> None:
+        done = self._local(command, deadline_s, what, into)
         if done.code != 0:
             found = last_line(done.stderr) or f"exit code {done.code}"
             raise self.explain(done.stderr) or self.error(what, found, "a copy")
 
-    def _local(self, command: Sequence[str], deadline_s: float, what: str) -> Completed:
-        """Run a program here until it ends or the deadline passes.
+    def _local(self, command: Sequence[str], deadline_s: float, what: str, into: tuple[Path, int] | None = None) -> Completed:
+        """Run a program here until it ends, the deadline passes, or the file that it writes `into` exceeds its size.
 
         Output goes to files: a connection that ssh keeps open in the background would hold a pipe open with it.
         """
@@ -168,18 +171,20 @@ class Transport(ABC):
                     except subprocess.TimeoutExpired as error:
                         if time.monotonic() >= deadline:
                             raise self.late(what, deadline_s) from error
-                        self._bounded(what, out, err)
+                        self._bounded(what, into, out, err)
             finally:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-            self._bounded(what, out, err)
+            self._bounded(what, into, out, err)
             out.seek(0)
             err.seek(0)
             return Completed(code, out.read(), err.read().decode(errors="replace"))
 
-    def _bounded(self, what: str, *outputs: IO[bytes]) -> None:
-        """Raises BoardError if the output exceeds `MOST_OUTPUT`."""
+    def _bounded(self, what: str, into: tuple[Path, int] | None, *outputs: IO[bytes]) -> None:
+        """Raises BoardError if the output exceeds `MOST_OUTPUT`, or the file `into` its size."""
+        if into is not None and into[0].is_file() and into[0].stat().st_size > into[1]:
+            raise self.error(what, f"more than {into[1]} bytes", "no more", "see what is in that file on the board")
         if any(os.fstat(output.fileno()).st_size > MOST_OUTPUT for output in outputs):
             raise self.error(what, f"more than {MOST_OUTPUT >> 20} MiB of output", "a few lines")
 
@@ -275,7 +280,6 @@ class AgentEnded(BoardError):
         super().__init__(f"board {board}: {what}", found=found, expected="an answer", do=do)
 
 
-MOST_OUTPUT = 64 << 20  # bytes that a program on the board, or its link, may write
 _LOOK_S = 1.0  # between looks at how much it has written
 LINK_SLACK_S = 15.0  # of a request, for the way there and back; ssh notices a dead link after as long
 # what a board's own shell and tools say

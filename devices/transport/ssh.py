@@ -83,11 +83,16 @@ class SshTransport(Transport):
 
     def push_command(self, source: str, remote: str) -> list[str]:
         """See `Transport.push_command`."""
-        return ["scp", "-q", *self._options, "--", source, f"{self._host}:{remote}"]
+        return ["scp", "-q", *self._options, "--", source, self._place(remote)]
 
     def pull_command(self, remote: str, target: str) -> list[str]:
         """See `Transport.pull_command`."""
-        return ["scp", "-q", *self._options, "--", f"{self._host}:{remote}", target]
+        return ["scp", "-q", *self._options, "--", self._place(remote), target]
+
+    def _place(self, remote: str) -> str:
+        """A file on the board as scp knows it: an IPv6 address in brackets, else its end would be the path."""
+        user, at, host = self._host.rpartition("@")
+        return f"{user}{at}{f'[{host}]' if ':' in host else host}:{remote}"
 
     def connected(self) -> bool:
         """Whether the shared connection is up: ssh notices a dead link in it and removes its socket without a message."""

@@ -103,7 +103,7 @@ def _fell(metric: Metric, before: Accuracy, now: Accuracy) -> str:
     fell = metric.drop(before.value, now.value)
     if fell <= 0:
         return ""
-    then, today = (_images(accuracy) for accuracy in (before, now))
+    then, today = (_images(metric, accuracy) for accuracy in (before, now))
     if then is not None and today is not None and len(then) == len(today):
         lost, won = int((then & ~today).sum()), int((today & ~then).sum())
         chance = sign_test(lost, won) / 2
@@ -116,10 +116,10 @@ def _fell(metric: Metric, before: Accuracy, now: Accuracy) -> str:
     return f"accuracy: {metric.name} fell by {points(metric, fell)}, {within}" if fell > allowed + 1e-9 else ""
 
 
-def _images(accuracy: Accuracy) -> NDArray[np.bool_] | None:
+def _images(metric: Metric, accuracy: Accuracy) -> NDArray[np.bool_] | None:
     """Which images are classified correctly; None where that is not known, or does not fit the figures."""
     try:
-        return unpacked(accuracy)
+        return unpacked(accuracy, metric)
     except ValueError:
         return None
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rules
-from .algebra import Axis
+from .algebra import Axis, size_of
 from .blocks import residual_blocks
 from .capture import Captured, operator_name, owner
 from .resolve import Resolved, resolve
@@ -142,7 +142,10 @@ def couple(captured: Captured) -> Coupling:
     first[table.starts[:-1]] = True
     for row, prime in enumerate(table.primes):
         here = slice(table.starts[row], table.starts[row + 1])
-        where = table.place[here][first[here]]
+        begins = np.flatnonzero(first[here])
+        where = table.place[here][begins]
+        if (np.diff(begins, append=here.stop - here.start) == table.sizes[where]).any():  # nothing of a parameter would be left
+            continue
         by_signature.setdefault((tags.get(int(prime), 0), where.tobytes()), []).append(row)
     groups: list[Group] = []
     primes: dict[str, tuple[int, ...]] = {}
@@ -170,6 +173,7 @@ class _Table:
     """Where every prime that can go has its positions: rows sorted by prime, then place, then position."""
 
     places: list[tuple[str, int]]  # (parameter, axis)
+    sizes: NDArray[np.int64]  # of each place
     primes: NDArray[np.int64]
     starts: NDArray[np.int64]  # of each prime's rows, and the end
     place: NDArray[np.int64]
@@ -229,17 +233,21 @@ def _table(walk: Walk, resolved: Resolved) -> _Table:
     place = np.concatenate([np.full(len(c[0]), c[2], dtype=np.int64) for c in columns] or [empty])
     order = np.lexsort((position, place, prime))
     primes, starts = np.unique(prime[order], return_index=True)
-    return _Table(places, primes, np.append(starts, len(prime)), place[order], position[order])
+    sizes = np.array([size_of(walk.parameters[name][k]) for name, k in places], dtype=np.int64)
+    return _Table(places, sizes, primes, np.append(starts, len(prime)), place[order], position[order])
 
 
 def _tags(walk: Walk, resolved: Resolved) -> dict[int, int]:
-    """Which factor of a product a prime is: heads and their dimensions touch the same parameters."""
-    tags: dict[int, int] = {}
+    """Which factors of products a prime is of: heads and their dimensions touch the same parameters."""
+    factors: dict[int, set[bytes]] = {}
     for product in resolved.products:
-        for k, atom in enumerate(product.factors):
+        for atom in product.factors:
             if atom.labels is not None:
-                tags.update(dict.fromkeys((int(c) for c in resolved.component[atom.labels]), k + 1))
-    return tags
+                components = np.unique(resolved.component[atom.labels])
+                for c in components.tolist():
+                    factors.setdefault(c, set()).add(components.tobytes())
+    numbers: dict[frozenset[bytes], int] = {}
+    return {prime: numbers.setdefault(frozenset(of), len(numbers) + 1) for prime, of in factors.items()}
 
 
 def _kinds(walk: Walk, resolved: Resolved) -> dict[int, set[str]]:

@@ -132,8 +132,11 @@ class Program:
             yield Layer(node, weight, self.stored(bias), self)
 
     def norm_after(self, node: fx.Node) -> fx.Node | None:
-        """The BatchNorm with statistics and affine parameters that alone reads a node's value."""
+        """The BatchNorm of a layer's channels, with statistics and affine parameters, that alone reads its output; or None."""
         readers = list(node.users)
+        ranks: list[int] = [a.meta["val"].ndim for a in (node, node.args[1])]  # type: ignore[union-attr]
+        if ranks[0] != ranks[1]:  # axis 1 is not the layer's: tokens of a linear layer, places of a sample without a batch
+            return None
         if len(readers) == 1 and operator_name(readers[0]) == "batch_norm":
             norm = readers[0]
             if all(self.stored(a) is not None for a in norm.args[1:5]) and norm.args[5] is False:

@@ -6,6 +6,7 @@ reason. Rules live in `rules/`, by family.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,22 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether an operator's result shares the memory of its first argument."""
+    if node.op != "call_function" or not node.args:
+        return False
+    if node.target is operator.getitem:
+        return True
+    returns: list[Any] = list(getattr(getattr(node.target, "_schema", None), "returns", ()))
+    return bool(returns) and returns[0].alias_info is not None
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operator changes its first argument in place."""
+    arguments: list[Any] = list(getattr(getattr(node.target, "_schema", None), "arguments", ()))
+    return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
 
 
 def number(value: Any) -> int:
@@ -89,15 +106,21 @@ class Walk:
         return self
 
     def _live(self) -> set[fx.Node]:
-        """The nodes an output depends on."""
-        queue = [n for n in self.captured.graph.nodes if n.op == "output"]
+        """The nodes an output depends on; what is written in place into a tensor, through any view of it, is of the tensor."""
+        nodes = list(self.captured.graph.nodes)
+        memory: dict[fx.Node, fx.Node] = {}  # node -> the node that made the tensor it is a view of
+        writers: dict[fx.Node, list[fx.Node]] = {}
+        for node in nodes:
+            memory[node] = memory[node.args[0]] if _is_view(node) and isinstance(node.args[0], fx.Node) else node
+            if _writes(node):
+                writers.setdefault(memory[node], []).append(node)
+        queue = [n for n in nodes if n.op == "output"]
         live: set[fx.Node] = set()
         while queue:
             node = queue.pop()
             if node not in live:
                 live.add(node)
-                in_place = [u for s in node.all_input_nodes for u in s.users if str(u.target).split(".")[-2:][0].endswith("_")]
-                queue += [*node.all_input_nodes, *in_place]
+                queue += [*node.all_input_nodes, *writers.get(memory[node], ())]
         return live
 
     def axes(self, node: Any) -> Axes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ...devices.access import settings_of
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Interface, Target
@@ -36,8 +37,8 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
         UnavailableError, BuildError: see `Target.build`.
         DeviceError: see `Device.measure`.
     """
-    settings = {"threads": run.config.threads} | ({} if device is None else {"device": run.config.device})
-    stage = run.folder.stage(f"baseline-{target.name}", "2", settings, (subject_key,))
+    settings = {"threads": run.config.threads} | ({} if device is None else {"device": run.config.device} | settings_of(device))
+    stage = run.folder.stage(f"baseline-{target.name}", "3", settings, (subject_key,))
     found = stage.result(Baseline)
     if found is not None:
         return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ...devices.tensorrt import trtexec
 from ...devices.tensorrt.trtexec import Version
 from ...targets.base import BuildRequest
 from ..files import atomic_write, sha256_file
 from ..options import Precision
+from ..signature import FileTensor
 from ..types import Artifact
 
 SCRIPT, MANIFEST = "build.sh", "manifest.json"
@@ -66,27 +68,28 @@ def write(folder: Path, artifact: Artifact, request: BuildRequest) -> None:
         for major, version in _MAJORS.items()
     }
     atomic_write(folder / SCRIPT, _script(commands, {ref.path: ref.sha256 for ref in files.values()}))
-    manifest = {
-        "schema": 1,
+    manifest: dict[str, Any] = {
+        "schema": 2,
         "engine": "not_built",
         "tensorrt": {"oldest": "10.3 (JetPack 6.2)", "newest": "11.x"},
         "precision": str(artifact.precision),
         "files": {name: {"path": ref.path, "sha256": ref.sha256, "size_bytes": ref.size_bytes} for name, ref in files.items()},
         "script": {"path": SCRIPT, "sha256": sha256_file(folder / SCRIPT)},
-        "input": {
-            "name": artifact.input_name,
-            "shape": artifact.input_shape,
-            "type": "float32",
-            "values": "(pixel / 255 - mean) / std, RGB, per channel",
-            "mean": request.mean,
-            "std": request.std,
-        },
-        "output": {"type": "float32", "values": "logits", "classes": request.classes},
+        "inputs": [_described(tensor) for tensor in artifact.inputs],
+        "outputs": [_described(tensor) for tensor in artifact.outputs],
+        "classes": request.classes,
         "two_four_layers": int(artifact.options.get("two_four_layers", "0")),
         "checks": [note for note in artifact.notes if "parser" in note] + [f"linter: {artifact.options['linter']}"],
         "commands": commands,
     }
+    if request.signature.is_image_classifier:
+        values = "(pixel / 255 - mean) / std, per channel, RGB where there are three"
+        manifest["preprocessing"] = {"values": values, "mean": request.mean, "std": request.std}
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _described(tensor: FileTensor) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": tensor.shape, "type": tensor.dtype, "values": tensor.scaling}
 
 
 def _script(commands: dict[str, dict[str, list[str]]], digests: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ...devices.access import settings_of
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import BuildRequest, Structure, Target
@@ -51,8 +52,8 @@ def precision_for(
     if device is None:
         run.notes.append(f"{target.name}: {first} is taken without a measurement: no device tells whether it is the faster one.")
         return first
-    settings = {"threads": config.threads, "device": config.device, "precision": str(first)}
-    stage = run.folder.stage(f"precision-{target.name}", "1", settings, (subject_key, baseline.file.sha256))
+    settings = {"threads": config.threads, "device": config.device, "precision": str(first)} | settings_of(device)
+    stage = run.folder.stage(f"precision-{target.name}", "2", settings, (subject_key, baseline.file.sha256))
     found = stage.result(Speedup)
     if found is None:
         with run.stage(f"precision {target.name}"), run.ui.bar(f"timing the dense network in {first}", SESSIONS + 1) as bar:

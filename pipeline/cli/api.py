@@ -6,10 +6,12 @@ What outlives a call are its files alone: threads, determinism and random states
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .. import config as settings
-from ..codec import from_json
+from ..codec import MOST_JSON_BYTES, from_json, parsed
 from ..errors import InputError, described
+from ..files import read_regular
 from ..pattern.rebuild import rebuilt
 from ..progress import Progress
 from ..report.report import Report, read_report
@@ -90,7 +93,7 @@ def compress(
         values["recipe"] = str(recipe) if own is None else own.name
     config = settings.load(None, values)
     with _left_as_it_was():
-        run_pipeline(config, progress or Progress(quiet=config.quiet, verbose=config.verbose), own)
+        run_pipeline(config, progress or Progress(quiet=config.quiet, verbose=config.verbose), own, _command(values))
     read = own or (read_recipe(config.recipe) if config.recipe is not None else None)
     factory = None if read is None else (lambda: network_of(read))
     return Result(config.out, read_report(config.out / "report.json"), factory)
@@ -111,7 +114,7 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     folder = Path(run)
     report = read_report(folder / "report.json")
     try:
-        plan = from_json(Plan, _json(folder / "plan.json"))
+        plan = from_json(Plan, parsed(read_regular(folder / "plan.json", MOST_JSON_BYTES)))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder}/plan.json cannot be read", found=str(error), do="run again") from error
     with _left_as_it_was():
@@ -127,10 +130,18 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     return module.eval()
 
 
-def _json(path: Path) -> Any:
-    import json
-
-    return json.loads(path.read_bytes())
+def _command(values: Mapping[str, Any]) -> str:
+    """The command line with the options of a call; those of the process, a notebook's perhaps, are not the run's."""
+    words = ["edge-compress"]
+    for name, value in values.items():
+        option = f"--{settings.key(name)}"
+        if name == "targets":
+            words += chain.from_iterable((option, one) for one in ([value] if isinstance(value, str) else value))
+        elif isinstance(value, bool):
+            words += [option] * value
+        elif value is not None:
+            words += [option, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+    return shlex.join(words)
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError, VerifyError
+from ..errors import InputError, VerifyError, described
 from .output import echo
 
 if TYPE_CHECKING:
@@ -149,19 +150,30 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
         from ..report.pages import to_html, to_markdown
 
         folder = runs[0] if runs[0].is_dir() else runs[0].parent
-        for name, render in (("report.md", to_markdown), ("report.html", to_html)):
-            atomic_write(folder / name, render(reports[0]))
+        with _rendering(runs):
+            drawn = {"report.md": to_markdown(reports[0]), "report.html": to_html(reports[0], folder)}
+        for name, text in drawn.items():
+            atomic_write(folder / name, text)
             echo(str(folder / name))
         return 0
     from ..report.run_comparison import to_html as comparison
 
     file = (out or Path("comparison.html")).resolve()  # a link is written through
     file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        file,
-        comparison(
-            [(run.stem if run.suffix == ".json" else run.resolve().name, found) for run, found in zip(runs, reports, strict=True)]
-        ),
-    )
+    names = [run.stem if run.suffix == ".json" else run.resolve().name for run in runs]
+    with _rendering(runs):
+        page = comparison(list(zip(names, reports, strict=True)))
+    atomic_write(file, page)
     echo(str(file))
     return 0
+
+
+@contextmanager
+def _rendering(runs: tuple[Path, ...]) -> Iterator[None]:
+    """Makes what a report from outside does to the pages one line: it has passed the checks, but was not written by a run."""
+    try:
+        yield
+    except Exception as error:
+        found = described(error)
+        do = "run again, or take the report.json that the run has written"
+        raise InputError(f"no page can be made of {', '.join(map(str, runs))}", found=found, do=do) from error

@@ -7,6 +7,7 @@ Pixels stay uint8 (n, H, W, C) until `preprocess` turns them into network inputs
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, described
+from ..network.compute import free_bytes
 from ..types import Crop, DataInfo, Splits
 from .image_folder import Order, open_folder, read_dataset_class
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
@@ -128,6 +130,8 @@ def _npz(spec: str, path: Path) -> SourceData:
         raise damaged
     arrays: dict[str, Any] = {}
     try:
+        if _bytes_of_arrays(path) > free_bytes():
+            raise MemoryError
         with np.load(path, allow_pickle=False) as archive:
             for key in (k for k in archive.files if k in (*NPZ_KEYS, "classes")):
                 try:
@@ -147,6 +151,21 @@ def _npz(spec: str, path: Path) -> SourceData:
     except Exception as error:  # numpy, zipfile and the codecs below them raise a dozen kinds on damaged or encrypted files
         raise damaged from error
     return _from_arrays(spec, f"npz:{path.name}", arrays)
+
+
+def _bytes_of_arrays(path: Path) -> int:
+    """Bytes that the arrays of an .npz take in memory, by their headers; compressed, they can have any size."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for name in (f"{key}.npy" for key in NPZ_KEYS):
+            if name not in archive.namelist():
+                continue
+            with archive.open(name) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                total += math.prod(shape) * dtype.itemsize
+    return total
 
 
 def _factory(spec: str) -> SourceData:

@@ -31,6 +31,7 @@ TRAIN, HELD_OUT = ("train", "training"), ("test", "val", "valid", "validation") 
 Order = str | tuple[str, ...]  # of classes: one of CLASS_ORDERS, or their names
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # torchvision's, and .jfif
 TORCHVISION = "install the torchvision built for the installed torch, see constraints.txt"
+_STRIP = 10  # times as long as wide: other images are scaled whole, as torchvision does
 _ORIENTATION = 0x0112  # the EXIF tag
 _NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # reading there may block or never end
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
@@ -170,7 +171,7 @@ def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
         try:
             items: Any = factory(str(Path(folder).expanduser()), train=part == "train", download=False)
             pairs = [(np.asarray(image), int(label)) for image, label in items]
-        except (RuntimeError, OSError, TypeError, ValueError) as error:
+        except Exception as error:  # its readers assert what damaged files do not have
             do = f"put them there: torchvision.datasets.{name}(DIR, download=True) fetches them"
             found = described(error)
             raise InputError(f"data {spec}: cannot read {name}", found=found, expected=f"its files in {folder}", do=do) from error
@@ -222,8 +223,18 @@ def _decode(path: Path, crop: Crop) -> UInt8Array:
 
     resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
     with _decoding(path), Image.open(path) as image:
-        cropped = transforms.CenterCrop(crop.size)(resize(_eight_bits(image).convert("RGB")))
+        cropped = transforms.CenterCrop(crop.size)(resize(_middle(_eight_bits(image)).convert("RGB")))
     return np.asarray(cropped, np.uint8)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Returns the image; of a strip its middle, which is all that the crop leaves: scaled whole, it could take gigabytes."""
+    short, long = sorted(image.size)
+    if long <= _STRIP * short:
+        return image
+    left = (long - _STRIP * short) // 2  # as much on both sides: the middle stays where it was
+    box = (left, 0, long - left, short) if image.width == long else (0, left, short, long - left)
+    return image.crop(box)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

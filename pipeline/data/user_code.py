@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, described
+from .code_digest import EXECUTED, digest_of_file, executed, is_users, source_of
 
 _IMPORT = "make `import {}` work"
 
@@ -57,56 +57,19 @@ def user_factory(spec: str, what: str) -> UserFactory:
     return UserFactory(f"{path.name}:{attribute}" if is_file else spec, function, module)
 
 
-def code_digest(module: ModuleType) -> str:
-    """Returns the SHA-256 of a module's source and of its local imports, transitively; "" where it has no source file."""
-    source = getattr(module, "__file__", None)
-    if source is None or not source.endswith(".py"):
-        return ""
-    first = Path(source).resolve()
-    folder, digest, found, waiting = first.parent, hashlib.sha256(), {first}, [first]
-    while waiting:
-        new = _imports(waiting.pop(), folder) - found
-        found |= new
-        waiting += new
-    for path in sorted(found):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _imports(path: Path, folder: Path) -> set[Path]:
-    """Returns the files below a folder that a source file imports."""
-    try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    except (SyntaxError, ValueError, RecursionError):
-        return set()
-    named: list[tuple[Path, str]] = []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            named += [(folder, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else folder
-            named += [(start, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
-    found = set()
-    for start, dotted in named:
-        parts = dotted.split(".")
-        for end in range(1, len(parts) + 1):
-            place = start.joinpath(*parts[:end])
-            found |= {file.resolve() for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
-    return {file for file in found if file.is_relative_to(folder)}
-
-
 def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
     """The module that a Python file is; it can import the modules beside it. `what` is for messages.
 
     Raises:
         InputError: its code raises.
     """
-    with users_code(path.resolve().parent, f"{what} {spec or path}: cannot be imported", do=_IMPORT.format(path.stem)):
+    folder = path.resolve().parent
+    with users_code(folder, f"{what} {spec or path}: cannot be imported", do=_IMPORT.format(path.stem)), _fresh(folder):
         return _run_file(path)
 
 
 def _imported(place: str, what: str, spec: str) -> ModuleType:
-    with users_code(Path.cwd(), f"{what} {spec}: cannot be imported", do=_IMPORT.format(place)):
+    with users_code(Path.cwd(), f"{what} {spec}: cannot be imported", do=_IMPORT.format(place)), _fresh(Path.cwd()):
         return importlib.import_module(place)
 
 
@@ -128,6 +91,55 @@ def _run_file(path: Path) -> ModuleType:
     return module
 
 
+_LOADED: dict[str, Path] = {}  # the modules that the user's code imported here, and their files
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[None]:
+    """Code loaded inside is as it is on the disk now: what was imported here from files changed since then is imported again.
+
+    Modules imported from another folder do not stand for those of the same name in this one.
+    """
+    if any(digest_of_file(file) != executed(file) for file in _LOADED.values()):
+        stale = list(_LOADED)
+    else:
+        own = {name for name, file in _LOADED.items() if "." not in name and _shadowed(name, file, folder.resolve())}
+        stale = [name for name in _LOADED if name.partition(".")[0] in own]
+    for name in stale:
+        sys.modules.pop(name, None)
+        EXECUTED.pop(_LOADED.pop(name), None)
+    importlib.invalidate_caches()
+    for name, module in list(sys.modules.items()):  # what the user imported himself is told apart by what it was, too
+        file = None if name in _LOADED else source_of(module)
+        if file is not None and file.is_relative_to(folder.resolve()) and is_users(file):
+            EXECUTED.setdefault(file, digest_of_file(file))
+    yield
+
+
+@contextmanager
+def _imports_noted() -> Iterator[None]:
+    """Modules of the user's that are imported inside are known as such, and leave no byte code.
+
+    Python would take the byte code of an edit within the same second for the file's.
+    """
+    count, writes = len(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        for name in list(sys.modules)[count:] if len(sys.modules) > count else ():  # this runs for every sample: new ones alone
+            file = source_of(sys.modules[name])
+            if file is not None and is_users(file):
+                EXECUTED.setdefault(file, digest_of_file(file))
+                _LOADED[name] = file
+
+
+def _shadowed(name: str, file: Path, folder: Path) -> bool:
+    """Whether a folder has a module of this name other than the one from a file."""
+    return any(place.is_file() and place.resolve() != file for place in (folder / f"{name}.py", folder / name / "__init__.py"))
+
+
 @contextmanager
 def users_code(folder: Path, what: str, *, expected: str = "", do: str = "") -> Iterator[None]:
     """Runs code of the user's, which can import the modules in `folder`; what it raises becomes an error that begins with `what`.
@@ -139,7 +151,7 @@ def users_code(folder: Path, what: str, *, expected: str = "", do: str = "") -> 
         InputError: the code raised anything but an InputError or KeyboardInterrupt.
     """
     try:
-        with _importable(folder), _leave_taken(), _settings_restored(), _streams_reopened():
+        with _importable(folder), _imports_noted(), _leave_taken(), _settings_restored(), _streams_reopened():
             yield
     except (InputError, KeyboardInterrupt):
         raise

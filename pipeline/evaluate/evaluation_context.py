@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -175,6 +176,7 @@ def open_bench(
     else:
         # first of all: a device that does not answer is an error at once
         context = _context(config, loaded, target, precision, device) | {"baseline": form}
+        context |= {"baseline_sha256": hashlib.sha256(baseline).hexdigest()}  # another exporter makes other files of one network
         prober = probed(target, precision, note)
     inputs = scoring_inputs(loaded.data.train, config.seed)
     reward = reward_samples(loaded, REWARD_SAMPLES, config.seed, compute)
@@ -203,4 +205,5 @@ def _context(config: Config, loaded: Loaded, target: Target, precision: Precisio
         "precision": str(precision),
         "dense": str(loaded.subject.cost.macs),
         "model": loaded.subject.model_sha256,
+        "code": loaded.subject.code,  # one state dict fits two forwards
     }

@@ -148,17 +148,14 @@ def removed(plan: Plan, sizes: Mapping[str, int]) -> Gone:
 
 
 def macs_left(coupling: Coupling, plan: Gone) -> dict[int, int]:
-    """Multiply-accumulates of each costly operator, by its number, without a plan's units."""
+    """Multiply-accumulates of each cost of the walk, by its number, without a plan's units."""
     gone = coupling.gone(plan)
-    absent = {k for block in coupling.left_out(plan) for k in block.operators}
+    costs = coupling.walk.costs
+    absent = {costs[k].node for block in coupling.left_out(plan) for k in block.operators}  # fused attention has two costs
     found = {}
-    for number, cost in enumerate(coupling.walk.costs):
-        kept = (
-            0.0
-            if number in absent
-            else math.prod(float(mask.mean()) for mask in (coupling.kept(axis, gone) for axis in cost.axes))
-        )
-        found[number] = round(cost.macs * kept)
+    for number, cost in enumerate(costs):
+        shares = (float(coupling.kept(axis, gone).mean()) for axis in cost.axes)
+        found[number] = 0 if cost.node in absent else round(cost.macs * math.prod(shares))
     return found
 
 

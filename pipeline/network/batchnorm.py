@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .calling import Inputs, call
 
 FAR = 0.5  # largest median deviation of the means of a layer's channels, in standard deviations, for a match
 TWICE = 2.0  # largest median factor between their variances
-Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]  # BatchNorm layer -> mean and variance of each input channel
+
+
+class Run(NamedTuple):
+    """What a BatchNorm layer was given in one of its runs: mean and variance of each channel over so many positions."""
+
+    positions: int
+    mean: Tensor
+    var: Tensor
+
+
+Moments = dict[str, list[Run]]  # BatchNorm layer -> its runs in one forward pass, in order
 
 
 def input_moments(module: nn.Module, inputs: Inputs) -> Moments:
     """The moments of what every BatchNorm layer of a network (eval mode) is given on these inputs."""
     found: Moments = {}
-    with _before_norms(module, lambda name, norm, x: found.update({name: _moments(x)})), torch.no_grad():
+    with _before_norms(module, lambda name, norm, x: found.setdefault(name, []).append(_run(x))), torch.no_grad():
         call(module, inputs)
     return found
+
+
+def pooled(runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel over all runs of a layer."""
+    positions = sum(run.positions for run in runs)
+    shares = [run.positions / positions for run in runs]
+    mean = torch.stack([share * run.mean for share, run in zip(shares, runs, strict=True)]).sum(0)
+    squares = [share * (run.var + (run.mean - mean).square()) for share, run in zip(shares, runs, strict=True)]
+    return mean, torch.stack(squares).sum(0)
 
 
 def statistics_match_data(module: nn.Module, inputs: Inputs) -> bool:
@@ -38,7 +58,8 @@ def statistics_match_data(module: nn.Module, inputs: Inputs) -> bool:
     """
     strange = []
     layers = dict(module.named_modules())
-    for name, (mean, var) in input_moments(module, inputs).items():
+    for name, runs in input_moments(module, inputs).items():
+        mean, var = pooled(runs)
         norm = layers[name]
         assert isinstance(norm, _BatchNorm)  # _before_norms
         assert norm.running_mean is not None
@@ -50,7 +71,7 @@ def statistics_match_data(module: nn.Module, inputs: Inputs) -> bool:
     return 2 * sum(strange) <= len(strange)
 
 
-def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mapping[str, torch.Tensor]) -> None:
+def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mapping[str, Tensor]) -> None:
     """Set running statistics in place, layer by layer, so that each BatchNorm's output has the dense network's moments.
 
     With m, v the dense network's input moments and m', v' the module's own, the running mean M and variance V become
@@ -58,7 +79,8 @@ def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mappi
         V' + eps = (V + eps) (v' + eps) / (v + eps),   M' = m' - (m - M) sqrt((V' + eps) / (V + eps))
 
     Where V and M are the data's this is V' = v', M' = m': the usual re-estimation. Where they are not (a BatchNorm that was
-    folded into its convolution has M = 0, V = 1), what was not changed still computes what it did.
+    folded into its convolution has M = 0, V = 1), what was not changed still computes what it did. A layer that runs repeatedly
+    is matched by its first run: the inputs of the later ones depend on its statistics themselves.
 
     Args:
         module: the changed network, eval mode, with the dense network's running statistics.
@@ -66,28 +88,32 @@ def match_moments(module: nn.Module, dense: Moments, inputs: Inputs, kept: Mappi
         inputs: network inputs on the module's device, augmented as in training.
         kept: BatchNorm layer -> the dense network's channels it still has; a layer that is not named has all.
     """
+    matched: set[str] = set()
 
-    def match(name: str, norm: _BatchNorm, x: torch.Tensor) -> None:
+    def match(name: str, norm: _BatchNorm, x: Tensor) -> None:
+        if name in matched:
+            return
+        matched.add(name)
         assert norm.running_mean is not None  # _before_norms
         assert norm.running_var is not None
-        mean, var = (value if name not in kept else value[kept[name].to(value.device)] for value in dense[name])
-        own_mean, own_var = _moments(x)
+        whole, own = dense[name][0], _run(x)
+        mean, var = (v if name not in kept else v[kept[name].to(v.device)] for v in (whole.mean, whole.var))
         before = norm.running_var + norm.eps
-        after = (before * (own_var + norm.eps) / (var + norm.eps)).clamp_min(norm.eps)
-        norm.running_mean.copy_(own_mean - (mean - norm.running_mean) * (after / before).sqrt())
+        after = (before * (own.var + norm.eps) / (var + norm.eps)).clamp_min(norm.eps)
+        norm.running_mean.copy_(own.mean - (mean - norm.running_mean) * (after / before).sqrt())
         norm.running_var.copy_(after - norm.eps)
 
     with _before_norms(module, match), torch.no_grad():
         call(module, inputs)
 
 
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(x: Tensor) -> Run:
     var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
-    return mean, var
+    return Run(x.numel() // x.shape[1], mean, var)
 
 
 @contextmanager
-def _before_norms(module: nn.Module, see: Callable[[str, _BatchNorm, torch.Tensor], None]) -> Iterator[None]:
+def _before_norms(module: nn.Module, see: Callable[[str, _BatchNorm, Tensor], None]) -> Iterator[None]:
     """Calls `see(name, layer, input)` before each BatchNorm layer with running statistics runs."""
     with ExitStack() as stack:
         for name, layer in module.named_modules():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...targets.onnx.prober import stand_ins
+from ...targets.stand_ins import stand_ins
 from ..axes.capture import capture
 from ..axes.coupling import couple
 from ..axes.cutting.gate import check

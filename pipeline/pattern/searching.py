@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from ...devices.access import settings_of
 from ...devices.device import Device
 from ...targets.base import Limits, Target
 from ..codec import to_json
@@ -52,7 +53,7 @@ def searched(
     ranking_stage = run.folder.stage("sensitivity", "9", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
-    settings |= {"seed": config.seed}
+    settings |= {"seed": config.seed} | settings_of(place)
     settings |= {} if config.max_size is None else {"max_size": config.max_size}
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}

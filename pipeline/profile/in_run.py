@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...devices.access import settings_of
 from ...devices.measure.timing import TimingSettings
 from ...devices.measure.usage import LayerTime, Usage, measured_usage
 from ...targets.base import Target
@@ -26,11 +27,12 @@ def usage_of(run: RunContext, before: Stage, target: Target, result: TargetResul
         return None
     settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed)
     dense, path = (run.folder.path / file.path for file in (artifact.baseline, artifact.file))
-    stage = run.folder.stage(f"usage-{target.name}", "1", {"threads": settings.threads}, (before.key, artifact.file.sha256))
+    device = device_for(target, run.board)
+    kept = {"threads": settings.threads} | settings_of(device)
+    stage = run.folder.stage(f"usage-{target.name}", "1", kept, (before.key, artifact.file.sha256))
     found: Usage | None = stage.result(Usage)
     if found is not None:
         return found
-    device = device_for(target, run.board)
     assert device is not None  # its latency was measured there
     try:
         with run.stage(f"memory and layers {target.name}"), device.connect() as agent:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report.format import Table, aside, fixed, millis, size, tag
+from ..report.format import Table, aside, fixed, millis, render, size, tag
 from ..report.plots import svg as plots
 from ..report.plots.svg import Label
-from ..report.rendering import render
 from ..types import Kind
 from .profiling import Profile, Row, layer_names
 

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..axes.capture import capture
+from ..axes.program import part_of
 from ..network.calling import Inputs, count_of
 from ..network.compute import CPU, Compute
-from ..score.curvature import local_hessian
+from ..score.curvature import like
+from ..score.layer_moments import LayerMoments
 
 _log = logging.getLogger(__name__)
 SAMPLES = 100  # for the layer Hessians
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal
-LARGEST = 5000  # inputs of a layer, kernel included: its Hessian and four matrices as large have to fit
+LARGEST = 5000  # inputs of a layer, kernel included: the columns are rounded one after the other, which takes minutes
 STEPS = 127  # of an 8-bit weight to either side of zero
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def round_weights(
@@ -41,38 +45,49 @@ def round_weights(
     it scales whole rows.
 
     Args:
-        module: eval mode, any forward pass that takes the inputs.
+        module: any network that can be captured.
         inputs: batches of network inputs, tensors or arrays, to calibrate with; the first `SAMPLES` are used.
         steps: to either side of zero.
-        compute: its device is used.
+        compute: its device is used, within its memory.
         note: told which layers are left to be rounded to the nearest value.
 
     Raises:
-        InputError: see `curvature.local_hessian`.
+        InputError: see `capture`.
     """
-    rounded = copy.deepcopy(module).eval().to(compute.device)
-    layers = {
-        name: layer
-        for name, layer in rounded.named_modules()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-    }
-    small = {name: layer for name, layer in layers.items() if layer.weight[0].numel() <= LARGEST}
-    if wide := layers.keys() - small.keys():
-        note(f"Not rounded by GPTQ but to the nearest value: {', '.join(sorted(wide))} (more than {LARGEST} inputs each).")
-    images, left = [], SAMPLES
+    rounded = copy.deepcopy(module).eval()
+    first = next(rounded.parameters())
+    samples = like(_first(inputs, SAMPLES), torch.empty(0, dtype=first.dtype))
+    plain = capture(copy.deepcopy(rounded).cpu(), part_of(samples, 0, 1)).module
+    moments = LayerMoments(plain, samples, compute, most_inputs=LARGEST)
+    own, done = dict(rounded.named_parameters()), set[str]()
+    with torch.no_grad():
+        for name in moments.gram:
+            weight = plain.get_parameter(name)
+            if name not in own or not torch.equal(own[name].cpu(), weight):  # computed at every call
+                continue
+            hessian = moments.gram[name][:-1, :-1].to(compute.device)  # without the constant input
+            own[name].copy_(round_rows(weight.flatten(1).to(compute.device), hessian, steps).view_as(weight))
+            done.add(name)
+    left = {f"{n}.weight" for n, m in rounded.named_modules() if isinstance(m, _LAYERS) and getattr(m, "groups", 1) == 1} - done
+    _tell(note, left & set(moments.left_out), "their Hessians are too large")
+    _tell(note, left - set(moments.left_out), "their weights are shared, computed or not used")
+    return rounded
+
+
+def _first(inputs: Sequence[Inputs], count: int) -> Inputs:
+    """The first samples of batches of tensors or arrays, together."""
+    parts, left = [], count
     for block in inputs:
-        part = pytree.tree_map(lambda t, most=left: torch.as_tensor(t[:most]), block)
-        images.append((part, torch.zeros(count_of(part), dtype=torch.long)))
-        left -= count_of(part)
+        parts.append(pytree.tree_map(lambda t, most=left: torch.as_tensor(t[:most]), block))
+        left -= count_of(parts[-1])
         if left <= 0:
             break
-    with torch.no_grad():
-        # None where all are small: a layer that is asked for by name has to be called
-        for name, hessian in local_hessian(rounded, images, None if len(small) == len(layers) else small).items():
-            layer = small.get(name)
-            if layer is not None:
-                layer.weight.copy_(round_rows(layer.weight.flatten(1), hessian, steps).view_as(layer.weight))
-    return rounded.to(next(module.parameters()).device)
+    return pytree.tree_map(lambda *tensors: torch.cat(tensors), *parts)
+
+
+def _tell(note: Callable[[str], None], names: Collection[str], why: str) -> None:
+    if names:
+        note(f"Not rounded by GPTQ but to the nearest value: {', '.join(sorted(names))} ({why}).")
 
 
 def round_rows(weight: Tensor, hessian: Tensor, steps: int = STEPS) -> Tensor:

@@ -81,7 +81,7 @@ def rows_of(axes: Mapping[int, NDArray[np.bool_]], count: int) -> Tensor:
 
 
 def scale_of(small: Tensor, dense: Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> Tensor:
-    """What surgery multiplied each row with: not 1 for queries whose attention lost dimensions, see `axes.cutting.scaling`."""
+    """What surgery multiplied each row with: not 1 for attention that lost dimensions, see `axes.cutting.scaling`."""
     full = dense.detach()[rows_of(axes, len(dense)).to(dense.device)]
     if 1 in axes:
         full = full[:, torch.from_numpy(np.flatnonzero(axes[1])).to(dense.device)]

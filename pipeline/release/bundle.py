@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ..codec import from_json, to_json
+from ..codec import from_json, parsed, to_json
 from ..errors import VerifyError
 from ..report.report import Named, Report
 from ..signature import TOP1
@@ -30,6 +30,7 @@ from .archive import Archive, DamagedArchive, unpack
 SUFFIX = ".tar.gz"
 MANIFEST = "manifest.json"
 SCHEMA = 1
+MOST_MANIFEST_BYTES = 4 << 20  # it has a thousand files at most, and some twenty numbers
 _RIGHT = "every test image once, in the artifact's own runtime"
 _PAIRED = f"{_RIGHT}; paired with the dense PyTorch network's answers"
 
@@ -193,12 +194,12 @@ def complaint(ref: FileRef, found: FileRef | None, record: str) -> list[str]:
 
 def _manifest(name: str, files: Mapping[str, bytes]) -> Manifest:
     try:
-        manifest = from_json(Manifest, json.loads(files[MANIFEST]))
+        manifest = from_json(Manifest, parsed(files[MANIFEST], MOST_MANIFEST_BYTES))
         if manifest.schema != SCHEMA:
             raise ValueError(f"schema {manifest.schema}, where this version reads {SCHEMA}")
     except KeyError as error:
         raise VerifyError(f"{name} is not a bundle", found=f"no {error}", expected=MANIFEST) from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise VerifyError(f"{name}: {MANIFEST} is not a manifest", found=str(error)) from error
     return manifest
 

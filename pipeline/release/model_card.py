@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report.format import Table, fixed, interval, md_table, moment, tag
+from ..report.format import Table, fixed, interval, md_table, moment, render, tag
 from ..report.pages import to_use
-from ..report.rendering import render
 from ..report.report import Report
 from ..report.words import headline
 from ..signature import Metric

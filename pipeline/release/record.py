@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, VerifyError
-from ..files import file_ref
+from ..files import file_ref, has_link
 from ..report.report import Report, ReportedArtifact, read_report
 from ..types import FileRef
 from . import archive, bundle
@@ -44,9 +44,8 @@ class Record:
         return self.root / ref.path
 
     def is_link(self, name: str) -> bool:
-        """Whether a path below the root is a symbolic link or contains one: it may lead out of the run folder."""
-        parts = Path(name).parts
-        return any(self.root.joinpath(*parts[: end + 1]).is_symlink() for end in range(len(parts)))
+        """See `files.has_link`."""
+        return has_link(self.root, name)
 
 
 @contextmanager

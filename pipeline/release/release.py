@@ -134,8 +134,9 @@ def portable(file: Path) -> str:
         InputError: it cannot be read.
     """
     found = config.load(file, {})
-    weights = None if found.weights is None else Path(found.weights.name)
-    found = replace(found, model=_bare(found.model), data=_bare(found.data), device=_bare(found.device), weights=weights)
+    weights, recipe = (None if file is None else Path(file.name) for file in (found.weights, found.recipe))
+    found = replace(found, model=_bare(found.model), data=_bare(found.data), device=_bare(found.device))
+    found = replace(found, weights=weights, recipe=recipe, class_order=_bare(found.class_order))
     lines = config.to_toml(found).splitlines(keepends=True)
     return "".join(line for line in lines if line.partition(" = ")[0] not in _ONLY_HERE)
 

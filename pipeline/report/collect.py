@@ -48,7 +48,7 @@ def header_of(run: RunContext, chosen: Sequence[Target], started: datetime) -> H
         signature=subject.signature,
         metric=subject.metric,
         seed=run.config.seed,
-        command=shlex.join(["edge-compress", *sys.argv[1:]]),
+        command=run.command or shlex.join(["edge-compress", *sys.argv[1:]]),
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -1,4 +1,4 @@
-"""Formats numbers, tables and text for the pages: units, decimals, kinds, Markdown.
+"""Formats numbers, tables and text for the pages (units, decimals, kinds, Markdown), and fills in their templates.
 
 Every number that is shown passes through `tag`: what was not measured is labelled where it appears.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from ..signature import Metric
 from ..types import Kind
 
 DASH = "–"
+TEMPLATES = Path(__file__).parent / "templates"
 _NB = "\u00a0"  # a number and its unit stay on one line
 
 
@@ -106,3 +111,20 @@ def md_table(table: Table) -> list[str]:
     rule = ["---"] + ["--:" if table.numeric else "---"] * (len(table.head) - 1)
     rows = [table.head, rule, *table.rows]
     return [f"**{md(table.caption)}**", "", *("| " + " | ".join(c if r is rule else md(c) for c in r) + " |" for r in rows), ""]
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template in `templates/`; a value it names and does not get is an error.
+
+    HTML is escaped; in Markdown templates the filter `md` escapes what comes from outside.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=template.endswith(".html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=template.endswith(".md.jinja"),
+    )
+    environment.filters |= {"md": md, "count": count, "size": size}
+    return environment.get_template(template).render(values)

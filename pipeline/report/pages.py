@@ -7,11 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import atomic_write
-from ..types import FileRef
+from ..files import atomic_write, read_referenced
 from .figures import class_table, figures, finetune_table, front_table, kept_table, layer_table
-from .format import Table, fixed, md, md_table, moment
-from .rendering import render
+from .format import Table, fixed, md, md_table, moment, render
 from .report import Refusal, Report, TargetReport, to_text
 from .usage import interface, snippets
 from .words import (
@@ -32,9 +30,10 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def write_refusal(folder: Path, refusal: Refusal) -> None:
-    """Writes report.md and report.json of a run that ended before its search."""
+    """Writes the report of a run that ended before its search; an earlier run in the folder may have left the page of another."""
     reasons = [f"- {md(name)}: {md(target.why)}" for name, target in refusal.targets.items()]
     atomic_write(folder / "report.md", "\n".join([f"# {md(refusal.model.name)} was refused", "", *reasons, ""]))
+    atomic_write(folder / "report.html", render("refusal.html.jinja", refusal=refusal, finished=moment(refusal.finished)))
     atomic_write(folder / "report.json", to_text(refusal))
 
 
@@ -59,12 +58,13 @@ def to_html(report: Report, folder: Path | None = None) -> str:
 
 
 def _pictures(target: TargetReport, folder: Path) -> list[tuple[str, str]]:
-    """The files of a target's pictures as data URIs, in pairs."""
+    """The files of a target's pictures as data URIs, in pairs; without those that are no longer the run's own."""
+    found = [[read_referenced(ref, folder) for ref in pair] for pair in target.pictures]
+    return [(_uri(dense), _uri(artifact)) for dense, artifact in found if dense is not None and artifact is not None]
 
-    def uri(ref: FileRef) -> str:
-        return f"data:image/png;base64,{base64.b64encode((folder / ref.path).read_bytes()).decode()}"
 
-    return [(uri(dense), uri(artifact)) for dense, artifact in target.pictures]
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def to_markdown(report: Report) -> str:

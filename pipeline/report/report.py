@@ -11,11 +11,11 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ...devices.measure.usage import Usage
-from ..codec import finite, from_json, json_sha256, to_json
+from ..codec import MOST_JSON_BYTES, finite, from_json, json_sha256, parsed, to_json
 from ..errors import InputError
 from ..files import read_regular
 from ..options import Precision
@@ -35,6 +35,7 @@ from ..types import (
     Unpruned,
     Verdict,
 )
+from .checks import require_plain, require_sound
 from .front import FrontPoint
 
 SCHEMA = 1
@@ -275,8 +276,10 @@ def decode(data: Any) -> Report:
     """The report in a report.json; the inverse of `encode`.
 
     Raises:
-        TypeError, KeyError, ValueError, AttributeError: not a report's shape, or a path in it leads out of the run folder.
+        TypeError, KeyError, ValueError, AttributeError: not a report's shape, a figure that no run has, or a path in it leads
+            out of the run folder.
     """
+    require_plain(data)
     data = {"metric": to_json(TOP1), **copy.deepcopy(data)}
     data.pop(_DIGEST, None)
     if "signature" not in data:  # of an earlier version, which knew image classifiers only
@@ -289,9 +292,7 @@ def decode(data: Any) -> Report:
     report = from_json(Report, {**data, "targets": {name: _flat(target) for name, target in data["targets"].items()}})
     if report.schema != SCHEMA:
         raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")
-    files = [ref for t in report.targets.values() for ref in (*t.files.values(), *(one for pair in t.pictures for one in pair))]
-    for ref in (*files, report.pruned.state, *([report.pruned.masks] if report.pruned.masks else [])):
-        _require_inside(ref)
+    require_sound(report)
     return report
 
 
@@ -320,7 +321,7 @@ def read_report(path: Path) -> Report:
         InputError: it cannot be read, is not a report, or was changed.
     """
     try:
-        data = json.loads(read_regular(path))
+        data = parsed(read_regular(path, MOST_JSON_BYTES))
         if data.get(_DIGEST) not in (None, json_sha256({k: v for k, v in data.items() if k != _DIGEST})):  # None: an older one
             raise ValueError("another content than its own SHA-256 says: it was changed")
         return decode(data)
@@ -337,9 +338,3 @@ def _flat(target: dict[str, Any]) -> dict[str, Any]:
     form = latency.pop("baseline", None)
     found = {**target, "latency": latency, "dense_form": form}
     return found | {key: None for key in _NUMBERS if found[key]["kind"] == Kind.NONE}
-
-
-def _require_inside(ref: FileRef) -> None:
-    pure = PurePosixPath(ref.path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in ref.path or not pure.parts:
-        raise ValueError(f"{ref.path!r} leads out of the run folder")

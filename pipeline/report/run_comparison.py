@@ -14,10 +14,9 @@ from markupsafe import Markup
 from ..signature import TOP1, Metric
 from ..types import Kind, Timing
 from ..verify.statistics import Interval, latency_ci95, share_ci95
-from .format import DASH, bare, count, fixed, interval, labelled, millis, size, tag
+from .format import DASH, bare, count, fixed, interval, labelled, millis, render, size, tag
 from .plots import pareto
 from .plots.svg import Label
-from .rendering import render
 from .report import Kept, Report, TargetReport
 
 HEAD = ("median latency, ms", "speedup", "size", "MACs", "parameters", "gates")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..signature import FileTensor
-from .format import Table
-from .rendering import render
+from .format import Table, render
 from .report import Report, ReportedArtifact
 
 _SNIPPETS = {  # by target: language, what it needs, template

@@ -24,15 +24,17 @@ from ..task.recipe import Recipe
 from .stages import Prepared, prepared, run_one
 
 FOLDER = "budgets"
+FITTED = ("evaluations", "finetune-epochs")  # settings that --max-minutes chooses, by what was timed
 
 
-def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
+def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None, command: str = "") -> int:
     """Runs, or resumes, the run that `config` describes. Writes the report into `config.out`.
 
     Args:
         config: all options.
         ui: told of what happens.
         recipe: a `Recipe` object, in place of a file named in `config`.
+        command: for the report, where the arguments of this process are not it.
 
     Returns:
         The exit code: 0 if every gate of every target was passed, with several budgets by one network at least; else 1.
@@ -41,16 +43,16 @@ def run_pipeline(config: Config, ui: Progress, recipe: Recipe | None = None) -> 
         EdgeCompressError: see `errors`.
     """
     if len(config.latency_budget) == 1:
-        return run_one(config, ui, recipe)
-    with prepared(config, ui, recipe) as before:
+        return run_one(config, ui, recipe, command)
+    with prepared(config, ui, recipe, command) as before:
         runs = _searched(before)
         codes = []
         for i, each in enumerate(runs):
             ui.say(f"budget {each.budget} ({i + 1} of {len(runs)}): {each.out}")
-            with RunFolder(each, ui.say):  # refuses a folder of another run
+            with RunFolder(each, ui.say, () if config.max_minutes is None else FITTED):  # refuses a folder of another run
                 before.run.folder.share(each.out)
                 lend_seconds(before.run.folder, each.out)
-            codes.append(run_one(each, ui, recipe))
+            codes.append(run_one(each, ui, recipe, command))
         _publish(config.out, runs, before.run.notes)
     return min(codes)
 

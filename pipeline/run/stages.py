@@ -96,8 +96,8 @@ class Prepared:
         )
 
 
-def run_one(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
-    """Runs, or resumes, a run with one budget. Writes the report into `config.out`.
+def run_one(config: Config, ui: Progress, recipe: Recipe | None = None, command: str = "") -> int:
+    """Runs, or resumes, a run with one budget. Writes the report, which gives the command, into `config.out`.
 
     Returns:
         The exit code: 0 if every gate of every target was passed, else 1.
@@ -105,12 +105,12 @@ def run_one(config: Config, ui: Progress, recipe: Recipe | None = None) -> int:
     Raises:
         EdgeCompressError: see `errors`.
     """
-    with prepared(config, ui, recipe) as before:
+    with prepared(config, ui, recipe, command) as before:
         return _compressed(before)
 
 
 @contextmanager
-def prepared(config: Config, ui: Progress, recipe: Recipe | None) -> Iterator[Prepared]:
+def prepared(config: Config, ui: Progress, recipe: Recipe | None, command: str = "") -> Iterator[Prepared]:
     """The open run folder and what is known before the search; a network that is refused meanwhile gets a report that says so.
 
     Raises:
@@ -133,7 +133,8 @@ def prepared(config: Config, ui: Progress, recipe: Recipe | None) -> Iterator[Pr
         with RunFolder(config, ui.say) as folder, ui.logged(folder.path / LOG_NAME):
             loaded = load_subject(config, recipe)
             notes = list(loaded.notes)
-            run = RunContext(config, ui, folder, loaded, compute, pattern, board, read_seconds(folder, notes.append), notes)
+            seconds = read_seconds(folder, notes.append)
+            run = RunContext(config, ui, folder, loaded, compute, pattern, board, seconds, notes, command)
             for note in notes:
                 ui.say(note)
             try:

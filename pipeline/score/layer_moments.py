@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,6 +36,7 @@ class LayerMoments:
         compute: where they are computed, within its memory; a layer whose moments are too large to be solved with is left out,
             see `left_out`.
         valid: (n, tokens), False for padding, which then does not count in layers on tokens.
+        most_inputs: layers with more inputs, kernel included, are left out too.
         folder: for files where the moments of all layers do not fit in the memory together; deleted with this object.
     """
 
@@ -45,6 +47,8 @@ class LayerMoments:
         compute: Compute = CPU,
         valid: torch.Tensor | None = None,
         folder: Path | None = None,
+        *,
+        most_inputs: int | None = None,
     ) -> None:
         self.module, self._inputs, self._compute, self._valid = module, inputs, compute, valid
         self._energy: dict[str, torch.Tensor] = {}
@@ -54,7 +58,9 @@ class LayerMoments:
         self.bias: dict[str, str | None] = {layer.weight: layer.bias for layer in layers}  # weight -> bias
         sizes = {layer.weight: self._program.tensor(layer.weight)[0].numel() for layer in layers}
         bound = compute.memory_bytes
-        self.left_out = tuple(name for name, k in sizes.items() if BYTES_PER_ENTRY * k**2 > bound)
+        most = math.isqrt(bound // BYTES_PER_ENTRY)
+        most = most if most_inputs is None else min(most, most_inputs)
+        self.left_out = tuple(name for name, k in sizes.items() if k > most)
         bytes_ = {name: TAKING_BYTES * k**2 for name, k in sizes.items() if name not in self.left_out}
         self.gram = _Parts(bytes_, self._taken, bound, folder)
 

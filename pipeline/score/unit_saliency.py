@@ -8,13 +8,16 @@ layer that reads them: there it is the energy of their part of the attention sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ..axes.capture import Captured, operator_name
 from ..axes.coupling import Coupling
+from ..axes.cutting.scaling import outputs_moved
 from ..axes.types import Group
 from ..errors import InputError
 from ..network.memory import TensorCache
@@ -22,6 +25,7 @@ from ..options import Score
 from .layer_moments import LayerMoments
 
 DAMPING = 0.01  # share of the mean diagonal added to the diagonal, as in reconstruction
+_FACTORS = {"scaled_dot_product_attention": 0, "matmul": 0, "bmm": 0, "baddbmm": 1}  # the first operand of the product
 
 
 def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: int) -> dict[str, Tensor]:
@@ -49,10 +53,10 @@ def unit_saliency(coupling: Coupling, moments: LayerMoments, score: str, seed: i
             expected="hasa, magnitude or random: this network's units are scored layer by layer, by OBS saliency",
         )
     inverses: TensorCache[str, tuple[Tensor, Tensor]] = TensorCache(moments.memory_bytes // 4)
-    return {g.name: _obs(g, moments, inverses) for g in groups}
+    return {g.name: _obs(g, coupling, moments, inverses) for g in groups}
 
 
-def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str, tuple[Tensor, Tensor]]) -> Tensor:
+def _obs(group: Group, coupling: Coupling, moments: LayerMoments, inverses: TensorCache[str, tuple[Tensor, Tensor]]) -> Tensor:
     found = torch.zeros(len(group.units), dtype=torch.float64)
     read: dict[str, list[tuple[int, tuple[int, ...]]]] = {}  # weight -> units and the inputs they are; one inverse at a time
     for number, unit in enumerate(group.units):
@@ -69,7 +73,7 @@ def _obs(group: Group, moments: LayerMoments, inverses: TensorCache[str, tuple[T
             solved = torch.linalg.solve(inverse[columns][:, columns], own.T)
             found[number] += (own.T * solved).sum() / energy
     if group.kind == "head_dim":
-        found += _shares(group, moments.energy, values=bool(found.any()))
+        found += _shares(group, coupling, moments.energy)
     if not found.any():  # nothing reads the units: what they weigh
         squares = {n: p.detach().double().square() for n, p in moments.module.named_parameters() if p.ndim > 1}
         return _sums(group, squares)
@@ -88,18 +92,51 @@ def _inverse(grams: Mapping[str, Tensor], name: str, weight: Tensor) -> tuple[Te
     return torch.linalg.inv(centred + ridge * torch.eye(len(centred), dtype=centred.dtype)), energy
 
 
-def _shares(group: Group, energy: Mapping[str, Tensor], *, values: bool) -> Tensor:
-    """Each dimension's share of the energy of the attention scores: squares of queries times squares of keys, of all heads.
-
-    `values`: the dimensions of the values go with them, as where one layer makes all three in equal parts.
-    """
+def _shares(group: Group, coupling: Coupling, energy: Mapping[str, Tensor]) -> Tensor:
+    """Each dimension's share of the energy of the attention scores: squares of queries times squares of keys, of all heads."""
     found = torch.zeros(len(group.units), dtype=torch.float64)
-    for number, unit in enumerate(group.units):
-        rows = [energy[s.parameter][i] for s in unit.slices if s.axis == 0 and s.parameter in energy for i in s.indices]
-        part = len(rows) // (3 if values else 2)
-        if part:
-            found[number] = torch.stack(rows[:part]).sum() * torch.stack(rows[part : 2 * part]).sum()
+    rows = [[(s.parameter, i) for s in unit.slices if s.axis == 0 for i in s.indices] for unit in group.units]
+    weights = {name for unit in rows for name, _ in unit} & energy.keys()
+    for pair in _queries_and_keys(group, coupling):
+        queries, keys = (_rows_read(operand, coupling.walk.captured, weights) for operand in pair)
+        for number, own in enumerate(rows):
+            found[number] += sum(energy[n][i] for n, i in own if (n, i) in queries) * sum(
+                energy[n][i] for n, i in own if (n, i) in keys
+            )
     return found / found.sum().clamp_min(1e-30)
+
+
+def _queries_and_keys(group: Group, coupling: Coupling) -> list[list[fx.Node]]:
+    """The two factors of every product that sums over a group's dimensions."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in (cost.node for cost in coupling.walk.costs):
+        name = operator_name(node)
+        given: Any = node.args[1] if name == "einsum" else ()
+        if name in _FACTORS:
+            given = node.args[_FACTORS[name] : _FACTORS[name] + 2]
+        factors = [a for a in given if isinstance(a, fx.Node) and group.name in coupling.groups_of(coupling.walk.axes(a))]
+        left = group.name in coupling.groups_of(coupling.walk.axes(node))
+        if len(factors) == 2 and (not left or name == "scaled_dot_product_attention"):  # its values may have the dimensions too
+            found[node] = factors
+    return list(found.values())
+
+
+def _rows_read(value: fx.Node, captured: Captured, weights: Collection[str]) -> set[tuple[str, int]]:
+    """The rows, as (weight, row), that a value is computed from, through whatever lies between."""
+    before, queue = set[fx.Node](), [value]
+    while queue:
+        node = queue.pop()
+        if node not in before:
+            before.add(node)
+            queue += node.all_input_nodes
+    found = set[tuple[str, int]]()
+    for node in before:
+        name = captured.names.get(node.name)
+        for layer in node.users.keys() & before if name in weights else ():
+            moved = outputs_moved(layer, -1 if operator_name(layer) == "linear" else 1)
+            read = [rows for n, rows in moved.items() if n is value or (n.users.keys() & before) - moved.keys()]
+            found |= {(str(name), row) for row in frozenset().union(*read)}
+    return found
 
 
 def _sums(group: Group, squares: Mapping[str, Tensor]) -> Tensor:

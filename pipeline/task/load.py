@@ -23,7 +23,7 @@ from ..types import Crop, DataInfo, Preprocess, Splits, Subject
 from .classification import Classification
 from .models import LoadedModel, evaluation_crop, load_model, resized
 from .recipe import Recipe, read_recipe
-from .recipe_data import data_of
+from .recipe_data import RecipeSamples, data_of
 from .recipe_task import open_recipe
 from .samples import Data, image_data
 from .task import Task
@@ -102,7 +102,19 @@ def load_recipe(recipe: Recipe, seed: int) -> Loaded:
     cost = cost_of(module, example)
     plain = Preprocess((), (), "none")
     subject = Subject(recipe.name, state_sha256(module), info, plain, cost, signature, task.metric, recipe.digest)
-    return Loaded(subject, module, task, data, example)
+    return Loaded(subject, module, task, data, example, remarks=_sampled(data))
+
+
+def _sampled(data: Data) -> tuple[str, ...]:
+    """That only some samples tell a recipe's data apart, where that is so."""
+    splits = [split for split in (data.train, data.search, data.test) if isinstance(split, RecipeSamples)]
+    read, whole = sum(len(split.digested) for split in splits), sum(len(split) for split in splits)
+    if read == whole:
+        return ()
+    return (
+        f"Changed data are noticed by the recipe's code and {read} of its {whole} samples: where only others changed, earlier"
+        " results are used again; another --out computes all of them.",
+    )
 
 
 def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int]) -> Preprocess:

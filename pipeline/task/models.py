@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.code_digest import code_digest
 from ..data.digits import MEAN as DIGITS_MEAN
 from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
 from ..data.image_folder import TORCHVISION
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from ..data.user_code import code_digest, own_randomness, user_factory, users_code
+from ..data.user_code import own_randomness, user_factory, users_code
 from ..errors import InputError, described, importing, install_hint
 from ..network.calling import SAME, deviation
 from ..network.modes import unwrapped

@@ -6,13 +6,14 @@ in `recipe_task.py`, and named by function.
 
 from __future__ import annotations
 
-import ast
 import copy
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.code_digest import code_digest, function_digest, module_of
 from ..data.user_code import load_file, own_randomness, users_code
 from ..errors import InputError
 from ..network.calling import Outputs
@@ -63,20 +65,13 @@ class Recipe:
             if field.name != "name" and value is not None and not callable(value):
                 raise InputError(f"recipe {self.name}: {field.name}", found=type(value).__name__, expected="a function")
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the source of its functions, and of the modules beside it that it imports."""
-        found = hashlib.sha256()
-        for file in modules_of(self._file):
-            found.update(file.name.encode() + file.read_bytes())
-        for field in fields(self):
-            function = getattr(self, field.name)
-            try:
-                source = inspect.getsource(inspect.getmodule(function) or function) if callable(function) else ""
-            except (OSError, TypeError):
-                source = ""
-            found.update(source.encode())
-        return found.hexdigest()
+        """SHA-256 of its functions, of the values they were given, and of the modules they are in and import."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if callable(getattr(self, field.name))}
+        functions = {name: function_digest(function) for name, function in given.items()}
+        modules = {code_digest(module) for module in map(module_of, given.values()) if module is not None}
+        return hashlib.sha256(json.dumps([functions, sorted(modules)]).encode()).hexdigest()
 
     @property
     def _file(self) -> Path | None:
@@ -120,27 +115,6 @@ def recipe_of(module: ModuleType, name: str) -> Recipe:
                 f"recipe {name}", found=f"no function {key}()", expected="model() and datasets()", do=f"define {key}()"
             )
     return Recipe(**found, name=name)
-
-
-def modules_of(file: Path | None) -> list[Path]:
-    """A Python file and the files beside it that it imports, directly or through one another, in the order of their names."""
-    waiting, found = [file] if file is not None and file.is_file() else [], set[Path]()
-    while waiting:
-        here = waiting.pop()
-        if here in found:
-            continue
-        found.add(here)
-        try:
-            tree = ast.parse(here.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        for name in {name.partition(".")[0] for name in names}:
-            beside = here.parent / f"{name}.py"
-            package = here.parent / name
-            waiting += [beside] if beside.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
-    return sorted(found)
 
 
 def network_of(recipe: Recipe) -> nn.Module:

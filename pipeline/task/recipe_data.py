@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
+from ..data.code_digest import content_of
 from ..data.datasets import MIN_TRAIN, search_size
 from ..errors import InputError
 from ..network.calling import Inputs
 from .recipe import SPLITS, Recipe
-from .samples import Batch, Data
+from .samples import HELD_BYTES, Batch, Data
 
 HELD_SAMPLES = 20_000
-DIGESTED = 64  # samples of each split that a data set is told apart by, besides the recipe's own code
+DIGESTED, DIGESTED_BYTES = 64, 64 << 20  # what a split is told apart by, besides the recipe's own code
 IntArray = NDArray[np.int64]
 
 
@@ -45,19 +46,27 @@ class RecipeSamples:
     name: str  # of the split
     indices: IntArray
     kept: dict[int, Any] | None = None  # samples read before, by index
+    names: list[str] = field(default_factory=list)  # of inputs by name, in the order of the first batch of any split
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @cached_property
     def digest(self) -> str:
-        """See `Samples.digest`."""
+        """See `Samples.digest`; of samples spread evenly over the split, see `digested`."""
         found = hashlib.sha256(f"{self.recipe.digest} {self.name} {len(self.indices)}".encode() + self.indices.tobytes())
-        spread = np.unique(np.linspace(0, len(self) - 1, DIGESTED).astype(np.int64)) if len(self) else ()
-        for position in spread:
-            inputs, target = self._sample(int(self.indices[position]))
-            found.update(_bytes_of(inputs) + _bytes_of(target))
+        for position in self.digested:
+            found.update(content_of(self._sample(int(self.indices[position]))))
         return found.hexdigest()
+
+    @cached_property
+    def digested(self) -> IntArray:
+        """Positions of the samples that a data set is told apart by: all, if they are small, else at least 64."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        each = max(1, len(content_of(self._sample(int(self.indices[0])))))
+        count = min(len(self), max(DIGESTED, DIGESTED_BYTES // each))
+        return np.unique(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
     def batch(self, positions: IntArray) -> Batch:
         """See `Samples.batch`."""
@@ -87,7 +96,8 @@ class RecipeSamples:
 
     def held(self) -> RecipeSamples:
         """See `Samples.held`."""
-        return self if len(self) > HELD_SAMPLES else replace(self, kept={})
+        each = len(content_of(self._sample(int(self.indices[0])))) if len(self) else 0
+        return self if len(self) > HELD_SAMPLES or len(self) * each > HELD_BYTES else replace(self, kept={})
 
     def _sample(self, index: int) -> tuple[Any, Any]:
         if self.kept is not None and index in self.kept:
@@ -117,6 +127,11 @@ class RecipeSamples:
                 absent = all(sample[1] is None for sample in samples)
                 target = None if absent else default_collate([sample[1] for sample in samples])
         inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+        if isinstance(inputs, dict):  # artifacts take them by their places
+            self.names.extend(() if self.names else inputs)
+            if sorted(inputs) != sorted(self.names):
+                raise self.recipe.wrong(function, f"inputs {', '.join(inputs)}", f"those of the others: {', '.join(self.names)}")
+            inputs = {name: inputs[name] for name in self.names}
         leaves = list(inputs.values()) if isinstance(inputs, dict) else list(inputs) if isinstance(inputs, tuple) else [inputs]
         if not leaves or any(not isinstance(leaf, Tensor) or leaf.ndim < 1 or len(leaf) != len(samples) for leaf in leaves):
             found = ", ".join(f"{tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves)
@@ -142,7 +157,7 @@ def data_of(recipe: Recipe, seed: int) -> Data:
     if unknown := [name for name in given if name not in SPLITS]:
         expected = f"{', '.join(map(repr, SPLITS))}: a validation set is 'search'"
         raise recipe.wrong("datasets()", f"a data set {unknown[0]!r}", expected)
-    found = {}
+    found, names = {}, list[str]()
     for name in (n for n in SPLITS if n in given):
         dataset = given[name]
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -151,7 +166,7 @@ def data_of(recipe: Recipe, seed: int) -> Data:
             count = len(dataset)
         if count < (MIN_TRAIN if name == "train" else 1):
             raise recipe.wrong(f"datasets()[{name!r}]", f"{count} samples", f"at least {MIN_TRAIN if name == 'train' else 1}")
-        found[name] = RecipeSamples(recipe, dataset, name, np.arange(count, dtype=np.int64))
+        found[name] = RecipeSamples(recipe, dataset, name, np.arange(count, dtype=np.int64), names=names)
     order = np.random.default_rng(seed).permutation(len(found["train"])).astype(np.int64)
     if "search" not in found:
         size = search_size(len(order))
@@ -164,18 +179,6 @@ def _copied(value: Any) -> Any:
     return pytree.tree_map_only(
         Tensor | np.ndarray, lambda array: array.clone() if isinstance(array, Tensor) else array.copy(), value
     )
-
-
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().numpy().tobytes()
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value).tobytes()
-    if isinstance(value, dict):
-        return b"".join(str(key).encode() + _bytes_of(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return b"".join(map(_bytes_of, value))
-    return repr(value).encode() if isinstance(value, int | float | str | bytes | None) else b""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 
+from ...devices.access import settings_of
 from ...devices.measure.timing import TimingSettings
 from ...targets.base import Target
 from ..files import atomic_write, file_ref
@@ -28,7 +29,8 @@ def verified(
     """Accuracy of the artifact in its own runtime on the test split, its latency on the device, and the gates."""
     inputs = (before.key, artifact.file.sha256)
     tested = accuracy_stage(run, before, artifact)
-    timed = run.folder.stage(f"timing-{target.name}", "1", {"threads": run.config.threads}, inputs)
+    settings = {"threads": run.config.threads} | settings_of(device_for(target, run.board))
+    timed = run.folder.stage(f"timing-{target.name}", "1", settings, inputs)
     kept = run.folder.stage(f"golden-{target.name}", "1", {"images": golden.SAMPLES}, inputs)
     done = all(stage.result(kind) is not None for stage, kind in ((tested, Accuracy), (timed, Timing), (kept, FileRef)))
     with nullcontext() if done else run.stage(f"verify {target.name}"):

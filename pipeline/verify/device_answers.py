@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...devices.access import settings_of
 from ...devices.local import LocalDevice
 from ...devices.tensorrt.device import boards_of
 from ...targets.base import Elsewhere, Target
@@ -27,7 +28,7 @@ def on_device(run: RunContext, before: Stage, target: Target, artifact: Artifact
     """
     if isinstance(run.board, LocalDevice) or boards_of(run.board) or not isinstance(target, Elsewhere):
         return None
-    settings = {"images": IMAGES, "threads": run.config.threads, "device": run.config.device}
+    settings = {"images": IMAGES, "threads": run.config.threads, "device": run.config.device} | settings_of(run.board)
     stage = run.folder.stage(f"device-{target.name}", "1", settings, (before.key, artifact.file.sha256))
 
     def ask() -> OnDevice:

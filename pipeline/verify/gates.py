@@ -57,7 +57,7 @@ def compare(metric: Metric, artifact: Judge, dense: Judge, agreement: float, sam
     """Accuracy of an artifact beside the dense PyTorch network on the same samples; `agreement`: with the pruned one."""
     value, before, each = artifact.value(), dense.value(), artifact.per_sample()
     interval, what = drop_ci95(metric, dense, artifact, samples)
-    correct = packed(each > 50.0) if each is not None and is_share(each) else ""
+    correct = packed((each > 50.0) == metric.higher_is_better) if each is not None and is_share(each) else ""
     return Accuracy(value, metric.drop(before, value), agreement, samples, kind, before, interval, what, correct)
 
 
@@ -66,8 +66,8 @@ def packed(right: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
-def unpacked(accuracy: Accuracy) -> NDArray[np.bool_] | None:
-    """Which images were classified correctly (samples,); None where that was not kept.
+def unpacked(accuracy: Accuracy, metric: Metric = TOP1) -> NDArray[np.bool_] | None:
+    """Which images were classified correctly (samples,); None where that was not kept. `metric`: what the accuracy is in.
 
     Raises:
         ValueError: it does not fit the other figures of the accuracy.
@@ -78,7 +78,8 @@ def unpacked(accuracy: Accuracy) -> NDArray[np.bool_] | None:
     if len(bits) != -(-accuracy.samples // 8):
         raise ValueError(f"{8 * len(bits)} bits for {accuracy.samples} images")
     right = np.unpackbits(bits)[: accuracy.samples].astype(bool)
-    if abs(100.0 * right.mean() - accuracy.value) > 1e-6:
+    counted = right if metric.higher_is_better else ~right  # a share of errors counts the wrong ones
+    if abs(100.0 * counted.mean() - accuracy.value) > 1e-6:
         raise ValueError(f"{right.sum()} of {accuracy.samples} images are marked as correct, which is not {accuracy.value:.2f} %")
     return right
 

@@ -73,10 +73,11 @@ def drop_ci95(metric: Metric, dense: Judge, other: Judge, samples: int) -> tuple
     """
     before, after = dense.per_sample(), other.per_sample()
     if before is not None and after is not None:
+        drops = metric.drop(1.0, 0.0) * (before - after)
         if is_share(before) and is_share(after):
-            lost, won = int((before > after).sum()), int((after > before).sum())
+            lost, won = int((drops > 0).sum()), int((drops < 0).sum())
             return paired_ci95(lost, won, samples), "paired, over the test samples"
-        drops, rng = metric.drop(1.0, 0.0) * (before - after), np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         means = [drops[rng.integers(0, samples, samples)].mean() for _ in range(RESAMPLES)]
         return _percentiles(means), "paired bootstrap over the test samples"
     found: list[float] = []

@@ -7,6 +7,8 @@ from functools import partial
 
 from torch import nn
 
+from ...devices.access import settings_of
+from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings, speedup_between
 from ...targets.base import Target
 from ..build.artifact import unpruned as unpruned_file
@@ -55,23 +57,30 @@ def unpruned_of(
     except BuildError as error:
         run.notes.append(f"{target.name}: the dense network could not be built in {artifact.precision} to compare with: {error}")
         return None
-    kept = run.folder.stage(f"unpruned-compared-{target.name}", "1", {}, (stage.key, before.key, artifact.file.sha256))
+    device = None if target.needs_device else device_for(target, run.board)
+    inputs = (stage.key, before.key, artifact.file.sha256)
+    kept = run.folder.stage(f"unpruned-compared-{target.name}", "1", settings_of(device), inputs)
     found = kept.result(Unpruned)
     if found is None:
         with run.stage(f"compare with {artifact.precision} alone"):
-            found = _compared(run, target, artifact, file, baseline, kept.note)
+            found = _compared(run, target, artifact, file, baseline, device, kept.note)
         kept.finish(found)
     return found
 
 
 def _compared(
-    run: RunContext, target: Target, artifact: Artifact, file: Artifact, baseline: Baseline, note: Callable[[str], None]
+    run: RunContext,
+    target: Target,
+    artifact: Artifact,
+    file: Artifact,
+    baseline: Baseline,
+    device: Device | None,
+    note: Callable[[str], None],
 ) -> Unpruned:
     loaded, folder = run.loaded, run.folder.path
     with target.runner(folder / file.file.path) as answer:
         predict = artifact_predictor(target, answer)
         value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
-    device = None if target.needs_device else device_for(target, run.board)
     untimed = f"{target.name}: the dense network in {artifact.precision} was not timed"
     if target.needs_device:
         note(f"{untimed}: no engine is built of it.")

@@ -28,8 +28,9 @@ def pad_stem(model: onnx.ModelProto, multiple: int = 4) -> onnx.ModelProto:
     if len(readers) != 1 or readers[0].op_type != "Conv" or attribute(readers[0], "group", 1) != 1:
         return model
     stem = readers[0]
-    missing = -editor.dims(stem.input[1])[1] % multiple
-    if not missing:
+    dims = editor.dims(stem.input[1])
+    missing = -dims[1] % multiple
+    if not missing or len(dims) != 4:  # MLAS has that kernel for images alone
         return model
     editor.put(stem.input[1], np.pad(editor.array(stem.input[1]), [(0, 0), (0, missing), (0, 0), (0, 0)]))
     editor.put(f"{STEM_PAD}_sizes", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,15 +19,19 @@ import torch
 from onnx import numpy_helper
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
 from ...pipeline.errors import BuildError, deepest_cause
 from ...pipeline.signature import Signature
+from ..stand_ins import stand_ins
 from .exporter_cache import collect_operators_once, exported_once
+from .graph import Graph
 from .zeros import drop_zero_additions
 
 OUTPUT = "edge_compress_output_"  # names of outputs while they are exported: the exporter may use theirs for operators
 SCOPES = "pkg.torch.onnx.name_scopes"  # what the exporter notes at a node: where in the module tree it comes from
 OPSET = 18  # the exporter's own; a later one would go through its version converter for nothing
+_ROUNDING = 1e-3  # of an output's largest value: what folding may change in float32
 
 
 def export_float(module: nn.Module, signature: Signature) -> onnx.ModelProto:
@@ -42,7 +48,7 @@ def export_float(module: nn.Module, signature: Signature) -> onnx.ModelProto:
     outputs = tuple(spec.name for spec in signature.outputs)
 
     def export() -> onnx.ModelProto:
-        return export_graph(fold_batchnorm(module), zeros(signature), outputs, by_name=signature.by_name)
+        return export_graph(fold_batchnorm(module, signature), zeros(signature), outputs, by_name=signature.by_name)
 
     return exported_once(module, signature, export)
 
@@ -118,34 +124,74 @@ def described(model: onnx.ModelProto, notes: Mapping[str, str]) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def fold_batchnorm(module: nn.Module) -> nn.Module:
+def fold_batchnorm(module: nn.Module, signature: Signature) -> nn.Module:
     """An eval-mode float32 copy on the CPU in which each BatchNorm right after a convolution is part of that convolution.
 
-    A module that torch.fx cannot trace comes back as a plain copy; the exporter's optimizer then folds what it finds.
+    The forward stays the module's own: torch.fx, which may take another branch than a call, only finds the pairs, and the layers
+    are replaced in their places. A module that it cannot trace, or that answers otherwise with the replaced layers, comes back as
+    a plain copy; the exporter's optimizer then folds what it finds.
     """
-    plain = copy.deepcopy(module).cpu().float().eval()
+    plain = _copied(module)
     try:
-        traced = fx.symbolic_trace(plain)
-    except Exception as error:  # tracing runs the user's forward: any type can come out of it
-        logging.getLogger(__name__).info("not traceable, BatchNorm is left to the exporter: %s", error)
-        return plain
-    modules = dict(traced.named_modules())
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+        replaced = _fused(plain, signature)
+        if not replaced:
+            return _copied(module)
+        folded = copy.deepcopy(plain, replaced)  # a memo: these objects count as copied already
+        if _same(_answers(folded, signature), _answers(plain, signature)):
+            return folded
+        reason = "it answers otherwise with BatchNorm folded"
+    except Exception as error:  # tracing and calling run the user's forward: any type can come out of it
+        reason = f"{type(error).__name__}: {error}"
+    logging.getLogger(__name__).info("BatchNorm is left to the exporter: %s", reason)
+    return _copied(module)  # tracing may have left its proxies in the other one
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).cpu().float().eval()
+
+
+def _fused(module: nn.Module, signature: Signature) -> dict[int, Any]:
+    """What stands in for layers, by their id: for convolutions they and the BatchNorm behind them, for that the identity."""
+    parameters = inspect.signature(module.forward).parameters
+    names = [spec.name for spec in signature.inputs]
+    fed = names if signature.by_name else list(parameters)[: len(names)]
+    left = {n: p.default for n, p in parameters.items() if n not in fed and p.default is not p.empty}
+    graph = fx.Tracer().trace(module, left)
+    modules = dict(module.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    replaced: dict[int, Any] = {}
+    for node in graph.nodes:
+        norm = modules[node.target] if node.op == "call_module" else None
+        # without running statistics it normalises by those of its input, which no weight can hold
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
             continue
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
             continue
         conv = modules[str(source.target)]
-        if not isinstance(conv, nn.Conv2d) or calls[node.target] != 1 or calls[source.target] != 1:
-            continue
-        traced.set_submodule(str(source.target), fuse_conv_bn_eval(conv, modules[node.target]))
-        node.replace_all_uses_with(source)
-        traced.graph.erase_node(node)
-    traced.graph.lint()
-    traced.recompile()
-    return traced.eval()
+        if isinstance(conv, nn.Conv2d) and calls[node.target] == calls[source.target] == 1:
+            replaced |= {id(conv): fuse_conv_bn_eval(conv, norm), id(norm): nn.Identity()}
+    return replaced
+
+
+def _answers(module: nn.Module, signature: Signature) -> list[torch.Tensor]:
+    """The tensors that a module gives for one sample of stand-ins."""
+    arrays = stand_ins(signature, 1)
+    inputs = [torch.from_numpy(array) for array in (arrays if isinstance(arrays, tuple) else (arrays,))]
+    with torch.no_grad():
+        if signature.by_name:
+            found = module(**dict(zip((spec.name for spec in signature.inputs), inputs, strict=True)))
+        else:
+            found = module(*inputs)
+    return [leaf.double() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+
+
+def _same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Whether outputs differ by no more than rounding."""
+    return len(found) == len(expected) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=_ROUNDING * float(b.abs().max()) if b.numel() else 0.0)
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def _separate_layers(model: onnx.ModelProto) -> None:
@@ -194,14 +240,17 @@ def _free_reshapes(model: onnx.ModelProto) -> None:
 
 
 def _pool_means(model: onnx.ModelProto) -> None:
-    """`x.mean((2, 3))` becomes GlobalAveragePool (+ Flatten), which has an int8 kernel; ReduceMean has none."""
+    """`x.mean((2, 3))` of images becomes GlobalAveragePool (+ Flatten), which has an int8 kernel; ReduceMean has none."""
     graph = model.graph
+    if not any(node.op_type == "ReduceMean" for node in graph.node):
+        return
+    shapes = Graph(model).shapes
     axes_of = {i.name: numpy_helper.to_array(i).tolist() for i in graph.initializer if i.data_type == onnx.TensorProto.INT64}
     for at, node in reversed(list(enumerate(graph.node))):
         if node.op_type != "ReduceMean" or len(node.input) < 2:
             continue
         axes = axes_of.get(node.input[1])
-        if axes is None or sorted(axes) not in ([2, 3], [-2, -1]):
+        if axes is None or sorted(axes) not in ([2, 3], [-2, -1]) or len(shapes.get(node.input[0], ())) != 4:
             continue
         keep = next((bool(a.i) for a in node.attribute if a.name == "keepdims"), True)
         pooled = node.output[0] if keep else f"{node.output[0]}_pooled"

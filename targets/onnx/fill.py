@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...calibration.ranges import least_weight_scale
 from ...pipeline.errors import BuildError
 from .edit import STEM_PAD, OnnxEditor
 from .graph import DEQUANTIZE, LAYER_OPS, Array, attribute
@@ -41,14 +42,19 @@ def fill(editor: OnnxEditor, values: Mapping[str, Array], weight_steps: int = 12
             weights = np.pad(weights, [(0, 0), (0, max(0, dims[1] - weights.shape[1])), (0, 0), (0, 0)])
         axis = attribute(weight, "axis", 1) % weights.ndim if editor.dims(weight.input[1]) else None
         largest = np.abs(weights).max(axis=tuple(i for i in range(weights.ndim) if i != axis), keepdims=True)
-        scale = np.maximum(largest / weight_steps, np.finfo(np.float32).tiny).astype(np.float32)
+        scale = largest / weight_steps
+        scale[scale < np.finfo(np.float32).tiny] = 1.0  # as the quantizer does
+        exact = values[bias.input[0].removesuffix("_quantized")] if bias is not None and data is not None else None
+        if exact is not None and data is not None:
+            least = least_weight_scale(exact, editor.array(data.input[1]).item())
+            scale = np.maximum(scale, least.max() if axis is None else least.reshape(scale.shape))
+        scale = scale.astype(np.float32)
         _put(editor, weight.input[0], np.rint(weights / scale).astype(np.int8))
         _put(editor, weight.input[1], scale.reshape(editor.dims(weight.input[1])))
-        if bias is None or data is None:
+        if exact is None or bias is None or data is None:
             continue
         steps = editor.array(data.input[1]) * scale.reshape(-1).astype(np.float64)
-        exact = np.rint(values[bias.input[0].removesuffix("_quantized")] / steps)
-        _put(editor, bias.input[0], np.clip(exact, -(2**31), 2**31 - 1).astype(np.int32))
+        _put(editor, bias.input[0], np.rint(exact / steps).astype(np.int32))
         _put(editor, bias.input[1], steps.astype(np.float32).reshape(editor.dims(bias.input[1])))
 
 

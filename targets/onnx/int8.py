@@ -19,7 +19,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from ...calibration.ranges import Histogram, Range, collect
+from ...calibration.ranges import Histogram, Range, collect, leaves_out_zero
 from ...pipeline.errors import BuildError
 from ..base import BuildRequest
 from .edit import STEM_PAD, bare_outputs, pad_stem
@@ -55,7 +55,9 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
     Raises:
         BuildError: the quantizer refused the network, or a layer to leave in float is not in it.
     """
-    first = next(iter(Graph(model).layers()), "")
+    graph = Graph(model)
+    first = next(iter(graph.layers()), "")
+    clips = [node.name for node in graph.nodes if leaves_out_zero(node, graph.constants)]
     source = model if first in recipe.float_layers else pad_stem(model)
     image = model.graph.input[0].name
     # the added channels are zero, and 0 is in every range
@@ -67,7 +69,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
         activation_qType=QuantType.QUInt8,
         reduce_range=recipe.weight_bits == 7,
         nodes_to_quantize=[],  # all
-        nodes_to_exclude=[*float_nodes(model, recipe), STEM_PAD],
+        nodes_to_exclude=[*float_nodes(model, recipe), STEM_PAD, *clips],
         op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),  # what quantize_static takes by default
         extra_options={},
     )

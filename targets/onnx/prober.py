@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 from torch import nn
 
@@ -10,7 +9,8 @@ from ...calibration.ranges import collect, ranges
 from ...pipeline.errors import BuildError
 from ...pipeline.options import Precision
 from ...pipeline.signature import Signature
-from ..base import Arrays, Structure
+from ..base import Structure
+from ..stand_ins import stand_ins
 from .export import export_float
 from .graph import Graph
 from .int8 import Recipe, quantize
@@ -40,15 +40,3 @@ class OnnxProber:
     def file_of(self, model: onnx.ModelProto) -> bytes:
         """The file of a graph that was cut from `dense`, in the artifact's precision."""
         return bytes(model.SerializeToString())
-
-
-def stand_ins(signature: Signature, count: int = 4) -> Arrays:
-    """Inputs to take ranges on where latency alone matters, which does not depend on them: normal numbers; whole ones are 1."""
-    rng = np.random.default_rng(0)
-    found = tuple(
-        rng.standard_normal((count, *spec.shape), dtype=np.float32)
-        if spec.dtype == "float32"
-        else np.ones((count, *spec.shape), spec.dtype)
-        for spec in signature.inputs
-    )
-    return found if len(found) > 1 else found[0]

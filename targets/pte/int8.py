@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from ...calibration.ranges import Histogram, Range, count, samples
+from ...calibration.ranges import Histogram, Range, count, least_weight_scale, samples
 from ..base import Arrays, FloatArray
 from .lowering import converting
 
 CLAMPS = ("relu", "hardtanh", "clamp", "clamp_min")  # int8 saturates where they clip
 LAYERS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+_STEPS = 127  # of an int8 weight, to each side of zero
+_LEAST_SCALE = 1e-6  # of weights; by default 2**-12, of which a row with values up to 0.01 has 41 steps
 
 
 def collect(program: ExportedProgram, inputs: Sequence[Arrays]) -> dict[str, Histogram]:
@@ -56,6 +59,7 @@ def quantize(
     for name, (low, high) in ranges.items():
         observer: Any = prepared.get_submodule(name)
         observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
+    _widen_for_bias(prepared)
     with converting("the model cannot be quantized for XNNPACK"):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
@@ -76,17 +80,35 @@ def _prepared(program: ExportedProgram, sample: tuple[torch.Tensor, ...] | None 
     """A copy with observers, which have seen the weights and one sample."""
     with converting("the model cannot be quantized for XNNPACK"):
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
-        from torchao.quantization.pt2e import MinMaxObserver
+        from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
         usual = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
         # unlike the usual HistogramObserver, this one's range can be set
         spec = replace(usual.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12))
-        quantizer = xnnpack.XNNPACKQuantizer().set_global(replace(usual, input_activation=spec, output_activation=spec))
+        weights = replace(usual.weight, observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_LEAST_SCALE))
+        config = replace(usual, input_activation=spec, output_activation=spec, weight=weights)
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(config)
         quantizer.set_filter_function(_quantizable)
         prepared: fx.GraphModule = prepare_pt2e(program.module(), quantizer)
         prepared(*(program.example_inputs[0] if sample is None else sample))
         return prepared
+
+
+def _widen_for_bias(prepared: fx.GraphModule) -> None:
+    """Widens the ranges of weights, in place, to where the steps of their layer's bias are large enough for int32."""
+    for node in prepared.graph.nodes:
+        if _operator_name(node) not in LAYERS or len(node.args) < 3 or getattr(node.args[2], "op", "") != "get_attr":
+            continue
+        if any(source.op != "call_module" for source in node.args[:2]):
+            continue  # it stays in float
+        observers: list[Any] = [prepared.get_submodule(str(source.target)) for source in node.args[:2]]
+        given, weights = observers
+        bias = attrgetter(str(node.args[2].target))(prepared).detach().numpy()
+        if weights.max_val.shape != bias.shape:
+            continue  # computed weights have one range
+        least = _STEPS * least_weight_scale(bias, float(given.calculate_qparams()[0]))
+        weights.max_val = torch.maximum(weights.max_val, torch.from_numpy(least).float())
 
 
 def _quantizable(node: fx.Node) -> bool:

@@ -34,7 +34,7 @@ def exported(module: nn.Module, signature: Signature) -> ExportedProgram:
     Raises:
         BuildError: it cannot be exported.
     """
-    folded = fold_batchnorm(module)
+    folded = fold_batchnorm(module, signature)
     if signature.by_name:
         folded = _Positional(folded, tuple(spec.name for spec in signature.inputs)).eval()
     with converting("the model cannot be exported"):

@@ -15,7 +15,8 @@ from ...pipeline.signature import Signature
 from ..base import Structure
 from ..onnx.graph import LAYER_OPS, Graph
 from ..onnx.int8 import Recipe, halve
-from ..onnx.prober import OnnxProber, stand_ins
+from ..onnx.prober import OnnxProber
+from ..stand_ins import stand_ins
 from .qdq import quantize
 
 # Rates: NVIDIA's data sheet of the Orin Nano Super (67 TOPS are int8 with 2:4 sparsity: half of that without, half again for

@@ -61,7 +61,7 @@ def convert(
     Raises:
         BuildError: the converter refused an operator; the message names it with its module where that can be found.
     """
-    folded = fold_batchnorm(module)
+    folded = fold_batchnorm(module, signature)
     weights = {n: m.weight.detach().numpy() for n, m in folded.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     network = Normalised(folded, mean, std) if mean else folded
     example = zeros(signature)
@@ -139,7 +139,7 @@ def _mean_without_transpose(model: Any) -> None:
     """TRANSPOSE to NCHW and MEAN over the last two axes is MEAN over the middle two."""
     graph = graph_of(model)
     for op in list(graph.operators):
-        if op_name(model, op) != "TRANSPOSE":
+        if op_name(model, op) != "TRANSPOSE" or op.outputs[0] in graph.outputs:
             continue
         order = constant(model, graph.tensors[op.inputs[1]])
         users = [user for user in graph.operators if op.outputs[0] in user.inputs]

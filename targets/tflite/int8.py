@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...calibration.ranges import Histogram, Range, count, samples
+from ...calibration.ranges import Histogram, Range, count, least_weight_scale, samples
 from ...pipeline.errors import BuildError
 from ..base import Arrays, FloatArray
 from ..quiet import quiet
 from .file import constant, graph_of, op_name, read, write
+from .layers import LAYER_OPS
 
+_STEPS = 127  # of an int8 weight, to each side of zero
 _NUMPY = {2: np.int32, 4: np.int64, 6: np.bool_}  # of tensor types in the schema that are not float
 
 
@@ -88,7 +90,30 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
         for name, (low, high) in ranges.items():
             ones = (1,) * ranks[name]
             values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
+        for name, largest in _weight_ranges(model, ranges):
+            values[name] = {"min": -largest, "max": largest}
         return _result(work, values)
+
+
+def _weight_ranges(model: Any, ranges: Mapping[str, Range]) -> Iterator[tuple[str, FloatArray]]:
+    """Yields names of weights with the largest value of each output channel, at least what keeps the channel's bias in int32."""
+    graph = graph_of(model)
+    for op in graph.operators:
+        kind = op_name(model, op)
+        if kind not in (*LAYER_OPS, "TRANSPOSE_CONV"):
+            continue
+        places = (2, 1, 3) if kind == "TRANSPOSE_CONV" else (0, 1, 2)
+        given = [*op.inputs, -1]  # without a bias its place is missing, or holds -1
+        tensors: list[Any] = [graph.tensors[given[at]] if given[at] >= 0 else None for at in places]
+        data, weights, bias = tensors
+        low, high = ranges.get(data.name.decode(), (0.0, 0.0))
+        values, exact = (constant(model, tensor) if tensor is not None else None for tensor in (weights, bias))
+        if values is None or exact is None or low == high:
+            continue
+        channels = 3 if kind == "DEPTHWISE_CONV_2D" else 0
+        largest = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != channels), keepdims=True)
+        least = _STEPS * least_weight_scale(exact, (high - low) / 255)
+        yield weights.name.decode(), np.maximum(largest, least.reshape(largest.shape)).astype(np.float32)
 
 
 def _infinite_paddings(model: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from ...calibration.ranges import ranges
 from ...pipeline.options import Precision
 from ...pipeline.signature import Signature
 from ..base import FloatArray, Structure
-from ..onnx.prober import stand_ins
+from ..stand_ins import stand_ins
 from .convert import convert
 from .edit import cut
 from .file import read, write

@@ -41,6 +41,28 @@ def test_what_only_a_relu_reads_has_the_range_of_the_relu():
     assert min_max(collect(network(), [inputs()])["double"])[0] == 0.0
 
 
+def test_what_is_an_output_beside_feeding_a_relu_keeps_its_own_range():
+    model = network()
+    model.graph.output.append(helper.make_tensor_value_info("double", TensorProto.FLOAT, [1, 1, 2, 2]))
+    images = inputs()
+    seen = collect(model, [images])
+    assert min_max(seen["double"]) == (float(2 * images.min()), float(2 * images.max()))
+
+
+@pytest.mark.parametrize(("bounds", "cut"), [((0.5, 3.0), False), ((-3.0, -0.5), False), ((0.0, 0.5), True), ((-0.5, 0.5), True)])
+def test_what_a_clip_reads_has_the_range_of_the_clip_only_where_that_holds_zero(bounds, cut):
+    model = network()
+    node = model.graph.node[1]
+    node.op_type = "Clip"
+    for name, value in zip(("low", "high"), bounds, strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+        node.input.append(name)
+    images = inputs()
+    seen = collect(model, [images])
+    expected = bounds if cut else (float(2 * images.min()), float(2 * images.max()))
+    assert min_max(seen["double"]) == pytest.approx(expected)
+
+
 def test_how_inputs_are_batched_changes_nothing_and_the_model_is_left_alone():
     model, images = network(), inputs()
     before = model.SerializeToString()

@@ -156,6 +156,11 @@ def test_machine_is_described_without_measuring():
     assert {"cpu", "governor", "host", "runtime_version"} <= set(facts)
     assert facts["host"]  # two machines of one kind on one home folder do not share latencies
     assert "load_average" not in facts
+    assert "affinity" not in facts
+
+
+def test_latencies_of_one_core_are_not_those_of_another():
+    assert LocalDevice(replace(THIS_MACHINE, affinity=(0, 1))).facts("onnxruntime", 1)["affinity"] == "0,1"
 
 
 @pytest.fixture

@@ -111,3 +111,29 @@ def test_a_log_that_cannot_be_written_is_said_and_the_run_goes_on(tmp_path: Path
         ui.say("hello")
     assert stream.getvalue().splitlines()[1:] == ["hello"]
     assert "no log is written" in stream.getvalue()
+
+
+HOSTILE = "key \x1b[31m\x1b]0;title\x07\r of\x00 \udcff a file"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_others_wrote_cannot_steer_the_terminal_nor_the_log(terminal: bool, tmp_path: Path) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    stream = Stream()
+    ui = Progress(stream)
+
+    def work() -> None:
+        with ui.logged(tmp_path / "run.log"):
+            ui.say(HOSTILE)
+            with ui.bar(HOSTILE, 1) as bar:
+                bar.advance(1, HOSTILE)
+            raise ValueError(HOSTILE)
+
+    with pytest.raises(ValueError, match="key"):
+        work()
+    for text in (stream.getvalue(), (tmp_path / "run.log").read_text()):
+        assert "key \\x1b[31m" in text
+        assert not any(control in text for control in ("\x1b[31m", "\x1b]0", "\x07", "\x00", "\udcff"))

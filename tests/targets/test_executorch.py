@@ -155,6 +155,25 @@ def test_what_a_clamp_cuts_off_gets_no_steps() -> None:
     assert max(high for _, high in ranges) == 6.0
 
 
+def linear(weight: float, bias: float) -> nn.Module:
+    """A linear layer of small random weights, whose first row is zero but for its bias."""
+    torch.manual_seed(0)
+    layer = nn.Linear(48, 5)
+    with torch.no_grad():
+        layer.weight.uniform_(-weight, weight)
+        layer.weight[0], layer.bias[:] = 0.0, torch.tensor([bias, 0.0, 0.0, 0.0, 0.0])
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize(("weight", "bias", "size"), [(1e-3, 0.0, 1.0), (1e-3, 5.0, 1e-3)], ids=["steps", "bias"])
+def test_small_weights_get_all_steps_and_bias_its_value(weight: float, bias: float, size: float) -> None:
+    net, images = linear(weight, bias), size * np.random.default_rng(0).uniform(-4, 4, (8, 3, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        wanted = net(torch.from_numpy(images)).numpy()
+    found, _ = quantized(net, images)
+    assert np.square(found - wanted).mean() < 1e-3 * np.square(wanted).mean()
+
+
 def test_what_stays_in_float_or_with_the_portable_kernels_is_named() -> None:
     from edge_compress.targets.pte.int8 import collect, float_layers, quantize
     from edge_compress.targets.pte.lowering import exported, lowered
@@ -188,7 +207,7 @@ def test_the_agent_says_the_files_inputs_takes_them_and_answers_as_here(tokens: 
 
 
 def test_the_printed_code_answers_as_the_file_does(tmp_path: Path) -> None:
-    from edge_compress.pipeline.report.rendering import render
+    from edge_compress.pipeline.report.format import render
     from edge_compress.targets.pte.run import sides_of
 
     net, path = nn.Sequential(scaled(2.0), nn.Flatten(), nn.Linear(48, 5)).eval(), tmp_path / "model.pte"

@@ -212,3 +212,35 @@ def test_missing_packages_are_named_before_anything_is_built(tiny, images, tmp_p
         x86.TARGET.build(asked)
     with pytest.raises(UnavailableError), x86.TARGET.runner(tmp_path / "x.onnx"):
         pass
+
+
+class Ratio(nn.Module):
+    """A quotient whose divisor is kept away from zero."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.top, self.bottom = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.top(x).relu() / self.bottom(x).clamp(min=0.5)
+
+
+def test_a_divisor_that_is_clamped_above_zero_stays_above_zero_in_int8(images):
+    net = Ratio().eval()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    network = export_float(net, Signature(image_signature(SHAPE).inputs, (TensorSpec("y", expected.shape[1:]),)))
+    quantized = quantize(network, ranges(collect(network, [images]), "min-max"), Recipe("min-max", 7))
+    found = predictor(quantized.SerializeToString())(images)
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
+
+
+def test_a_recipe_whose_score_is_no_number_is_not_taken(tiny, tiny_onnx, images, tmp_path):
+    nan = float("nan")
+    options, *_ = chosen(tiny, tiny_onnx, images, tmp_path, [90.0, nan, 89.9, nan, 89.0, nan])
+    assert (options["ranges"], options["weight_bits"]) == ("min-max", "7")
+    for figures in ([90.0, *[nan] * 9], [nan, *[89.0] * 9]):
+        with pytest.raises(BuildError, match="finite"):
+            chosen(tiny, tiny_onnx, images, tmp_path, figures)

@@ -1,7 +1,8 @@
 """The proof that the labels were understood: the cut network answers as the full one with zeros in place of what was cut.
 
-Half of the units of every group go at once. Where the answers differ, or the cut network does not run, sizes held by `forward`
-are corrected first; then the groups at fault are found by halving the list, locked and named, and the rest goes on.
+Units of every group go at once: every second one, and then another share of each group, from one end, which forwards that only
+keep their proportions do not survive. Where the answers differ, or the cut network does not run, sizes held by `forward` are
+corrected first; then the groups at fault are found by halving the list, locked and named, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from .sizes import TIMES, SizedCalls, holds_sizes, record
 from .sound_blocks import with_sound_blocks
 from .surgery import cut, zeroed
 from .training import training_fault
+
+SHARES = (0.25, 0.65, 0.4)  # of a group's units that go, from one of its ends
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,15 @@ def _check(coupling: Coupling, names: list[str]) -> Checked:
 
 
 def half(group: Group) -> list[int]:
-    """Every second unit of a group: the half the gate removes."""
+    """Every second unit of a group."""
     return list(range(1, len(group.units), 2))
+
+
+def uneven(group: Group, number: int) -> list[int]:
+    """The first or the last units of a group: another share of them for each group of a network, by its number."""
+    count = len(group.units)
+    gone = min(max(round(SHARES[number % len(SHARES)] * count), 1), count - 1)
+    return list(range(gone) if number % 2 else range(count - gone, count))
 
 
 @contextmanager
@@ -105,13 +115,21 @@ class _Gate:
         self.coupling = coupling
         self.sized: Mapping[str, SizedCalls] = {}
         self.groups = {g.name: g for g in coupling.groups}
+        self.numbers = {g.name: k for k, g in enumerate(coupling.groups)}
         self.example = coupling.walk.captured.example
         self.training = False  # whether the cut network has to run in training mode too
 
+    def plans(self, names: list[str]) -> Iterator[dict[str, list[int]]]:
+        """What is removed of these groups, one plan after the other."""
+        yield {n: half(self.groups[n]) for n in names}
+        yield {n: uneven(self.groups[n], self.numbers[n]) for n in names}
+
     def holds_sizes(self, names: list[str]) -> bool:
-        """Whether the network without half of these groups runs, but holds sizes of the full one."""
-        plan = {n: half(self.groups[n]) for n in names}
-        return holds_sizes(self.coupling, self.coupling.gone(plan), cut(self.coupling, plan, shared=True))
+        """Whether the network without some units of these groups runs, but holds sizes of the full one."""
+        return any(
+            holds_sizes(self.coupling, self.coupling.gone(plan), cut(self.coupling, plan, shared=True))
+            for plan in self.plans(names)
+        )
 
     def take_larger_batch(self, names: list[str]) -> bool:
         """Compares on more samples than the example's from here on: a corrected size may follow their number.
@@ -156,7 +174,15 @@ class _Gate:
 
     def difference(self, names: list[str]) -> tuple[float | None, str]:
         """(largest difference between cut and zeroed, "") or (None, why the cut network does not run)."""
-        plan = {n: half(self.groups[n]) for n in names}
+        largest = 0.0
+        for plan in self.plans(names):
+            found, why = self._difference(plan)
+            if found is None or found > TOLERANCE:
+                return found, why
+            largest = max(largest, found)
+        return largest, ""
+
+    def _difference(self, plan: dict[str, list[int]]) -> tuple[float | None, str]:
         found, why = self._once(plan, None)
         if found is not None and found > TOLERANCE:  # a deep network in single precision can differ by rounding alone
             try:
@@ -190,7 +216,7 @@ class _Gate:
 
     def narrow_sizes(self, names: list[str]) -> None:
         """Correct calls only in modules whose own forward makes them, so that the others stay of the user's very class."""
-        gone = self.coupling.gone({n: half(self.groups[n]) for n in names})
+        gone = self.coupling.gone({n: uneven(self.groups[n], self.numbers[n]) for n in names})
         kept: dict[str, SizedCalls] = {}
         for name, calls in self.sized.items():
             if any(calls.under(self.coupling, gone)):
@@ -215,8 +241,14 @@ class _Gate:
 
         def halve(part: list[list[str]], reason: str) -> None:
             if len(part) == 1 and (len(part[0]) == 1 or not self.passes(part[0][:1])):
-                failed.update(dict.fromkeys(part[0], reason))
-                return
+                first, rest = part[0][:1], part[0][1:]
+                failed.update(dict.fromkeys(first, reason))
+                if not rest or self.passes(rest):
+                    return
+                if not self.passes(rest[:1]):
+                    failed.update(dict.fromkeys(rest, reason))
+                    return
+                part = [rest]
             part = part if len(part) > 1 else [[name] for name in part[0]]
             for half in (part[: len(part) // 2], part[len(part) // 2 :]):
                 difference, reason = self.difference([name for names in half for name in names])

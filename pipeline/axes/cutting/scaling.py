@@ -1,15 +1,15 @@
 """Operators that divide by the number of units: when some are removed, the factor is folded into a parameter.
 
-Fused attention divides by the root of the head dimension; its factor goes into the query projection. Global response
-normalisation (GRN; Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, and RMSNorm (Zhang and
-Sennrich 2019, equation 4) by the root of one; their factors go into their own weights.
+Fused attention divides by the root of the head dimension; its factor goes into the query projection, or into that of the keys.
+Global response normalisation (GRN; Woo et al. 2023, ConvNeXt V2, section 3) divides by a mean over the channels, and RMSNorm
+(Zhang and Sennrich 2019, equation 4) by the root of one; their factors go into their own weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from ..algebra import Axis
-from ..capture import operator_name, owner
+from ..capture import operator_name, owner, tensors_in
 
 if TYPE_CHECKING:
     from ..coupling import Coupling
@@ -48,24 +48,58 @@ class Rescale:
 
 
 def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale | None:
-    """The rows of the linear layer that makes the queries, or None where anything else than reshapes lies between."""
-    chain: list[fx.Node] = []
-    node = query
-    while node.target is not torch.ops.aten.linear.default:
-        if operator_name(node) not in _MOVES:
-            return None
-        chain.append(node)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        node = source
-    parameters = [a for a in node.args[1:] if isinstance(a, fx.Node)]
+    """The rows of the linear layer that makes the queries of fused attention, or else those that make its keys.
+
+    Nothing but reshapes lies between, and nothing else reads them, such as a bias computed from the queries. None: neither.
+    """
+    readers = [user for user in query.users if operator_name(user) == "scaled_dot_product_attention" and user.args[0] is query]
+    for operand in (0, 1):
+        found = _read_only_by(readers[0], operand, names) if len(readers) == 1 else None
+        if found is not None:
+            return Rescale(*found, depth, 0.5)
+    return None
+
+
+def _read_only_by(reader: fx.Node, operand: int, names: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """The parameters and rows of the linear layer whose outputs an operand is; None where anything else reads these rows."""
+    layer = reader.args[operand]
+    while isinstance(layer, fx.Node) and operator_name(layer) in _MOVES:
+        layer = layer.args[0]
+    if not isinstance(layer, fx.Node) or layer.target is not torch.ops.aten.linear.default:
+        return None
+    parameters = [a for a in layer.args[1:] if isinstance(a, fx.Node)]
     if any(p.name not in names or len(p.users) > 1 for p in parameters):
         return None
-    shape = node.meta["val"].shape
-    value = torch.arange(shape[-1]).expand(tuple(int(n) for n in shape))
-    for step in reversed(chain):
-        value = step.target(value, *step.args[1:], **step.kwargs)  # type: ignore[operator]
-    return Rescale(tuple(names[p.name] for p in parameters), tuple(np.unique(value.numpy()).tolist()), depth, 0.5)
+    moved = outputs_moved(layer, -1)
+    rows = moved[reader.args[operand]]  # type: ignore[index]
+    for source, outputs in moved.items():
+        for user in source.users.keys() - moved.keys():
+            places = [k for k, a in enumerate(user.args) if a is source]
+            expected = user is reader and places == [operand] and source not in user.kwargs.values()
+            if not expected and operator_name(user) != "_assert_tensor_metadata" and outputs & rows:
+                return None
+    return tuple(names[p.name] for p in parameters), tuple(sorted(rows))
+
+
+def outputs_moved(layer: fx.Node, axis: int) -> dict[fx.Node, frozenset[int]]:
+    """Which of a layer's outputs, along `axis` of its result, are in that result and in every value that reshapes make of it."""
+    shape = tuple(int(n) for n in layer.meta["val"].shape)
+    numbers = torch.arange(shape[axis], dtype=torch.int32)
+    values: dict[fx.Node, Any] = {layer: numbers.view(-1, *[1] * (len(shape) - 1)).movedim(0, axis).expand(shape)}
+    queue = [layer]
+    while queue:
+        source = queue.pop()
+        for user in source.users:
+            if operator_name(user) in _MOVES and user.args[0] is source:
+                values[user] = user.target(values[source], *user.args[1:], **user.kwargs)  # type: ignore[operator]
+                queue.append(user)
+    return {node: frozenset().union(*map(_numbers, tensors_in(value))) for node, value in values.items()}
+
+
+def _numbers(value: torch.Tensor) -> frozenset[int]:
+    """What is in a tensor of numbers, each read once along the axes that only repeat it."""
+    once = value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in value.stride())]
+    return frozenset(np.unique(once.numpy()).tolist())
 
 
 _NORMALISATIONS = {("add", "div", "mul"): -1.0, ("add", "rsqrt", "mul"): -0.5}  # from a mean to what the weight multiplies

@@ -34,22 +34,25 @@ _RESHAPES: dict[Any, str] = {
     torch.Tensor.expand: "expand",
     torch.Tensor.split: "split", torch.split: "split", torch.functional.split: "split",
     torch.Tensor.split_with_sizes: "split", torch.split_with_sizes: "split",
+    torch.Tensor.__getitem__: "slice", torch.Tensor.narrow: "slice", torch.narrow: "slice",
 }  # fmt: skip
 _NODES = {"view": {"view"}, "reshape": {"reshape", "view"}, "unflatten": {"unflatten"}, "expand": {"expand"},
-          "split": {"split", "split_with_sizes"}}  # fmt: skip
+          "split": {"split", "split_with_sizes"}, "slice": {"slice", "narrow"}}  # fmt: skip
 
 
 Size = tuple[int, bool]  # on the example; whether it grows with the batch
-Corrected = tuple[str, tuple[Size | None, ...], int]  # function; sizes, None where the user's own stays; the axis of a split
+# function; sizes, None where the user's own stays; the axis of a split, or of a slice, whose sizes are its start and its length
+Corrected = tuple[str, tuple[Size | None, ...], int]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One shape-taking call: which function, and the axes of its result or results."""
+    """One shape-taking call: which function, and the axes of its result or results; of a slice those of what is sliced."""
 
     function: str
     axes: tuple[Axes, ...]
-    dim: int = 0  # of a split
+    dim: int = 0  # of a split or a slice
+    bounds: tuple[int, int] = (0, 0)  # of a slice
     batch: tuple[bool, ...] = ()  # whether each axis of its first result is as many times as long in a larger batch
 
 
@@ -66,6 +69,11 @@ class SizedCalls:
         for call in self.calls:
             if call is None:
                 found.append(None)
+                continue
+            if call.function == "slice":
+                mask, (start, stop) = coupling.kept(call.axes[0][call.dim], gone), call.bounds
+                place = ((int(mask[:start].sum()), False), (int(mask[start:stop].sum()), False))
+                found.append(None if mask.all() else (call.function, place, call.dim))
                 continue
             axes: list[Axis] = [t[call.dim] for t in call.axes] if call.function == "split" else list(call.axes[0])
             sizes: list[Size | None] = []
@@ -93,11 +101,20 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        kind = _RESHAPES.get(func)
+        kind = _kind(func, args)
         if kind is not None:
             first = result[0] if isinstance(result, list | tuple) else result
             self.notes.append((tuple(self.stack), kind, tuple(first.shape)))
         return result
+
+
+def _kind(func: Any, args: Any) -> str | None:
+    """Which shape-taking function a call is of; of all that square brackets can mean, only slices."""
+    kind = _RESHAPES.get(func)
+    if func is not torch.Tensor.__getitem__:
+        return kind
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return kind if all(isinstance(part, slice) or part is Ellipsis for part in index) else None
 
 
 def holds_sizes(coupling: Coupling, gone: NDArray[np.bool_], small: nn.Module) -> bool:
@@ -113,6 +130,8 @@ def holds_sizes(coupling: Coupling, gone: NDArray[np.bool_], small: nn.Module) -
     for call, (_, _, shape) in zip(expected, notes, strict=True):
         if call is not None and call[0] == "split":
             call = (call[0], (*[None] * call[2], call[1][0]), 0)
+        if call is not None and call[0] == "slice":
+            call = (call[0], (*[None] * call[2], call[1][1]), 0)
         if call is not None and any(size is not None and size[0] != n for size, n in zip(call[1], shape, strict=False)):
             return True
     return False
@@ -140,7 +159,10 @@ def record(captured: Captured, values: dict[fx.Node, Any], *, larger: bool = Tru
             several = isinstance(node.meta["val"], list | tuple)
             dim = _dim(node) if kind == "split" else 0
             grows = tuple(n == TIMES * m for m, n in zip(shape, other, strict=False))
-            call = Call(kind, tuple(value) if several else (value,), dim, grows)
+            call = Call(kind, tuple(value) if several else (value,), dim, batch=grows)
+            if kind == "slice":
+                dim, bounds = _bounds(node)
+                call = None if bounds is None else Call(kind, (values[node.all_input_nodes[0]],), dim, bounds)
         for module, visit in modules:
             if visit == 0:  # a module called again makes the same calls again
                 found.setdefault(module, []).append(call)
@@ -193,6 +215,19 @@ def _dim(node: fx.Node) -> int:
     return number(dim) % rank
 
 
+def _bounds(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
+    """The axis of a slice, and where it starts and ends; None where it leaves out some in between."""
+    source: Any = node.args[0]
+    given = [*node.args[1:], *[None] * 4][:4]
+    dim = number(given[0] or 0) % source.meta["val"].ndim
+    size = int(source.meta["val"].shape[dim])
+    if operator_name(node) == "narrow":
+        start = number(given[1]) % size
+        return dim, (start, start + number(given[2]))
+    start, stop, step = slice(given[1], given[2], given[3]).indices(size)
+    return dim, (start, stop) if step == 1 else None
+
+
 def _match(notes: Sequence[_Note], nodes: list[fx.Node], canonical: dict[str, str]) -> list[fx.Node | None]:
     """The node of each call: the next one of its kind and result shape in its module; None where there is none."""
     result: list[fx.Node | None] = []
@@ -222,7 +257,7 @@ class _Corrector(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        kind = _RESHAPES.get(func)
+        kind = _kind(func, args)
         if kind is None:
             return func(*args, **kwargs)
         call = self.calls[self.next] if self.next < len(self.calls) else None
@@ -237,6 +272,17 @@ def _corrected(func: Any, kind: str, sizes: list[int | None], dim: int, args: An
     x = args[0] if args else kwargs["input"]
     if kind == "split":
         return torch.split(x, [int(s) for s in sizes if s is not None], dim)
+    if kind == "slice":
+        start, length = (int(s) for s in sizes if s is not None)
+        if func is not torch.Tensor.__getitem__:
+            return x.narrow(dim, start, length)
+        index = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
+        at = index.index(Ellipsis) if Ellipsis in index else len(index)
+        place = dim if dim < at else len(index) - (x.ndim - dim)
+        if 0 <= place < len(index):
+            index[place] = slice(start, start + length)
+            return func(x, tuple(index))
+        return func(*args, **kwargs)
     if kind == "unflatten":
         at = int(args[1] if len(args) > 1 else kwargs["dim"]) % x.ndim
         given = list(args[2] if len(args) > 2 else kwargs["sizes"])

@@ -25,40 +25,74 @@ class FoldedConv2d(nn.Conv2d):
 
 
 def fold_computed_weights(module: nn.Module, graph: fx.Graph, names: Mapping[str, str], owner: Any) -> Iterator[str]:
-    """Replace, in `module`, convolutions whose weight is computed from parameters alone; says which."""
+    """Replace, in `module`, convolutions whose weight is computed from parameters alone; says which.
+
+    One that does more than pad with zeros and convolve stays: with other padding, another bias, or modules of its own.
+    """
     by_owner: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_function":
             by_owner.setdefault(owner(node)[0], []).append(node)
     for name, nodes in by_owner.items():
+        old = module.get_submodule(name)
         convs = [n for n in nodes if n.target is torch.ops.aten.conv2d.default]
-        if len(convs) != 1 or convs[0].args[1].op != "call_function":  # type: ignore[union-attr]
+        if not name or not isinstance(old, nn.Conv2d) or type(old) is nn.Conv2d or len(convs) != 1:
             continue
-        conv, old = convs[0], module.get_submodule(name)
-        chain = _ancestors(conv.args[1])
-        inputs = {n for n in chain if n.op == "placeholder"}
-        rest = set(nodes) - chain - {conv}
-        pads = [n for n in rest if n.target in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)]
-        if (
-            type(old) is nn.Conv2d
-            or not isinstance(old, nn.Conv2d)
-            or not inputs <= _stored(graph, names)
-            or len(rest) > len(pads) > 1
-        ):
+        new = _ordinary(old, convs[0], set(nodes), module, names)
+        if new is None:
             continue
-        if (pads and (len(pads) > 1 or conv.args[0] is not pads[0])) or set(pads) != rest:
-            continue
-        with torch.no_grad():
-            weight = _value(conv.args[1], module, names, {})
-        arguments: dict[str, Any] = dict(zip(("stride", "padding", "dilation", "groups"), conv.args[3:], strict=False))
-        groups = arguments.get("groups", 1)
-        new = FoldedConv2d(weight.shape[1] * groups, weight.shape[0], weight.shape[2:], bias=old.bias is not None, **arguments)
-        new.weight, new.bias = nn.Parameter(weight.detach().clone()), old.bias
-        amounts: Any = pads[0].args[1] if pads else ()
-        new.pads = tuple(int(p) for p in amounts)
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, new.train(old.training))
         yield f"{name}: {type(old).__name__} folded into an ordinary convolution"
+
+
+def _ordinary(
+    old: nn.Conv2d, conv: fx.Node, nodes: set[fx.Node], module: nn.Module, names: Mapping[str, str]
+) -> FoldedConv2d | None:
+    """The ordinary convolution that answers as `old` does, whose operators are `nodes`; None where there is none."""
+    data, weight, bias = conv.args[0], conv.args[1], conv.args[2] if len(conv.args) > 2 else None
+    if not isinstance(data, fx.Node) or not isinstance(weight, fx.Node) or weight.op != "call_function":
+        return None
+    chain = _ancestors(weight)
+    others = nodes - chain - {conv}
+    if any(n.op == "placeholder" and n.name not in names for n in chain) or not others <= {data}:
+        return None
+    if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in names):
+        return None
+    if (None if bias is None else _value(bias, module, names, {})) is not old.bias:
+        return None
+    pads = _zeros_around(data) if others else ()
+    if pads is None:
+        return None
+    with torch.no_grad():
+        found = _value(weight, module, names, {})
+    arguments: dict[str, Any] = dict(zip(("stride", "padding", "dilation", "groups"), conv.args[3:], strict=False))
+    inputs = found.shape[1] * arguments.get("groups", 1)
+    new = FoldedConv2d(inputs, found.shape[0], found.shape[2:], bias=old.bias is not None, **arguments)
+    new.weight, new.bias, new.pads = nn.Parameter(found.detach().clone()), old.bias, pads
+    source: Any = data.args[0] if others else data
+    return new if _same(old, new.eval(), source.meta["val"]) else None
+
+
+def _zeros_around(node: fx.Node) -> tuple[int, ...] | None:
+    """The amounts of a padding with zeros; None for any other operator."""
+    if node.target not in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default):
+        return None
+    places = ("mode", "value") if node.target is torch.ops.aten.pad.default else ("value",)
+    given = dict(zip(places, node.args[2:], strict=False)) | node.kwargs
+    amounts: Any = node.args[1]
+    return tuple(int(p) for p in amounts) if given.get("mode", "constant") == "constant" and not given.get("value") else None
+
+
+def _same(old: nn.Module, new: nn.Module, like: torch.Tensor) -> bool:
+    """Whether two layers answer alike: what `old` calls beside its own operators is not in the ordinary convolution."""
+    inputs = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(next(new.parameters()))
+    try:
+        with torch.no_grad():
+            expected, found = old(inputs.clone()), new(inputs)
+    except Exception:  # the user's own code, called otherwise than by its network
+        return False
+    return isinstance(expected, torch.Tensor) and expected.shape == found.shape and torch.allclose(found, expected, 1e-4, 1e-5)
 
 
 def _ancestors(node: Any) -> set[fx.Node]:
@@ -70,10 +104,6 @@ def _ancestors(node: Any) -> set[fx.Node]:
             found.add(here)
             queue.extend(here.all_input_nodes)
     return found
-
-
-def _stored(graph: fx.Graph, names: Mapping[str, str]) -> set[fx.Node]:
-    return {n for n in graph.nodes if n.op == "placeholder" and n.name in names}
 
 
 def _value(node: Any, module: nn.Module, names: Mapping[str, str], known: dict[fx.Node, Any]) -> Any:

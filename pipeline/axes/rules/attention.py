@@ -53,5 +53,6 @@ def attention(walk: Walk, node: fx.Node) -> Value:
     if isinstance(mask, fx.Node):
         walk.broadcast([[*batch, q[-2], k[-2]], walk.axes(mask)], node)
     places = math.prod(size_of(a) for a in batch) * size_of(q[-2]) * size_of(k[-2])
-    walk.cost(node, places * (size_of(q[-1]) + size_of(v[-1])), *batch, depth, v[-1])
+    walk.cost(node, places * size_of(q[-1]), *batch, depth)
+    walk.cost(node, places * size_of(v[-1]), *batch, v[-1])
     return [*batch, q[-2], v[-1]]

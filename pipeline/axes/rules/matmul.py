@@ -6,12 +6,16 @@ import math
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
 from ..algebra import Axis, size_of
+from ..capture import operator_name
 from ..walk import Axes, Value, Walk, rule
 from .attention import count_heads
+
+_BETWEEN = 6  # operators between a softmax and the product with the values, at most
 
 
 @rule("linear")
@@ -48,9 +52,20 @@ def product(walk: Walk, node: fx.Node, a: Axes, b: Axes) -> Axes:
     walk.store.mark(summed, "summed")
     for axis in batch:
         walk.store.mark(axis, "batch")
+    if _is_attention(node.args[0]):
+        walk.store.mark(columns, "value_dim")
     if batch:
         count_heads(walk, node, batch[-1], summed, columns)
     return [*batch, *(() if flat_a else (rows,)), *(() if flat_b else (columns,))]
+
+
+def _is_attention(node: Any) -> bool:
+    """Whether a matrix is a softmax, perhaps after dropout, a reshape or a change of type."""
+    for _ in range(_BETWEEN):
+        if not isinstance(node, fx.Node) or node.op != "call_function" or "softmax" in operator_name(node):
+            break
+        node = node.args[0] if node.args else None
+    return isinstance(node, fx.Node) and node.op == "call_function" and "softmax" in operator_name(node)
 
 
 @rule("addmm", "baddbmm", "addbmm")

@@ -173,11 +173,7 @@ def slice_(walk: Walk, node: fx.Node) -> Value:
         positions = np.arange(n)[_bounds(walk, node)]
     if len(positions) == n:
         return x
-    if step > 1 and labelled(x[d]):
-        if n % step:
-            walk.store.freeze(x[d], walk.why(node))
-            x[d] = fixed(len(positions))
-            return x
+    if step > 1 and labelled(x[d]) and n % step == 0 and len(positions) == n // step:
         outer, inner = walk.store.regroup([x[d]], (n // step, step), walk.why(node))
         walk.store.freeze(inner, walk.why(node))
         x[d] = outer

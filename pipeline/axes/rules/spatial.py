@@ -36,7 +36,8 @@ def convolution(walk: Walk, node: fx.Node) -> Value:
         produced = ()
     shape, kernel = walk.shape(node), walk.shape(weight)
     places = math.prod(walk.shape(x)[at + 1 :] if transposed else shape[at + 1 :]) * (shape[0] if batched else 1)
-    walk.cost(node, places * math.prod(kernel), channels, produced)
+    # the weight of a grouped convolution holds each group once, its inputs and outputs name it twice
+    walk.cost(node, places * math.prod(kernel), *((channels, produced) if groups == 1 else (first, second)))
     result = [*incoming[:at], produced, *(fixed(n) for n in shape[at + 1 :])]
     walk.store.mark(produced, "channel")
     return result

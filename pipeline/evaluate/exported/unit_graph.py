@@ -101,9 +101,9 @@ class UnitGraph:
         return editor.build()
 
     def _factors(self, plan: Plan) -> dict[str, Array]:
-        """What the query projections' rows are multiplied by: the graph holds the attention scale of the whole network.
+        """What the rows of query or key projections are multiplied by: the graph holds the attention scale of the whole network.
 
-        The network that was cut has that of its own head dimension, and query projections that make up for it (`Rescale`).
+        The network that was cut has that of its own head dimension, and projections that make up for it (`Rescale`).
         """
         coupling, found = self._coupling, dict[str, Array]()
         gone = coupling.gone(plan)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from ....devices.access import settings_of
 from ....devices.measure.timing import TimingSettings
 from ....devices.tensorrt.device import TensorRtDevice
 from ....devices.tensorrt.engines import Engine, Engines, IOTensors
@@ -105,7 +106,7 @@ class EngineWork:
 
     @property
     def _engine_stage(self) -> Stage:
-        settings = {"device": self.run.config.device, "name": self.device.name}
+        settings = {"device": self.run.config.device, "name": self.device.name} | settings_of(self.device)
         inputs = (self.before.key, self.artifact.file.sha256)
         return self.run.folder.stage(f"engine-{self.target.name}", "2", settings, inputs)
 

@@ -136,8 +136,9 @@ def test_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch):
     cache.put("a", Ratio(0.5))
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
-    with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)) as caught:
+    with pytest.raises(UnavailableError, match=os.strerror(errno.ENOSPC)) as caught:
         cache.put("b", Ratio(0.25))
+    assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert "EDGE_COMPRESS_CACHE" in str(caught.value)
     monkeypatch.undo()

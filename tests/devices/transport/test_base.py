@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from edge_compress.devices.board import Board
 from edge_compress.devices.remote import RemoteDevice
+from edge_compress.devices.transport import base
 from edge_compress.devices.transport.adb import AdbTransport
 from edge_compress.devices.transport.ssh import SshTransport
 from edge_compress.pipeline.errors import DeviceError, UnavailableError
@@ -42,6 +43,43 @@ def test_files_are_copied_both_ways(transport, standin, tmp_path):
     assert (standin.home / "there").read_bytes() == source.read_bytes()
     transport.pull("there", back, 20)
     assert back.read_bytes() == source.read_bytes()
+
+
+def test_a_file_larger_than_it_can_be_is_not_taken_in(transport, standin, tmp_path):
+    (standin.home / "large").write_bytes(bytes(5000))
+    assert len(transport.read("large", 20, most=5000)) == 5000
+    with pytest.raises(DeviceError, match=r"bench.*fetching large: found more than 4999 bytes") as raised:
+        transport.read("large", 20, most=4999)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_grows_while_it_is_fetched_is_given_up_before_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_LOOK_S", 0.05)
+    transport = SshTransport("bench", "board")
+    endless = "import sys, time\nwith open(sys.argv[1], 'wb', 0) as f:\n while True: f.write(bytes(1000)); time.sleep(0.01)"
+    monkeypatch.setattr(transport, "pull_command", lambda remote, target: [sys.executable, "-c", endless, target])
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match="more than 20000 bytes"):
+        transport.pull("endless", tmp_path / "here", 60, most=20_000)
+    assert time.monotonic() - started < 30
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ("pi@fe80::1", "pi@[fe80::1]:there"),
+        ("fe80::1", "[fe80::1]:there"),
+        ("pi@board", "pi@board:there"),
+        ("board", "board:there"),
+    ],
+)
+def test_scp_does_not_take_the_end_of_an_ipv6_address_for_a_path(address, where):
+    transport = SshTransport("bench", address)
+    assert transport.push_command("here", "there")[-1] == where
+    assert transport.pull_command("there", "here")[-2] == where
+    assert transport.command(["true"])[-2] == address
+    transport.close()
 
 
 def test_every_call_ends_at_its_deadline(transport, standin, tmp_path):

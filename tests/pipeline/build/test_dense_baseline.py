@@ -164,7 +164,7 @@ def test_the_search_measures_against_the_file_that_the_report_compares_with(
         data = (folder.path / found.file.path).read_bytes()
     loaded: Any = run.loaded
     loaded.data = SimpleNamespace(train=None)
-    loaded.subject.cost, loaded.subject.model_sha256 = SimpleNamespace(macs=1), "0"
+    loaded.subject.cost, loaded.subject.model_sha256, loaded.subject.code = SimpleNamespace(macs=1), "0", ""
     caches = []
     for form in (found.form.form, CONVOLUTIONS):
         with evaluation_context.open_bench(

@@ -14,8 +14,9 @@ import pytest
 import torch
 from edge_compress.pipeline.build import engine_script as engine_files
 from edge_compress.pipeline.options import Precision
+from edge_compress.pipeline.signature import FileTensor, Signature, TensorSpec, image_signature
 from edge_compress.pipeline.types import Artifact, FileRef
-from edge_compress.targets.base import BuildRequest
+from edge_compress.targets.base import AS_GIVEN, AS_RETURNED, BuildRequest, scaling_of
 
 STANDIN = Path(__file__).parents[2] / "support" / "trtexec_standin.py"
 
@@ -25,10 +26,21 @@ def reference(path):
     return FileRef(path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 
+CLASSIFIER = image_signature((3, 8, 8), 2)
+RECIPE = Signature(
+    (TensorSpec("ids", (6,), "int64"), TensorSpec("scale", (4,))),
+    (TensorSpec("boxes", (4,)), TensorSpec("kinds", (), "int64")),
+    True,
+)
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A target's folder in a run, with what is written beside the files."""
-    folder = tmp_path / "with space" / "jetson"
+    """An image classifier's folder in a run, with what is written beside the files."""
+    return written(tmp_path / "with space" / "jetson", CLASSIFIER, ("cat", "dog"), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+
+
+def written(folder, signature, classes=(), mean=(), std=()):
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"int8 model")
     (folder / "baseline.onnx").write_bytes(b"float model")
@@ -37,22 +49,26 @@ def folder(tmp_path):
         reference(folder / "model.onnx"),
         "onnx",
         Precision.INT8,
-        "input",
-        (1, 3, 8, 8),
+        signature.inputs[0].name,
+        (1, *signature.inputs[0].shape),
         notes=("not seen by NVIDIA's parser: absent",),
         options={"linter": "nothing found", "two_four_layers": "3"},
         baseline=reference(folder / "baseline.onnx"),
+        inputs=tuple(FileTensor(s.name, (1, *s.shape), "", s.dtype, scaling_of(mean, std)) for s in signature.inputs),
+        outputs=tuple(FileTensor(s.name, (1, *s.shape), "", s.dtype, AS_RETURNED) for s in signature.outputs),
     )
     module = torch.nn.Identity()
     request = BuildRequest(
         module,
         b"float model",
-        (3, 8, 8),
-        ("cat", "dog"),
+        signature,
+        classes,
         Precision.INT8,
         [np.zeros((1, 3, 8, 8), np.float32)],
         lambda p: 0.0,
         folder,
+        mean=mean,
+        std=std,
     )
     engine_files.write(folder, artifact, request)
     return folder
@@ -129,12 +145,27 @@ def test_the_manifest_says_what_a_board_needs_to_know_and_has_no_latency(folder)
     manifest = json.loads((folder / engine_files.MANIFEST).read_text())
     assert manifest["engine"] == "not_built"
     assert manifest["files"]["model"]["sha256"] == hashlib.sha256(b"int8 model").hexdigest()
-    assert manifest["input"]["shape"] == [1, 3, 8, 8]
-    assert manifest["output"]["classes"] == ["cat", "dog"]
+    scaling = scaling_of((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert manifest["inputs"] == [{"name": "input", "shape": [1, 3, 8, 8], "type": "float32", "values": scaling}]
+    assert manifest["outputs"] == [{"name": "logits", "shape": [1, 2], "type": "float32", "values": AS_RETURNED}]
+    assert manifest["classes"] == ["cat", "dog"]
+    assert (manifest["preprocessing"]["mean"], manifest["preprocessing"]["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert set(manifest["commands"]) == {"10", "11"}
     assert "--sparsity=enable" in manifest["commands"]["10"]["model"]
     assert "--sparsity=disable" in manifest["commands"]["10"]["baseline"]
     assert not [key for key in json.dumps(manifest).split('"') if key.endswith("_ms") or "latency" in key]
+
+
+def test_the_manifest_of_a_network_that_is_no_classifier_names_all_its_tensors_and_scales_no_pixels(tmp_path):
+    manifest = json.loads((written(tmp_path / "jetson", RECIPE) / engine_files.MANIFEST).read_text())
+    described = {part: [(t["name"], t["shape"], t["type"]) for t in manifest[part]] for part in ("inputs", "outputs")}
+    assert described == {
+        "inputs": [("ids", [1, 6], "int64"), ("scale", [1, 4], "float32")],
+        "outputs": [("boxes", [1, 4], "float32"), ("kinds", [1], "int64")],
+    }
+    assert {t["values"] for t in manifest["inputs"]} == {AS_GIVEN}
+    assert manifest["classes"] == []
+    assert "pixel" not in json.dumps(manifest)
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="no dash: `sh` may be anything")

@@ -270,7 +270,7 @@ def test_verify_gives_its_findings_in_one_line(capsys: pytest.CaptureFixture[str
 
 def test_report_writes_both_documents_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(pages, "to_markdown", lambda report: f"# {report.seed}")
-    monkeypatch.setattr(pages, "to_html", lambda report: f"<h1>{report.seed}</h1>")
+    monkeypatch.setattr(pages, "to_html", lambda report, folder: f"<h1>{report.seed}</h1>")
     Path("report.json").write_text(json.dumps(REPORT | {"seed": 7}))
     assert main(["report", "."]) == 0
     assert (Path("report.md").read_text(), Path("report.html").read_text()) == ("# 7", "<h1>7</h1>")

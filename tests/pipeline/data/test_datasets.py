@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from edge_compress.pipeline.data import image_folder
 from edge_compress.pipeline.data.datasets import cut, load_data, search_size
+from edge_compress.pipeline.data.image_folder import FolderSource
 from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.types import Crop
@@ -230,6 +233,55 @@ def test_torchvision_says_what_is_missing_where(tmp_path: Path) -> None:
     assert re.search(rf"cannot read CIFAR10.*its files in {tmp_path}.*download=True", refusal(f"torchvision:CIFAR10:{tmp_path}"))
     assert "imagefolder" in refusal(f"torchvision:NoSuchSet:{tmp_path}")
     assert "imagefolder" in refusal("torchvision:CIFAR10")
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])
+def test_a_strip_of_an_image_is_not_scaled_to_millions_of_pixels_that_are_cut_away(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled: list[int] = []
+    resize = Image.Image.resize
+
+    def recorded(image: Image.Image, size: Any, *rest: Any, **more: Any) -> Image.Image:
+        scaled.append(size[0] * size[1])
+        return resize(image, size, *rest, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    Image.new("RGB", size, (7, 8, 9)).save(tmp_path / "strip.png")
+    source = FolderSource((tmp_path / "strip.png",), np.zeros(1, np.int64), Crop(24, 32))
+    (image,) = source.read(np.array([0]))
+    assert (image == (7, 8, 9)).all()
+    assert max(scaled) <= 10 * 32 * 32
+
+
+def test_the_middle_of_a_strip_is_where_it_was(tmp_path: Path) -> None:
+    """Against the way of ordinary images: all is scaled, then cut."""
+    from torchvision import transforms
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 300, 3), dtype=np.uint8)  # 15 times as wide as high
+    Image.fromarray(pixels).save(tmp_path / "strip.png")
+    source = FolderSource((tmp_path / "strip.png",), np.zeros(1, np.int64), Crop(28, 32))
+    (image,) = source.read(np.array([0]))
+    whole = transforms.CenterCrop(28)(transforms.Resize(32)(Image.fromarray(pixels)))
+    assert np.abs(image.astype(int) - np.asarray(whole)).max() <= 1
+
+
+def test_arrays_that_exceed_the_memory_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 20, 1 << 20, 4, 3)})
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        for name in ("train_images", "train_labels", "test_images", "test_labels"):
+            archive.writestr(f"{name}.npy", header.getvalue())
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("it was read"))
+    assert "arrays that do not fit in the memory" in refusal(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_damaged_files_of_torchvision_are_one_line(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x09" + bytes(40))
+    assert "cannot read MNIST" in refusal(f"torchvision:MNIST:{tmp_path}")
 
 
 def test_torchvision_reads_the_files_of_a_data_set_class(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from edge_compress.pipeline.data.datasets import load_data
-from edge_compress.pipeline.data.user_code import code_digest, user_factory, users_code
+from edge_compress.pipeline.data.user_code import user_factory, users_code
 from edge_compress.pipeline.errors import InputError
 
 
@@ -71,27 +71,6 @@ print("err", file=sys.stderr)
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
-def test_the_digest_of_code_covers_the_file_and_what_it_imports_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "net_with_parts.py").write_text("import parts_of_it\ndef factory(): return parts_of_it.made()\n")
-    (tmp_path / "parts_of_it.py").write_text("def made(): return 1\n")
-    (tmp_path / "not_imported.py").write_text("x = 1\n")
-
-    def digest() -> str:
-        for name in [n for n in sys.modules if n == "parts_of_it"]:
-            del sys.modules[name]
-        return code_digest(user_factory(f"{tmp_path}/net_with_parts.py:factory", "model").module)
-
-    first = digest()
-    assert digest() == first
-    (tmp_path / "not_imported.py").write_text("x = 2\n")
-    assert digest() == first
-    (tmp_path / "net_with_parts.py").write_text("import parts_of_it\ndef factory(): return -parts_of_it.made()\n")
-    second = digest()
-    assert second != first
-    (tmp_path / "parts_of_it.py").write_text("def made(): return 2\n")
-    assert digest() not in (first, second)
-
-
 def test_code_that_ends_the_process_is_refused_and_its_forked_children_may_end(tmp_path: Path) -> None:
     (tmp_path / "leaving.py").write_text("import os\n\ndef make():\n    os._exit(9)\n")
     (tmp_path / "forking.py").write_text(
@@ -104,3 +83,26 @@ def test_code_that_ends_the_process_is_refused_and_its_forked_children_may_end(t
     with pytest.raises(InputError, match="a int"):  # the child's exit code came back
         load_data(f"{tmp_path / 'forking.py'}:make", seed=0)
     assert os._exit is leave
+
+
+def test_a_helper_edited_between_two_loads_is_imported_again(tmp_path: Path) -> None:
+    (tmp_path / "edited_net.py").write_text("from edited_helper import made\ndef factory(): return made()\n")
+    for value in (1, 2):  # same size, same second
+        (tmp_path / "edited_helper.py").write_text(f"def made(): return {value}\n")
+        assert user_factory(f"{tmp_path}/edited_net.py:factory", "model").function() == value
+
+
+def test_files_in_two_folders_each_import_the_helper_beside_them(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name_beside.py").write_text(f"WHERE = {name!r}\n")
+        (tmp_path / name / "loader.py").write_text("from same_name_beside import WHERE\ndef where(): return WHERE\n")
+    found = [user_factory(f"{tmp_path}/{name}/loader.py:where", "data").function() for name in ("one", "other")]
+    assert found == ["one", "other"]
+
+
+def test_loading_leaves_no_byte_code_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "without_pyc.py").write_text("import helper_without_pyc\ndef factory(): return 1\n")
+    (tmp_path / "helper_without_pyc.py").write_text("")
+    user_factory(f"{tmp_path}/without_pyc.py:factory", "model")
+    assert not list(tmp_path.rglob("*.pyc"))

@@ -11,7 +11,7 @@ from batchnorm_statistics import reestimate_on
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.preprocess import augmented, to_input
 from edge_compress.pipeline.data.splits import DataSet, Split
-from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, statistics_match_data
+from edge_compress.pipeline.network.batchnorm import input_moments, match_moments, pooled, statistics_match_data
 from edge_compress.pipeline.task.inference import logits, top1
 from edge_compress.pipeline.types import Preprocess
 from torch import nn
@@ -212,6 +212,63 @@ def test_moments_of_kept_channels_are_those_of_the_dense_network(net: nn.Module,
             getattr(small[1], name).copy_(getattr(net[1], name)[stay])
         match_moments(small, input_moments(net, images), images, {"1": stay})
         torch.testing.assert_close(small(images), net[:2](images)[:, stay], rtol=1e-4, atol=1e-4)  # type: ignore[index]
+
+
+class _Recurrent(nn.Module):
+    """Runs its body, with a BatchNorm in it, three times; one more BatchNorm after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = x + self.body(x)
+        return self.fc(self.norm(x).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def recurrent(data: DataSet) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = _Recurrent()
+    reestimate(net, data.train, PREP, images=200, seed=0)
+    return net.eval()
+
+
+def test_moments_of_a_layer_that_runs_repeatedly_are_those_of_all_its_inputs(recurrent: nn.Module, data: DataSet) -> None:
+    images, seen = to_input(data.train.read(np.arange(50)), PREP), []
+    recurrent.body[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[index, operator]
+    found_mean, found_var = pooled(input_moments(recurrent, images)["body.1"])
+    var, mean = torch.var_mean(torch.cat(seen), (0, 2, 3), correction=0)
+    torch.testing.assert_close(found_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found_var, var, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_re_estimation_leaves_a_network_as_it_was_that_runs_a_batchnorm_repeatedly(
+    shift: float, recurrent: nn.Module, data: DataSet
+) -> None:
+    for norm in _norms(recurrent):
+        norm.running_mean.add_(shift)  # type: ignore[union-attr]  # not the statistics of these data
+    images, same = to_input(data.train.read(np.arange(128)), PREP), copy.deepcopy(recurrent)
+    match_moments(same, input_moments(recurrent, images), images, {})
+    with torch.no_grad():
+        torch.testing.assert_close(same(images), recurrent(images), rtol=1e-4, atol=1e-4)
+
+
+def test_re_estimation_recovers_a_layer_before_a_batchnorm_that_runs_repeatedly(recurrent: nn.Module, data: DataSet) -> None:
+    images, hurt = to_input(data.train.read(np.arange(128)), PREP), copy.deepcopy(recurrent)
+    with torch.no_grad():
+        hurt.body[0].weight.mul_(0.05)  # type: ignore[index, union-attr]
+        hurt.body[0].bias.mul_(0.05)  # type: ignore[index, union-attr]
+        expected = recurrent(images)
+        before = (hurt(images) - expected).norm()
+        match_moments(hurt, input_moments(recurrent, images), images, {})
+        assert (hurt(images) - expected).norm() < 0.2 * before
 
 
 def test_statistics_that_are_not_the_datas_are_told_apart(net: nn.Module, data: DataSet) -> None:

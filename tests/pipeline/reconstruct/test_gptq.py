@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.reconstruct import gptq as rounding
 from edge_compress.pipeline.reconstruct.gptq import round_rows, round_weights
 from hypothesis import given, settings
@@ -98,3 +99,77 @@ def test_a_layer_too_wide_for_its_hessian_is_left_alone_and_the_others_are_not(m
     assert torch.equal(found[0].weight, net[0].weight)
     torch.testing.assert_close(nearest(found[2].weight, 127), found[2].weight)
     assert not torch.equal(found[2].weight, net[2].weight)
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.other, self.fc = *(nn.Conv2d(c, 8, 3) for c in (3, 8, 8)), nn.Linear(8, 5)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        return self.fc(self.other(self.one(self.first(x).relu()).relu()).mean((2, 3)))
+
+
+class SamePadded(nn.Conv2d):
+    """Pads by itself, as TensorFlow does."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn, self.fc = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(self.attn(x, x, x)[0])
+
+
+class Computed(nn.Conv2d):
+    """Divides its weight by its norm."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight / self.weight.norm(), self.bias)
+
+
+def pooled(*layers):
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "expected", "left"),
+    [
+        (Tied, (3, 9, 9), {"first", "fc"}, {"one", "other"}),
+        (lambda: pooled(SamePadded(3, 8, 3, 2)), (3, 9, 9), {"0", "3"}, set()),
+        (lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 5, 3)), (3, 16), {"0", "2"}, set()),
+        (lambda: nn.Sequential(nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 5, 2)), (1, 5, 5, 5), {"0", "2"}, set()),
+        (Attending, (6, 16), {"attn.in_proj_", "attn.out_proj", "fc"}, set()),
+        (lambda: pooled(Computed(3, 8, 3)), (3, 9, 9), {"3"}, {"0"}),
+        (lambda: pooled(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))), (3, 9, 9), {"3"}, {"0"}),
+    ],
+    ids=["tied", "own padding", "1D", "3D", "attention", "computed", "parametrized"],
+)
+def test_a_layer_that_cannot_be_rounded_by_itself_keeps_no_other_from_it(make, shape, expected, left):
+    torch.manual_seed(0)
+    net, notes = make().eval(), []
+    found = round_weights(net, [torch.randn(20, *shape)], note=notes.append)
+    before = dict(net.named_parameters())
+    changed = {name for name, value in found.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {name + ("weight" if name.endswith("_") else ".weight") for name in expected}
+    for name in changed:
+        torch.testing.assert_close(nearest(found.get_parameter(name).flatten(1), 127), found.get_parameter(name).flatten(1))
+    assert sorted(name for note in notes for name in left if f"{name}.weight" in note) == sorted(left)
+    assert bool(notes) == bool(left)
+
+
+def test_hessians_larger_than_the_memory_are_not_computed():
+    torch.manual_seed(0)
+    net, notes = nn.Sequential(nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 5)).eval(), []
+    found = round_weights(net, [torch.randn(30, 40)], compute=Compute(memory_bytes=40 * 20**2), note=notes.append)
+    assert torch.equal(found[0].weight, net[0].weight)
+    assert not torch.equal(found[2].weight, net[2].weight)
+    assert notes == ["Not rounded by GPTQ but to the nearest value: 0.weight (their Hessians are too large)."]

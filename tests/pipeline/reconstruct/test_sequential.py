@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 
@@ -35,6 +36,18 @@ class Mlp(nn.Module):
         x = self.stem(x[:, 0])
         x = x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x))))
         return self.head(x.mean(1))
+
+
+class NormalisedTokens(nn.Module):
+    """BatchNorm after linear layers on tokens (n, tokens, channels): its channels are the tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(8, 8), nn.BatchNorm1d(tokens), nn.Linear(8, 3)
+        self.tokens = tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(self.a(x[:, 0, : self.tokens])).relu()).mean(1)
 
 
 @cache
@@ -125,3 +138,13 @@ def test_convolutions_and_their_batchnorm_are_re_fit_together() -> None:
     nets = ways(found, {found.coupling.open_groups()[0].name: [1, 3, 5]}, smooth(200, 1))
     errors = {way: error(net, found.coupling.walk.captured.module, smooth(100, 2)) for way, net in nets.items()}
     assert errors["sequential"] < 0.7 * errors["cut"]
+
+
+@pytest.mark.parametrize("tokens", [6, 8])
+def test_a_batchnorm_over_tokens_is_none_over_the_channels_of_the_layer_before_it(tokens: int) -> None:
+    found = checked(lambda: NormalisedTokens(tokens))
+    dense, inputs = found.coupling.walk.captured.module, smooth(200, 1)
+    norm = copy.deepcopy(dense.get_submodule("norm").state_dict())
+    refit = sequential(found.coupling, {"a": [0, 1]}, found.sized, inputs)
+    assert error(refit, dense, inputs) <= error(cut(found.coupling, {"a": [0, 1]}, found.sized), dense, inputs) + 1e-6
+    assert all(torch.equal(value, norm[name]) for name, value in refit.get_submodule("norm").state_dict().items())

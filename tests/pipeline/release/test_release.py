@@ -241,6 +241,21 @@ def test_settings_lose_the_folders_of_their_files_and_nothing_else(run: Path) ->
     assert (found["model"], found["data"]) == ("torchvision:resnet18", "torchvision:CIFAR10:c")
 
 
+@pytest.mark.parametrize(("setting", "name"), [("recipe", "recipe.py"), ("class-order", "classes.txt")])
+def test_settings_lose_the_folder_of_the_recipe_and_of_the_list_of_classes(run: Path, setting: str, name: str) -> None:
+    (run / "config.toml").write_text(f'target = ["x86"]\n{setting} = "{run}/mine/{name}"\n')
+    assert tomllib.loads(portable(run / "config.toml"))[setting] == name
+
+
+def test_a_manifest_that_takes_gigabytes_to_parse_is_refused_before(tmp_path: Path) -> None:
+    lists = b"[" + b",".join([b"[]"] * (2 << 20)) + b"]"
+    noise = random.Random(0).randbytes(1 << 20)  # else it is refused for its ratio
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(pack(Archive("bundle", {"manifest.json": lists, "noise": noise})))
+    with pytest.raises(VerifyError, match=r"manifest\.json is not a manifest: found 6291457 bytes, at most 4194304 are read"):
+        bundle.read(path)
+
+
 def test_the_digest_beside_it_is_what_sha256sum_takes(shipped: Path) -> None:
     subprocess.run(["sha256sum", "--check", "--strict", f"{shipped.name}.sha256"], cwd=shipped.parent, check=True)
 

@@ -112,3 +112,43 @@ def test_a_tight_bound_on_memory_costs_no_inverse_twice_in_a_group(monkeypatch: 
     assert len(counted) == 2 * len(readers)  # not one for each unit as well
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+class SharedKeys(nn.Module):
+    """Eight heads of queries and two of keys and values, by one projection or three, fused or written out."""
+
+    def __init__(self, packed: bool, fused: bool, turned: bool) -> None:
+        super().__init__()
+        self.embed, self.out, self.fc = nn.Linear(8, 16), nn.Linear(32, 16), nn.Linear(16, 3)
+        self.qkv = nn.Linear(16, 48) if packed else None
+        self.v, self.k, self.q = (nn.Linear(16, rows) if not packed else None for rows in (8, 8, 32))
+        self.fused, self.turned = fused, turned
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x[:, 0])
+        parts = [self.q(x), self.k(x), self.v(x)] if self.qkv is None else self.qkv(x).split([32, 8, 8], -1)
+        q, k, v = (part.unflatten(-1, (-1, 4)).transpose(1, 2) for part in parts)
+        if self.turned:  # a rotation like that of positions lies between
+            q, k = (t * 0.8 + torch.tanh(t) * 0.6 for t in (q, k))
+        if self.fused:
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, scale=0.3)
+        else:
+            k, v = (t.repeat_interleave(4, 1) for t in (k, v))
+            y = (q @ k.transpose(2, 3) * 0.3).softmax(-1) @ v
+        return self.fc(self.out(y.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_scores_of_dimensions_of_shared_keys_are_of_queries_times_keys(packed: bool, fused: bool, turned: bool) -> None:
+    torch.manual_seed(0)
+    net, inputs = SharedKeys(packed, fused, turned), torch.randn(60, 1, 8, 8)
+    coupling = coupled(net, inputs)
+    moments = LayerMoments(coupling.walk.captured.module, inputs)
+    (group,) = [g for g in coupling.open_groups() if g.kind == "head_dim"]
+    energy = moments.energy
+    q, k = (energy["qkv.weight"][:32], energy["qkv.weight"][32:40]) if packed else (energy["q.weight"], energy["k.weight"])
+    expected = q.view(-1, 4).sum(0) * k.view(-1, 4).sum(0)
+    found = saliency.unit_saliency(coupling, moments, "hasa", 0)[group.name]
+    torch.testing.assert_close(found, expected / expected.sum())

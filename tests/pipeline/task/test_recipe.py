@@ -14,8 +14,9 @@ import torch
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.evaluate.reward_samples import reward_samples
 from edge_compress.pipeline.network.calling import call
+from edge_compress.pipeline.task.load import load_recipe
 from edge_compress.pipeline.task.recipe import Recipe, as_given, read_recipe
-from edge_compress.pipeline.task.recipe_data import data_of
+from edge_compress.pipeline.task.recipe_data import RecipeSamples, data_of
 from edge_compress.pipeline.task.recipe_task import AGREEMENT, open_recipe
 from edge_compress.pipeline.task.task import judged, scaled_distance, torch_predictor
 from torch import Tensor, nn
@@ -343,3 +344,75 @@ def test_a_file_finds_the_modules_beside_it_even_when_its_functions_run(tmp_path
     changed = read_recipe(file).digest
     file.write_text(file.read_text() + "# changed\n")
     assert len({before, changed, read_recipe(file).digest}) == 3
+
+
+def test_a_changed_label_changes_the_digest_of_the_data() -> None:
+    labels = np.arange(20) % 3
+
+    def model() -> nn.Module:
+        return nn.Linear(4, 3).eval()
+
+    def datasets() -> dict[str, Any]:
+        samples = [(torch.ones(4), label) for label in labels]
+        return {"train": samples, "test": samples}
+
+    recipe = Recipe(model, datasets)
+    before = data_of(recipe, 0).test.digest
+    assert data_of(recipe, 0).test.digest == before
+    labels[7] += 1
+    assert data_of(recipe, 0).test.digest != before
+
+
+def test_recipes_of_one_module_with_other_functions_differ() -> None:
+    def model() -> nn.Module:
+        return nn.Linear(4, 3).eval()
+
+    def datasets() -> dict[str, Any]:
+        return {}
+
+    def loss_a(outputs: Any, target: Any) -> Tensor:
+        return torch.as_tensor(outputs - target).sum()
+
+    def loss_b(outputs: Any, target: Any) -> Tensor:
+        return torch.as_tensor(outputs + target).sum()
+
+    one, same, other = (Recipe(model, datasets, loss=loss).digest for loss in (loss_a, loss_a, loss_b))
+    assert one == same != other
+
+
+def test_large_samples_are_told_apart_by_some_and_the_report_says_so() -> None:
+    class Large:
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, index: int) -> tuple[Tensor, None]:
+            return torch.full((1, 512, 512), float(index)), None
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 3, stride=16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+
+    def datasets() -> dict[str, Any]:
+        return {"train": Large(), "test": Large()}
+
+    found = load_recipe(Recipe(model, datasets), 0)
+    split = found.data.test
+    assert isinstance(split, RecipeSamples)
+    assert len(split.digested) == 64
+    assert split.held() is not split  # 200 of them are kept in memory
+    assert "of its 400 samples" in " ".join(found.notes)
+
+
+def test_inputs_by_name_come_in_one_order_in_every_split() -> None:
+    class Two(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return ids - mask
+
+    def samples(*names: str) -> list[tuple[dict[str, Tensor], None]]:
+        return [({name: torch.full((2,), float(len(name))) for name in names}, None) for _ in range(20)]
+
+    data = data_of(Recipe(lambda: Two().eval(), lambda: {"train": samples("ids", "mask"), "test": samples("mask", "ids")}), 0)
+    assert list(data.train.batch(np.arange(2)).inputs) == list(data.test.batch(np.arange(2)).inputs) == ["ids", "mask"]
+    other = data_of(Recipe(lambda: Two().eval(), lambda: {"train": samples("ids", "mask"), "test": samples("ids")}), 0)
+    other.train.batch(np.arange(2))
+    with pytest.raises(InputError, match="those of the others: ids, mask"):
+        other.test.batch(np.arange(2))

@@ -11,7 +11,7 @@ import torch
 from edge_compress.pipeline.codec import from_json, to_json
 from edge_compress.pipeline.data.preprocess import to_input
 from edge_compress.pipeline.data.splits import ArraySource, Split
-from edge_compress.pipeline.signature import TOP1
+from edge_compress.pipeline.signature import TOP1, Metric
 from edge_compress.pipeline.task import samples as samples_module
 from edge_compress.pipeline.task.classification import Classification, RightOnes
 from edge_compress.pipeline.task.samples import Batch, ImageSamples
@@ -92,6 +92,31 @@ def test_marks_that_do_not_fit_the_accuracy_are_refused_and_none_are_none():
     with pytest.raises(ValueError, match="8 bits for 30 images"):
         unpacked(replace(found, samples=30))
     assert unpacked(replace(found, correct="")) is None
+
+
+class Wrongs(RightOnes):
+    """100 for each image that is classified wrongly: of two networks the one with the lower value is better."""
+
+    def value(self):
+        return 100.0 - super().value()
+
+    def per_sample(self):
+        return 100.0 - super().per_sample()
+
+
+def test_an_error_rate_that_rises_has_its_drop_in_its_interval_and_the_right_images_marked():
+    labels = np.arange(200) % 3
+    right = saying(list(labels))
+    worse = saying([(label + (i < 20)) % 3 for i, label in enumerate(labels)])
+    batch = Batch(None, torch.from_numpy(labels))
+    own, before = Wrongs(), Wrongs()
+    own.update((torch.from_numpy(worse),), batch)
+    before.update((torch.from_numpy(right),), batch)
+    errors = Metric("error rate", "%", higher_is_better=False)
+    found = gates.compare(errors, own, before, 0.9, 200, Kind.MEASURED)
+    assert (found.value, found.drop) == (10.0, 10.0)
+    assert found.drop_ci95 == paired_ci95(20, 0, 200)
+    assert unpacked(found, errors).tolist() == [i >= 20 for i in range(200)]
 
 
 def test_an_answer_that_is_no_number_is_wrong():

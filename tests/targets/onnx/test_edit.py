@@ -4,13 +4,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.signature import Signature, TensorSpec
 from edge_compress.targets.onnx.edit import OnnxEditor, pad_stem
+from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.graph import Graph
 from edge_compress.targets.onnx.int8 import Recipe, quantize
 from hypothesis import HealthCheck, settings
 from onnx import numpy_helper
+from torch import nn
 
 FEW = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -116,6 +120,19 @@ def test_padding_the_stem_gives_it_channels_in_fours_and_the_same_function(tiny_
     assert np.allclose(run(padded, images[:3]), run(tiny_onnx, images[:3]), atol=1e-6)
     again = pad_stem(padded)
     assert again.SerializeToString() == padded.SerializeToString()
+
+
+@pytest.mark.parametrize(("convolution", "shape"), [(nn.Conv1d, (1, 16)), (nn.Conv3d, (1, 4, 6, 6))])
+def test_a_network_of_signals_or_volumes_is_quantized_without_padding(convolution, shape):
+    torch.manual_seed(0)
+    net = nn.Sequential(convolution(1, 8, 3, padding=1), nn.ReLU(), convolution(8, 4, 3)).eval()
+    inputs = np.random.default_rng(0).standard_normal((4, *shape), dtype=np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(inputs)).numpy()
+    model = export_float(net, Signature((TensorSpec("input", shape),), (TensorSpec("y", expected.shape[1:]),)))
+    found = quantize(model, ranges(collect(model, [inputs]), "min-max"), Recipe("min-max", 7))
+    assert shapes(found)["0.weight_quantized"][1] == 1
+    assert np.abs(run(found, inputs) - expected).max() < 0.04 * np.ptp(expected)
 
 
 def test_quantizing_twice_gives_the_same_bytes_and_seven_bits_stay_seven(tiny_onnx, images, tiny_int8):

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.signature import Signature, TensorSpec, image_signature
 from edge_compress.targets.onnx.export import export_float
 from torch import nn
 
@@ -137,3 +137,90 @@ def test_layers_with_equal_weights_keep_weights_of_their_own():
     model = export_float(net, image_signature((4, 6, 6)))
     wanted = [["0.0.weight", "0.0.bias"], ["1.weight", "1.bias"]]
     assert [list(node.input[1:]) for node in model.graph.node if node.op_type == "Conv"] == wanted
+
+
+class Normed(nn.Module):
+    """A convolution with BatchNorm whose statistics are not those of a new one."""
+
+    def __init__(self, *, tracks=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=tracks)
+        if tracks:
+            self.norm.running_mean.fill_(0.3)
+            self.norm.running_var.fill_(0.4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+class Typed(Normed):
+    """A branch that torch.fx traces the wrong side of: a proxy is no tensor."""
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            x = x * 2
+        return super().forward(x)
+
+
+class Reused(Normed):
+    """The same, where what the convolution gives has a second user in the branch."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        found = self.norm(y)
+        if isinstance(x, torch.Tensor):
+            found = found + y
+        return found.mean((2, 3))
+
+
+class Masked(Normed):
+    """An argument that is not given."""
+
+    def forward(self, x, mask=None):
+        y = self.norm(self.conv(x))
+        if mask is not None:
+            y = y * mask
+        return y.mean((2, 3))
+
+
+@pytest.mark.parametrize(("make", "folded"), [(Normed, True), (Typed, True), (Reused, False), (Masked, True)])
+def test_folding_batchnorm_takes_the_same_branches_as_the_module(make, folded, images):
+    module = make().eval()
+    before = copy.deepcopy(module.state_dict())
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    model = export_float(module, image_signature(SHAPE))
+    assert np.abs(run(model, images) - expected).max() < 1e-5
+    if folded:
+        assert [node.op_type for node in model.graph.node if "Norm" in node.op_type] == []
+        assert {"conv.weight", "conv.bias"} <= {i.name for i in model.graph.initializer}
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_batchnorm_that_keeps_no_statistics_normalises_by_those_of_its_input(images):
+    module = Normed(tracks=False).eval()
+    model = export_float(module, image_signature(SHAPE))
+    with torch.no_grad():
+        expected = torch.cat([module(torch.from_numpy(image[None])) for image in images]).numpy()
+    assert np.abs(run(model, images) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(4, 4), (6, 4)), (nn.Conv3d(3, 4, 1), (3, 2, 4, 4))])
+def test_means_of_tensors_that_are_no_images_keep_their_shape(layer, shape):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x).mean((-2, -1))
+
+    module = Mean().eval()
+    inputs = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs)).numpy()
+    model = export_float(module, Signature((TensorSpec("input", shape),), (TensorSpec("y", expected.shape[1:]),)))
+    found = run(model, inputs)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-5

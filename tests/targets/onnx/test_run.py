@@ -15,11 +15,12 @@ import pytest
 import torch
 import user_net
 from edge_compress.pipeline.errors import BuildError
-from edge_compress.pipeline.signature import image_signature
+from edge_compress.pipeline.signature import Signature, TensorSpec, image_signature
 from edge_compress.targets.onnx import run
 from edge_compress.targets.onnx.export import export_float
 from edge_compress.targets.onnx.run import in_blocks, predictor, simulate
 from onnx import TensorProto, helper
+from torch import nn
 
 
 def test_a_graph_whose_reshapes_name_one_sample_is_simulated_sample_by_sample() -> None:
@@ -136,3 +137,25 @@ def test_a_user_who_wants_usage_data_sent_is_left_alone() -> None:
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "0"}
     ended = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
     assert ended.stdout == "0\n"
+
+
+class ClassToken(nn.Module):
+    """Samples that are joined with a constant, which has one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv(x).transpose(1, 2)
+        return self.head(torch.cat([h, h.new_ones(h.shape[0], 1, 4)], 1)).mean(1)
+
+
+def test_a_graph_that_holds_a_constant_of_one_sample_is_simulated_sample_by_sample() -> None:
+    torch.manual_seed(0)
+    net = ClassToken().eval()
+    data = export_float(net, Signature((TensorSpec("x", (2, 8)),), (TensorSpec("y", (3,)),))).SerializeToString()
+    inputs = np.random.default_rng(0).standard_normal((5, 2, 8), dtype=np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(simulate(data)(inputs), expected, rtol=1e-4, atol=1e-5)

@@ -30,3 +30,25 @@ def test_windows_of_windows_convert_and_answer_as_the_module_does() -> None:
     x = torch.randn(1, 2, 8, 12)
     data, _ = convert(Windows().eval(), signature)
     np.testing.assert_allclose(predictor(data)(x.numpy()), Windows()(x), atol=1e-6)
+
+
+class Features(nn.Module):
+    """Gives features and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        return y, y.mean((2, 3))
+
+
+@pytest.mark.skipif(TARGET.missing() is not None, reason=f"phone: {TARGET.missing()}")
+def test_features_whose_mean_is_taken_may_be_an_output_too() -> None:
+    outputs = (TensorSpec("y", (4, 6, 6)), TensorSpec("mean", (4,)))
+    net, x = Features().eval(), torch.randn(1, 3, 8, 8)
+    data, _ = convert(net, Signature((TensorSpec("x", (3, 8, 8)),), outputs))
+    for found, wanted in zip(predictor(data)(x.numpy()), net(x), strict=True):
+        np.testing.assert_allclose(found, wanted.detach(), atol=1e-5)
