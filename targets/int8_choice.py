@@ -38,11 +38,11 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     than allowed, see `Trials.escalate`.
 
     Raises:
-        BuildError: float or every recipe has a score that is no finite number.
+        BuildError: the score of float or of every recipe is no number.
     """
     float_score = request.score(how.load(network))
-    if not math.isfinite(float_score):
-        raise BuildError("the float network's score on the search split", found=str(float_score), expected="a finite number")
+    if math.isnan(float_score):
+        raise BuildError("the float network's score on the search split", found="nan", expected="a number")
 
     def shown(value: float) -> str:
         return (
@@ -60,8 +60,8 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     trials.escalate(float_score - most)
     best = trials.best()
     score = trials.scores[best]
-    if not math.isfinite(score):
-        raise BuildError("no int8 network has a finite score on the search split", do="try --precision fp32")
+    if score == -math.inf:
+        raise BuildError("no int8 network has a score on the search split that is a number", do="try --precision fp32")
     notes = [f"int8: {best}, chosen on the search split ({shown(score)} against {shown(float_score)} in float)"]
     if float_score - score > most:
         lost = float_score - score
@@ -100,9 +100,9 @@ class Trials(Generic[Network]):
         return self._how.quantize(self._networks[bits], ranges(self._seen[bits], recipe.ranges), recipe)
 
     def score(self, recipe: Recipe) -> None:
-        """Note a recipe's score on the search split; one that is no finite number is the worst."""
+        """Note a recipe's score on the search split; one that is no number is the worst."""
         found = self._request.score(self._how.load(self.model(recipe)))
-        self.scores[recipe] = found if math.isfinite(found) else -math.inf
+        self.scores[recipe] = -math.inf if math.isnan(found) else found
 
     def best(self) -> Recipe:
         """The first of those that are as good as the best."""

@@ -244,8 +244,9 @@ def _tags(walk: Walk, resolved: Resolved) -> dict[int, int]:
         for atom in product.factors:
             if atom.labels is not None:
                 components = np.unique(resolved.component[atom.labels])
+                factor = components.tobytes()
                 for c in components.tolist():
-                    factors.setdefault(c, set()).add(components.tobytes())
+                    factors.setdefault(c, set()).add(factor)
     numbers: dict[frozenset[bytes], int] = {}
     return {prime: numbers.setdefault(frozenset(of), len(numbers) + 1) for prime, of in factors.items()}
 

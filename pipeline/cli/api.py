@@ -93,7 +93,9 @@ def compress(
         values["recipe"] = str(recipe) if own is None else own.name
     config = settings.load(None, values)
     with _left_as_it_was():
-        run_pipeline(config, progress or Progress(quiet=config.quiet, verbose=config.verbose), own, _command(values))
+        run_pipeline(
+            config, progress or Progress(quiet=config.quiet, verbose=config.verbose), own, _command(values, own is not None)
+        )
     read = own or (read_recipe(config.recipe) if config.recipe is not None else None)
     factory = None if read is None else (lambda: network_of(read))
     return Result(config.out, read_report(config.out / "report.json"), factory)
@@ -130,8 +132,11 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
     return module.eval()
 
 
-def _command(values: Mapping[str, Any]) -> str:
-    """The command line with the options of a call; those of the process, a notebook's perhaps, are not the run's."""
+def _command(values: Mapping[str, Any], from_object: bool) -> str:
+    """The command line with the options of a call, not with those of the process; of a `Recipe` object the call itself."""
+    if from_object:
+        named = {"target": values["targets"]} | {n: v for n, v in values.items() if n not in ("recipe", "targets")}
+        return f"edge_compress.compress({', '.join(['recipe', *(f'{name}={value!r}' for name, value in named.items())])})"
     words = ["edge-compress"]
     for name, value in values.items():
         option = f"--{settings.key(name)}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,10 @@ def code_digest(module: ModuleType) -> str:
 
 def source_of(module: ModuleType) -> Path | None:
     """The Python file a module was loaded from, if there is one."""
-    file = getattr(module, "__file__", None)
+    try:  # not by `getattr`, which would import a module that is loaded when it is first used
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:  # what stands in for a module
+        return None
     if not isinstance(file, str) or not file.endswith(".py") or not Path(file).is_file():
         return None
     return Path(file).resolve()
@@ -120,14 +123,13 @@ def _found(name: str, parent: ModuleType | None) -> list[Path]:
     return []
 
 
-# ------------------------------------------------------------------------------------------------------------------ functions
+# --------------------------------------------------------------------------------------------------------- functions and values
 
 
 def function_digest(function: Any) -> str:
     """Returns the SHA-256 of a function: its name, its source or byte code, and the values it was given when it was made."""
-    found = hashlib.sha256()
-    for part in _function(function, set()):
-        found.update(len(part).to_bytes(8, "little") + part)
+    found = Content()
+    found.add(function)
     return found.hexdigest()
 
 
@@ -140,40 +142,107 @@ def module_of(function: Any) -> ModuleType | None:
     return sys.modules.get(kind.__module__)
 
 
-def _function(function: Any, seen: set[int]) -> Iterator[bytes]:
-    """A function's name, source and given values; where its module has no file, also those of what it calls there."""
-    if id(function) in seen:
-        return
-    seen.add(id(function))
-    if isinstance(function, partial):
-        yield b"partial" + content_of([function.args, function.keywords])
-        yield from _function(function.func, seen)
-        return
-    if isinstance(function, MethodType):
-        yield content_of(getattr(function.__self__, "__dict__", {}))
-        yield from _function(function.__func__, seen)
-        return
-    function = inspect.unwrap(function) if callable(function) else function
-    kind = function if isinstance(function, FunctionType | type) else type(function)
-    yield f"{kind.__module__}.{kind.__qualname__}".encode()
-    if kind is not function:  # an object that is called
-        yield content_of(getattr(function, "__dict__", {}))
-    try:
-        yield inspect.getsource(kind).encode()
-    except (OSError, TypeError):
-        yield _code(kind.__code__) if isinstance(kind, FunctionType) else b""
-    if isinstance(kind, FunctionType):
-        with suppress(ValueError):  # a cell that is not filled yet
-            yield content_of([kind.__defaults__, kind.__kwdefaults__])
-            yield content_of([cell.cell_contents for cell in kind.__closure__ or ()])
-        module = sys.modules.get(kind.__module__)
-        if module is None or source_of(module) is None:  # a notebook's
-            for name in sorted(_names(kind.__code__)):
-                value = kind.__globals__.get(name)
-                if isinstance(value, FunctionType | type) and value.__module__ == kind.__module__:
-                    yield from _function(value, seen)
-                elif isinstance(value, int | float | str | bytes | bool | tuple | list | dict | Tensor | np.ndarray):
-                    yield name.encode() + content_of(value)
+class Content:
+    """SHA-256 of nested values: tensors and arrays by type, shape and content, functions by source, objects by attributes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0  # that were added
+        self._hash = hashlib.sha256()
+        self._code: set[int] = set()  # functions and classes that are in it
+
+    def hexdigest(self) -> str:
+        """The digest of all that was added."""
+        return self._hash.hexdigest()
+
+    def add(self, value: Any, depth: int = 0) -> None:
+        """Add a value; what lies deeper than a few levels in objects of objects is left out."""
+        kind = type(value)
+        self._put(f"{kind.__module__}.{kind.__qualname__}".encode())
+        if isinstance(value, Tensor):
+            plain = (value if value.layout is torch.strided else value.to_dense()).detach().cpu().contiguous()
+            self._put(f"{value.dtype}{tuple(value.shape)}".encode())
+            self._put(plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
+        elif isinstance(value, np.ndarray | np.generic):
+            array = np.ascontiguousarray(value)
+            self._put(f"{array.dtype.str}{array.shape}".encode())
+            self._put(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+        elif isinstance(value, bytes | bytearray | memoryview):
+            self._put(value)
+        elif isinstance(value, ModuleType):
+            self._put(value.__name__.encode())
+        elif isinstance(value, FunctionType | MethodType | type | partial):
+            self._function(value, depth)
+        elif value is None or isinstance(value, bool | int | float | complex | str | BuiltinFunctionType):
+            self._put(repr(value).encode())
+        elif depth < _DEEPEST:
+            self._parts(value, depth + 1)
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        size = memoryview(data).nbytes
+        self._hash.update(size.to_bytes(8, "little"))
+        self._hash.update(data)
+        self.bytes += size
+
+    def _parts(self, value: Any, depth: int) -> None:
+        """Of a container its items, of another object its attributes, or how it prints itself."""
+        if isinstance(value, dict):
+            for pair in value.items():
+                self.add(pair, depth)
+        elif isinstance(value, list | tuple):
+            self._put(str(len(value)).encode())
+            for item in value:
+                self.add(item, depth)
+        elif isinstance(value, set | frozenset):
+            self.add(sorted(map(repr, value)), depth)
+        elif callable(getattr(value, "tobytes", None)):  # an image
+            self._put(repr((getattr(value, "size", None), getattr(value, "mode", None))).encode())
+            self._put(bytes(value.tobytes()))
+        else:
+            slots = {name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())}
+            names = sorted(slots - {"__dict__", "__weakref__"})
+            own = dict(getattr(value, "__dict__", {})) | {n: getattr(value, n) for n in names if hasattr(value, n)}
+            if own:
+                self.add(own, depth)
+            elif " at 0x" not in (text := repr(value)):
+                self._put(text.encode())
+            if callable(value):
+                self._function(type(value), depth)
+
+    def _function(self, function: Any, depth: int) -> None:
+        """A function or class by name, source and given values; where its module has no file, also what it calls there."""
+        if id(function) in self._code or depth >= _DEEPEST:
+            return
+        self._code.add(id(function))
+        if isinstance(function, partial | MethodType):
+            inner = (function.func, function.args, function.keywords) if isinstance(function, partial) else function.__func__
+            self.add(inner, depth + 1)
+            if isinstance(function, MethodType):
+                self.add(function.__self__, depth + 1)
+            return
+        self._put(f"{function.__module__}.{function.__qualname__}".encode())
+        module = sys.modules.get(function.__module__)
+        without_file = module is None or source_of(module) is None  # a notebook's
+        try:
+            self._put(inspect.getsource(function).encode())
+        except (OSError, TypeError):
+            if isinstance(function, FunctionType):
+                self._put(_code(function.__code__))
+        if isinstance(function, type):
+            members = [part for part in vars(function).values() if isinstance(part, FunctionType)] if without_file else []
+            for member in members:
+                self._function(member, depth + 1)
+            return
+        self.add((function.__defaults__, function.__kwdefaults__), depth + 1)
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # not filled yet
+                self.add(cell.cell_contents, depth + 1)
+        if (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            self.add(wrapped, depth + 1)
+        if without_file:
+            for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+                value = function.__globals__[name]
+                if not isinstance(value, FunctionType | type) or value.__module__ == function.__module__:
+                    self.add((name, value), depth + 1)
 
 
 def _names(code: CodeType) -> set[str]:
@@ -185,36 +254,3 @@ def _names(code: CodeType) -> set[str]:
 def _code(code: CodeType) -> bytes:
     constants = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
     return code.co_code + b"".join(constants) + " ".join(code.co_names).encode()
-
-
-def content_of(value: Any, depth: int = 0) -> bytes:
-    """Returns bytes that tell nested values apart: tensors and arrays by type, shape and content, objects by their attributes."""
-    kind = type(value)
-    head = f"{kind.__module__}.{kind.__qualname__}".encode()
-    if isinstance(value, Tensor):
-        plain = (value if value.layout is torch.strided else value.to_dense()).detach().cpu().contiguous()
-        return head + f"{value.dtype}{tuple(value.shape)}".encode() + _raw(plain)
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.ascontiguousarray(value)
-        body = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-        return head + f"{array.dtype.str}{array.shape}".encode() + body
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return head + repr(value).encode()
-    if depth >= _DEEPEST:
-        return head
-    if isinstance(value, dict):
-        return head + b"".join(content_of(part, depth + 1) for pair in value.items() for part in pair)
-    if isinstance(value, list | tuple):
-        return head + str(len(value)).encode() + b"".join(content_of(item, depth + 1) for item in value)
-    if isinstance(value, set | frozenset):
-        return head + b"".join(sorted(content_of(item, depth + 1) for item in value))
-    if isinstance(value, FunctionType | MethodType | partial):
-        return head + function_digest(value).encode()
-    if callable(getattr(value, "tobytes", None)):  # an image
-        return head + content_of([getattr(value, "size", None), getattr(value, "mode", None)], depth + 1) + bytes(value.tobytes())
-    return head + content_of(getattr(value, "__dict__", {}), depth + 1)
-
-
-def _raw(tensor: Tensor) -> bytes:
-    """A tensor's memory; numpy does not know all of its types."""
-    return bytes(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""

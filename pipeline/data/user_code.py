@@ -64,12 +64,14 @@ def load_file(path: Path, what: str, spec: str = "") -> ModuleType:
         InputError: its code raises.
     """
     folder = path.resolve().parent
-    with users_code(folder, f"{what} {spec or path}: cannot be imported", do=_IMPORT.format(path.stem)), _fresh(folder):
+    _forget_stale(folder)
+    with users_code(folder, f"{what} {spec or path}: cannot be imported", do=_IMPORT.format(path.stem)):
         return _run_file(path)
 
 
 def _imported(place: str, what: str, spec: str) -> ModuleType:
-    with users_code(Path.cwd(), f"{what} {spec}: cannot be imported", do=_IMPORT.format(place)), _fresh(Path.cwd()):
+    _forget_stale(Path.cwd())
+    with users_code(Path.cwd(), f"{what} {spec}: cannot be imported", do=_IMPORT.format(place)):
         return importlib.import_module(place)
 
 
@@ -94,9 +96,8 @@ def _run_file(path: Path) -> ModuleType:
 _LOADED: dict[str, Path] = {}  # the modules that the user's code imported here, and their files
 
 
-@contextmanager
-def _fresh(folder: Path) -> Iterator[None]:
-    """Code loaded inside is as it is on the disk now: what was imported here from files changed since then is imported again.
+def _forget_stale(folder: Path) -> None:
+    """Makes code that is loaded next as it is on the disk now: what was imported from files changed since is forgotten.
 
     Modules imported from another folder do not stand for those of the same name in this one.
     """
@@ -107,27 +108,24 @@ def _fresh(folder: Path) -> Iterator[None]:
         stale = [name for name in _LOADED if name.partition(".")[0] in own]
     for name in stale:
         sys.modules.pop(name, None)
-        EXECUTED.pop(_LOADED.pop(name), None)
+        file = _LOADED.pop(name)
+        EXECUTED.pop(file, None)
+        with suppress(OSError, NotImplementedError):  # Python would take the byte code of an edit within the same second for it
+            Path(importlib.util.cache_from_source(str(file))).unlink()
     importlib.invalidate_caches()
     for name, module in list(sys.modules.items()):  # what the user imported himself is told apart by what it was, too
-        file = None if name in _LOADED else source_of(module)
-        if file is not None and file.is_relative_to(folder.resolve()) and is_users(file):
-            EXECUTED.setdefault(file, digest_of_file(file))
-    yield
+        source = None if name in _LOADED else source_of(module)
+        if source is not None and source.is_relative_to(folder.resolve()) and is_users(source):
+            EXECUTED.setdefault(source, digest_of_file(source))
 
 
 @contextmanager
 def _imports_noted() -> Iterator[None]:
-    """Modules of the user's that are imported inside are known as such, and leave no byte code.
-
-    Python would take the byte code of an edit within the same second for the file's.
-    """
-    count, writes = len(sys.modules), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
+    """Modules of the user's that are imported inside are known as such."""
+    count = len(sys.modules)
     try:
         yield
     finally:
-        sys.dont_write_bytecode = writes
         for name in list(sys.modules)[count:] if len(sys.modules) > count else ():  # this runs for every sample: new ones alone
             file = source_of(sys.modules[name])
             if file is not None and is_users(file):

@@ -50,7 +50,7 @@ def searched(
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "9", settings, (subject_key,))
+    ranking_stage = run.folder.stage("sensitivity", "10", settings, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     settings |= {"seed": config.seed} | settings_of(place)

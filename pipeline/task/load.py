@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -94,6 +94,8 @@ def load_recipe(recipe: Recipe, seed: int) -> Loaded:
     Raises:
         InputError: see `open_recipe`.
     """
+    recipe = replace(recipe)  # its functions may have changed since it was used before
+    code = recipe.digest  # of what they were given, not of what they keep from their calls below
     data = data_of(recipe, seed)
     module, task, signature, probe = open_recipe(recipe, data)
     digest = hashlib.sha256(" ".join(split.digest for split in (data.train, data.search, data.test)).encode()).hexdigest()
@@ -101,7 +103,7 @@ def load_recipe(recipe: Recipe, seed: int) -> Loaded:
     example = pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], probe)
     cost = cost_of(module, example)
     plain = Preprocess((), (), "none")
-    subject = Subject(recipe.name, state_sha256(module), info, plain, cost, signature, task.metric, recipe.digest)
+    subject = Subject(recipe.name, state_sha256(module), info, plain, cost, signature, task.metric, code)
     return Loaded(subject, module, task, data, example, remarks=_sampled(data))
 
 

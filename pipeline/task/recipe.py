@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.code_digest import code_digest, function_digest, module_of
+from ..data.code_digest import code_digest, function_digest, is_users, module_of, source_of
 from ..data.user_code import load_file, own_randomness, users_code
 from ..errors import InputError
 from ..network.calling import Outputs
@@ -67,10 +67,13 @@ class Recipe:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its functions, of the values they were given, and of the modules they are in and import."""
+        """SHA-256 of its functions, of the values they were given, and of the user's modules they are in and import.
+
+        It is that of the moment it is first asked for, see `load.load_recipe`.
+        """
         given = {field.name: getattr(self, field.name) for field in fields(self) if callable(getattr(self, field.name))}
         functions = {name: function_digest(function) for name, function in given.items()}
-        modules = {code_digest(module) for module in map(module_of, given.values()) if module is not None}
+        modules = {code_digest(module) for module in map(module_of, given.values()) if module is not None and _is_users(module)}
         return hashlib.sha256(json.dumps([functions, sorted(modules)]).encode()).hexdigest()
 
     @property
@@ -115,6 +118,12 @@ def recipe_of(module: ModuleType, name: str) -> Recipe:
                 f"recipe {name}", found=f"no function {key}()", expected="model() and datasets()", do=f"define {key}()"
             )
     return Recipe(**found, name=name)
+
+
+def _is_users(module: ModuleType) -> bool:
+    """Whether a module is the user's own; a loss or a metric may be of a library, which its version tells apart."""
+    source = source_of(module)
+    return source is not None and is_users(source)
 
 
 def network_of(recipe: Recipe) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
-from ..data.code_digest import content_of
+from ..data.code_digest import Content
 from ..data.datasets import MIN_TRAIN, search_size
 from ..errors import InputError
 from ..network.calling import Inputs
@@ -25,7 +25,7 @@ from .recipe import SPLITS, Recipe
 from .samples import HELD_BYTES, Batch, Data
 
 HELD_SAMPLES = 20_000
-DIGESTED, DIGESTED_BYTES = 64, 64 << 20  # what a split is told apart by, besides the recipe's own code
+DIGESTED, DIGESTED_MOST, DIGESTED_BYTES = 64, 1024, 64 << 20  # of a split, that tell it apart besides the recipe's own code
 IntArray = NDArray[np.int64]
 
 
@@ -55,8 +55,10 @@ class RecipeSamples:
     def digest(self) -> str:
         """See `Samples.digest`; of samples spread evenly over the split, see `digested`."""
         found = hashlib.sha256(f"{self.recipe.digest} {self.name} {len(self.indices)}".encode() + self.indices.tobytes())
+        content = Content()
         for position in self.digested:
-            found.update(content_of(self._sample(int(self.indices[position]))))
+            content.add(self._sample(int(self.indices[position])))
+        found.update(content.hexdigest().encode())
         return found.hexdigest()
 
     @cached_property
@@ -64,8 +66,7 @@ class RecipeSamples:
         """Positions of the samples that a data set is told apart by: all, if they are small, else at least 64."""
         if not len(self):
             return np.zeros(0, np.int64)
-        each = max(1, len(content_of(self._sample(int(self.indices[0])))))
-        count = min(len(self), max(DIGESTED, DIGESTED_BYTES // each))
+        count = min(len(self), DIGESTED_MOST, max(DIGESTED, DIGESTED_BYTES // self._bytes_each))
         return np.unique(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
     def batch(self, positions: IntArray) -> Batch:
@@ -96,8 +97,15 @@ class RecipeSamples:
 
     def held(self) -> RecipeSamples:
         """See `Samples.held`."""
-        each = len(content_of(self._sample(int(self.indices[0])))) if len(self) else 0
-        return self if len(self) > HELD_SAMPLES or len(self) * each > HELD_BYTES else replace(self, kept={})
+        large = len(self) > HELD_SAMPLES or (len(self) > 0 and len(self) * self._bytes_each > HELD_BYTES)
+        return self if large else replace(self, kept={})
+
+    @cached_property
+    def _bytes_each(self) -> int:
+        """Bytes of the first sample."""
+        content = Content()
+        content.add(self._sample(int(self.indices[0])))
+        return max(1, content.bytes)
 
     def _sample(self, index: int) -> tuple[Any, Any]:
         if self.kept is not None and index in self.kept:

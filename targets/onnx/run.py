@@ -209,7 +209,11 @@ def _two_samples(model: onnx.ModelProto) -> Arrays:
         TensorSpec(name, tuple(d.dim_value for d in t.shape.dim[1:]), helper.tensor_dtype_to_np_dtype(t.elem_type).name)
         for name, t in tensors
     )
-    return stand_ins(Signature(tuple(specs), ()), 2)
+    found = stand_ins(Signature(tuple(specs), ()), 2)
+    for array in found if isinstance(found, tuple) else (found,):
+        if not np.issubdtype(array.dtype, np.floating):  # stand-ins of whole numbers are all alike
+            array[1, ..., ::2] = 0
+    return found
 
 
 def _alike(found: Arrays, expected: Arrays) -> bool:

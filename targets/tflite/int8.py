@@ -90,8 +90,10 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
         for name, (low, high) in ranges.items():
             ones = (1,) * ranks[name]
             values[name] = {"min": np.full(ones, low, np.float32), "max": np.full(ones, high, np.float32)}
+        widest: dict[str, FloatArray] = {}  # two layers may share weights
         for name, largest in _weight_ranges(model, ranges):
-            values[name] = {"min": -largest, "max": largest}
+            widest[name] = np.maximum(largest, widest.get(name, largest))
+        values |= {name: {"min": -largest, "max": largest} for name, largest in widest.items()}
         return _result(work, values)
 
 

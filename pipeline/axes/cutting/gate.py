@@ -40,7 +40,7 @@ class Checked:
 
 
 def check(coupling: Coupling) -> Checked:
-    """Cut half of the units of every group, and leave every block out; lock those that fail."""
+    """Cut units of every group under two plans, and leave every block out; lock those that fail."""
     with enlivened(coupling.walk.captured.module):
         coupling = with_sound_blocks(coupling)
         names = [g.name for g in coupling.open_groups()]
@@ -147,9 +147,9 @@ class _Gate:
         return True
 
     def take_training(self, names: list[str]) -> bool:
-        """Runs the cut network in training mode as well from here on. Returns False where it runs without half of the groups."""
+        """Runs the cut network in training mode as well from here on. Returns False where it runs."""
         self.training = True
-        plans = ({n: half(self.groups[n]) for n in part} for part in self.parts(names))
+        plans = (plan for part in self.parts(names) for plan in self.plans(part))
         return any(training_fault(self.coupling, plan, self.sized, self.example) for plan in plans)
 
     def parts(self, names: list[str]) -> list[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from edge_compress.pipeline.cli import api
+from edge_compress.pipeline.task.recipe import Recipe
 
 
 class Called(Exception):
@@ -30,3 +31,13 @@ def test_a_report_gives_the_command_of_the_call_and_not_that_of_the_notebooks_ke
         "edge-compress --model torchvision:resnet18 --latency-budget 0.7,0.5 --mean 0.5,0.4,0.3 --accept-chance"
         f" --target x86 --target phone --out {out}"
     )
+
+
+def test_a_recipe_object_is_told_as_the_call_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pipeline(*given: Any) -> int:
+        raise Called(given[-1])
+
+    monkeypatch.setattr(api, "run_pipeline", pipeline)
+    with pytest.raises(Called) as called:
+        api.compress(Recipe(dict, dict), latency_budget=0.5)
+    assert str(called.value) == "edge_compress.compress(recipe, target='x86', latency_budget=0.5)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edge_compress.pipeline.data.code_digest import code_digest, content_of, function_digest
+from edge_compress.pipeline.data.code_digest import Content, code_digest, function_digest
 from edge_compress.pipeline.data.user_code import user_factory
+from edge_compress.pipeline.task.recipe import Recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from torch import nn
+from torch.utils.data import default_collate
 
 
 @pytest.fixture
@@ -81,6 +85,13 @@ def test_the_digest_covers_modules_found_elsewhere_on_the_path(tmp_path: Path, m
         (library / "common_to_projects.py").write_text(text)
         digests.add(code_digest(user_factory(f"{folder}/uses_library.py:make", "model").module))
     assert len(digests) == 2
+
+
+def content_of(value: Any) -> str:
+    """The digest of one value."""
+    found = Content()
+    found.add(value)
+    return found.hexdigest()
 
 
 def _weighted(weight: int) -> Callable[[], int]:
@@ -155,7 +166,48 @@ def test_content_differs_where_one_element_does(data: st.DataObject, array: Any)
         (SimpleNamespace(box=1), SimpleNamespace(box=2)),
         ({"a": 1}, {"a": 2}),
         ({1, 2}, {1, 3}),
+        (torch.float16, torch.float32),
+        (np.float32, np.float64),
+        (range(3), range(4)),
+        (Path("a"), Path("b")),
     ],
 )
 def test_values_of_a_sample_are_told_apart(one: Any, other: Any) -> None:
     assert content_of(one) == content_of(one) != content_of(other)
+
+
+def _recursive(step: int) -> Callable[[int], int]:
+    def down(n: int) -> int:
+        return n if n <= 0 else down(n - step)
+
+    return down
+
+
+class _Looping:
+    def __init__(self, gamma: float) -> None:
+        self.gamma, self.loss = gamma, self.focal
+        self.itself, self.module = self, np
+
+    def focal(self) -> float:
+        return self.gamma
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [(_recursive(1), _recursive(1), _recursive(2)), (_Looping(1.0).loss, _Looping(1.0).loss, _Looping(2.0).loss)],
+)
+def test_values_that_hold_themselves_or_modules_end(one: Any, same: Any, other: Any) -> None:
+    assert function_digest(one) == function_digest(same) != function_digest(other)
+
+
+def test_a_notebooks_class_is_told_apart_by_its_methods() -> None:
+    texts = [f"class Top1:\n    def compute(self): return {value}" for value in (1, 1, 2)]
+    digest, again, other = (function_digest(_in_a_notebook(text, "Top1")) for text in texts)
+    assert digest == again != other
+
+
+def test_a_librarys_loss_is_not_read_file_by_file() -> None:
+    recipe = Recipe(nn.Identity, dict, loss=nn.MSELoss(), collate=default_collate)
+    start = time.perf_counter()
+    assert recipe.digest != Recipe(nn.Identity, dict, loss=nn.L1Loss(), collate=default_collate).digest
+    assert time.perf_counter() - start < 5.0

@@ -416,3 +416,19 @@ def test_inputs_by_name_come_in_one_order_in_every_split() -> None:
     other.train.batch(np.arange(2))
     with pytest.raises(InputError, match="those of the others: ids, mask"):
         other.test.batch(np.arange(2))
+
+
+def test_a_recipe_object_used_again_is_told_apart_by_what_its_functions_hold_now() -> None:
+    weights = [1.0]
+
+    def loss(outputs: Any, target: Any) -> Tensor:
+        return weights[0] * torch.as_tensor(outputs).sum()
+
+    def model() -> nn.Module:
+        return nn.Linear(4, 3).eval()
+
+    samples = [(torch.ones(4), None) for _ in range(20)]
+    recipe = Recipe(model, lambda: {"train": samples, "test": samples}, loss=loss)
+    before, same = (load_recipe(recipe, 0).subject.code for _ in range(2))
+    weights[0] = 2.0
+    assert before == same != load_recipe(recipe, 0).subject.code
