@@ -38,7 +38,7 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     than allowed, see `Trials.escalate`.
 
     Raises:
-        BuildError: the score of float or of every recipe is no number.
+        BuildError: the metric of the float network, or of every int8 recipe, is NaN.
     """
     float_score = request.score(how.load(network))
     if math.isnan(float_score):
@@ -100,7 +100,7 @@ class Trials(Generic[Network]):
         return self._how.quantize(self._networks[bits], ranges(self._seen[bits], recipe.ranges), recipe)
 
     def score(self, recipe: Recipe) -> None:
-        """Note a recipe's score on the search split; one that is no number is the worst."""
+        """Note a recipe's score on the search split; NaN counts as -inf."""
         found = self._request.score(self._how.load(self.model(recipe)))
         self.scores[recipe] = -math.inf if math.isnan(found) else found
 

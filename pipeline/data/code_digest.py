@@ -51,13 +51,17 @@ def code_digest(module: ModuleType) -> str:
 
 def source_of(module: ModuleType) -> Path | None:
     """The Python file a module was loaded from, if there is one."""
-    try:  # not by `getattr`, which would import a module that is loaded when it is first used
+    file = file_of(module)
+    return Path(file).resolve() if file.endswith(".py") and Path(file).is_file() else None
+
+
+def file_of(module: ModuleType) -> str:
+    """A module's `__file__`, "" where it has none; a module that is to be imported when it is first used stays unimported."""
+    try:
         file = object.__getattribute__(module, "__dict__").get("__file__")
-    except AttributeError:  # what stands in for a module
-        return None
-    if not isinstance(file, str) or not file.endswith(".py") or not Path(file).is_file():
-        return None
-    return Path(file).resolve()
+    except AttributeError:  # an object put in place of a module
+        return ""
+    return file if isinstance(file, str) else ""
 
 
 def executed(file: Path) -> bytes:
@@ -114,7 +118,8 @@ def _files(dotted: str, folder: Path | None = None) -> Iterator[tuple[str, Path]
 
 def _found(name: str, parent: ModuleType | None) -> list[Path]:
     """Where a module that was not loaded yet would be loaded from."""
-    with suppress(ImportError, ValueError, AttributeError):  # a name that is no module
+    # `from package import name` may import a function or class: there is no module of that name, and nothing to digest
+    with suppress(ImportError, ValueError, AttributeError):
         if "." in name and parent is None:
             return []
         spec = importlib.util.find_spec(name)

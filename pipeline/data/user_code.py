@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, described
-from .code_digest import EXECUTED, digest_of_file, executed, is_users, source_of
+from .code_digest import EXECUTED, digest_of_file, executed, file_of, is_users, source_of
 
 _IMPORT = "make `import {}` work"
 
@@ -110,13 +110,16 @@ def _forget_stale(folder: Path) -> None:
         sys.modules.pop(name, None)
         file = _LOADED.pop(name)
         EXECUTED.pop(file, None)
-        with suppress(OSError, NotImplementedError):  # Python would take the byte code of an edit within the same second for it
+        # Python takes byte code for current if the source's second and size are; where the folder is read-only there is none
+        with suppress(OSError, NotImplementedError):
             Path(importlib.util.cache_from_source(str(file))).unlink()
     importlib.invalidate_caches()
+    places = (f"{folder.absolute()}{os.sep}", f"{folder.resolve()}{os.sep}")
     for name, module in list(sys.modules.items()):  # what the user imported himself is told apart by what it was, too
-        source = None if name in _LOADED else source_of(module)
-        if source is not None and source.is_relative_to(folder.resolve()) and is_users(source):
-            EXECUTED.setdefault(source, digest_of_file(source))
+        if name not in _LOADED and file_of(module).startswith(places):  # before `source_of`, which looks on the disk
+            source = source_of(module)
+            if source is not None and is_users(source):
+                EXECUTED.setdefault(source, digest_of_file(source))
 
 
 @contextmanager

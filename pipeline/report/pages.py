@@ -40,13 +40,15 @@ def write_refusal(folder: Path, refusal: Refusal) -> None:
 def to_html(report: Report, folder: Path | None = None) -> str:
     """`report.html`: one self-contained page; everything from outside is escaped. Pictures are read from the run folder."""
     built = [name for name, target in report.targets.items() if target.artifact is not None]
+    shown = {} if folder is None else {name: _pictures(target, folder) for name, target in report.targets.items()}
     return render(
         "report.html.jinja",
         report=report,
         verdict=verdict_line(report),
         headlines=[headline(report, name) for name in report.targets],
         finished=moment(report.finished),
-        pictures={} if folder is None else {name: _pictures(target, folder) for name, target in report.targets.items()},
+        pictures=shown,
+        left_out={name: len(report.targets[name].pictures) - len(pairs) for name, pairs in shown.items()},
         budgets=[table for name in report.targets if (table := front_table(report, name)).rows],
         plots=figures(report),
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]]

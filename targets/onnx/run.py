@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from ..stand_ins import stand_ins
 if TYPE_CHECKING:
     import onnx
 
+_log = logging.getLogger(__name__)
 _LONGEST_S = 600.0  # for an answer: a file from outside can hold a loop without an end
 _BLOCK = 64  # samples a call, where the file allows more than one
 _TIPPED = 0.05  # of an output's span: what batching may change in int8, where float rounding tips values over to the next step
@@ -186,9 +188,13 @@ def simulate(data: bytes, threads: int = 1) -> Runner:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     try:
         batched = predictor(model.SerializeToString(), threads, pairwise=True)
-        return batched if _alike(batched(two), single(two)) else single
-    except BuildError:  # such as where a constant, of one sample, is joined to what the inputs make
-        return single
+        if _alike(batched(two), single(two)):
+            return batched
+        reason = "batched answers differ"
+    except BuildError as error:  # such as where a constant, of one sample, is joined to what the inputs make
+        reason = str(error)
+    _log.info("evaluated sample by sample, which is slower: %s", reason)
+    return single
 
 
 def _names_the_batch(model: onnx.ModelProto) -> bool:

@@ -7,7 +7,7 @@ corrected first; then the groups at fault are found by halving the list, locked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +110,16 @@ def enlivened(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(old)
 
 
+def _worst(tried: Iterable[tuple[float | None, str]]) -> tuple[float | None, str]:
+    """The largest of some differences; the first that is too large, or of a network that does not run, ends the trials."""
+    largest = 0.0
+    for found, why in tried:
+        if found is None or found > TOLERANCE:
+            return found, why
+        largest = max(largest, found)
+    return largest, ""
+
+
 class _Gate:
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
@@ -159,13 +169,7 @@ class _Gate:
 
     def worst(self, names: list[str]) -> tuple[float | None, str]:
         """The largest difference of the parts, see `difference`; that of the first part which does not run."""
-        largest = 0.0
-        for part in self.parts(names):
-            found, why = self.difference(part)
-            if found is None or found > TOLERANCE:
-                return found, why
-            largest = max(largest, found)
-        return largest, ""
+        return _worst(map(self.difference, self.parts(names)))
 
     def passes(self, names: list[str]) -> bool:
         """Whether cut and zeroed are the same for these groups at once."""
@@ -174,13 +178,7 @@ class _Gate:
 
     def difference(self, names: list[str]) -> tuple[float | None, str]:
         """(largest difference between cut and zeroed, "") or (None, why the cut network does not run)."""
-        largest = 0.0
-        for plan in self.plans(names):
-            found, why = self._difference(plan)
-            if found is None or found > TOLERANCE:
-                return found, why
-            largest = max(largest, found)
-        return largest, ""
+        return _worst(map(self._difference, self.plans(names)))
 
     def _difference(self, plan: dict[str, list[int]]) -> tuple[float | None, str]:
         found, why = self._once(plan, None)

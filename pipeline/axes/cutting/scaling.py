@@ -22,11 +22,11 @@ from ..capture import operator_name, owner, tensors_in
 if TYPE_CHECKING:
     from ..coupling import Coupling
 
-_MOVES = {
+MOVES = {
     "getitem", "view", "reshape", "permute", "transpose", "select", "unbind", "chunk", "split", "unflatten", "contiguous",
     "clone", "squeeze", "unsqueeze", "flatten", "slice", "split_with_sizes", "alias", "detach",
 }  # fmt: skip
-_CASTS = ("to", "_to_copy")
+CASTS = ("to", "_to_copy")
 _EPSILONS = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps")
 
 
@@ -63,7 +63,7 @@ def rescale_of(query: fx.Node, names: Mapping[str, str], depth: Axis) -> Rescale
 def _read_only_by(reader: fx.Node, operand: int, names: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
     """The parameters and rows of the linear layer whose outputs an operand is; None where anything else reads these rows."""
     layer = reader.args[operand]
-    while isinstance(layer, fx.Node) and operator_name(layer) in _MOVES:
+    while isinstance(layer, fx.Node) and operator_name(layer) in MOVES:
         layer = layer.args[0]
     if not isinstance(layer, fx.Node) or layer.target is not torch.ops.aten.linear.default:
         return None
@@ -90,7 +90,7 @@ def outputs_moved(layer: fx.Node, axis: int) -> dict[fx.Node, frozenset[int]]:
     while queue:
         source = queue.pop()
         for user in source.users:
-            if operator_name(user) in _MOVES and user.args[0] is source:
+            if operator_name(user) in MOVES and user.args[0] is source:
                 values[user] = user.target(values[source], *user.args[1:], **user.kwargs)  # type: ignore[operator]
                 queue.append(user)
     return {node: frozenset().union(*map(_numbers, tensors_in(value))) for node, value in values.items()}
@@ -152,7 +152,7 @@ def _next(node: fx.Node, name: str) -> fx.Node | None:
 
 def _weight_of(node: fx.Node, names: Mapping[str, str]) -> tuple[str, float] | None:
     """The parameter that a node is multiplied by and that has no other use, and what is added to it before."""
-    while (user := _only_user(node)) is not None and operator_name(user) in _CASTS:
+    while (user := _only_user(node)) is not None and operator_name(user) in CASTS:
         node = user
     if user is None:
         return None
@@ -170,13 +170,13 @@ def _weight_of(node: fx.Node, names: Mapping[str, str]) -> tuple[str, float] | N
 
 def _source(node: fx.Node) -> fx.Node:
     """What a chain of reshapes and casts starts from."""
-    while operator_name(node) in (*_MOVES, *_CASTS) and isinstance(node.args[0], fx.Node):
+    while operator_name(node) in (*MOVES, *CASTS) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _only_use(node: fx.Node) -> bool:
-    while (user := _only_user(node)) is not None and operator_name(user) in (*_MOVES, *_CASTS):
+    while (user := _only_user(node)) is not None and operator_name(user) in (*MOVES, *CASTS):
         node = user
     return user is not None
 

@@ -12,10 +12,11 @@ from torch import fx
 
 from ..algebra import Axis, size_of
 from ..capture import operator_name
+from ..cutting.scaling import CASTS, MOVES
 from ..walk import Axes, Value, Walk, rule
 from .attention import count_heads
 
-_BETWEEN = 6  # operators between a softmax and the product with the values, at most
+_BETWEEN = {*MOVES, *CASTS, "dropout", "expand"}  # what may stand between a softmax and the product with the values
 
 
 @rule("linear")
@@ -60,11 +61,9 @@ def product(walk: Walk, node: fx.Node, a: Axes, b: Axes) -> Axes:
 
 
 def _is_attention(node: Any) -> bool:
-    """Whether a matrix is a softmax, perhaps after dropout, a reshape or a change of type."""
-    for _ in range(_BETWEEN):
-        if not isinstance(node, fx.Node) or node.op != "call_function" or "softmax" in operator_name(node):
-            break
-        node = node.args[0] if node.args else None
+    """Whether a matrix is a softmax, perhaps after dropout, a reshape or a cast."""
+    while isinstance(node, fx.Node) and node.op == "call_function" and operator_name(node) in _BETWEEN:
+        node = node.args[0]
     return isinstance(node, fx.Node) and node.op == "call_function" and "softmax" in operator_name(node)
 
 

@@ -59,6 +59,7 @@ def test_a_picture_that_is_not_the_reports_own_is_left_out_of_the_page(run: Path
     else:
         file.unlink()
     assert shown(run) == 0
+    assert "because their files are missing or were changed: 1." in pages.to_html(read_report(run / "report.json"), run)
 
 
 def refusal(report: Report) -> Refusal:

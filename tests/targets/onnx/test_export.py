@@ -155,7 +155,7 @@ class Normed(nn.Module):
 
 
 class Typed(Normed):
-    """A branch that torch.fx traces the wrong side of: a proxy is no tensor."""
+    """Data-independent control flow that symbolic tracing gets wrong: a torch.fx Proxy is not an instance of Tensor."""
 
     def forward(self, x):
         if isinstance(x, torch.Tensor):
