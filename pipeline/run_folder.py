@@ -215,6 +215,11 @@ class Stage:
             return None
         return value
 
+    @property
+    def finished(self) -> bool:
+        """Whether a result was recorded; it may be damaged."""
+        return self._file.is_file()
+
     def differing(self, setting: str) -> set[str]:
         """Returns the fields of one setting, a dataclass, that changed since the latest other result of this stage."""
         others = [file for file in self.folder.parent.glob(f"{self.name}-*/result.json") if file.parent != self.folder]

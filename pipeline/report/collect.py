@@ -39,7 +39,7 @@ _WITHIN = 0.98  # of the budget: what a long measurement may differ from the sea
 
 def header_of(run: RunContext, chosen: Sequence[Target], started: datetime) -> Header:
     """Identifies a run that has just ended: command, package versions and licences, inputs, times."""
-    subject, packages = run.loaded.subject, _packages(chosen)
+    subject, packages = run.loaded.subject, packages_of(chosen)
     return Header(
         tool=Tool(packages["edge-compress"], packages, {name: _license_of(name) for name in packages}),
         model=Named(subject.model, subject.model_sha256),
@@ -194,8 +194,8 @@ def _on_classes(results: dict[str, TargetResult]) -> Iterator[str]:
             yield from remarks(name, result.accuracy.classes)
 
 
-def _packages(chosen: Sequence[Target]) -> dict[str, str]:
-    """Versions of the packages the run used, with those its targets name."""
+def packages_of(chosen: Sequence[Target]) -> dict[str, str]:
+    """Name -> version of the packages that a run for some targets uses."""
     own = [name for target in chosen for name in target.packages]
     return {name: metadata.version(name) for name in dict.fromkeys((*PACKAGES, *own))}
 

@@ -41,7 +41,7 @@ from ..pattern.choice import pattern_for, pruning_for, too_narrow
 from ..pattern.searching import Searched, searched
 from ..profile.in_run import usage_of
 from ..progress import Progress
-from ..report.collect import header_of, refusal_of, report_of
+from ..report.collect import header_of, packages_of, refusal_of, report_of
 from ..report.pages import write_refusal, write_report
 from ..run_context import RunContext, read_seconds
 from ..run_folder import LOG_NAME, RunFolder, Stage
@@ -148,7 +148,7 @@ def _prepared(
     run: RunContext, chosen: Sequence[Target], led: Target, places: Mapping[str, Device | None], started: datetime
 ) -> Prepared:
     config, folder = run.config, run.folder
-    subject_key = _prepare_subject(run)
+    subject_key = _prepare_subject(run, chosen)
     loaded = run.loaded
     limits = joint([led, *chosen])
     images = partial(scoring_inputs, loaded.data.train, config.seed)
@@ -256,16 +256,20 @@ def _deterministic(config: Config, compute: Compute) -> None:
     torch.manual_seed(config.seed)
 
 
-def _prepare_subject(run: RunContext) -> str:
-    """Key of the subject; the embedded network is trained first."""
+def _prepare_subject(run: RunContext, chosen: Sequence[Target]) -> str:
+    """Key of the subject, and of the packages that compute with it; the embedded network is trained first."""
     subject = run.loaded.subject
-    stage = run.folder.stage(
-        "subject", "2", {"subject": to_json(subject)}
-    )  # another thread count changes its weights by rounding
+    packages = packages_of(chosen)
+    del packages["edge-compress"]  # stages have versions of their own
+    # without the thread count, which changes the embedded network's weights by rounding
+    stage = run.folder.stage("subject", "3", {"subject": to_json(subject), "packages": packages})
+    if not stage.finished:
+        changed = [said for name, said in _PARTS.items() if name in stage.differing("subject")]
+        changed += [f"the version of {name}" for name in sorted(stage.differing("packages"))]
+        if changed:
+            run.ui.say(f"changed since the last call in this folder: {', '.join(changed)}; all stages are made again")
     if not run.loaded.untrained:
         if stage.result(Subject) is None:
-            if changed := [said for name, said in _PARTS.items() if name in stage.differing("subject")]:
-                run.ui.say(f"changed since the last call in this folder: {', '.join(changed)}; all stages are made again")
             if isinstance(run.loaded.task, RecipeTask):
                 checked(run.loaded.module, run.loaded.task, subject.signature, run.loaded.data)
             stage.finish(subject)

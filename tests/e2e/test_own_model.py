@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import user_net
 from cli_runs import USER_NET, Finished, Workshop, report_of
+from edge_compress.pipeline.report.collect import packages_of
 from edge_compress.pipeline.run import stages
 from effects import Run, in_runtime, in_torch, inputs_of, percent_right
 
@@ -74,7 +75,7 @@ def test_the_baseline_is_the_users_dense_network(ended: tuple[Run, Finished]) ->
     np.testing.assert_allclose(in_runtime(run.baseline, inputs), in_torch(run.dense, inputs), rtol=1e-3, atol=1e-3)
 
 
-def test_changed_code_with_the_same_weights_is_another_network_and_that_is_said(
+def test_changed_code_or_another_version_of_torch_with_the_same_weights_makes_all_again_and_that_is_said(
     workshop: Workshop, here: Callable[[list[str]], Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(user_net.__file__).read_text(encoding="utf-8")
@@ -90,3 +91,10 @@ def test_changed_code_with_the_same_weights_is_another_network_and_that_is_said(
     assert second.code == 130
     assert "changed since the last call in this folder: the model's code; all stages are made again" in second.err
     assert "dense baseline x86" in second.stages
+    monkeypatch.setattr(stages, "packages_of", lambda chosen: packages_of(chosen) | {"torch": "1.0"})
+    third = here(arguments)
+    assert "changed since the last call in this folder: the version of torch; all stages are made again" in third.err
+    assert "dense baseline x86" in third.stages
+    fourth = here(arguments)
+    assert "made again" not in fourth.err
+    assert "dense baseline x86" not in fourth.stages
