@@ -122,14 +122,16 @@ def _channels(each: Parser) -> Parser:
     return parse
 
 
-def _lambda(value: Any, base: Path) -> float | None:
-    if value == "auto":
-        return None
-    try:
-        number: float = _number(0.0)(float(value) if isinstance(value, str) else value, base)
-    except ValueError as error:
-        raise ValueError("auto, or a number of at least 0") from error
-    return number
+def _auto_or(number: Parser, expected: str) -> Parser:
+    """Returns a parser for "auto" (None) or a number."""
+
+    def parse(value: Any, base: Path) -> Any:
+        try:
+            return None if value == "auto" else number(float(value) if isinstance(value, str) else value, base)
+        except ValueError as error:
+            raise ValueError(f"auto, or a number {expected}") from error
+
+    return parse
 
 
 def _budgets(value: Any, _: Path) -> tuple[Budget, ...]:
@@ -210,11 +212,12 @@ class Config:
     reward: Annotated[Reward, _choice(Reward)] = Reward.HARD
     alpha: Annotated[float, _number(0.0)] = 1.0
     beta: Annotated[float, _number(0.0)] = 1.0
-    lambda_: Annotated[float | None, _lambda] = None  # None: "auto", tuned on the search split
+    lambda_: Annotated[float | None, _auto_or(_number(0.0), "of at least 0")] = None  # None: "auto", tuned on the search split
     score: Annotated[Score, _choice(Score)] = Score.HASA
     search: Annotated[SearchMethod, _choice(SearchMethod)] = SearchMethod.PPO
     evaluations: Annotated[int, _integer(1)] = 200  # 60 for digits
     finetune_epochs: Annotated[int, _integer(0)] = 15  # 8 for digits
+    learning_rate: Annotated[float | None, _auto_or(_number(0.0, 1.0, above=True), "above 0 and at most 1")] = None
     max_minutes: Annotated[float | None, _number(0.0, above=True)] = None  # None: as long as it takes
     mask: Annotated[MaskMode, _choice(MaskMode)] = MaskMode.FIXED
     seed: Annotated[int, _integer(0)] = 0

@@ -171,6 +171,13 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option("--finetune-epochs", "Epochs of fine-tuning with distillation.", "15, for digits 8", type=int, metavar="COUNT")
 @_option(
+    "--learning-rate",
+    "Highest learning rate of fine-tuning, or auto: short trials choose it, in trainings of fewer than 800 steps the plan's"
+    " accuracy does.",
+    "auto",
+    metavar="NUMBER",
+)
+@_option(
     "--max-minutes",
     "Time there is: fewer evaluations and epochs are taken where the given ones would not fit.",
     "no limit",

@@ -250,7 +250,7 @@ def _run_epoch(
                 loss = loss * (own * world.size / whole)
             if not math.isfinite(value):
                 where = f"a loss of {value} in step {step + 1} of {steps}"
-                raise BuildError("fine-tuning diverged", found=where, do="lower the learning rate")
+                raise BuildError("fine-tuning diverged", found=where, do="give a lower --learning-rate")
             state.update(loss, learning_rate(step, steps, settings))
             losses.append(value)
             if progress is not None:

@@ -69,7 +69,8 @@ def _lines(before: Prepared, given: Config) -> Iterator[str]:
         yield f"target {target.name}: {target.runtime}, {where}{led}"
     budgets = ", ".join(str(budget) for budget in config.latency_budget)
     yield f"search: {config.search}, {config.evaluations} evaluations, latency budget {budgets}; pattern {run.pattern}"
-    yield f"fine-tuning: {config.finetune_epochs} epochs"
+    rate = "" if config.learning_rate is None else f", learning rate {config.learning_rate:g}"
+    yield f"fine-tuning: {config.finetune_epochs} epochs{rate}"
     drop = drop_allowed(config, metric)
     unit = " points" if metric.unit == "%" and not drop.relative else ""
     yield f"gates: {metric.name} may get worse by {drop}{unit}; speedup at least {config.min_speedup:g}"

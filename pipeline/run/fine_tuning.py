@@ -41,7 +41,7 @@ def fine_tuned(
     how = FinetuneSettings(
         config.finetune_epochs,
         config.seed,
-        learning_rate_for(one_shot),
+        config.learning_rate or learning_rate_for(one_shot),
         batch=batch_for(len(loaded.data.train)),
         device=run.compute.device,
         autocast=run.compute.autocast,
@@ -101,7 +101,7 @@ def _rate(
     frozen: Callable[[], bool],
 ) -> float:
     """The highest learning rate, kept as a stage; another one than usual is said in the report."""
-    if steps_of(run.loaded.data, how) == 0:
+    if run.config.learning_rate is not None or steps_of(run.loaded.data, how) == 0:
         return how.learning_rate
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "rates": RATES}
     stage = run.folder.stage("learning-rate", "2", settings, (before.key,))

@@ -82,7 +82,8 @@ def estimate(paces: Paces, loaded: Loaded, knobs: Sequence[Knob], config: Config
     entries = sum(len(knob.kept) - 1 for knob in knobs)
     budgets = len(config.latency_budget)
     short = steps_of(data, FinetuneSettings(config.finetune_epochs, 0, batch=batch_for(len(data.train))))
-    learning_rate = TRIALS * (short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward) if short else 0.0
+    trial = short * paces.step + 2 * min(SAMPLES, len(data.search)) * forward
+    learning_rate = TRIALS * trial if short and config.learning_rate is None else 0.0
     scored = SCORED * min(1.0, len(data.train) / CURVATURE_IMAGES)
     solved = min(SEQUENTIAL_SAMPLES, len(data.train))
     shared = {"scoring": scored * forward + entries * quick, "search": config.evaluations * candidate}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -32,6 +33,7 @@ def ended(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple
         latency-budget = 0.6
         evaluations = 10
         finetune-epochs = 2
+        learning-rate = 0.0005
         max-accuracy-drop = 50
         out = "run"
         """
@@ -67,6 +69,12 @@ def test_padded_shortcuts_survive_the_removal_of_channels(ended: tuple[Run, Fini
     assert run.target["accuracy"]["top1"] == percent_right(answers, run.data.test)
     assert run.target["accuracy"]["agreement"] == 1.0
     assert percent_right(expected, run.data.test) > percent_right(in_torch(run.dense, inputs), run.data.test) - 10
+
+
+def test_the_network_is_trained_at_the_given_learning_rate(ended: tuple[Run, Finished]) -> None:
+    run, _ = ended
+    (file,) = run.folder.glob("stages/finetune-*/result.json")
+    assert json.loads(file.read_bytes())["settings"]["finetune"]["learning_rate"] == 0.0005
 
 
 def test_the_baseline_is_the_users_dense_network(ended: tuple[Run, Finished]) -> None:
