@@ -1,7 +1,7 @@
 """What share of real networks can be pruned: `inspect` over the networks of coverage_networks.txt, with random weights.
 
     python benchmarks/coverage.py                      all networks; goes on where it was stopped
-    python benchmarks/coverage.py --peer               the same by Torch-Pruning (pip install torch-pruning)
+    python benchmarks/coverage.py --peer --limit 180   the same by Torch-Pruning (pip install torch-pruning), in 10 GiB at most
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made
@@ -33,6 +33,7 @@ from torch import nn
 HERE = Path(__file__).parent
 LIST, RESULTS, LINES = HERE / "coverage_networks.txt", HERE / "results/coverage.json", HERE.parent / "build/coverage.jsonl"
 PEER_LINES, PEER_LEFT = LINES.with_name("coverage-peer.jsonl"), 0.6  # half of all channels leaves a quarter to a half
+PEER_BYTES = 10 * 2**30  # of address space: on windowed attention it asks for more than the machine has
 LATE = ("128gf", "vit_h", "vit_l", "32gf", "16gf", "_b7", "_b6", "convnext_large", "v2_l", "101_64x4d", "senet154")
 
 
@@ -86,6 +87,7 @@ def peer(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    resource.setrlimit(resource.RLIMIT_AS, (PEER_BYTES, PEER_BYTES))
     line: dict[str, Any] = {"model": name}
     try:
         import torch_pruning as tp

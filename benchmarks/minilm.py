@@ -100,7 +100,7 @@ def opened(work: Path) -> Material:
 def lowest(checked: Checked, scores: dict[str, torch.Tensor], shares: dict[str, float]) -> Gone:
     """The plan that removes a share of the lowest-scored units of every group of some kinds."""
     found: Gone = {}
-    for group in checked.coupling.open_groups():
+    for group in checked.coupling.paying_groups():
         count = round(shares.get(group.kind, 0.0) * len(group.units))
         if count:
             found[group.name] = sorted(scores[group.name].argsort()[:count].tolist())
