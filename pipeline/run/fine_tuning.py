@@ -41,7 +41,7 @@ def fine_tuned(
     how = FinetuneSettings(
         config.finetune_epochs,
         config.seed,
-        config.learning_rate or learning_rate_for(one_shot),
+        config.learning_rate or learning_rate_for(one_shot, pruning.net),
         batch=batch_for(len(loaded.data.train)),
         device=run.compute.device,
         autocast=run.compute.autocast,

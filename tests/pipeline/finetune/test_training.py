@@ -551,8 +551,14 @@ def test_a_narrow_strided_projection_is_trained_in_the_order_that_does_not_crash
 
 
 def test_what_is_mostly_right_is_trained_gently_and_what_is_mostly_wrong_boldly():
-    assert [learning_rate_for(share) for share in (0.0, 0.35, 0.5, 0.88, 1.0)] == [BOLD, BOLD, GENTLE, GENTLE, GENTLE]
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    assert [learning_rate_for(share, net) for share in (0.0, 0.35, 0.5, 0.88, 1.0)] == [BOLD, BOLD, GENTLE, GENTLE, GENTLE]
     assert GENTLE < BOLD
+
+
+@pytest.mark.parametrize("one_shot", [0.1, 0.9])
+def test_a_network_without_batchnorm_is_trained_more_gently_still(one_shot: float):
+    assert learning_rate_for(one_shot, nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))) < GENTLE
 
 
 def test_training_that_only_makes_it_worse_leaves_the_network_as_it_was_and_says_so(
