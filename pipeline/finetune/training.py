@@ -178,7 +178,7 @@ def learning_rate_for(one_shot: float, network: nn.Module) -> float:
 
     On the search split of CIFAR-10, ResNet-20 at 0.09 of its latency, one-shot accuracy a third, has 85.0 % after three epochs
     at 0.003 and 82.9 at 0.001; ResNet-56 at 0.15, one-shot 88 %, has 82.6 % and 94.5 % after the first of ten and eight.
-    Without BatchNorm the rate is lower: half of MiniLM keeps 51 % of the nearest neighbours, after 80 steps 45 % at 0.003, 54 % at
+    Without BatchNorm it is lower: half of MiniLM keeps 51 % of the nearest neighbours, after 80 steps 45 % at 0.003, 54 % at
     0.001, 56 % at 0.0003 and 54 % at 0.0001.
     """
     if not any(isinstance(layer, _BatchNorm) for layer in network.modules()):
