@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -247,19 +248,24 @@ def compared(have: Material, net: nn.Module) -> list[dict[str, Any]]:
 @click.option(
     "--budget", default=0.62, show_default=True, help="Latency of the network that is trained, of the dense float one's."
 )
-def main(out: Path, work: Path, budget: float) -> None:
+@click.option("--without-training", is_flag=True, help="Leave out the network that is trained, and the files.")
+def main(out: Path, work: Path, budget: float, without_training: bool) -> None:
     """Write the tables as JSON."""
     torch.manual_seed(0)
     work.mkdir(parents=True, exist_ok=True)
     have = opened(work)
     count = sum(len(part["input_ids"]) for part in (have.calibration, have.search, have.test, have.train))
-    result: dict[str, Any] = {"command": f"python benchmarks/minilm.py --out {out} --work {work}", "sentences": count}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    command = f"python benchmarks/minilm.py --out {out} --work {work}{' --without-training' if without_training else ''}"
+    result: dict[str, Any] = {"command": command, "commit": commit.stdout.strip(), "sentences": count}
     result |= {"machine": describe_machine(), "calibration": CALIBRATION, "test": TEST, "one_shot": list(one_shot(have))}
+    atomic_write(out, json.dumps(result, indent=1) + "\n")
     dense = embeddings(have.dense, have.test)
     baseline = float_file(have.dense, have.test)
+    net = have.dense
     with closing(LocalDevice().meter(baseline, "onnxruntime", 1, 0)) as meter:
         cache = LatencyCache({"model": "minilm"}, work / "latencies")
-        for name, share in (("searched", None), ("trained", budget)):
+        for name, share in (("searched", None),) if without_training else (("searched", None), ("trained", budget)):
             memo = work / f"{name}.jsonl"
             bench = Bench(torch.zeros(0), cast(Any, None), _Files(have), meter, cache, memo)
             evaluator, best, plan = searched(have, share, bench)
@@ -269,8 +275,9 @@ def main(out: Path, work: Path, budget: float) -> None:
             result[name] = {"latency_ratio": best.latency_ratio, "kept": shares, "one_shot": quality}
             click.echo(f"{name}: {quality} at {best.latency_ratio:.3f}")
             atomic_write(out, json.dumps(result, indent=1) + "\n")
-    result["trained"] |= {"epochs": EPOCHS, "files": compared(have, trained(net, have))}
-    atomic_write(out, json.dumps(result, indent=1) + "\n")
+    if not without_training:
+        result["trained"] |= {"epochs": EPOCHS, "files": compared(have, trained(net, have))}
+        atomic_write(out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
