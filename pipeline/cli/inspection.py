@@ -35,7 +35,12 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
     "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
 )
 @click.option("--input-shape", metavar="C,H,W", help="Shape of one input, instead of --image-size, such as 1,28,28.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE.py", help="Instead of --model: checks the recipe too.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Instead of --model: calls its model() and datasets(), and tries loss and metric on a few samples.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print only the inspection, as JSON, on stdout.")
 def inspect(
     model: str | None,
@@ -47,9 +52,10 @@ def inspect(
 ) -> int:
     """Show what can be pruned of a network, what is locked, and why.
 
-    Needs no data, no weights and no device. The share is that of the network's multiply-accumulates in operations that get
-    cheaper when units of some group (channels, MLP units, heads, ...) are removed. It is proven on the network itself: half of
-    the units of every group are removed, and the outputs compared with those of the same units set to zero.
+    Needs no device; with --model no data and no weights either. The share is that of the network's multiply-accumulates in
+    operations that get cheaper when units of some group (channels, MLP units, heads, ...) are removed. It is proven on the
+    network itself: half of the units of every group are removed, and the outputs compared with those of the same units set to
+    zero.
 
     \b
     Examples:

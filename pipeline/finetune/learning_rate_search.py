@@ -24,7 +24,7 @@ from .training import FinetuneSettings, finetune
 
 SHARE = 0.05  # of all steps, that one trial takes
 FEWEST, MOST = 40, 200  # steps of one
-ROOM = 20  # fine-tuning of fewer times a trial's steps has no search: several trials would take as long
+ROOM = 20  # fine-tuning of fewer times the shortest trial's steps has no search: several trials would take as long
 SAMPLES = 1000  # of the search split
 RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 SLACK = 0.005  # share of the best value within which a higher rate is preferred: a short trial favours low ones
@@ -43,7 +43,7 @@ def steps_of(data: Data, settings: FinetuneSettings) -> int:
     """Steps of one trial; 0 where fine-tuning is too short for a search."""
     whole = settings.epochs * -(-len(data.train) // settings.batch)
     steps = min(max(round(SHARE * whole), FEWEST), MOST)
-    return 0 if whole < ROOM * steps else steps
+    return 0 if whole < ROOM * FEWEST else steps
 
 
 def search_learning_rate(

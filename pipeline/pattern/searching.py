@@ -58,9 +58,9 @@ def searched(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
-    candidates = run.folder.stage("candidates", "5", settings, (ranking_stage.key,))  # its folder keeps the answers
+    candidates = run.folder.stage("candidates", "6", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
-    stages = [run.folder.stage("search", "13", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    stages = [run.folder.stage("search", "14", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
     if ranking is None or None in results:
         opening = open_bench(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..types import Kind, Speedup
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .report import Report, TargetReport
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ def point_of(report: Report, target: str, budget: str, run: str, taken: bool) ->
 
 
 def preferred(reports: Sequence[Report]) -> int:
-    """Position of the fastest run that passes all gates; where none does, of the one that loses least.
+    """Position of the fastest run that breaks no gate; where all do, of the one that loses least.
 
-    How fast is told by the first target with a measured speedup, else by the search.
+    How fast is told by the first target with a measured speedup, else by the search. As for the exit code, an engine that was
+    not built breaks a gate only by its estimated accuracy.
     """
 
     def speed(report: Report) -> float:
@@ -64,7 +65,14 @@ def preferred(reports: Sequence[Report]) -> int:
     def lost(report: Report) -> float:
         return max((t.accuracy.drop for t in report.targets.values() if t.accuracy), default=0.0)
 
-    passed = [i for i, report in enumerate(reports) if report.passed]
+    passed = [i for i, report in enumerate(reports) if not any(_breaks_a_gate(t, report) for t in report.targets.values())]
     if passed:
         return max(passed, key=lambda i: speed(reports[i]))
     return min(range(len(reports)), key=lambda i: (lost(reports[i]), -speed(reports[i])))
+
+
+def _breaks_a_gate(target: TargetReport, report: Report) -> bool:
+    """What `verify.engine.result.breaks_a_gate` says of a result, from the report alone."""
+    if target.status == "not_built":
+        return target.accuracy is None or not target.accuracy.drop <= report.gates.max_accuracy_drop
+    return not target.verdict.passed

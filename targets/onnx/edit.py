@@ -6,6 +6,8 @@ All functions leave their argument as it is. A layer is a Conv, Gemm or MatMul w
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -13,6 +15,7 @@ from onnx import helper, numpy_helper
 from .graph import DEQUANTIZE, LAYER_OPS, QUANTIZE, Array, Graph, attribute
 
 STEM_PAD = "stem_pad"  # node that widens the image to whole groups of input channels
+BIAS_AXES = "bias_axes"
 _PASS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Flatten", "Reshape", "Transpose", "Squeeze")
 
 
@@ -37,6 +40,42 @@ def pad_stem(model: onnx.ModelProto, multiple: int = 4) -> onnx.ModelProto:
     stem.input[0] = f"{image}_padded"
     pad = helper.make_node("Pad", [image, f"{STEM_PAD}_sizes"], [f"{image}_padded"], name=STEM_PAD)
     editor.ops.insert(next(i for i, node in enumerate(editor.ops) if node is stem), pad)
+    return editor.build()
+
+
+def bias_apart(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function with the biases of linear layers on tokens (1, 1, outputs), by an operator that is folded on loading.
+
+    Where a bias is (outputs,), ONNX Runtime makes one Gemm of product and bias before it looks for int8 layers. If the layer's
+    output is in float, that Gemm is too, and its weights are dequantized at every call: twice as slow as without int8.
+    """
+    editor = OnnxEditor(model)
+    graph = editor.graph
+    for node in [node for node in editor.ops if node.op_type == "Add"]:
+        for at, other in ((0, 1), (1, 0)):
+            product, bias = graph.producer.get(node.input[other]), node.input[at]
+            linear = product is not None and product.op_type == "MatMul" and bool(graph.weight(product)[0])
+            if linear and bias in graph.constants and len(editor.dims(bias)) == 1:
+                editor.put(BIAS_AXES, np.array([0, 1], np.int64))
+                apart = helper.make_node("Unsqueeze", [bias, BIAS_AXES], [f"{bias}_apart"], name=f"{node.name}_bias")
+                editor.ops.insert(next(i for i, op in enumerate(editor.ops) if op is node), apart)
+                node.input[at] = apart.output[0]
+                break
+    return editor.build()
+
+
+def read_floats(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """The QDQ graph in which nodes of these names read activations themselves, not what is left of them after a Q/DQ pair.
+
+    ONNX Runtime's quantizer gives a pair to all that read a tensor, a float residual beside an int8 layer too.
+    """
+    editor = OnnxEditor(model)
+    for node in editor.ops:
+        for at, name in enumerate(node.input if node.name in names else ()):
+            constant, pair = editor.graph.source(name)
+            if not constant and len(pair) == 2:
+                node.input[at] = pair[-1].input[0]
+    editor.drop_dead()
     return editor.build()
 
 

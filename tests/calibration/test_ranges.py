@@ -132,3 +132,26 @@ def test_ranges_are_given_for_every_tensor_and_an_unknown_method_is_an_error():
     assert set(ranges(seen, "entropy")) == {"input", "double", "out"}
     with pytest.raises(KeyError):
         ranges(seen, "guess")
+
+
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min, -1e9, -1e4])
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_are_not_counted_and_saturate_well_below_all_scores(mask, method):
+    scores = np.random.default_rng(0).standard_normal((50, 1, 2, 2), dtype=np.float32)
+    plain = ranges(collect(network(), [scores]), method)["input"]
+    masked = scores.copy()
+    masked[::5, 0, 0, 0] = mask
+    seen = collect(network(), [masked])["input"]
+    low, high = ranges({"input": seen}, method)["input"]
+    assert seen.masked
+    assert -20.0 < low <= plain[0] - 10.0
+    assert 0.5 < high <= scores.max() + 1e-6
+
+
+def test_a_mask_alone_is_far_below_scores_of_any_size():
+    mask = np.zeros((4, 1, 2, 2), np.float32)
+    mask[:, 0, 1] = np.finfo(np.float32).min
+    low, high = ranges(collect(network(), [mask]), "min-max")["input"]
+    assert (low, high) == (-512.0, 0.0)
+    low, high = ranges(collect(network(), [np.full_like(mask, -1e9)]), "min-max")["input"]
+    assert (low, high) == (-512.0, 0.0)

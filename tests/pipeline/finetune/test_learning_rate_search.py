@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from edge_compress.pipeline.data.datasets import load_data
@@ -102,6 +103,15 @@ def test_a_short_training_is_not_search_learning_rate(trained: nn.Module, data: 
     short = replace(LONG, epochs=(ROOM * FEWEST - 1) // steps)
     assert steps_of(data, short) == 0
     assert steps_of(data, LONG) > 0
+
+
+@pytest.mark.parametrize(
+    ("whole", "steps"),
+    [(799, 0), (800, 40), (811, 41), (2816, 141), (4000, 200), (9000, 200)],  # 5 % of 811 and of 2,816 is rounded up
+)
+def test_a_training_of_800_steps_has_a_search_whatever_5_per_cent_of_it_is_rounded_to(data: Data, whole: int, steps: int) -> None:
+    one = replace(data, train=data.train.picked(np.arange(LONG.batch)))  # a step an epoch
+    assert steps_of(one, replace(LONG, epochs=whole)) == steps
 
 
 def test_zeros_of_masks_stay_in_a_trial(trained: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
