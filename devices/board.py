@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import InputError, UnavailableError
+from ..pipeline.files import home_folder
 
 TRANSPORTS = ("local", "ssh", "adb")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -47,7 +48,7 @@ class Board:
 def user_folder() -> Path:
     """The folder of a user's own boards, which win over shipped ones of the same name."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".config") / "edge-compress" / "devices"
+    return (Path(base) if Path(base).is_absolute() else home_folder() / ".config") / "edge-compress" / "devices"
 
 
 def names() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...pipeline.errors import InputError, UnavailableError, says_full
+from ...pipeline.files import home_folder
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
@@ -33,7 +34,7 @@ def user_cache() -> Path:
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "edge-compress"
+    return (Path(base) if Path(base).is_absolute() else home_folder() / ".cache") / "edge-compress"
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ successor in google-ai-edge/LiteRT.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ _FOOTPRINT = re.compile(
     rf"(?:Peak memory footprint|Memory footprint delta from the start of the tool) \(MB\): init={_NUMBER} overall=({_NUMBER})"
 )
 _PEAK = re.compile(rf"Overall peak memory footprint \(MB\) via periodic monitoring: ({_NUMBER})")
+
+_LONGEST = 1000  # characters of a line with statistics, which have some 200: matching takes the square of the length
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,28 @@ def parse(text: str) -> BenchmarkRun:
     """The figures in what benchmark_model printed, stdout and stderr together.
 
     Raises:
-        DeviceError: it holds no result.
+        DeviceError: it holds no result, or a memory footprint that is no size.
     """
+    text = "\n".join(line for line in text.splitlines() if len(line) <= _LONGEST)
     means = _MEAN.findall(text)
     if not means:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         found, do = f"no result ({lines[-1][:200]})" if lines else "no output", "run it by hand on the device to see why"
         raise DeviceError("benchmark_model", found=found, expected="a line with inference timings", do=do)
     memory = _PEAK.search(text) or _FOOTPRINT.search(text)
-    return BenchmarkRun(float(means[-1]), _median_us(text), float(memory[1]) if memory else None)
+    memory_mb = float(memory[1]) if memory else None
+    if memory_mb is not None and not 0 <= memory_mb < math.inf:
+        raise DeviceError("benchmark_model: its memory", found=f"{memory_mb} MB", expected="a size")
+    return BenchmarkRun(float(means[-1]), _median_us(text), memory_mb)
 
 
 def parse_operators(text: str) -> tuple[OperatorTime, ...]:
     """The operators of the measured loop in the order they ran; empty where they were not profiled.
 
     The table comes twice, for preparing the graph and for running it: the last one counts.
+
+    Raises:
+        DeviceError: a row has no time.
     """
     tables: list[list[OperatorTime]] = []
     inside = False
@@ -78,7 +88,10 @@ def _operator(line: str) -> OperatorTime | None:
     cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
     if len(cells) < 8 or cells[0].startswith("["):
         return None
-    return OperatorTime(cells[0], float(cells[-6]), cells[-1].strip("[]").partition("]")[0])
+    try:
+        return OperatorTime(cells[0], float(cells[-6]), cells[-1].strip("[]").partition("]")[0])
+    except ValueError as error:
+        raise DeviceError("benchmark_model: a row of its operators", found=cells[-6][:100], expected="milliseconds") from error
 
 
 def _median_us(text: str) -> float | None:

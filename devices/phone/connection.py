@@ -21,7 +21,7 @@ from ...pipeline.errors import BuildError, DeviceError, UnavailableError, instal
 from ...pipeline.types import Kind
 from ..board import Board
 from ..transport.base import Transport, last_line
-from ..transport.connection import Array, model_bytes, outputs
+from ..transport.connection import Array, layer_rows, model_bytes, outputs
 from . import state as phone_state
 from .benchmark_model import BenchmarkRun, parse, parse_operators
 
@@ -207,7 +207,8 @@ class PhoneModel:
         found = parse_operators(self._call(loop, deadline_s, "profiling"))
         if not found:
             raise UnavailableError(f"times by layer of {self.name}", found="no table of operators in what benchmark_model prints")
-        return tuple((operator.name, operator.kind, 1e6 * operator.mean_ms) for operator in found)
+        rows = ((operator.name, operator.kind, 1e6 * operator.mean_ms) for operator in found)
+        return layer_rows(rows, f"board {self._session.name}: profiling {self.name}")
 
     def peak_rss_bytes(self) -> int:
         """Peak memory in bytes as the program reports it, 0 where it does not."""

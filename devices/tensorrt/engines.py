@@ -21,6 +21,7 @@ from ...pipeline.options import SPARSITY_KEY, Precision
 from ...pipeline.signature import FileTensor
 from ..transport.base import Completed
 from ..transport.connection import IDLE_S, Connection
+from ..transport.schemas import validated
 from . import loop as tensorrt_loop
 from . import tegrastats, trtexec
 from .trtexec import LayerTime, Program, Sparsity, Version
@@ -100,7 +101,8 @@ class Engines:
         digest, _ = self.agent.put(path)
         key = sha256(f"{digest} {precision} {sparse}".encode()).hexdigest()[:32]
         engine, facts, layers = (f"{self.folder}/{key}.{kind}" for kind in ("engine", "json", "layers"))
-        if self.transport.run(["test", "-s", engine, "-a", "-s", facts], _SHORT_S).code != 0:
+        sparsity = self._known(engine, facts)
+        if sparsity is None:
             command = trtexec.build_command(
                 self.program,
                 f"{self.transport.folder}/{digest}",
@@ -112,11 +114,9 @@ class Engines:
                 layers=layers,
             )
             log = self._call(command, _BUILD_S, f"building the engine of {path.name}")
-            found = trtexec.sparsity(log)
-            self.transport.write(json.dumps({"eligible": found.eligible, "picked": found.picked}).encode(), facts, _SEND_S)
+            sparsity = trtexec.sparsity(log)
+            self.transport.write(json.dumps(vars(sparsity)).encode(), facts, _SEND_S)
             self.transport.do(["mv", f"{engine}.part", engine], _SHORT_S)
-        known = json.loads(self.transport.read(facts, _SEND_S))
-        sparsity = Sparsity(tuple(known["eligible"]), tuple(known["picked"]))
         return Engine(path.name, engine, sparsity, self._is_simulated(engine))
 
     def times_ms(self, engine: Engine, iterations: int) -> tuple[list[float], tuple[str, ...]]:
@@ -125,7 +125,7 @@ class Engines:
         file = f"{self.folder}/times.json"
         log = self._call(trtexec.time_command(self.program, engine.path, file, iterations), _TIME_S, f"timing {engine.name}")
         self.gpu |= trtexec.gpu(log)
-        return trtexec.compute_times_ms(self.transport.read(file, _SEND_S).decode()), trtexec.warnings(log)
+        return trtexec.compute_times_ms(self._text(file)), trtexec.warnings(log)
 
     def layers(self, engine: Engine) -> tuple[LayerTime, ...]:
         """Times by layer, as the profiler sees them.
@@ -138,7 +138,7 @@ class Engines:
             raise UnavailableError("times by layer", found="no trtexec on this machine")
         file = f"{self.folder}/profile.json"
         self._call(trtexec.profile_command(self.program, engine.path, file), _TIME_S, f"profiling {engine.name}")
-        return trtexec.layer_times(self.transport.read(file, _SEND_S).decode())
+        return trtexec.layer_times(self._text(file))
 
     def in_bulk(self) -> bool:
         """Whether many images can be answered by one process: the board's Python knows TensorRT. If not, each takes its own."""
@@ -228,13 +228,27 @@ class Engines:
             self.transport.write(array.tobytes(), sources[tensor.name], _SEND_S)
         command = trtexec.output_command(self.program, engine.path, sources, sink)
         self._call(command, _TIME_S, f"asking {engine.name}")
-        found = trtexec.outputs(self.transport.read(sink, _SEND_S).decode())
+        found = trtexec.outputs(self._text(sink))
         what = f"board {self.name}: outputs of {engine.name}"
         if missing := [tensor.name for tensor in io.outputs if len(found.get(tensor.name, ())) != math.prod(tensor.shape[1:])]:
             raise DeviceError(
                 what, found=f"{len(found.get(missing[0], ()))} values of {missing[0]}", expected="all of one sample"
             )
         return [np.array(found[tensor.name], tensor.dtype).reshape(1, *tensor.shape[1:]) for tensor in io.outputs]
+
+    def _known(self, engine: str, facts: str) -> Sparsity | None:
+        """What is recorded of an engine that the board has; None where it lacks the engine, or a whole record."""
+        if self.transport.run(["test", "-s", engine, "-a", "-s", facts], _SHORT_S).code != 0:
+            return None
+        try:
+            found = validated({"eligible": [str], "picked": [str]}, json.loads(self.transport.read(facts, _SEND_S)))
+        except (ValueError, RecursionError):  # a disk that was full, or a power cut
+            return None
+        return Sparsity(tuple(found["eligible"]), tuple(found["picked"]))
+
+    def _text(self, file: str) -> str:
+        """A file that trtexec wrote; what is damaged in it is for its reader to refuse."""
+        return self.transport.read(file, _SEND_S).decode(errors="replace")
 
     def _find(self, programs: Sequence[Program]) -> tuple[Program, Version]:
         for program in programs:

@@ -31,7 +31,7 @@ def rails_w(line: str) -> dict[str, float]:
     """Watts of every rail at the instant of a line; empty where it is not a line of tegrastats or no rail may be read."""
     if "RAM " not in line or "CPU [" not in line:
         return {}
-    return {name: int(now) / 1000 for name, now in re.findall(r"\b(V[A-Z0-9_]+) (\d+)mW(?:/\d+mW)?", line)}
+    return {name: int(now) / 1000 for name, now in re.findall(r"\b(V[A-Z0-9_]+) (\d{1,9})mW(?:/\d+mW)?", line)}
 
 
 def power(lines: Iterable[str]) -> Power | None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ...pipeline.errors import BuildError, DeviceError
+from ...pipeline.errors import BuildError, DeviceError, printable
 from ...pipeline.options import Precision
 
 PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack keeps it off the PATH
@@ -25,6 +25,7 @@ _BUILD = (
     *("--profilingVerbosity=detailed", "--skipInference", "--verbose"),
 )
 _TIME = ("--avgRuns=100", "--useSpinWait", "--useCudaGraph", "--noDataTransfers", "--percentile=50,90,95,99")
+_LAYER = re.compile(r'[\s,{\[]*"name" : "(.*)", "timeMs" : [^,]+, "averageMs" : ([^,]+),')  # of a line, from its start
 # A stand-in for trtexec stamps the engines it writes; no time may ever be read from them.
 SIMULATED = b"edge-compress: simulated engine"
 
@@ -172,7 +173,7 @@ def compute_times_ms(text: str) -> list[float]:
         found = [float(row["computeMs"]) for row in json.loads(text)]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DeviceError("the times trtexec wrote cannot be read", found=str(error), expected="rows with computeMs") from error
-    if not found or min(found) <= 0:
+    if not found or not all(0 < time < math.inf for time in found):
         raise DeviceError("the times trtexec wrote mean nothing", found=f"{len(found)} times, the least {min(found, default=0)}")
     return found
 
@@ -180,23 +181,35 @@ def compute_times_ms(text: str) -> list[float]:
 def warnings(log: str) -> tuple[str, ...]:
     """Warnings of trtexec about its own figures: unstable clocks, a host that cannot keep up."""
     lines = re.findall(r"\[W\] \* (.+)$", log, re.MULTILINE)
-    return tuple(dict.fromkeys(line.strip() for line in lines if "unstable" in line or "bound by" in line))
+    return tuple(dict.fromkeys(printable(line.strip()) for line in lines if "unstable" in line or "bound by" in line))
 
 
 def gpu(log: str) -> dict[str, str]:
     """Description of the GPU, from the log of a call that used it; empty where the log has none."""
     found = {"gpu": r"Selected Device: (.+)$", "compute_capability": r"Compute Capability: ([\d.]+)", "sms": r"\bSMs: (\d+)"}
-    return {key: match[1].strip() for key, pattern in found.items() if (match := re.search(pattern, log, re.MULTILINE))}
+    matches = {key: re.search(pattern, log, re.MULTILINE) for key, pattern in found.items()}
+    return {key: printable(match[1].strip()) for key, match in matches.items() if match}
 
 
 def layer_times(text: str) -> tuple[LayerTime, ...]:
-    """Layers from the file of --exportProfile. It does not escape names, so a file that is not valid JSON is read by pattern."""
+    """Layers from the file of --exportProfile. It does not escape names, so a file that is not valid JSON is read by pattern.
+
+    Raises:
+        DeviceError: the file is not what trtexec writes.
+    """
     try:
-        rows: list[dict[str, Any]] = [row for row in json.loads(text) if "averageMs" in row]
-    except ValueError:
-        found = re.findall(r'"name" : "(.*)", "timeMs" : [^,]+, "averageMs" : ([^,]+),', text)
-        rows = [{"name": name, "averageMs": average} for name, average in found]
-    return tuple(LayerTime(str(row["name"]), float(row["averageMs"])) for row in rows)
+        try:
+            rows: list[dict[str, Any]] = [row for row in json.loads(text) if "averageMs" in row]
+        except ValueError:
+            found = [match for line in text.split("\n") if (match := _LAYER.match(line))]
+            rows = [{"name": match[1], "averageMs": match[2]} for match in found]
+        layers = tuple(LayerTime(printable(str(row["name"])), float(row["averageMs"])) for row in rows)
+        if wrong := [layer for layer in layers if not 0 <= layer.average_ms < math.inf]:
+            raise ValueError(f"{wrong[0].average_ms} ms")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        expected = "rows with averageMs"
+        raise DeviceError("the profile trtexec wrote cannot be read", found=str(error)[:200], expected=expected) from error
+    return layers
 
 
 def sparsity(log: str) -> Sparsity:
@@ -204,7 +217,7 @@ def sparsity(log: str) -> Sparsity:
 
     def names(pattern: str) -> tuple[str, ...]:
         found = re.search(rf"\(Sparsity\) {pattern}:(.*)$", log, re.MULTILINE)
-        return tuple(part.strip() for part in found[1].split(",") if part.strip()) if found else ()
+        return tuple(printable(part.strip()) for part in found[1].split(",") if part.strip()) if found else ()
 
     return Sparsity(names("Layers eligible for sparse math"), names("TRT inference plan picked sparse implementation for layers"))
 

@@ -226,14 +226,15 @@ class Stream:
 
         Raises:
             DeviceError: the link, the agent or the board failed, or took too long. The stream is closed then.
+            BoardError: it was closed before.
         """
+        if self._stderr.closed:  # cleaning up after an error asks too, and must not hide that error behind another kind
+            raise self._transport.error(what, "a connection that was closed", "an open one")
         deadline = time.monotonic() + deadline_s + LINK_SLACK_S
-        if os.fstat(self._stderr.fileno()).st_size > MOST_OUTPUT:
-            self.close()
-            raise self._transport.error(what, f"more than {MOST_OUTPUT >> 20} MiB of messages", "an answer")
         try:
+            self._bounded(what)
             self._channel.send({**request, "deadline_s": deadline_s}, payload, deadline)
-            return self._channel.receive(deadline)
+            return self._received(deadline, what)
         except Late as error:
             self.close()
             raise self._transport.late(what, deadline_s + LINK_SLACK_S) from error
@@ -251,6 +252,20 @@ class Stream:
         for stream in (self.process.stdin, self.process.stdout, self._stderr):
             with contextlib.suppress(BrokenPipeError):
                 stream and stream.close()
+
+    def _received(self, deadline: float, what: str) -> tuple[dict[str, Any], bytes]:
+        """The next frame; while it is waited for, the messages are kept within their bound."""
+        while True:
+            try:
+                return self._channel.receive(min(deadline, time.monotonic() + _LOOK_S))
+            except Late:
+                if time.monotonic() >= deadline:
+                    raise
+            self._bounded(what)
+
+    def _bounded(self, what: str) -> None:
+        if os.fstat(self._stderr.fileno()).st_size > MOST_OUTPUT:
+            raise self._transport.error(what, f"more than {MOST_OUTPUT >> 20} MiB of messages", "an answer")
 
     def _ended(self, what: str, how: str) -> DeviceError:
         """Why the stream ended: the link's own message, else the agent's exit code."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError
+from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError, printable
 from ...pipeline.types import Kind
 from .. import agent as agent_package
 from ..agent import tensors
@@ -28,6 +29,7 @@ _PACKAGE = "edge_compress_agent"  # the agent inside its file
 _MAIN = f"import sys\n\nfrom {_PACKAGE}.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
 _CHUNK = 4 << 20  # bytes of a model sent at once
+_MOST_INPUT = 1 << 30  # bytes of an input that is made up
 IDLE_S = 90  # without a request, until the agent ends itself
 _START_S, _SHORT_S, _LOAD_S, _SEND_S = 40.0, 20.0, 120.0, 120.0
 
@@ -203,13 +205,11 @@ class LoadedModel:
 
         Raises:
             UnavailableError: the runtime has none.
+            DeviceError: see `layer_rows`.
         """
         request = {"op": "layers", "handle": self.handle, "runs": runs}
         answer, _ = self._connection.ask(request, deadline_s, f"profiling {self.name}")
-        try:
-            return tuple((str(name), str(kind), float(ns)) for name, kind, ns in answer["layers"])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DeviceError(f"board {self._connection.name}: profiling {self.name}", found=f"layers such as {error}") from error
+        return layer_rows(answer["layers"], f"board {self._connection.name}: profiling {self.name}")
 
     def peak_rss_bytes(self) -> int:
         """Peak resident memory of its process in bytes, 0 where it cannot be read."""
@@ -231,6 +231,21 @@ def model_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"model file {path}", found=error.strerror or str(error), expected="a readable file") from error
+
+
+def layer_rows(rows: Iterable[tuple[str, str, float]], where: str) -> tuple[tuple[str, str, float], ...]:
+    """(operator, its kind, nanoseconds) of a profiler; `where` is for messages.
+
+    Raises:
+        DeviceError: a time is negative or not finite.
+        UnavailableError: no operator took any time, so that they have no shares.
+    """
+    found = tuple((printable(name), printable(kind), float(ns)) for name, kind, ns in rows)
+    if wrong := [f"{ns} ns for {name}" for name, _, ns in found if not 0 <= ns < math.inf]:
+        raise DeviceError(where, found=wrong[0], expected="a time")
+    if not any(ns for *_, ns in found):
+        raise UnavailableError(where, found="no operator that takes measurable time")
+    return found
 
 
 def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[str, Array]:
@@ -279,6 +294,9 @@ def _random_input(model: str, entry: dict[str, Any], seed: int) -> Array:
     if not all(isinstance(s, int) and s > 0 for s in sizes):
         found = f"input {entry['name']} of shape {shape}"
         raise BuildError(what, found=found, expected="sizes, of which only the first may be free")
+    if 8 * math.prod(sizes) > _MOST_INPUT:  # they are made as float64 or int64; a file's shape may say anything
+        found = f"input {entry['name']} of {math.prod(sizes)} elements"
+        raise BuildError(what, found=found, expected=f"at most {_MOST_INPUT // 8}")
     rng = np.random.default_rng(seed)
     kind, floats = entry["kind"], {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
     if kind in floats:

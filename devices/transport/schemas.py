@@ -1,7 +1,7 @@
 """Validates board replies against schemas before use.
 
-A schema is a type (`int`: a count, at least 0), a list of one schema, a dict with the key "*" for any keys, or a dict of named
-schemas. Additional keys are ignored, for newer agents.
+A schema is a type (`int`: a count, at least 0), a list of one schema for any number of entries, a list of several for exactly
+these, a dict with the key "*" for any keys, or a dict of named schemas. Additional keys are ignored, for newer agents.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ MOST_TEXT = 4096  # characters
 MOST_ENTRIES = 1_000_000  # of a list
 _NUMBER = (int, float)
 _TEXTS = {"*": str}  # any keys
+_MACHINE = dict.fromkeys(("cpu", "cpus", "machine", "board", "python", "governor", "load_average"), str)
 _TENSOR = {"name": str, "dtype": str, "shape": [int]}
 SCHEMAS: dict[str, Any] = {
     "hello": {
-        "machine": _TEXTS,
+        "machine": _TEXTS | _MACHINE,
         "host": str,
         "boot_id": str,
         "power_mode": str,
@@ -28,7 +29,7 @@ SCHEMAS: dict[str, Any] = {
         "memory_available_bytes": int,
         "disk_free_bytes": int,
         "temperatures_c": {"*": _NUMBER},
-        "clocks_mhz": {"*": [_NUMBER]},
+        "clocks_mhz": {"*": [_NUMBER, _NUMBER, _NUMBER]},  # now, least, most
     },
     "has": {"has": bool},
     "runtime": {"package": str, "version": str},
@@ -44,7 +45,7 @@ SCHEMAS: dict[str, Any] = {
         "frequencies_mhz": [[_NUMBER]],
     },
     "memory": {"peak_rss_bytes": int},
-    "layers": {"layers": [list]},
+    "layers": {"layers": [[str, str, _NUMBER]]},  # operator, its kind, nanoseconds
 }
 REFUSAL = {"kind": str, "error": str}
 
@@ -64,14 +65,18 @@ def _validated(schema: Any, value: Any, at: str) -> Any:
             raise ValueError(f"{at} is {_kind(value)}, not a table")
         if missing := [key for key in schema if key not in value and key != "*"]:
             raise ValueError(f"{at} has no {missing[0]}")
-        schemas = {key: schema.get(key, schema.get("*")) for key in value}
+        named = {key: schema.get(key, schema.get("*")) for key in value}
         names = {key: printable(str(key))[:MOST_TEXT] for key in value}
-        known = {names[key]: _validated(schemas[key], value[key], names[key]) for key in value if schemas[key] is not None}
+        known = {names[key]: _validated(named[key], value[key], names[key]) for key in value if named[key] is not None}
         return {names[key]: value[key] for key in value} | known
     if isinstance(schema, list):
         if not isinstance(value, list) or len(value) > MOST_ENTRIES:
             raise ValueError(f"{at} is {_kind(value)}, not a list")
-        return [_validated(schema[0], each, f"{at}[{number}]") for number, each in enumerate(value)]
+        schemas = schema * len(value) if len(schema) == 1 else schema
+        if len(value) != len(schemas):
+            raise ValueError(f"{at} has {len(value)} entries, not {len(schemas)}")
+        pairs = zip(schemas, value, strict=True)
+        return [_validated(one, each, f"{at}[{number}]") for number, (one, each) in enumerate(pairs)]
     if not isinstance(value, schema) or (isinstance(value, bool) and schema is not bool):
         raise ValueError(f"{at} is {_kind(value)}")
     if isinstance(value, str):

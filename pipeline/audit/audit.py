@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ... import targets
 from ..errors import InputError, VerifyError
+from ..files import without_links
 from ..progress import Progress
 from ..release import signing
 from ..release.bundle import SUFFIX
+from ..release.consistency import self_contradictions
 from ..release.record import Record, digest_findings
 from ..report.report import Report
 from ..types import Accuracy, Timing
@@ -32,8 +34,8 @@ class Check:
         return f"{self.target}: {self.text}" if self.target else self.text
 
 
-def signature(path: Path, public_key: str | None) -> Iterator[Check]:
-    """Who signed a bundle, checked where a key is given.
+def signature(path: Path, public_key: str | None, data: bytes | None = None) -> Iterator[Check]:
+    """Who signed a bundle, checked where a key is given; `data`: its bytes, where they were read before.
 
     Raises:
         InputError: a key for something that is not a bundle, or not a key.
@@ -45,16 +47,17 @@ def signature(path: Path, public_key: str | None) -> Iterator[Check]:
     elif not path.name.endswith(SUFFIX):
         raise InputError("--public-key", found=str(path), expected="a bundle: nothing else is signed")
     else:
-        yield Check(signing.check(path, public_key))
+        yield Check(signing.check(path, public_key, data))
 
 
 def contents(record: Record) -> Iterator[Check]:
-    """Digests, then each artifact's answers to its golden samples in its own runtime.
+    """Digests, the report against itself, then each artifact's answers to its golden samples in its own runtime.
 
     Raises:
         UnavailableError: a runtime is not here.
     """
     wrong, looked = digest_findings(record)
+    wrong += [f"the report contradicts itself: {text}" for text in self_contradictions(record.report, record.targets)]
     yield from (Check(text, holds=False) for text in wrong)
     if wrong:
         return  # the answers of a changed file mean nothing
@@ -69,8 +72,8 @@ def contents(record: Record) -> Iterator[Check]:
 
 def artifacts_of(record: Record) -> list[str]:
     """The targets whose artifact is asked for."""
-    asked = record.file.resolve() if record.file is not None else None
-    return [name for name, artifact in record.artifacts.items() if asked in (None, record.path(artifact).resolve())]
+    asked = without_links(record.file) if record.file is not None else None
+    return [name for name, artifact in record.artifacts.items() if asked in (None, without_links(record.path(artifact)))]
 
 
 def measured_again(record: Record, data: str | None, recipe: Path | None, device: str | None, ui: Progress) -> Iterator[Check]:

@@ -7,6 +7,7 @@ images of which none changed). The speedup got worse when its whole 95 % interva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,11 @@ def compare(old: Report, new: Report, targets: Sequence[str]) -> tuple[Row, ...]
     """The figures of some targets in two reports.
 
     Raises:
-        InputError: the reports are of other data, or the stored one has none of the targets.
+        InputError: the reports are of other data or another metric, or the stored one has none of the targets.
     """
+    if old.metric != new.metric:
+        what, expected = "--against: the stored report is of another metric", _named(new.metric)
+        raise InputError(what, found=_named(old.metric), expected=expected, do="store a report of this run")
     if old.data.sha256 != new.data.sha256:
         raise InputError(
             "--against: the stored report is of other data", found=old.data.name, expected=f"{new.data.name}, unchanged"
@@ -63,6 +67,11 @@ def compare(old: Report, new: Report, targets: Sequence[str]) -> tuple[Row, ...]
         rows += [_gates(name, before, now), _accuracy(new.metric, name, before.accuracy, now.accuracy)]
         rows += [_speedup(name, before.latency, now.latency), _size(name, before.artifact, now.artifact)]
     return tuple(rows)
+
+
+def _named(metric: Metric) -> str:
+    better = "higher" if metric.higher_is_better else "lower"
+    return f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}, {better} is better"
 
 
 def to_markdown(rows: Sequence[Row], checks: Sequence[tuple[str, bool]], title: str) -> str:
@@ -100,6 +109,8 @@ def _accuracy(metric: Metric, name: str, before: Accuracy | None, now: Accuracy 
 
 def _fell(metric: Metric, before: Accuracy, now: Accuracy) -> str:
     """Why accuracy got worse, in a sentence; empty where it did not."""
+    if not math.isfinite(now.value) and math.isfinite(before.value):
+        return f"accuracy: {metric.name} is no longer a number"
     fell = metric.drop(before.value, now.value)
     if fell <= 0:
         return ""

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as tensors_of
 from torch import nn
 
 from .. import config as settings
 from ..codec import MOST_JSON_BYTES, from_json, parsed
 from ..errors import InputError, described
-from ..files import read_regular
+from ..files import read_referenced, read_regular
 from ..pattern.rebuild import rebuilt
 from ..progress import Progress
 from ..report.report import Report, read_report
@@ -111,7 +111,7 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
         model: gives the dense network, with any weights.
 
     Raises:
-        InputError: no finished run, or another network.
+        InputError: no finished run, weights other than those of its report, or another network.
     """
     folder = Path(run)
     report = read_report(folder / "report.json")
@@ -119,9 +119,13 @@ def load(run: str | Path, model: Callable[[], nn.Module]) -> nn.Module:
         plan = from_json(Plan, parsed(read_regular(folder / "plan.json", MOST_JSON_BYTES)))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder}/plan.json cannot be read", found=str(error), do="run again") from error
+    weights = read_referenced(report.pruned.state, folder)
+    if weights is None:
+        what, expected = f"{folder / report.pruned.state.path}, the weights of the run", "the content that the report names"
+        raise InputError(what, found="missing, a link, or another content", expected=expected, do="run again")
     with _left_as_it_was():
-        state = load_file(folder / report.pruned.state.path)
         try:
+            state = tensors_of(weights)
             module = rebuilt(model(), report.signature, plan)
             module.load_state_dict(state)
         except InputError:

@@ -56,6 +56,8 @@ def verify(
     from .. import progress
     from ..audit import audit
     from ..audit.regression import compare, to_markdown
+    from ..release import archive
+    from ..release.bundle import SUFFIX
     from ..release.record import full_report, open_record
 
     stored = None if against is None else full_report(against)
@@ -67,8 +69,9 @@ def verify(
             if stored is None and check.holds:
                 echo(check.line)
 
-    tell(audit.signature(path, public_key))
-    with open_record(path) as record:
+    packed = archive.read_whole(path) if path.name.endswith(SUFFIX) else None
+    tell(audit.signature(path, public_key, packed))
+    with open_record(path, packed) as record:
         tell(audit.contents(record))
         if all(check.holds for check in checks):
             tell(audit.measured_again(record, data, recipe, device, progress.Progress()))
@@ -138,7 +141,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
       edge-compress report runs/demo
       edge-compress report runs/small runs/large --out comparison.html
     """  # noqa: D301
-    from ..files import atomic_write
+    from ..files import atomic_write, without_links
     from ..release.record import full_report
 
     reports = [full_report(run) for run in runs]
@@ -158,9 +161,9 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
         return 0
     from ..report.run_comparison import to_html as comparison
 
-    file = (out or Path("comparison.html")).resolve()  # a link is written through
+    file = without_links(out or Path("comparison.html"))  # a link is written through
     file.parent.mkdir(parents=True, exist_ok=True)
-    names = [run.stem if run.suffix == ".json" else run.resolve().name for run in runs]
+    names = [run.stem if run.suffix == ".json" else without_links(run).name for run in runs]
     with _rendering(runs):
         page = comparison(list(zip(names, reports, strict=True)))
     atomic_write(file, page)

@@ -119,6 +119,22 @@ class TrainingState:
             self.parameters[name].masked_fill_(removed, 0.0)
 
 
+def thawed(student: nn.Module) -> str:
+    """Unfreezes a network that is frozen as a whole: it is often so for inference alone. Returns what to note, or "".
+
+    One that is frozen in part is left so: that is meant.
+    """
+    parameters = [p for p in student.parameters() if p.is_floating_point()]
+    frozen = sum(not p.requires_grad for p in parameters)
+    if not frozen:
+        return ""
+    if frozen < len(parameters):
+        return f"{frozen} of the network's {len(parameters)} parameters are frozen (requires_grad) and were not fine-tuned."
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return "The network came with all its parameters frozen (requires_grad); fine-tuning trained all of them."
+
+
 @dataclass(frozen=True)
 class CheckpointFile:
     """A training state in one file: tensors, and in the file's header the rest as JSON. Written whole or not at all."""

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from ..codec import to_json
 from ..errors import BuildError
-from ..network.calling import Inputs, call, count_of, moved
+from ..network.calling import Inputs, call, count_of, in_float, moved
 from ..network.memory_layout import fastest_layout
 from ..network.modes import borrowed
 from ..network.weights import digest_of
@@ -34,7 +34,7 @@ from ..task.recipe_data import Targets
 from ..task.samples import Batch, Data, Samples, head
 from ..task.task import Task, judged, torch_predictor
 from ..types import Epoch
-from .state import CheckpointFile, Masks, TrainingState
+from .state import CheckpointFile, Masks, TrainingState, thawed
 from .world import ALONE, World
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def finetune(
             paper's "dynamic"). It must depend on its arguments alone, and remove as much each time: the best epoch's weights
             carry that epoch's mask.
         progress: called with each step and each epoch of this call.
-        note: called where a checkpoint exists but was not used.
+        note: called where a checkpoint exists but was not used, or parameters are frozen.
         world: the processes that train together; `settings.batch` is shared out over them.
         untrained: the student's metric on the search split, where it is known already.
 
@@ -133,6 +133,8 @@ def finetune(
     guide = teacher if task.compares else None
     sign = 1.0 if task.metric.higher_is_better else -1.0
     networks = [student] if teacher is None else [student, teacher]
+    if settings.epochs and (said := thawed(student)):
+        note(said)
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(borrowed(network, settings.device))
@@ -275,10 +277,10 @@ def _loss(
     kind, guide = pytree.tree_leaves(inputs)[0].device.type, None
     if teacher is not None:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
-            guide = tuple(output.float() for output in call(teacher, inputs))
+            guide = tuple(in_float(output) for output in call(teacher, inputs))
     with torch.autocast(kind, torch.bfloat16, enabled=settings.autocast):
         outputs = call(student, inputs)
-    return task.training_loss(tuple(output.float() for output in outputs), targets, guide)
+    return task.training_loss(tuple(in_float(output) for output in outputs), targets, guide)
 
 
 @contextmanager

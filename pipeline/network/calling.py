@@ -33,6 +33,11 @@ def call(module: nn.Module, inputs: Inputs) -> Outputs:
     return found if isinstance(found, tuple) else (found,)
 
 
+def in_float(output: Tensor) -> Tensor:
+    """A floating output in float32; class numbers and masks as they are, as an artifact gives them."""
+    return output.float() if output.is_floating_point() else output
+
+
 def count_of(inputs: Inputs) -> int:
     """Number of samples in network inputs."""
     return len(pytree.tree_leaves(inputs)[0])
@@ -60,12 +65,13 @@ def answers_in_parts(module: nn.Module, inputs: Inputs, batch: int, device: str 
     for start in range(0, count_of(inputs), batch):
         stop = start + batch
         part = pytree.tree_map_only(Tensor, partial(_slice, start=start, stop=stop, device=device), inputs)
-        parts.append(tuple(output.float().cpu() for output in call(module, part)))
+        parts.append(tuple(in_float(output).cpu() for output in call(module, part)))
     return tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
 
 def deviation(one: Tensor, other: Tensor, of: Tensor) -> float:
     """Returns the largest difference of two outputs of the same shape, relative to the range of `of`."""
+    of = of.float()  # bool has no difference
     span = float(of.max() - of.min()) or 1.0 if of.numel() else 1.0
     return float((one.float() - other.float()).abs().max()) / span
 

@@ -81,7 +81,7 @@ def solve(
     # what was found, not only how it was searched for: re-measured latencies may have led to other plans
     plans = [[list(c.levels), c.spent] for c in candidates]
     settings = {"samples": SEQUENTIAL_SAMPLES, "judged": REWARD_SAMPLES, "finalists": plans, "seed": run.config.seed}
-    stage = run.folder.stage("compensate", "6", settings, (before.key,))
+    stage = run.folder.stage("compensate", "7", settings, (before.key,))
     solved = stage.result(Solved)
     if solved is None:
         data = run.loaded.data

@@ -29,6 +29,7 @@ MAX_ARCHIVE_BYTES = 2 << 30
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_RATIO = 100  # unpacked to packed; weights do not reach 10
 MAX_FILES = 1000
+MOST_NAME = 100  # characters of a file's name without its folders, in a ustar archive
 
 _FIXED = bytes.fromhex("1f8b0804 00000000 02ff 2400 4543 2000")  # deflate, an extra field, no time; its field "EC" of 32 bytes
 _BODY = len(_FIXED) + hashlib.sha256().digest_size
@@ -97,8 +98,24 @@ def pack(archive: Archive) -> bytes:
     return _FIXED + hashlib.sha256(body).digest() + body
 
 
-def unpack(path: Path) -> Archive:
-    """The files of an archive that `pack` wrote.
+def read_whole(path: Path) -> bytes:
+    """The bytes of an archive's file.
+
+    Raises:
+        InputError: there is no such file.
+        VerifyError: it is too large.
+    """
+    try:
+        if path.stat().st_size > MAX_ARCHIVE_BYTES:
+            found, expected = f"{path.stat().st_size} bytes", f"at most {MAX_ARCHIVE_BYTES}"
+            raise VerifyError(f"{path.name} is refused", found=found, expected=expected)
+        return read_regular(path, MAX_ARCHIVE_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a bundle (.tar.gz)") from error
+
+
+def unpack(path: Path, data: bytes | None = None) -> Archive:
+    """The files of an archive that `pack` wrote; `data`: its bytes, where they were read before.
 
     Raises:
         InputError: there is no such file.
@@ -107,12 +124,8 @@ def unpack(path: Path) -> Archive:
             sizes that are not so, more data than is reasonable.
     """
     name = path.name
-    try:
-        if path.stat().st_size > MAX_ARCHIVE_BYTES:
-            raise VerifyError(f"{name} is refused", found=f"{path.stat().st_size} bytes", expected=f"at most {MAX_ARCHIVE_BYTES}")
-        data = read_regular(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", found=error.strerror or str(error), expected="a bundle (.tar.gz)") from error
+    if data is None:
+        data = read_whole(path)
     if data[: len(_FIXED)] != _FIXED:
         raise VerifyError(
             f"{name} is not a bundle", found="another gzip header", expected="an archive written by `edge-compress release`"

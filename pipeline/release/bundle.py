@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def manifest_of(name: str, report: Report, target: str, files: Mapping[str, byte
 
 
 def numbers(report: Report, target: str) -> tuple[Number, ...]:
-    """The measured figures of a target's artifact."""
+    """The measured figures of a target's artifact; a metric that came to NaN is none, and JSON could not hold it."""
     accuracy, latency = report.targets[target].accuracy, report.targets[target].latency
     found = []
     if accuracy is not None:
@@ -128,7 +129,7 @@ def numbers(report: Report, target: str) -> tuple[Number, ...]:
         for side, percentiles in (("artifact", latency.artifact), ("dense", latency.dense)):
             median, ends = percentiles.p50_ms, latency_ci95(latency, side)
             found.append(Number(f"{side}_p50", median, "ms", ends, kind, pairs, where, protocol))
-    return tuple(found)
+    return tuple(number for number in found if math.isfinite(number.value))
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -136,15 +137,15 @@ def to_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(to_json(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def read(path: Path) -> tuple[Manifest, Archive]:
-    """A bundle's manifest and files, every digest checked.
+def read(path: Path, data: bytes | None = None) -> tuple[Manifest, Archive]:
+    """A bundle's manifest and files, every digest checked; `data`: its bytes, where they were read before.
 
     Raises:
         InputError: there is no such file.
         VerifyError: it is damaged, foreign, malicious, or does not match its manifest; the file in it is named.
     """
     try:
-        archive = unpack(path)
+        archive = unpack(path, data)
     except DamagedArchive as damage:
         wrong = _changed_files(damage.files)
         raise (DamagedArchive(path.name, f"{damage.found}; {'; '.join(wrong)}", damage.files) if wrong else damage) from None

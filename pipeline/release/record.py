@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, VerifyError
-from ..files import file_ref, has_link
+from ..files import file_ref, has_link, without_links
 from ..report.report import Report, ReportedArtifact, read_report
 from ..types import FileRef
 from . import archive, bundle
@@ -49,15 +49,17 @@ class Record:
 
 
 @contextmanager
-def open_record(path: Path) -> Iterator[Record]:
+def open_record(path: Path, data: bytes | None = None) -> Iterator[Record]:
     """The record at a path: a bundle (unpacked until the context ends), a run folder, or a file in one.
+
+    `data`: a bundle's bytes, where they were read before: those whose signature was checked are those that are unpacked.
 
     Raises:
         InputError: there is none, or its report cannot be read.
         VerifyError: a bundle that is damaged or malicious.
     """
     if path.name.endswith(bundle.SUFFIX):
-        manifest, files = bundle.read(path)
+        manifest, files = bundle.read(path, data)
         with tempfile.TemporaryDirectory(prefix="edge-compress-") as folder:
             archive.extract(files, Path(folder))
             report = _read(Path(folder) / REPORT)
@@ -97,7 +99,7 @@ def digest_findings(record: Record) -> tuple[list[str], int]:
     findings, looked = [], 0
     for name, ref in files_of(record):
         file = record.path(ref)
-        if record.file is not None and record.file.resolve() != file.resolve():
+        if record.file is not None and without_links(record.file) != without_links(file):
             continue
         looked += 1
         if record.is_link(ref.path):

@@ -17,7 +17,8 @@ from ..errors import InputError, VerifyError
 from ..files import atomic_write, read_regular
 from ..run_folder import CONFIG_NAME
 from . import bundle
-from .archive import Archive, pack
+from .archive import MOST_NAME, Archive, pack
+from .consistency import self_contradictions
 from .model_card import model_card
 from .record import Record, digest_findings, files_of, open_record
 from .sbom import sbom
@@ -85,6 +86,8 @@ def _shippable(record: Record, allow_failed: bool, say: Callable[[str], None]) -
     """
     if wrong := digest_findings(record)[0]:
         raise VerifyError(f"{record.name} does not match its record", found="; ".join(wrong), do="run again")
+    if wrong := self_contradictions(record.report, record.targets):
+        raise VerifyError(f"{record.name}: its report contradicts itself", found="; ".join(wrong), do="run again")
     results = record.report.targets
     why = {name: f"{name}: {result.why}" for name, result in results.items()}
     absent = [name for name, result in results.items() if result.status == "not_built"]
@@ -145,11 +148,15 @@ def _licences(files: Sequence[Path]) -> dict[str, bytes]:
     """Licence texts by their name in a bundle, the tool's own among them.
 
     Raises:
-        InputError: one cannot be read, or two have the same name.
+        InputError: one cannot be read, its name does not fit into an archive, or two have the same name.
     """
     texts = {"LICENSES/edge-compress.txt": _own_license().encode()}
     for file in files:
-        name = f"LICENSES/{_plain(file.name)}"
+        plain = _plain(file.name)
+        if not 0 < len(plain) <= MOST_NAME:
+            found = f"a name of {len(plain)} letters and digits"
+            raise InputError(f"--license {file}", found=found, expected=f"1 to {MOST_NAME}", do="rename it")
+        name = f"LICENSES/{plain}"
         if name in texts:
             raise InputError(f"--license {file}", found=f"another {name} in the bundle", do="rename one of the two files")
         texts[name] = _read(file)

@@ -15,9 +15,11 @@ from typing import Any
 
 from ..errors import InputError, UnavailableError, VerifyError, install_hint
 from ..files import read_regular
+from .archive import read_whole
 
 SUFFIX = ".minisig"
 PASSWORD = "EDGE_COMPRESS_KEY_PASSWORD"  # noqa: S105 - the variable's name
+_MOST = 1 << 20  # bytes of a key, or of a signature
 Sign = Callable[[str, bytes], bytes]  # (file name, its bytes) -> the signature file
 
 
@@ -34,7 +36,7 @@ def signer(key: Path, ask: Callable[[], str]) -> Sign:
     import minisign
 
     try:
-        secret = minisign.SecretKey.from_bytes(read_regular(key))
+        secret = minisign.SecretKey.from_bytes(read_regular(key, _MOST))
         if secret.is_encrypted():
             secret.decrypt(os.environ.get(PASSWORD) or ask())
     except (OSError, ValueError, minisign.Error) as error:
@@ -49,12 +51,14 @@ def signer(key: Path, ask: Callable[[], str]) -> Sign:
     return sign
 
 
-def check(bundle: Path, public_key: str) -> str:
+def check(bundle: Path, public_key: str, data: bytes | None = None) -> str:
     """Checks the signature beside a bundle against a public key (a file, or the key itself); names the signer.
+
+    `data` is what is to be signed: the bundle's bytes, which must not be read from the file again afterwards.
 
     Raises:
         UnavailableError: the library is not installed.
-        InputError: no such key.
+        InputError: no such key, or no such bundle.
         VerifyError: there is no signature, or it is another key's, or of other bytes, or of a file with another name.
     """
     _require()
@@ -68,9 +72,9 @@ def check(bundle: Path, public_key: str) -> str:
             f"--public-key {public_key}", found=str(error), expected="a minisign public key, or a file with one"
         ) from error
     signature = _signature(bundle)
+    data = read_whole(bundle) if data is None else data
     try:
-        with bundle.open("rb") as data:
-            key.verify(data, signature)
+        key.verify(data, signature)
     except minisign.Error as error:
         raise VerifyError(f"{bundle.name}: the signature does not hold", found=str(error), do="do not use it") from error
     said = signature.trusted_comment
@@ -92,7 +96,7 @@ def _signature(bundle: Path) -> Any:
 
     file = bundle.with_name(bundle.name + SUFFIX)
     try:
-        data = read_regular(file)
+        data = read_regular(file, _MOST)
         signature = minisign.Signature.from_bytes(data)
         if bytes(signature) != data.removesuffix(b"\n"):  # base64 has spare bits, and the parser is lenient
             raise ValueError("not written as minisign writes it")

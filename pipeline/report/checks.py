@@ -6,7 +6,8 @@ Raises:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from ..types import Accuracy, FileRef, Speedup, Timing
 if TYPE_CHECKING:  # it imports this
     from .report import Report, TargetReport
 
+_NAN_AS_NULL = ("value", "drop", "dense_value", "here_value", "agreement", "largest_difference", "max_accuracy_drop")
 _LARGEST = 1 << 63  # integers of other readers of JSON have 64 bits
 
 
@@ -41,6 +43,15 @@ def require_plain(data: Any) -> None:
     if data.get("pruned", data) is None:
         reasons = "; ".join(f"{name}: {' '.join(t['verdict']['reasons'])}" for name, t in data["targets"].items())
         raise ValueError(f"a run that was refused before its search ({reasons})")
+
+
+def restore_nan(parts: Iterable[dict[str, Any]]) -> None:
+    """Puts NaN where JSON has null for a value of the metric, or a loss, that was not finite: a null alone is no error."""
+    for part in parts:
+        keys = (*_NAN_AS_NULL, "loss", "search_value") if "epoch" in part else _NAN_AS_NULL
+        part.update({key: math.nan for key in keys if key in part and part[key] is None})
+        if isinstance(part.get("drop_ci95"), list):
+            part["drop_ci95"] = [math.nan if end is None else end for end in part["drop_ci95"]]
 
 
 def require_sound(report: Report) -> None:

@@ -104,6 +104,7 @@ def layer_table(report: Report, name: str) -> Table:
     target = report.targets[name]
     layers = sorted(target.usage.layers if target.usage else (), key=lambda layer: -layer.ms)
     total, kind = sum(layer.ms for layer in layers), target.latency.kind if target.latency else Kind.NONE
+    total = total or math.inf  # an older run, or a file from elsewhere: nothing took any time
     rows = [(layer.name, layer.kind, tag(millis(layer.ms), kind), fixed(100 * layer.ms / total)) for layer in layers[:_LONGEST]]
     if rest := layers[_LONGEST:]:
         ms = sum(layer.ms for layer in rest)

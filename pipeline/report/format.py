@@ -5,6 +5,7 @@ Every number that is shown passes through `tag`: what was not measured is labell
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,13 @@ def aside(text: str, kind: str) -> str:
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed count of decimals; a dash where there is none."""
-    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+    """A number with a fixed count of decimals; a dash where there is none, or none that is finite."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def bare(metric: Metric, value: float | None) -> str:
     """A value of a metric without its unit."""
-    return fixed(value) if metric.unit or value is None else f"{value:.4g}".replace("-", "−")
+    return fixed(value) if metric.unit or value is None or not math.isfinite(value) else f"{value:.4g}".replace("-", "−")
 
 
 def points(metric: Metric, value: float) -> str:

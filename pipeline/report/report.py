@@ -1,8 +1,9 @@
 """The report of a run: the types behind report.json, which is their JSON. Keys are added, never renamed.
 
 Everything shown to people (pages, model cards, comparisons) is made from a `Report` alone. Numbers that JSON cannot hold (NaN,
-infinities) are null in the file, and the fields that may be so are optional here. An accuracy or a latency that is not known is
-None here; in the file all its keys are null, but for `kind`, which is "none".
+infinities) are null in the file. Fields that may be so are optional here, but for the values of the metric and the training
+loss, which are NaN. An accuracy or a latency that is not known is None here; in the file all its keys are null, but for `kind`,
+which is "none".
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..types import (
     Unpruned,
     Verdict,
 )
-from .checks import require_plain, require_sound
+from .checks import require_plain, require_sound, restore_nan
 from .front import FrontPoint
 
 SCHEMA = 1
@@ -289,6 +290,7 @@ def decode(data: Any) -> Report:
         for old, new in _TOP1_NAMES.items():
             if old in part:
                 part[new] = part.pop(old)
+    restore_nan([*_judged_parts(data), data["gates"]])
     report = from_json(Report, {**data, "targets": {name: _flat(target) for name, target in data["targets"].items()}})
     if report.schema != SCHEMA:
         raise ValueError(f"schema {report.schema}, where this version reads {SCHEMA}")

@@ -295,7 +295,8 @@ def _advice(report: Report, target: TargetReport) -> tuple[str, ...]:
             )
         else:
             advice.append("Fine-tune longer (`--finetune-epochs`) or prune less (a higher `--latency-budget`).")
-        advice.append(f"Or accept the loss: `--max-drop {math.ceil(accuracy.drop * 10) / 10:g}`.")
+        if math.isfinite(accuracy.drop):
+            advice.append(f"Or accept the loss: `--max-drop {math.ceil(accuracy.drop * 10) / 10:g}`.")
     if latency is not None and latency.kind == Kind.MEASURED and speedup_complaint(latency, gates.min_speedup):
         if latency.quality:
             advice.append("The device was not quiet: measure again with nothing else running on it.")

@@ -49,7 +49,7 @@ def fine_tuned(
     frozen = cache(lambda: not _statistics_match(run))
     how = replace(how, learning_rate=_rate(run, before, pruning, plan, how, start, frozen))
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
-    stage = run.folder.stage("finetune", "4", settings, (before.key,))
+    stage = run.folder.stage("finetune", "5", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     student = pruning.blank(plan)
     if checkpoint is None:
@@ -104,7 +104,7 @@ def _rate(
     if run.config.learning_rate is not None or steps_of(run.loaded.data, how) == 0:
         return how.learning_rate
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "rates": RATES}
-    stage = run.folder.stage("learning-rate", "2", settings, (before.key,))
+    stage = run.folder.stage("learning-rate", "3", settings, (before.key,))
 
     def search() -> LearningRate:
         student = pruning.blank(plan)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..axes.program import Layer, Program, part_of, samples
+from ..files import disk_errors
 from ..network.compute import CPU, Compute
 from ..network.exact_mode import exact_arithmetic
 from ..network.modes import borrowed
@@ -165,9 +166,10 @@ class _Parts(Mapping[str, torch.Tensor]):
             if len(self.parts) == 1 or self._folder is None:
                 self._held = found
                 return found[name]
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for layer, tensor in found.items():
-                save_file({"moments": tensor.contiguous()}, self._file(layer))
+            with disk_errors(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for layer, tensor in found.items():
+                    save_file({"moments": tensor.contiguous()}, self._file(layer))
             self._written |= found.keys()
             del found
         self._held = {name: load_file(self._file(name))["moments"]}

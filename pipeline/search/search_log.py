@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from .problem import (
 )
 
 Progress = Callable[[Candidate, float], None]
+NOTHING = 1e-3  # an accuracy below which a metric that is 0 for everything, as mAP can be, tells no candidates apart
 
 
 class SpentError(Exception):
@@ -175,8 +177,14 @@ def best_first(tried: Iterable[Candidate], settings: SearchSettings) -> tuple[Ca
 
     hard: those within 1.02 times the budget, and the size limit, by accuracy, then the faster (or sparser), then the lower loss.
     soft: all, by reward, then the same.
+    Where the metric is 0 for several, the loss is all that tells them apart and comes before speed.
     """
+
+    def then(c: Candidate) -> tuple[float, float, float]:
+        loss = c.loss if math.isfinite(c.loss) else math.inf
+        return (loss if c.accuracy < NOTHING else 0.0, c.spent, c.loss)
+
     if settings.mode == "soft":
-        return tuple(sorted(tried, key=lambda c: (-reward(c, settings), c.spent, c.loss)))
+        return tuple(sorted(tried, key=lambda c: (-reward(c, settings), *then(c))))
     within = (c for c in tried if excess(c, settings) <= 0.0)
-    return tuple(sorted(within, key=lambda c: (-c.accuracy, c.spent, c.loss)))
+    return tuple(sorted(within, key=lambda c: (-c.accuracy, *then(c))))

@@ -81,11 +81,11 @@ class RecipeSamples:
         augment = self.recipe.augment
         if augment is not None:
             varied = []
-            with _own_generators():
+            with own_generators():
                 for seed, (inputs, target) in zip(seeds, samples, strict=True):
                     _seed(seed)
                     with self.recipe.calling("augment()"):
-                        varied.append(augment(*_copied((inputs, target))))  # it may work in place
+                        varied.append(augment(*copied((inputs, target))))  # it may work in place
             if any(not isinstance(sample, tuple) or len(sample) != 2 for sample in varied):
                 raise self.recipe.wrong("augment()", type(varied[0]).__name__, "(inputs, target)")
             samples = varied
@@ -129,7 +129,7 @@ class RecipeSamples:
         function = "collate()" if self.recipe.collate is not None else f"datasets()[{self.name!r}]"
         with self.recipe.calling(function):
             if self.recipe.collate is not None:
-                inputs, target = self.recipe.collate(_copied(samples))
+                inputs, target = self.recipe.collate(copied(samples))
             else:
                 inputs = default_collate([sample[0] for sample in samples])
                 absent = all(sample[1] is None for sample in samples)
@@ -182,7 +182,7 @@ def data_of(recipe: Recipe, seed: int) -> Data:
     return Data(replace(found["train"], indices=order), found["search"], found["test"])
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Returns nested tensors and arrays as copies: the user's functions may change what they are given."""
     return pytree.tree_map_only(
         Tensor | np.ndarray, lambda array: array.clone() if isinstance(array, Tensor) else array.copy(), value
@@ -190,7 +190,7 @@ def _copied(value: Any) -> Any:
 
 
 @contextmanager
-def _own_generators() -> Iterator[None]:
+def own_generators() -> Iterator[None]:
     """Torch's, numpy's and Python's random states are left as they were."""
     python, old = random.getstate(), np.random.get_state()
     try:

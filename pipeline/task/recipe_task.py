@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -11,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..network.calling import SAME, Inputs, Outputs, call, deviation
+from ..network.calling import SAME, Inputs, Outputs, call, deviation, fresh
 from ..signature import Metric, Signature
 from .recipe import Recipe, Structure, deployed, network_of
-from .recipe_data import Targets
+from .recipe_data import Targets, copied
 from .samples import Batch, Data
 from .task import agreement, scaled_distance, signature_of
 
 KEPT_BYTES = 512 << 20  # of outputs and targets that a judge keeps, for intervals
 AGREEMENT = Metric("agreement", "%")
+NOTHING = 1e-9  # a dense network's value that nothing is a share of
+FLOOR = 1e-3  # a share below which it falls ever more slowly, and never to 0
 EQUAL = 1e-4  # relative: a metric whose value is this close to the mean of its samples' values is that mean
 
 
@@ -31,7 +34,8 @@ class RecipeTask:
     def __init__(self, recipe: Recipe, structure: Structure) -> None:
         self.recipe, self._structure = recipe, structure
         self.compares = recipe.metric is None
-        self.metric = AGREEMENT if recipe.metric is None else _facts(recipe, self.new_metric())
+        self._first = None if recipe.metric is None else self._made()  # is never fed
+        self.metric = AGREEMENT if recipe.metric is None else _facts(recipe, self._first)
 
     @property
     def key(self) -> str:
@@ -59,13 +63,31 @@ class RecipeTask:
         return float(scaled_distance(outputs, dense))
 
     def share(self, value: float, dense: float) -> float:
-        """What is kept of the dense network's value: 1 is as good."""
+        """What is kept of the dense network's value: 1 is as good, and a worse value is always less, but above 0.
+
+        Accuracies: value / dense, bent where it would reach 0. Errors: dense / value. Where the dense value is 0 there is no
+        ratio: 1 / (1 + drop), in the metric's own unit.
+        """
         if not math.isfinite(value):
             return 0.0
-        return min(max(1.0 - self.metric.drop(dense, value) / max(abs(dense), 1e-9), 0.0), 2.0)
+        worse = self.metric.drop(dense, value) / (abs(dense) if abs(dense) > NOTHING else 1.0)
+        if worse <= 0.0:
+            return min(1.0 - worse, 2.0)
+        if (dense if self.metric.higher_is_better else -dense) <= NOTHING:  # it grows with how bad a network is
+            return 1.0 / (1.0 + worse)
+        return 1.0 - worse if worse <= 1.0 - FLOOR else FLOOR**2 / (worse - 1.0 + 2.0 * FLOOR)
 
     def new_metric(self) -> Any:
-        """The object that the recipe's `metric()` gives, with nothing in it."""
+        """An object of its own from the recipe's `metric()`, with nothing in it."""
+        found = self._made()
+        if found is self._first:  # `metric()` always gives this one: two judges would count in it together
+            with self.recipe.calling("metric()"):
+                found = copy.deepcopy(found)
+        with self.recipe.calling("metric().reset()"):
+            found.reset()
+        return found
+
+    def _made(self) -> Any:
         assert self.recipe.metric is not None
         with self.recipe.calling("metric()"):
             found = self.recipe.metric()
@@ -78,9 +100,9 @@ class RecipeTask:
         """See `task.Task`."""
         if self.recipe.picture is None:
             return None
-        target = next(iter(batch.targets.each), None)
+        given = copied((batch.inputs, self.arranged(outputs), batch.targets.collated))  # it may draw into them
         with self.recipe.calling("picture()"):
-            found = np.asarray(self.recipe.picture(batch.inputs, self.arranged(outputs), target))
+            found = np.asarray(self.recipe.picture(*given))
         if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3:
             raise self.recipe.wrong("picture()", f"{found.dtype} of shape {found.shape}", "uint8 of shape (H, W, 3)")
         return found
@@ -112,7 +134,7 @@ class RecipeJudge:
         for k, target in enumerate(targets.each):
             answered = self._task.arranged(tuple(output[k : k + 1] for output in outputs))
             with self._task.recipe.calling("metric().update()"):
-                self._metric.update(answered, target)
+                self._metric.update(*copied((answered, target)))  # it may work in place
             self._bytes += sum(t.nbytes for t in pytree.tree_leaves((answered, target)) if isinstance(t, Tensor))
             if self._kept is not None:
                 self._kept.append((answered, target))
@@ -161,11 +183,11 @@ class RecipeJudge:
         return found
 
     def _asked(self, pairs: list[tuple[Any, Any]]) -> float:
-        """The metric's value of some samples; what it has seen so far is put back by a new object."""
+        """The metric's value of some samples, by an object that has seen no others."""
         metric = self._task.new_metric()
         with self._task.recipe.calling("metric()"):
             for answered, target in pairs:
-                metric.update(answered, target)
+                metric.update(*copied((answered, target)))
             return _number(metric.compute())
 
     def _computed(self, metric: Any) -> float:
@@ -202,6 +224,7 @@ def open_recipe(recipe: Recipe, data: Data) -> tuple[nn.Module, RecipeTask, Sign
             raise recipe.wrong(f"output {name}", f"shape {tuple(tensor.shape)} for 2 samples", "the samples along axis 0")
         if not bool(torch.isfinite(tensor).all()):
             raise recipe.wrong(f"output {name}", "NaN or infinity", "finite numbers", "check the weights and the data")
+    _scores(recipe, outputs)
     network = deployed(module, recipe.outputs)
     _steady(recipe, network, probe, structure, outputs)
     names = list(probe.inputs) if isinstance(probe.inputs, dict) else _positional(probe.inputs)
@@ -209,6 +232,18 @@ def open_recipe(recipe: Recipe, data: Data) -> tuple[nn.Module, RecipeTask, Sign
     task = RecipeTask(recipe, structure)
     task.picture(data.train.batch(np.arange(1)), tuple(output[:1] for output in outputs))  # what fails, fails before the work
     return network, task, signature, probe.inputs
+
+
+def _scores(recipe: Recipe, outputs: Outputs) -> None:
+    """Refuses outputs that nothing can be trained to, and those that the default metric cannot tell apart."""
+    floating = [tensor for tensor in outputs if tensor.is_floating_point()]
+    if not floating:
+        kinds = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in outputs)
+        do = "deploy scores, take argmax or a threshold in metric()"
+        raise recipe.wrong("the outputs", kinds, "a floating-point output", do)
+    if recipe.metric is None and all(tensor[0].numel() == 1 for tensor in floating):
+        expected = "several, whose direction can be compared with the dense network's"
+        raise recipe.wrong("the outputs", "one number for each sample and no metric()", expected, "give a metric()")
 
 
 def _steady(recipe: Recipe, network: nn.Module, probe: Batch, structure: Structure, outputs: Outputs) -> None:
@@ -229,6 +264,7 @@ def _steady(recipe: Recipe, network: nn.Module, probe: Batch, structure: Structu
 
 
 def _raw(module: nn.Module, inputs: Inputs) -> Any:
+    inputs = fresh(inputs)
     if isinstance(inputs, dict):
         return module(**inputs)
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
@@ -242,9 +278,9 @@ def _facts(recipe: Recipe, metric: Any) -> Metric:
     """Name, unit and direction of a metric; torchmetrics has the direction alone."""
     higher = getattr(metric, "higher_is_better", True)
     name, unit = getattr(metric, "name", None), getattr(metric, "unit", "")
-    if higher is not None and not isinstance(higher, bool):
-        raise recipe.wrong("metric().higher_is_better", repr(higher), "True or False")
-    return Metric(str(name or type(metric).__name__), str(unit), higher is not False)
+    if not isinstance(higher, bool):  # torchmetrics: None where a metric has no direction of its own
+        raise recipe.wrong("metric().higher_is_better", repr(higher), "True or False", "set higher_is_better")
+    return Metric(str(name or type(metric).__name__), str(unit), higher)
 
 
 def _number(value: Any) -> float:

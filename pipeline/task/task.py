@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ...targets.base import Runner, Target
 from ..errors import InputError
-from ..network.calling import Inputs, Outputs, call, elements_of, moved, per_sample, tensors_of
+from ..network.calling import Inputs, Outputs, call, elements_of, in_float, moved, per_sample, tensors_of
 from ..network.memory import inference_batch_size
 from ..network.modes import borrowed
 from ..signature import Metric, Signature, TensorSpec
@@ -95,12 +95,12 @@ class Task(Protocol):
 
 
 def torch_predictor(module: nn.Module, device: str = "cpu", layout: torch.memory_format | None = None) -> Predict:
-    """Answers of a PyTorch network, in float on the CPU; the network is in eval mode meanwhile."""
+    """Answers of a PyTorch network, see `in_float`, on the CPU; the network is in eval mode meanwhile."""
 
     def predict(batch: Batch) -> Outputs:
         with borrowed(module, device), torch.inference_mode():
             module.eval()
-            return tuple(o.float().cpu() for o in call(module, moved(batch.inputs, device, layout)))
+            return tuple(in_float(o).cpu() for o in call(module, moved(batch.inputs, device, layout)))
 
     return predict
 
@@ -135,11 +135,30 @@ def judged(task: Task, samples: Samples, predict: Predict, dense: nn.Module | No
 
 
 def agreement(one: Outputs, other: Outputs) -> Tensor:
-    """Of each sample (n,), how far two networks agree: equal classes (1 or 0) for class scores, else the outputs' mean cosine."""
+    """Of each sample (n,), how far two networks agree: equal classes (1 or 0) for class scores, else the mean over outputs.
+
+    Outputs of several numbers agree by their cosine; those of one number, of which a cosine tells only the sign, by how close
+    they are in units of the standard deviation of `other`; those that are not floating by the share of equal numbers.
+    """
     if len(one) == 1 and one[0].ndim == 2 and one[0].shape[1] > 1:
         valid = ~one[0].isnan().any(1) & ~other[0].isnan().any(1)  # argmax takes a NaN for the largest
         return ((one[0].argmax(1) == other[0].argmax(1)) & valid).double()
-    return per_sample(lambda a, b: F.cosine_similarity(a, b, dim=1), one, other).nan_to_num(0.0)
+    alike = [per_sample(_alike if b.is_floating_point() else _equal, (a,), (b,)) for a, b in zip(one, other, strict=True)]
+    return torch.stack(alike).mean(0).nan_to_num(0.0)
+
+
+def _equal(one: Tensor, other: Tensor) -> Tensor:
+    return (one == other).double().mean(1)
+
+
+def _alike(one: Tensor, other: Tensor) -> Tensor:
+    if other.shape[1] > 1:
+        found = F.cosine_similarity(one, other, dim=1)
+    else:
+        spread = other.std(correction=0)
+        spread = spread if spread > 0 else other.abs().mean()  # of one sample
+        found = (1.0 - (one - other).abs() / spread.clamp_min(1e-12)).clamp_min(0.0)[:, 0]
+    return torch.where((one == other).all(1), 1.0, found)  # zero vectors have no cosine
 
 
 def scaled_distance(outputs: Outputs, dense: Outputs) -> Tensor:

@@ -29,7 +29,7 @@ def on_device(run: RunContext, before: Stage, target: Target, artifact: Artifact
     if isinstance(run.board, LocalDevice) or boards_of(run.board) or not isinstance(target, Elsewhere):
         return None
     settings = {"images": IMAGES, "threads": run.config.threads, "device": run.config.device} | settings_of(run.board)
-    stage = run.folder.stage(f"device-{target.name}", "1", settings, (before.key, artifact.file.sha256))
+    stage = run.folder.stage(f"device-{target.name}", "2", settings, (before.key, artifact.file.sha256))
 
     def ask() -> OnDevice:
         with run.stage(f"answers of {target.name} on {run.config.device}"):
@@ -43,7 +43,7 @@ def compared(
 ) -> OnDevice:
     """Compares a device's outputs for the test samples at positions `picked`, `there`, with this machine's, `here`."""
     samples, task, dense = run.loaded.data.test.picked(picked), run.loaded.task, run.loaded.module
-    spans = [float(output.max() - output.min()) for output in here]
+    spans = [float(output.double().max() - output.double().min()) for output in here]
     gaps = [
         float((a.double() - b.double()).abs().max()) / max(span, 1e-12) for a, b, span in zip(there, here, spans, strict=True)
     ]

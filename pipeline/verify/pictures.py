@@ -31,7 +31,7 @@ class Pictures:
 
 def pictures_of(run: RunContext, before: Stage, target: Target, artifact: Artifact) -> Pairs:
     """PNG files beside the artifact, in pairs; none where the task has no visualisation, or where it fails, which a note says."""
-    stage = run.folder.stage(f"pictures-{target.name}", "1", {}, (before.key, artifact.file.sha256))
+    stage = run.folder.stage(f"pictures-{target.name}", "2", {}, (before.key, artifact.file.sha256))
     try:
         return stage.once(Pictures, lambda: Pictures(_drawn(run, target, artifact))).pairs
     except InputError as error:

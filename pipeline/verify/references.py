@@ -110,7 +110,7 @@ def _normalised(outputs: Tensor) -> str:
 def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, student: nn.Module) -> Networks:
     """The networks on the test split, which nothing was chosen on."""
     data, task, dense, device = run.loaded.data, run.loaded.task, run.loaded.module, run.compute.device
-    stage = run.folder.stage("test-split", "3", {}, (before.key, checkpoint.state.sha256))
+    stage = run.folder.stage("test-split", "4", {}, (before.key, checkpoint.state.sha256))
 
     def ask() -> References:
         def value(net: nn.Module, samples: Samples) -> float:
@@ -127,7 +127,7 @@ def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, studen
 
 def accuracy_stage(run: RunContext, before: Stage, artifact: Artifact) -> Stage:
     """Where the accuracy of an artifact's file, computed on this machine, is kept."""
-    return run.folder.stage(f"accuracy-{artifact.target}", "4", {}, (before.key, artifact.file.sha256))
+    return run.folder.stage(f"accuracy-{artifact.target}", "5", {}, (before.key, artifact.file.sha256))
 
 
 def accuracy_here(run: RunContext, target: Target, artifact: Artifact, networks: Networks, kind: Kind) -> Accuracy:

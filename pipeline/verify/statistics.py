@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...devices.measure.stats import two_level_bootstrap
+from ..errors import InputError
 from ..signature import Metric
 from ..types import Timing
 
@@ -84,11 +85,22 @@ def drop_ci95(metric: Metric, dense: Judge, other: Judge, samples: int) -> tuple
     rng, start = np.random.default_rng(0), time.monotonic()
     while len(found) < CORPUS_RESAMPLES and (len(found) < LEAST_RESAMPLES or time.monotonic() - start < RESAMPLING_S):
         picked = rng.integers(0, samples, samples)
-        one, two = dense.over(picked), other.over(picked)
+        one, two = _over(dense, picked), _over(other, picked)
         if one is None or two is None:
             return None, "not known: the outputs of all test samples do not fit in the memory"
         found.append(metric.drop(one, two))
-    return _percentiles(found), f"bootstrap over the test samples, {len(found)} times, the metric computed again"
+    known = [drop for drop in found if not math.isnan(drop)]
+    if not known:
+        return None, "not known: the metric has no value for samples drawn from the test samples"
+    return _percentiles(known), f"bootstrap over the test samples, {len(known)} times, the metric computed again"
+
+
+def _over(judge: Judge, picked: NDArray[np.int64]) -> float | None:
+    """See `Judge.over`; NaN where the metric fails, such as on samples of one class alone."""
+    try:
+        return judge.over(picked)
+    except InputError:
+        return math.nan
 
 
 def _percentiles(values: Sequence[float]) -> Interval:

@@ -82,7 +82,10 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
 
 def change(folder: Path, **values: Any) -> dict[str, Any]:
-    """Rewrite report.json alone, `change(folder, accuracy__top1=90.0)`: a key of the target's entry."""
+    """Rewrite report.json alone, `change(folder, accuracy__top1=90.0)`: a key of the target's entry.
+
+    The drop and the verdict of the run follow, so that the report does not contradict itself.
+    """
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     for path, value in values.items():
         at = report["targets"]["x86"]
@@ -90,6 +93,10 @@ def change(folder: Path, **values: Any) -> dict[str, Any]:
         for key in inner:
             at = at[key]
         at[last] = value
+    accuracy = report["targets"]["x86"]["accuracy"]
+    if "accuracy__top1" in values:
+        accuracy["drop_pp"] = accuracy["dense_top1"] - accuracy["top1"]
+    report["passed"] = all(target["verdict"]["passed"] for target in report["targets"].values())
     report.pop("sha256", None)  # as in a report of an earlier version
     (folder / "report.json").write_text(json.dumps(report))
     return report

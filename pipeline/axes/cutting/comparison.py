@@ -15,7 +15,8 @@ TOLERANCE = 1e-4  # of the range of the outputs: networks that differ by no more
 def relative_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """Largest absolute difference of any output, relative to that output's range."""
     worst = 0.0
-    for a, b in zip((t.detach() for t in found), (t.detach() for t in expected), strict=True):
+    for one, other in zip(found, expected, strict=True):
+        a, b = (t.detach().float() if t.dtype == torch.bool else t.detach() for t in (one, other))  # bool has no difference
         if not b.numel():
             continue
         same = (a == b) | (a.isnan() & b.isnan())  # such as the -inf of a mask

@@ -1,5 +1,7 @@
 """Output in the form of benchmark_model's four generations; the statistics lines are from users' logs."""
 
+import time
+
 import pytest
 from edge_compress.devices.phone.benchmark_model import BenchmarkRun, OperatorTime, parse, parse_operators
 from edge_compress.pipeline.errors import DeviceError
@@ -83,3 +85,20 @@ def test_operators_are_those_of_the_measured_loop_in_order():
 def test_output_without_a_result_is_an_error_that_shows_its_last_line(text, found):
     with pytest.raises(DeviceError, match=found):
         parse(text)
+
+
+@pytest.mark.parametrize("size", ["1e999", "-5"])
+def test_a_memory_footprint_that_is_no_size_is_refused(size):
+    with pytest.raises(DeviceError, match="its memory"):
+        parse(V2_4.replace("overall=138.809", f"overall={size}"))
+
+
+def test_an_operator_without_a_time_is_refused():
+    with pytest.raises(DeviceError, match="milliseconds"):
+        parse_operators(PROFILE.replace("7.500", "fast"))
+
+
+def test_long_lines_are_not_searched():
+    started = time.monotonic()
+    assert parse("Inference timings in us: " * 40_000 + "\n" + OLDEST) == BenchmarkRun(79760.9)
+    assert time.monotonic() - started < 5

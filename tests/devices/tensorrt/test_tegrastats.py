@@ -32,3 +32,7 @@ def test_where_no_rail_may_be_read_there_is_no_power():
     assert tegrastats.rails_w(without) == {}
     assert tegrastats.power([without, "tegrastats: permission denied", ""]) is None
     assert tegrastats.rails_w("total nonsense VDD_IN 1mW") == {}
+
+
+def test_a_rail_of_thousands_of_digits_is_not_read():
+    assert tegrastats.rails_w(NANO.replace("VDD_IN 4900mW", f"VDD_IN {'9' * 5000}mW")).keys() == {"VDD_CPU_GPU_CV", "VDD_SOC"}

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,30 @@ def test_the_standin_stamps_what_it_builds(program, tmp_path):
         trtexec.require_passed(log, code, "building")
     assert (tmp_path / "m.engine").read_bytes().startswith(trtexec.SIMULATED)
     assert standin.STAMP == trtexec.SIMULATED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name": "c", "averageMs": "fast"}]',
+        '[{"averageMs": 1}]',
+        "[5]",
+        '[{"name": "c", "averageMs": NaN}]',
+        '{ "name" : "c", "timeMs" : 1, "averageMs" : x, broken',
+        "[" * 100_000,
+    ],
+)
+def test_a_profile_that_is_none_is_refused(text):
+    with pytest.raises(DeviceError, match="the profile trtexec wrote"):
+        trtexec.layer_times(text)
+
+
+def test_times_that_are_not_finite_are_refused():
+    with pytest.raises(DeviceError, match="mean nothing"):
+        trtexec.compute_times_ms('[{"computeMs": NaN}]')
+
+
+def test_a_long_line_of_a_broken_profile_is_read_in_linear_time():
+    started = time.monotonic()
+    assert trtexec.layer_times('"name" : "' * 100_000) == ()
+    assert time.monotonic() - started < 5

@@ -183,3 +183,26 @@ def test_a_missing_program_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnavailableError, match="adb"):
         AdbTransport("bench", "SERIAL").run(["true"], 20)
+
+
+def stream_of(program: str) -> base.Stream:
+    """The stream of a program that poses as the agent, in bytes."""
+    start = f"import sys, time\nsys.stdout.buffer.write({base.MAGIC!r}); sys.stdout.flush()\n"
+    return base.Stream(SshTransport("bench", "board"), [sys.executable, "-c", start + program], 20)
+
+
+def test_a_request_after_the_end_is_an_error_of_the_board():
+    stream = stream_of("time.sleep(60)")
+    stream.close()
+    with pytest.raises(base.BoardError, match="closed"):
+        stream.ask({"op": "ping"}, 1, "asking")
+
+
+def test_messages_without_end_are_given_up_while_an_answer_is_waited_for(monkeypatch):
+    monkeypatch.setattr(base, "MOST_OUTPUT", 100_000)
+    stream = stream_of("while True: sys.stderr.write('x' * 1000); sys.stderr.flush(); time.sleep(0.001)")
+    started = time.monotonic()
+    with pytest.raises(base.BoardError, match="of messages"):
+        stream.ask({"op": "ping"}, 60, "asking")
+    assert time.monotonic() - started < 30
+    assert stream.process.poll() is not None

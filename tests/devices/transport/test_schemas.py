@@ -18,6 +18,20 @@ GOOD = {
         "temperatures_c": [[]],
         "frequencies_mhz": [],
     },
+    "layers": {"layers": [["conv", "Conv", 5.0]]},
+    "hello": {
+        "machine": dict.fromkeys(("cpu", "cpus", "machine", "board", "python", "governor", "load_average"), "x"),
+        "host": "",
+        "boot_id": "",
+        "power_mode": "",
+        "emulated": False,
+        "runtimes": {},
+        "memory_total_bytes": 1,
+        "memory_available_bytes": 1,
+        "disk_free_bytes": 1,
+        "temperatures_c": {},
+        "clocks_mhz": {"cpu0": [1, 1.0, 2.0]},
+    },
     "runtime": {"package": "onnxruntime", "version": "1.32.0", "new in a later agent": None},
     "run": {"tensors": [{"name": "y", "dtype": "float32", "shape": [1, 10]}]},
 }
@@ -40,6 +54,10 @@ def test_an_answer_of_its_shape_comes_through_unchanged(op: str) -> None:
         ("pairs", {"peak_rss_bytes": -1}, "peak_rss_bytes is -1"),
         ("runtime", {"version": "1" * 5000}, "version has 5000 characters"),
         ("run", {"tensors": [{"name": "y", "shape": []}]}, r"tensors\[0\] has no dtype"),
+        ("layers", {"layers": [["conv", "Conv"]]}, r"layers\[0\] has 2 entries, not 3"),
+        ("layers", {"layers": [["conv", "Conv", float("nan")]]}, r"layers\[0\]\[2\] is nan"),
+        ("hello", {"machine": {"cpu": "x"}}, "machine has no cpus"),
+        ("hello", {"clocks_mhz": {"cpu0": [1.0]}}, "cpu0 has 1 entries, not 3"),
     ],
 )
 def test_an_answer_of_another_shape_is_refused_with_its_place(op: str, change: dict, told: str) -> None:

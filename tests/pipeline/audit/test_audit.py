@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from edge_compress.pipeline.audit import recheck
 from edge_compress.pipeline.cli.main import main
+from edge_compress.pipeline.errors import VerifyError
 from edge_compress.pipeline.release.record import open_record
+from edge_compress.pipeline.release.release import release
 from edge_compress.pipeline.report.report import read_report
 from edge_compress.pipeline.types import Kind, Speedup, Timing
 from edge_compress.pipeline.verify import golden
@@ -247,3 +249,14 @@ def test_a_speedup_is_measured_again_on_this_machine(made: Path, verify: Callabl
     _, out, err = verify(made, "--device", "local")
     assert "speedup" in out + err
     assert "measured" in out + err
+
+
+def test_a_report_that_contradicts_itself_does_not_verify_and_is_not_shipped(run: Path, verify: Callable[..., Ended]) -> None:
+    change(run, accuracy__drop_pp=40.0)
+    code, _, err = verify(run)
+    assert code == 1
+    assert "the report contradicts itself: x86: a drop of 40, where" in err
+    assert "it is said to have passed, but accuracy: top-1 fell by 40.00 points" in err
+    with pytest.raises(VerifyError, match="its report contradicts itself"):
+        release([run], run.parent / "dist")
+    assert not (run.parent / "dist").exists()

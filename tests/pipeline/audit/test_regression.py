@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from edge_compress.pipeline.audit import regression
 from edge_compress.pipeline.audit.regression import Row, to_markdown
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.report.report import decode, encode
+from edge_compress.pipeline.signature import Metric
 from edge_compress.pipeline.verify.gates import packed
 from fake_run import fake_results, to_report
 from hypothesis import given
@@ -158,3 +161,20 @@ def stored(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return write
+
+
+@pytest.mark.parametrize(("name", "higher"), [("perplexity", False), ("top-1", False), ("F1", True)])
+def test_values_of_different_metrics_are_not_compared(name: str, higher: bool) -> None:
+    other = replace(decode(OLD), metric=Metric(name, "%", higher))
+    for pair in ((other, decode(OLD)), (decode(OLD), other)):
+        with pytest.raises(InputError, match="another metric"):
+            regression.compare(*pair, ("x86",))
+
+
+def test_a_value_that_is_no_number_any_more_is_worse() -> None:
+    old = replace(decode(OLD), metric=Metric("F1", "", True))
+    accuracy = old.targets["x86"].accuracy
+    assert accuracy is not None
+    broken = replace(old.targets["x86"], accuracy=replace(accuracy, value=math.nan, drop=math.nan))
+    found = [row.worse for row in regression.compare(old, replace(old, targets={"x86": broken}), ("x86",)) if row.worse]
+    assert found == ["accuracy: F1 is no longer a number"]

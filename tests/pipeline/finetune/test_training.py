@@ -450,7 +450,7 @@ def test_no_epochs_only_apply_the_masks(few: DataSet, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(few: DataSet, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"diverged.*learning rate"):
+    with pytest.raises(BuildError, match=r"diverged.*--learning-rate"):
         finetune(_net(), None, image_data(few, PREP), Classification(), replace(FEW, learning_rate=1e30), folder=tmp_path)
 
 

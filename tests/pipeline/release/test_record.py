@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edge_compress.pipeline.audit.audit import artifacts_of
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.release.record import digest_findings, full_report, open_record
 from edge_compress.pipeline.report.report import encode
@@ -189,3 +190,13 @@ def test_a_file_far_below_a_report_of_another_run_is_not_verified_by_it(run):
     for path in (elsewhere / "model.bin", elsewhere, run / "data"):
         with pytest.raises(InputError, match="nothing to verify at"):
             findings(path)
+
+
+def test_links_in_a_circle_are_found_whatever_file_is_asked_for(run):
+    model = run / "artifacts/x86/model.bin"
+    model.unlink()
+    model.symlink_to(model)
+    assert findings(run) == ["x86: artifacts/x86/model.bin is a symbolic link, not a file of the run"]
+    assert findings(run / "artifacts/phone/model.bin") == []
+    with open_record(run / "artifacts/phone/model.bin") as record:
+        assert artifacts_of(record) == ["phone"]

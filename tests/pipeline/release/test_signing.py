@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -128,3 +129,22 @@ def test_minisign_itself_checks_what_is_signed_here_and_the_other_way_round(keys
     assert text.split()[3] in (keys / "theirs.pub").read_text()
     signed(keys, "theirs")
     subprocess.run([TOOL, "-Vm", str(bundle), "-p", str(keys / "theirs.pub")], check=True, capture_output=True)
+
+
+def test_the_bytes_that_are_signed_are_the_ones_given_not_what_the_file_has_by_then(keys: Path) -> None:
+    bundle = signed(keys)
+    whole = bundle.read_bytes()
+    bundle.write_bytes(b"another bundle")
+    assert signing.check(bundle, str(keys / "key.pub"), whole).startswith("signed with key ")
+    with pytest.raises(VerifyError, match="does not hold"):
+        signing.check(bundle, str(keys / "key.pub"))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_in_place_of_a_bundle_is_refused(keys: Path) -> None:
+    bundle = signed(keys)
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        bundle.unlink()
+        make(bundle)
+        with pytest.raises(InputError, match="not a regular file"):
+            signing.check(bundle, str(keys / "key.pub"))

@@ -26,6 +26,21 @@ def test_the_fastest_that_passes_is_taken_and_without_one_the_one_that_loses_lea
     assert preferred([run(1.5, 1.2, passed=False), run(2.5, 1.2, passed=False)]) == 1  # the faster of two alike
 
 
+def test_an_engine_that_was_not_built_counts_by_its_estimated_accuracy_as_for_the_exit_code() -> None:
+    def unbuilt(ratio: float, drop: float) -> Report:
+        report = run(1.0, drop, passed=False)
+        target = replace(report.targets["x86"], status="not_built", latency=None)
+        best = replace(report.pruned.search.best, latency_ratio=ratio, latency_kind=Kind.ESTIMATED)
+        pruned = replace(report.pruned, search=replace(report.pruned.search, best=best))
+        return replace(report, targets={"jetson": target}, pruned=pruned, passed=False)
+
+    most = run(1.0, 0.0).gates.max_accuracy_drop
+    assert preferred([unbuilt(0.7, 0.1 * most), unbuilt(0.5, 0.6 * most), unbuilt(0.3, 3.0 * most)]) == 1
+    assert preferred([unbuilt(0.5, 1.4 * most), unbuilt(0.3, 1.2 * most)]) == 1
+    without = replace(unbuilt(0.3, 0.0).targets["jetson"], accuracy=None)
+    assert preferred([unbuilt(0.7, 0.1 * most), replace(unbuilt(0.3, 0.0), targets={"jetson": without})]) == 0
+
+
 def test_a_latency_that_was_not_measured_is_no_speedup() -> None:
     point = point_of(run(2.0, 0.1, kind=Kind.EMULATED), "x86", "0.5", "budgets/0.5", True)
     assert (point.speedup, point.gain) == (None, None)

@@ -304,6 +304,7 @@ def test_advice_tells_a_loss_of_the_conversion_from_a_loss_of_the_pruning() -> N
     html = to_html(to_report(fake_results(targets={"x86": lossy}, pruned_value=89.4)))
     assert "--precision fp32" not in html
     assert "--finetune-epochs" in html
+    assert "--max-drop 2.5" in html  # of classifiers too: a recipe's run refuses --max-accuracy-drop
 
 
 @pytest.mark.usefixtures("_no_plots")

@@ -8,8 +8,10 @@ from pathlib import Path
 import nets
 import pytest
 import torch
+from edge_compress.pipeline.errors import UnavailableError
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.score.layer_moments import BYTES_PER_ENTRY, CHUNK, LayerMoments
+from safetensors import SafetensorError
 from torch import nn
 
 
@@ -68,3 +70,16 @@ def test_moments_that_do_not_fit_together_are_computed_in_parts_and_are_the_same
     assert tight.left_out
     assert set(tight.gram) == set(whole.gram) - set(tight.left_out)
     assert any("do not fit" in remark for remark in tight.remarks())
+
+
+def test_a_full_disk_under_the_moments_files_is_said_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("edge_compress.pipeline.score.layer_moments.save_file", full)
+    net, _ = nets.subject("OptionA")
+    whole = LayerMoments(net, nets.images(12))
+    bound = BYTES_PER_ENTRY * max(len(gram) - 1 for gram in whole.gram.values()) ** 2
+    parts = LayerMoments(net, nets.images(12), Compute(memory_bytes=bound), folder=tmp_path / "parts")
+    with pytest.raises(UnavailableError, match="disk is full"):
+        dict(parts.gram.items())

@@ -301,6 +301,12 @@ def test_choice_is_the_most_accurate_within_budget_then_the_faster_then_the_lowe
     assert len(choose(tuple(fits) * 2, settings())[0]) == FINALISTS
 
 
+def test_where_the_metric_is_zero_for_all_the_lower_loss_is_chosen_and_not_the_faster():
+    fits = made(0.0, 0.2, 3.0), made(0.0, 0.4, 1.0), made(0.0, 0.1, math.nan)
+    assert choose(fits, settings())[0][0] is fits[1]
+    assert choose(fits[:1] + fits[2:], settings())[0][0] is fits[0]
+
+
 def test_choice_without_a_candidate_within_budget_is_the_nearest_with_a_note():
     (best,), notes = choose((made(0.9, 0.6), made(0.7, 0.5)), settings())
     assert best.latency_ratio == 0.5

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.signature import Metric
 from edge_compress.pipeline.verify.statistics import (
+    drop_ci95,
     evenly_spaced,
     latency_ci95,
     overlap,
@@ -18,6 +22,7 @@ from edge_compress.pipeline.verify.statistics import (
 from fake_run import fake_timing
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 pairs = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(lambda p: sum(p) > 0)
 
@@ -111,6 +116,32 @@ def test_an_interval_holds_its_share_and_shrinks_with_more_images(count: int, sh
     assert more[1] - more[0] < high - low
     with pytest.raises(ValueError, match="no samples"):
         share_ci95(percent, 0)
+
+
+class _Refusing:
+    """A judge of a figure that has no value for some of the draws: a correlation, say, of samples that are all one."""
+
+    def __init__(self, value: float, fails: int) -> None:
+        self.value, self.fails, self.asked = value, fails, 0
+
+    def per_sample(self) -> None:
+        return None
+
+    def over(self, picked: NDArray[np.int64]) -> float:
+        self.asked += 1
+        if self.asked % 10 < self.fails:
+            raise InputError("metric().compute()", found="ZeroDivisionError")
+        return self.value + 0.01 * float(picked.mean())
+
+
+def test_a_metric_that_fails_on_some_draws_does_not_end_a_finished_run() -> None:
+    judges: list[Any] = [_Refusing(0.9, 3), _Refusing(0.8, 3)]
+    interval, what = drop_ci95(Metric("r", ""), *judges, 30)
+    assert interval == pytest.approx((0.1, 0.1))
+    assert f"{round(0.7 * judges[0].asked)} times" in what
+    interval, what = drop_ci95(Metric("r", ""), *[cast(Any, _Refusing(0.9, 10)) for _ in range(2)], 30)
+    assert interval is None
+    assert what.startswith("not known: the metric has no value")
 
 
 def test_a_latencys_interval_knows_processes() -> None:
