@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import InputError, UnavailableError, says_full
+from .errors import UnavailableError, says_full
 from .types import FileRef
 
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # what `atomic_write` writes to
@@ -112,19 +112,6 @@ def disk_errors(path: Path) -> Iterator[None]:
             found=f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free",
             do="free some space and re-run the same command; finished stages are kept",
         ) from error
-
-
-def home_folder() -> Path:
-    """Returns the user's home folder.
-
-    Raises:
-        InputError: there is none, as for a user of a container who is not in its /etc/passwd.
-    """
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        do = "set HOME, or XDG_CONFIG_HOME and XDG_CACHE_HOME"
-        raise InputError("the home folder", found="none for this user", expected="one", do=do) from error
 
 
 def without_links(path: Path) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...pipeline.errors import InputError, UnavailableError, says_full
-from ...pipeline.files import home_folder
+from ..board import home_folder
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one

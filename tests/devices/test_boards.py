@@ -1,7 +1,10 @@
 """Boards are found by file, and a wrong file is named."""
 
+from pathlib import Path
+
 import pytest
 from edge_compress.devices import board as boards
+from edge_compress.devices.measure.latency_cache import user_cache
 from edge_compress.pipeline.errors import InputError, UnavailableError
 
 GOOD = 'targets = ["x86"]\ntransport = "local"\n'
@@ -115,3 +118,17 @@ def test_addresses_of_hosts_and_phones_are_read(own_folder, address):
     )
     board = boards.load("mine")
     assert (board.address, board.folder, board.python) == (address, "/data/local/x", "python3")
+
+
+@pytest.mark.parametrize(("place", "variable"), [(boards.user_folder, "XDG_CONFIG_HOME"), (user_cache, "XDG_CACHE_HOME")])
+def test_a_user_without_a_home_folder_is_told_what_to_set(place, variable, tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in (variable, "EDGE_COMPRESS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=f"home folder.*{variable}"):
+        place()
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert place().is_relative_to(tmp_path)

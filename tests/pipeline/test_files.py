@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from edge_compress.devices import board
-from edge_compress.devices.measure.latency_cache import user_cache
 from edge_compress.pipeline import config
-from edge_compress.pipeline.errors import EdgeCompressError, InputError
+from edge_compress.pipeline.errors import EdgeCompressError
 from edge_compress.pipeline.files import atomic_write, read_regular, without_links
 from edge_compress.pipeline.release import archive, signing
 from edge_compress.pipeline.report.report import read_report
@@ -56,22 +55,6 @@ def test_no_reader_waits_for_a_pipe(reading: Callable[[Path], object], pipe: Pat
     file = pipe.rename(pipe.with_name("pipe.toml"))
     with pytest.raises(EdgeCompressError, match=r"not a regular file|no such file"):
         reading(file)
-
-
-@pytest.mark.parametrize(("place", "variable"), [(board.user_folder, "XDG_CONFIG_HOME"), (user_cache, "XDG_CACHE_HOME")])
-def test_a_user_without_a_home_folder_is_told_what_to_set(
-    place: Callable[[], Path], variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    for name in (variable, "EDGE_COMPRESS_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match=f"home folder.*{variable}"):
-        place()
-    monkeypatch.setenv(variable, str(tmp_path))
-    assert place().is_relative_to(tmp_path)
 
 
 def test_links_in_a_circle_have_a_path_all_the_same(tmp_path: Path) -> None:
