@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import InputError, UnavailableError
+from .folders import home_folder
 
 TRANSPORTS = ("local", "ssh", "adb")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -42,19 +43,6 @@ class Board:
     notes: str = ""  # for people
     source: str = ""  # of these facts
     file: str = ""  # it was read from; not a key
-
-
-def home_folder() -> Path:
-    """Returns the user's home folder.
-
-    Raises:
-        InputError: there is none, as for a user of a container who is not in its /etc/passwd.
-    """
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        do = "set HOME, or XDG_CONFIG_HOME and XDG_CACHE_HOME"
-        raise InputError("the home folder", found="none for this user", expected="one", do=do) from error
 
 
 def user_folder() -> Path:

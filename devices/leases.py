@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..pipeline.errors import InputError
 from .board import Board
-from .measure.latency_cache import cache_folder
+from .folders import user_cache
 from .transport.base import BusyError
 
 SET_ASIDE = 3  # failures in a row after which a pool leaves a board alone
@@ -69,4 +69,4 @@ def forgive(board: Board) -> None:
 
 def _file(board: Board, suffix: str) -> Path:
     name = re.sub(r"[^\w.@-]", "_", f"{board.transport}-{board.address}")
-    return cache_folder().parent / "boards" / f"{name}{suffix}"
+    return user_cache() / "boards" / f"{name}{suffix}"

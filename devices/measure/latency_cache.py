@@ -19,27 +19,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...pipeline.errors import InputError, UnavailableError, says_full
-from ..board import home_folder
+from ..folders import cache_folder
 from .timing import Ratio
 
 MAX_AGE = timedelta(days=30)  # until updates of system, firmware and what else runs on a machine make it another one
 NOISY_MAX_AGE = timedelta(hours=12)  # an interrupted run is resumed by then; a busy day poisons no later search
 LOCK_S = 120.0  # a lock is held while a few lines are read or written
 _SKEW = timedelta(days=1)  # a clock may be wrong by so much
-
-
-def user_cache() -> Path:
-    """Returns $EDGE_COMPRESS_CACHE, else edge-compress in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("EDGE_COMPRESS_CACHE", "")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else home_folder() / ".cache") / "edge-compress"
-
-
-def cache_folder() -> Path:
-    """Returns the folder of the latency caches, in `user_cache`."""
-    return user_cache() / "latency"
 
 
 class LatencyCache:

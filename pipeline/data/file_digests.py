@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...devices.measure.latency_cache import user_cache
+from ...devices.folders import user_cache
 from ..codec import json_sha256
 from ..errors import UnavailableError
 from ..files import atomic_write

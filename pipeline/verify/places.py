@@ -12,8 +12,8 @@ import torch
 from ...devices.board import Board
 from ...devices.cluster.ray_board import ADDRESS
 from ...devices.device import Device
+from ...devices.folders import user_cache
 from ...devices.local import HereTransport, LocalDevice
-from ...devices.measure.latency_cache import cache_folder
 from ...devices.pool import Pool
 from ...devices.tensorrt import loop as tensorrt_loop
 from ...devices.tensorrt.device import TensorRtDevice, boards_of
@@ -39,7 +39,7 @@ def gpu_here() -> TensorRtDevice | None:
         return None
     name = f"{torch.cuda.get_device_name()} (this machine, not a Jetson)"
     board = Board(name, ("jetson",), "local", runtime="tensorrt", python=sys.executable)
-    folder = cache_folder().parent / "engines"
+    folder = user_cache() / "engines"
     return TensorRtDevice(board, HereTransport(name, str(folder)), programs)
 
 

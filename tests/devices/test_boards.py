@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from edge_compress.devices import board as boards
-from edge_compress.devices.measure.latency_cache import user_cache
+from edge_compress.devices.folders import user_cache
 from edge_compress.pipeline.errors import InputError, UnavailableError
 
 GOOD = 'targets = ["x86"]\ntransport = "local"\n'

@@ -190,7 +190,7 @@ def test_two_measurements_of_one_board_are_never_at_once():
 
 def test_a_damaged_record_of_failures_counts_as_none():
     leases.note_failure(A, ValueError("x"))
-    (record,) = leases.cache_folder().parent.joinpath("boards").glob("*.json")
+    (record,) = leases.user_cache().joinpath("boards").glob("*.json")
     assert json.loads(record.read_text())["failures"] == 1
     record.write_text("{")
     assert leases.failures(A) == (0, "")

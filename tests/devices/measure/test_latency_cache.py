@@ -11,8 +11,9 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from edge_compress.devices.folders import cache_folder
 from edge_compress.devices.measure import latency_cache
-from edge_compress.devices.measure.latency_cache import LatencyCache, cache_folder
+from edge_compress.devices.measure.latency_cache import LatencyCache
 from edge_compress.devices.measure.timing import NOISY_RATIO, Ratio
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from filelock import FileLock
