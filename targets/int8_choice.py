@@ -61,7 +61,7 @@ def choose_int8(network: Network, request: BuildRequest, how: Int8Format[Network
     best = trials.best()
     score = trials.scores[best]
     if score == -math.inf:
-        raise BuildError("no int8 network has a score on the search split that is a number", do="try --precision fp32")
+        raise BuildError("the score of every int8 network on the search split is NaN", do="try --precision fp32")
     notes = [f"int8: {best}, chosen on the search split ({shown(score)} against {shown(float_score)} in float)"]
     if float_score - score > most:
         lost = float_score - score

@@ -110,7 +110,7 @@ def _accuracy(metric: Metric, name: str, before: Accuracy | None, now: Accuracy 
 def _fell(metric: Metric, before: Accuracy, now: Accuracy) -> str:
     """Why accuracy got worse, in a sentence; empty where it did not."""
     if not math.isfinite(now.value) and math.isfinite(before.value):
-        return f"accuracy: {metric.name} is no longer a number"
+        return f"accuracy: {metric.name} is NaN now"
     fell = metric.drop(before.value, now.value)
     if fell <= 0:
         return ""

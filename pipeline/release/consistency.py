@@ -1,4 +1,7 @@
-"""Holds a report against itself: verdicts against figures and gates. Only one that was changed contradicts itself."""
+"""Holds a report against itself: verdicts against figures and gates.
+
+One that contradicts itself was changed, or judged by an earlier version's weaker gates.
+"""
 
 from __future__ import annotations
 

@@ -171,10 +171,10 @@ def test_values_of_different_metrics_are_not_compared(name: str, higher: bool) -
             regression.compare(*pair, ("x86",))
 
 
-def test_a_value_that_is_no_number_any_more_is_worse() -> None:
+def test_a_value_that_is_nan_now_is_worse() -> None:
     old = replace(decode(OLD), metric=Metric("F1", "", True))
     accuracy = old.targets["x86"].accuracy
     assert accuracy is not None
     broken = replace(old.targets["x86"], accuracy=replace(accuracy, value=math.nan, drop=math.nan))
     found = [row.worse for row in regression.compare(old, replace(old, targets={"x86": broken}), ("x86",)) if row.worse]
-    assert found == ["accuracy: F1 is no longer a number"]
+    assert found == ["accuracy: F1 is NaN now"]
