@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ... import targets
-from ..errors import InputError, VerifyError
+from ..errors import InputError, UnavailableError, VerifyError
 from ..files import without_links
 from ..progress import Progress
 from ..release import signing
@@ -77,9 +78,16 @@ def artifacts_of(record: Record) -> list[str]:
 
 
 def measured_again(record: Record, data: str | None, recipe: Path | None, device: str | None, ui: Progress) -> Iterator[Check]:
-    """Accuracy on the run's own data, speedup on a device, and an engine's golden answers there; see `recheck`."""
+    """Accuracy on the run's own data, speedup on a device, and an engine's golden answers there; see `recheck`.
+
+    Raises:
+        UnavailableError: the data are to be read, and PyTorch is not here: `verify` works without it otherwise.
+    """
     from . import recheck
 
+    if (data is not None or recipe is not None) and find_spec("torch") is None:
+        option = "--data" if data is not None else "--recipe"
+        raise UnavailableError(f"verify {option} needs PyTorch", found="none", do="install edge-compress with its dependencies")
     for name in artifacts_of(record):
         if data is not None:
             accuracy, text, holds = recheck.accuracy(record, name, data)

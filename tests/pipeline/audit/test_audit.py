@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_compress.pipeline.audit import recheck
+from edge_compress.pipeline.audit import audit, recheck
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.errors import VerifyError
 from edge_compress.pipeline.release.record import open_record
@@ -144,6 +144,15 @@ def test_other_data_is_wrong_input(run: Path, verify: Callable[..., Ended], tmp_
     code, _, err = verify(run, "--data", f"npz:{tmp_path / 'other.npz'}")
     assert code == 2
     assert "is not what" in err
+
+
+def test_measuring_on_data_without_pytorch_is_one_line(
+    made: Path, verify: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "find_spec", lambda _: None)
+    code, _, err = verify(made, "--data", "digits")
+    assert code == 3
+    assert "verify --data needs PyTorch" in err
 
 
 def test_a_network_that_answers_no_number_is_never_right(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
