@@ -1,7 +1,7 @@
 """What share of real networks can be pruned: `inspect` over the networks of coverage_networks.txt, with random weights.
 
     python benchmarks/coverage.py                      all networks; goes on where it was stopped
-    python benchmarks/coverage.py --peer --limit 180   the same by Torch-Pruning (pip install torch-pruning), in 10 GiB at most
+    python benchmarks/coverage.py --peer --limit 120   the same by Torch-Pruning (pip install torch-pruning), in 10 GiB at most
     python benchmarks/coverage.py timm:vit_tiny_patch16_224 own:yolo-C2f-list
 
 Each network runs in a process of its own with a time limit. Lines are appended to build/coverage.jsonl; what is there is not made

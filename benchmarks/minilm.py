@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,6 +22,7 @@ import click
 import numpy as np
 import onnxruntime
 import torch
+from coverage import commit
 from edge_compress.devices.local import LocalDevice
 from edge_compress.devices.local import describe as describe_machine
 from edge_compress.devices.measure.latency_cache import LatencyCache
@@ -255,9 +255,8 @@ def main(out: Path, work: Path, budget: float, without_training: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     have = opened(work)
     count = sum(len(part["input_ids"]) for part in (have.calibration, have.search, have.test, have.train))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     command = f"python benchmarks/minilm.py --out {out} --work {work}{' --without-training' if without_training else ''}"
-    result: dict[str, Any] = {"command": command, "commit": commit.stdout.strip(), "sentences": count}
+    result: dict[str, Any] = {"command": command, "commit": commit(), "sentences": count}
     result |= {"machine": describe_machine(), "calibration": CALIBRATION, "test": TEST, "one_shot": list(one_shot(have))}
     atomic_write(out, json.dumps(result, indent=1) + "\n")
     dense = embeddings(have.dense, have.test)

@@ -27,7 +27,8 @@ Range = tuple[float, float]
 Run = Callable[[Sequence[Arrays]], Iterator[list[FloatArray]]]  # all activations, one input after another
 
 BINS = 2048
-MASKED = -1e4  # what is lower is a mask: Hugging Face's add -1e4 and less
+MASKED = -1e4  # what is lower is a mask, where all else is within `SCORES`: Hugging Face's add -1e4 and less
+SCORES = 1e3  # audio samples of 16 bits, for one, have large values of both signs
 # below what is counted: exp(-12) of a softmax is nothing beside one step of int8; a mask alone is added to scores of any size
 MASK_ROOM, MASK_ALONE = 12.0, 512.0
 
@@ -39,7 +40,7 @@ class Histogram:
     lowest: float
     highest: float
     counts: NDArray[np.int64]  # (bins,)
-    masked: bool = False  # whether there were values below `MASKED` besides, which are not counted
+    masked: bool = False  # whether an attention mask, which is not counted, was in it
 
     def edges(self) -> NDArray[np.float64]:
         """Borders of the bins, (bins + 1,)."""
@@ -67,21 +68,22 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int
     `run` yields the activations, in the order of `names`, for one input after another.
 
     Raises:
-        BuildError: an activation is NaN or +infinity, or there are no inputs.
+        BuildError: an activation is NaN or infinite, but for -infinity as a mask, or there are no inputs.
     """
     lowest = np.full(len(names), np.inf)
+    unmasked = np.full(len(names), np.inf)  # the lowest that is no mask
     highest = np.full(len(names), -np.inf)
-    masked = np.zeros(len(names), bool)
     for values in run(inputs):
         for i, value in enumerate(values):
             least = value.min()
-            if least <= MASKED:
-                masked[i], value = True, value[value > MASKED]  # without NaN: where there is one, `least` is NaN
-                least = value.min(initial=np.inf)
             lowest[i] = np.minimum(lowest[i], least)  # NaN stays NaN
+            value = value[value > MASKED] if least <= MASKED else value
+            unmasked[i] = np.minimum(unmasked[i], value.min(initial=np.inf))
             highest[i] = np.maximum(highest[i], value.max(initial=-np.inf))
-    only = masked & (lowest > highest)  # there was nothing but masks
-    lowest[only] = highest[only] = 0.0
+    masked = (lowest <= MASKED) & (unmasked > -SCORES) & (highest < SCORES)
+    only = masked & (unmasked > highest)  # there was nothing but masks
+    highest[only] = unmasked[only] = 0.0
+    lowest = np.where(masked, unmasked, lowest)
     if not np.isfinite(lowest).all() or not np.isfinite(highest).all():
         bad = names[int(np.argmin(np.isfinite(lowest) & np.isfinite(highest)))]
         found = (

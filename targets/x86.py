@@ -86,12 +86,14 @@ class X86(OnnxTarget):
 
 def _int8(network: onnx.ModelProto, request: BuildRequest) -> Converted[onnx.ModelProto]:
     """The int8 network that costs least on the search split, with what this processor does to 8-bit weights."""
-    from .onnx.int8 import has_vnni, quantize
+    from .onnx.graph import Graph
+    from .onnx.int8 import between_token_layers, has_vnni, quantize
     from .onnx.run import predictor
 
     best = best_int8(network, request, quantize, predictor, activation_type="uint8", weight_bits=(8, 7))
     effect = "VNNI: 8-bit weights are exact" if has_vnni() else "no VNNI: 8-bit weights can saturate, 7-bit weights cannot"
-    return replace(best, notes=(best.notes[0], f"this processor has {effect}", *best.notes[1:]))
+    tokens = ("operators between linear layers on tokens stay in float",) if between_token_layers(Graph(network)) else ()
+    return replace(best, notes=(best.notes[0], f"this processor has {effect}", *tokens, *best.notes[1:]))
 
 
 TARGET = X86()

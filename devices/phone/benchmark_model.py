@@ -47,7 +47,7 @@ def parse(text: str) -> BenchmarkRun:
     """The figures in what benchmark_model printed, stdout and stderr together.
 
     Raises:
-        DeviceError: it holds no result, or a memory footprint that is no size.
+        DeviceError: the result is missing, or the memory footprint is negative or not finite.
     """
     text = "\n".join(line for line in text.splitlines() if len(line) <= _LONGEST)
     means = _MEAN.findall(text)

@@ -118,7 +118,7 @@ def _files(dotted: str, folder: Path | None = None) -> Iterator[tuple[str, Path]
 
 def _found(name: str, parent: ModuleType | None) -> list[Path]:
     """Where a module that was not loaded yet would be loaded from."""
-    # `from package import name` may import a function or class: there is no module of that name, and nothing to digest
+    # `from package import name` may import a function or class: its code is in the package, which is digested itself
     with suppress(ImportError, ValueError, AttributeError):
         if "." in name and parent is None:
             return []

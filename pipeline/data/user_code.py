@@ -110,7 +110,8 @@ def _forget_stale(folder: Path) -> None:
         sys.modules.pop(name, None)
         file = _LOADED.pop(name)
         EXECUTED.pop(file, None)
-        # Python takes byte code for current if the source's second and size are; where the folder is read-only there is none
+        # Python takes byte code for current if the source's second and size are. It may never have been written: the folder is
+        # read-only (OSError), or this Python keeps none (NotImplementedError)
         with suppress(OSError, NotImplementedError):
             Path(importlib.util.cache_from_source(str(file))).unlink()
     importlib.invalidate_caches()

@@ -102,7 +102,7 @@ def read_whole(path: Path) -> bytes:
     """The bytes of an archive's file.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
         VerifyError: it is too large.
     """
     try:
@@ -118,7 +118,7 @@ def unpack(path: Path, data: bytes | None = None) -> Archive:
     """The files of an archive that `pack` wrote; `data`: its bytes, where they were read before.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
         DamagedArchive: a bit of it has changed, or it was cut short.
         VerifyError: it is foreign or malicious: paths that lead out of it, links, devices, two files of one name,
             sizes that are not so, more data than is reasonable.

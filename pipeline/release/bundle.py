@@ -141,7 +141,7 @@ def read(path: Path, data: bytes | None = None) -> tuple[Manifest, Archive]:
     """A bundle's manifest and files, every digest checked; `data`: its bytes, where they were read before.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
         VerifyError: it is damaged, foreign, malicious, or does not match its manifest; the file in it is named.
     """
     try:

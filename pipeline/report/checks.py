@@ -46,7 +46,7 @@ def require_plain(data: Any) -> None:
 
 
 def restore_nan(parts: Iterable[dict[str, Any]]) -> None:
-    """Puts NaN where JSON has null for a value of the metric, or a loss, that was not finite: a null alone is no error."""
+    """Replaces null by NaN in the fields that hold metric values and losses: JSON has no NaN."""
     for part in parts:
         keys = (*_NAN_AS_NULL, "loss", "search_value") if "epoch" in part else _NAN_AS_NULL
         part.update({key: math.nan for key in keys if key in part and part[key] is None})

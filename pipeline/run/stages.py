@@ -261,7 +261,7 @@ def _prepare_subject(run: RunContext, chosen: Sequence[Target]) -> str:
     subject = run.loaded.subject
     packages = packages_of(chosen)
     del packages["edge-compress"]  # stages have versions of their own
-    # without the thread count, which changes the embedded network's weights by rounding
+    # not of the thread count, although it changes the embedded network's weights by rounding
     stage = run.folder.stage("subject", "3", {"subject": to_json(subject), "packages": packages})
     if not stage.finished:
         changed = [said for name, said in _PARTS.items() if name in stage.differing("subject")]

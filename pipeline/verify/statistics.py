@@ -92,7 +92,9 @@ def drop_ci95(metric: Metric, dense: Judge, other: Judge, samples: int) -> tuple
     known = [drop for drop in found if not math.isnan(drop)]
     if not known:
         return None, "not known: the metric has no value for samples drawn from the test samples"
-    return _percentiles(known), f"bootstrap over the test samples, {len(known)} times, the metric computed again"
+    text = f"bootstrap over the test samples, {len(known)} times, the metric computed again"
+    lost = len(found) - len(known)
+    return _percentiles(known), f"{text}; {lost} draws on which it has no value are left out" if lost else text
 
 
 def _over(judge: Judge, picked: NDArray[np.int64]) -> float | None:

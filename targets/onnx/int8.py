@@ -75,7 +75,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
         op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),  # what quantize_static takes by default
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]} if between else {},
     )
-    return without_notes(bare_outputs(read_floats(result, between)))
+    return without_notes(bare_outputs(read_floats(result, between) if between else result))
 
 
 def between_token_layers(graph: Graph) -> list[str]:

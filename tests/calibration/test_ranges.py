@@ -155,3 +155,10 @@ def test_a_mask_alone_is_far_below_scores_of_any_size():
     assert (low, high) == (-512.0, 0.0)
     low, high = ranges(collect(network(), [np.full_like(mask, -1e9)]), "min-max")["input"]
     assert (low, high) == (-512.0, 0.0)
+
+
+def test_large_values_of_both_signs_are_no_masks():
+    samples = np.random.default_rng(0).uniform(-32_768, 32_767, (50, 1, 2, 2)).astype(np.float32)
+    seen = collect(network(), [samples])["input"]
+    assert not seen.masked
+    assert ranges({"input": seen}, "min-max")["input"] == (float(samples.min()), float(samples.max()))
