@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import user_net
-from cli_runs import USER_NET, Workshop, report_of
+from cli_runs import USER_NET, Workshop, passed_but_for_speed, report_of
 from edge_compress.pipeline.codec import from_json
 from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.pattern.units import Units
@@ -50,7 +50,7 @@ def run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Run:
         folder,
         model=f"{USER_NET}:attending",
         weights=weights,
-        latency_budget=0.9,
+        latency_budget=0.6,
         precision="fp32",
         search="knapsack",
         max_accuracy_drop=20,
@@ -58,7 +58,7 @@ def run(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Run:
         evaluations=6,
     )
     finished = workshop.call(arguments)
-    assert finished.code == 0, finished.err
+    assert passed_but_for_speed(finished, folder), finished.err
     return Run(folder, user_net.attending, weights)
 
 
@@ -97,6 +97,6 @@ def test_the_same_command_again_does_nothing_again(run: Run, workshop: Workshop)
     config = Path(run.folder) / "config.toml"
     before = report_of(run.folder)
     finished = workshop.call(["--config", str(config), "--out", str(run.folder)])
-    assert finished.code == 0, finished.err
+    assert passed_but_for_speed(finished, run.folder), finished.err
     assert "search" not in finished.stages
     assert report_of(run.folder)["pruned"]["state"] == before["pruned"]["state"]
