@@ -99,7 +99,7 @@ def momentum(bench: Bench, student: nn.Module, layers: list[str], epoch: int) ->
     settings, device = FinetuneSettings(1, bench.seed), next(student.parameters()).device
     found = {name: torch.zeros_like(student.get_parameter(f"{name}.weight")) for name in layers}
     train = image_data(bench.data, bench.prep).train
-    for turn, batch in enumerate(batches(train, settings, 10_000 + epoch)):
+    for turn, (batch,) in enumerate(batches(train, settings, 10_000 + epoch)):
         if turn == MOMENTUM_BATCHES:
             break
         loss = F.cross_entropy(student(batch.inputs.to(device)), batch.targets.to(device))

@@ -12,14 +12,15 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ...pipeline.errors import DeviceError, UnavailableError
 from ..agent.frames import MAGIC, Channel, Gone, Late
 
+Taken = TypeVar("Taken")
 MOST_OUTPUT = 64 << 20  # bytes that a program on the board, or its link, may write
 MOST_FILE, MOST_READ = 4 << 30, 1 << 30  # bytes of a file that is fetched, and of one that is taken into memory
 
@@ -209,7 +210,8 @@ class Stream:
         assert self.process.stdout is not None
         self._channel = Channel(self.process.stdout.fileno(), self.process.stdin.fileno())
         try:
-            self._channel.skip_to(MAGIC, time.monotonic() + deadline_s)
+            start_by = time.monotonic() + deadline_s
+            self._waited_for(lambda until: self._channel.skip_to(MAGIC, until), start_by, "starting the agent")
         except Late as error:
             self.close()
             raise transport.late("starting the agent", deadline_s) from error
@@ -234,7 +236,7 @@ class Stream:
         try:
             self._bounded(what)
             self._channel.send({**request, "deadline_s": deadline_s}, payload, deadline)
-            return self._received(deadline, what)
+            return self._waited_for(self._channel.receive, deadline, what)
         except Late as error:
             self.close()
             raise self._transport.late(what, deadline_s + LINK_SLACK_S) from error
@@ -253,11 +255,11 @@ class Stream:
             with contextlib.suppress(BrokenPipeError):
                 stream and stream.close()
 
-    def _received(self, deadline: float, what: str) -> tuple[dict[str, Any], bytes]:
-        """The next frame; while it is waited for, the messages are kept within their bound."""
+    def _waited_for(self, take: Callable[[float], Taken], deadline: float, what: str) -> Taken:
+        """What `take` gives until `deadline`; while it is waited for, the messages are kept within their bound."""
         while True:
             try:
-                return self._channel.receive(min(deadline, time.monotonic() + _LOOK_S))
+                return take(min(deadline, time.monotonic() + _LOOK_S))
             except Late:
                 if time.monotonic() >= deadline:
                     raise

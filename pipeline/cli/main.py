@@ -205,7 +205,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 )
 @_option(
     "--max-memory",
-    "Memory that scoring and reconstruction may take, such as 4GB; what had to be reduced for it is in the report.",
+    "Memory that scoring, reconstruction and fine-tuning may take, such as 4GB; the report says what was reduced for it.",
     "half of what is free",
     metavar="SIZE",
 )

@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError
 from ..network.batchnorm import Moments, input_moments, match_moments
-from ..network.calling import Inputs, Outputs, answers_in_parts, elements_of, moved
+from ..network.calling import Inputs, Outputs, answers_in_parts, call, elements_of, moved
 from ..network.compute import CPU, Compute
 from ..network.memory import inference_batch_size
 from ..network.modes import borrowed
 from ..options import Precision
 from ..signature import TOP1
 from ..task.load import Loaded
-from ..task.samples import Batch, head, training_inputs
+from ..task.samples import Batch, head, held_at_once, training_inputs
 from ..task.task import BATCH, Task
 
 RANGE_SAMPLES = 100  # the dense network's activation ranges are taken on
@@ -104,13 +104,20 @@ class RewardSamples:
         return judge.value()
 
 
+def judged_at_once(loaded: Loaded, count: int, compute: Compute) -> int:
+    """How many of the first `count` samples of the search split candidates are judged on, outputs and dense outputs in memory."""
+    with torch.inference_mode():
+        outputs = sum(output.nbytes for output in call(loaded.module, loaded.example))
+    return held_at_once(loaded.data.search, count, compute.fixed_bytes, 2 * outputs)
+
+
 def reward_samples(loaded: Loaded, count: int, seed: int, compute: Compute = CPU) -> RewardSamples:
     """The first `count` samples of the search split, and a few training samples for BatchNorm statistics.
 
     Raises:
         InputError: the metric has no value for the dense network.
     """
-    samples = head(loaded.data.search, count)
+    samples = head(loaded.data.search, judged_at_once(loaded, count, compute))
     statistics = training_inputs(loaded.data.train, STATISTICS_SAMPLES, seed + 3)
     found = RewardSamples(samples.batch(np.arange(len(samples))), statistics, loaded.task, loaded.module, compute)
     if loaded.task.metric != TOP1:

@@ -41,16 +41,15 @@ class TrainingState:
             {"params": [p for p in self.parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.optimizer.zero_grad()  # the network may bring gradients of its own
         self.removed: dict[str, Tensor] = {}  # parameter -> bool, True where the mask is 0
         self.history: tuple[Epoch, ...] = ()
         self.best_value = -math.inf
         self.best: dict[str, Tensor] = {}  # state dict of the best epoch so far
         self.set_masks(masks)
 
-    def update(self, loss: Tensor, rate: float) -> None:
-        """One step of Adam down this loss's gradient; removed weights and their moments stay exactly 0."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+    def update(self, rate: float) -> None:
+        """One step of Adam down the gradient that was accumulated; removed weights and their moments stay exactly 0."""
         for name, removed in self.removed.items():
             gradient = self.parameters[name].grad
             if gradient is not None:
@@ -58,6 +57,7 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self._zero_removed()
 
     def set_masks(self, masks: Masks) -> None:

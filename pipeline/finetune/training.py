@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from .state import CheckpointFile, Masks, TrainingState, thawed
 from .world import ALONE, World
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 Remask = Callable[[int, nn.Module], Masks]
 
 CHECKPOINT = "finetune.safetensors"
@@ -54,7 +55,8 @@ class FinetuneSettings:
     seed: int
     learning_rate: float = GENTLE  # the highest; falls to 0 along a cosine
     warmup: float = 0.05  # share of all steps in which the learning rate rises from 0
-    batch: int = 128
+    batch: int = 128  # samples of an optimizer step
+    micro_batch: int | None = None  # samples of a forward and backward pass, gradients are accumulated; None: the whole batch
     weight_decay: float = 0.0  # decoupled (Loshchilov and Hutter 2019); 0 is the paper's Adam
     search_samples: int = 5000  # of the search split, at most, to tell epochs apart
     frozen_norms: bool = False  # BatchNorm keeps its running statistics, see `batchnorm.statistics_match_data`
@@ -201,21 +203,26 @@ def learning_rate(step: int, steps: int, settings: FinetuneSettings) -> float:
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - rising + 1) / (steps - rising + 1)))
 
 
-def batches(samples: Samples, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[Batch]:
-    """Every sample once, shuffled and augmented by (seed, epoch), in batches of nearly one size.
+def batches(samples: Samples, settings: FinetuneSettings, epoch: int, world: World = ALONE) -> Iterator[tuple[Batch, ...]]:
+    """Every sample once, shuffled and augmented by (seed, epoch), in batches of nearly one size, each as its micro-batches.
 
     Nearly one, so that no BatchNorm layer sees a left-over batch of a few samples. Of each batch this rank's part of the world:
-    the parts of all ranks are the batch that one process would see.
+    the parts of all ranks are the batch that one process would see, and so are its micro-batches.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(settings, epoch))
     order = torch.randperm(len(samples), generator=generator).numpy()
     for positions in np.array_split(order, -(-len(order) // settings.batch)):
-        part = world.share(len(positions), least=2)  # BatchNorm takes a variance over them
-        own = positions[part.start : part.stop]
-        yield samples.training_batch(own, generator, whole=len(positions), first=part.start)
+        whole, part = len(positions), world.share(len(positions), least=2)  # BatchNorm takes a variance over them
+        # as many on every rank: gradients are averaged over ranks in each backward pass
+        count = 1 if settings.micro_batch is None else -(-whole // (settings.micro_batch * world.size))
+        made, drawn = [], generator.get_state()
+        for own in np.array_split(np.arange(part.start, part.stop), count):
+            generator.set_state(drawn)  # each draws for the whole batch and takes its own
+            made.append(samples.training_batch(positions[own], generator, whole=whole, first=int(own[0])))
+        yield tuple(made)
 
 
-def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made in a thread while the one before it is being used."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = pool.submit(next, items, None)
@@ -246,18 +253,22 @@ def _run_epoch(
             layer.eval()
     with _own_randomness(device, _epoch_seed(settings, epoch, world.rank)):
         # on the CPU a second thread would only take turns with the first
-        for step, batch in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
-            own = count_of(batch.inputs)
-            inputs = moved(batch.inputs, str(device), layout)
-            loss = _loss(forward, teacher, inputs, _on(batch.targets, device), task, settings)
-            value = world.mean_of(loss.item(), own)
-            if world.size > 1:  # gradients are averaged over ranks, wanted over samples
-                whole = len(train) // count + ((step % count) < len(train) % count)
-                loss = loss * (own * world.size / whole)
+        for step, parts in enumerate(made if device.type == "cpu" else ahead(made), (epoch - 1) * count):
+            counts = [count_of(part.inputs) for part in parts]
+            # gradients are summed over micro-batches and averaged over ranks, wanted is their mean over samples
+            whole = len(train) // count + ((step % count) < len(train) % count) if world.size > 1 else sum(counts)
+            value = 0.0
+            for part, own in zip(parts, counts, strict=True):
+                inputs = moved(part.inputs, str(device), layout)
+                loss = _loss(forward, teacher, inputs, _on(part.targets, device), task, settings)
+                value += loss.item() * (own / sum(counts))
+                loss = loss if (share := own * world.size / whole) == 1.0 else loss * share
+                loss.backward()  # type: ignore[no-untyped-call]
+            value = world.mean_of(value, sum(counts))
             if not math.isfinite(value):
                 where = f"a loss of {value} in step {step + 1} of {steps}"
                 raise BuildError("fine-tuning diverged", found=where, do="give a lower --learning-rate")
-            state.update(loss, learning_rate(step, steps, settings))
+            state.update(learning_rate(step, steps, settings))
             losses.append(value)
             if progress is not None:
                 progress(Step(step + 1, steps, value))

@@ -25,6 +25,7 @@ class Compute:
     autocast: bool = False  # bfloat16 in fine-tuning and in BatchNorm statistics; curvature and solving never use it
     memory_bytes: int = 3 << 30  # for layer Hessians, and for activations held at once
     threads: int = 1
+    fixed_bytes: int = 2 << 30  # where a result depends on what fits: the same in each call on one machine
 
 
 CPU = Compute()
@@ -37,13 +38,14 @@ def compute_for(config: Config) -> Compute:
         UnavailableError: CUDA was asked for and is not here.
     """
     device = accelerator(config)
-    free = free_bytes()
+    free, whole = free_bytes(), total_bytes()
     if device == "cuda":
-        free = min(free, torch.cuda.mem_get_info()[0])
-    memory = max(LEAST_BYTES, int(SHARE * free))
+        on_device = torch.cuda.mem_get_info()
+        free, whole = min(free, on_device[0]), on_device[1]
+    memory, most = max(LEAST_BYTES, int(SHARE * free)), int(SHARE * whole)
     if config.max_memory is not None:
-        memory = min(memory, config.max_memory)
-    return Compute(device, fast_bfloat16(device), memory, threads_to_use())
+        memory, most = min(memory, config.max_memory), min(most, config.max_memory)
+    return Compute(device, fast_bfloat16(device), memory, threads_to_use(), most // 2)
 
 
 def accelerator(config: Config) -> str:
@@ -116,6 +118,16 @@ def free_bytes(root: Path = ROOT) -> int:
                 stat = dict(line.split() for line in _text(group / "memory.stat").splitlines() if len(line.split()) == 2)
                 free = min(free, int(most) - int(now) + int(stat.get(cache, 0)))  # the kernel gives cached files up
     return max(0, free)
+
+
+def total_bytes(root: Path = ROOT) -> int:
+    """Memory of the machine, at most the limits of this process's control groups. Where neither is known, 8 GiB."""
+    fields = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines() if ":" in line)
+    whole = int(fields["MemTotal"].split()[0]) << 10 if "MemTotal" in fields else 8 << 30
+    limits = [
+        _text(group / name).strip() for group in _groups(root, "memory") for name in ("memory.max", "memory.limit_in_bytes")
+    ]
+    return min([whole, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _groups(root: Path, controller: str) -> list[Path]:

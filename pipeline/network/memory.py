@@ -13,6 +13,7 @@ from .calling import Inputs, call
 from .compute import Compute
 
 ENOUGH_BYTES = 1 << 30  # of activations: a larger batch is not faster on a CPU
+LEAST_MICRO_BATCH = 4  # samples: BatchNorm takes a variance over them
 ANSWERED = 1 << 22  # input elements of an inference batch
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value", bound=tuple[Tensor, ...])
@@ -77,6 +78,19 @@ def backward_batch_size(module: nn.Module, inputs: Inputs, compute: Compute, mos
     if compute.device == "cpu":
         bound = min(bound, ENOUGH_BYTES)
     return max(1, min(most, bound // max(1, 2 * saved_activation_bytes(module, one))))
+
+
+def micro_batch_size(module: nn.Module, sample: Inputs, batch: int, memory_bytes: int) -> int | None:
+    """Returns the samples of a training step's forward and backward pass, a power of two; None where the whole batch fits.
+
+    Args:
+        module: the network, eval mode.
+        sample: one.
+        batch: samples of an optimizer step.
+        memory_bytes: that activations and their gradients may take.
+    """
+    most = memory_bytes // max(1, 2 * saved_activation_bytes(module, sample))
+    return None if most >= batch else max(LEAST_MICRO_BATCH, 1 << max(0, most.bit_length() - 1))
 
 
 def inference_batch_size(elements: int, most: int) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..evaluate.evaluation_context import REWARD_SAMPLES
 from ..evaluate.reward_samples import reward_samples
-from ..network.compute import Compute
+from ..network.compute import CPU, Compute
 from ..network.weights import save_weights
 from ..reconstruct.memory import affordable, reduced
 from ..run_context import RunContext
@@ -67,9 +67,9 @@ def play_off(
     return tuple(found), taken, kept
 
 
-def judge_on(loaded: Loaded, count: int, device: str = "cpu") -> Judge:
-    """Returns a judge by reward and loss, in float on the first samples of the search split, computed on `device`."""
-    reward = reward_samples(loaded, count, 0, Compute(device=device))
+def judge_on(loaded: Loaded, count: int, compute: Compute = CPU) -> Judge:
+    """Returns a judge by reward and loss, in float on the first samples of the search split."""
+    reward = reward_samples(loaded, count, 0, compute)
     return lambda net: reward.judge(reward.answers(net))
 
 
@@ -95,7 +95,7 @@ def solve(
             return pruning.solved(pruning.plan(candidate.levels, ranking, before), inputs)
 
         how = SearchSettings(found.method, 1, found.budget, run.config.reward, run.config.alpha, run.config.beta)
-        judge = judge_on(run.loaded, REWARD_SAMPLES, run.compute.device)
+        judge = judge_on(run.loaded, REWARD_SAMPLES, run.compute)
         with run.stage("compensate"), run.ui.bar("finalists", len(candidates)) as bar, stage.noting():
 
             def tell(done: Finalist) -> None:

@@ -14,6 +14,7 @@ from ..finetune.learning_rate_search import RATES, LearningRate, search_learning
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
 from ..network.cost import cost_of
+from ..network.memory import micro_batch_size
 from ..network.weights import load_weights, save_weights
 from ..pattern.base import Pruning
 from ..run_context import RunContext
@@ -37,12 +38,14 @@ def fine_tuned(
         one_shot: accuracy (share) of the plan in the search; the first learning rate goes by it.
         start: weights to start from.
     """
-    config, loaded = run.config, run.loaded
+    config, loaded, student = run.config, run.loaded, pruning.blank(plan)
+    batch = batch_for(len(loaded.data.train))
     how = FinetuneSettings(
         config.finetune_epochs,
         config.seed,
         config.learning_rate or learning_rate_for(one_shot, pruning.net),
-        batch=batch_for(len(loaded.data.train)),
+        batch=batch,
+        micro_batch=micro_batch_size(student, loaded.example, batch, run.compute.fixed_bytes),
         device=run.compute.device,
         autocast=run.compute.autocast,
     )
@@ -51,8 +54,12 @@ def fine_tuned(
     settings = {"plan": to_json(plan), "finetune": how.recipe(), "mask": config.mask}
     stage = run.folder.stage("finetune", "5", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
-    student = pruning.blank(plan)
     if checkpoint is None:
+        if how.micro_batch is not None:
+            stage.note(
+                f"Fine-tuning used gradient accumulation, {how.micro_batch} samples at a time for batches of {how.batch}: more do"
+                f" not fit in {run.compute.fixed_bytes / 2**30:.1f} GiB of memory. BatchNorm sees those {how.micro_batch}."
+            )
         if frozen():
             how = replace(how, frozen_norms=True)
             stage.note("BatchNorm is frozen in fine-tuning: the network's running statistics do not match the data.")

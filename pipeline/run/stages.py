@@ -66,6 +66,7 @@ from ..verify.pictures import pictures_of
 from ..verify.places import places_of
 from ..verify.references import Networks, references_of, sanity_check
 from ..verify.unpruned import unpruned_of
+from .fewer_samples import fewer_samples
 from .fine_tuning import fine_tuned
 from .recipe_check import checked
 
@@ -154,6 +155,7 @@ def _prepared(
     images = partial(scoring_inputs, loaded.data.train, config.seed)
     pruning = pruning_for(run.pattern, loaded, limits, config, images, folder.path, run.compute)
     run.notes += too_narrow(pruning.knobs, limits, led.name)
+    run.notes += fewer_samples(loaded, run.compute)
     sanity_check(run, subject_key)
     baseline = dense_baseline(run, subject_key, led, pruning.net, places[led.name])
     precision = precision_for(run, subject_key, led, pruning, baseline, places[led.name])

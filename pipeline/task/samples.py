@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from ...targets.base import Arrays, Target
 from ..data.preprocess import to_input, varied
@@ -21,6 +22,8 @@ from ..types import Preprocess
 
 SCORING_SAMPLES = 2000  # scores and moments are taken on
 BATCH = 100
+SET_BYTES = 5 << 28  # of the network inputs of a set of samples that is held at once: 2,000 images at 224 pixels
+LEAST_HELD = 32  # samples
 HELD_BYTES = 1 << 30  # of a split's pixels that are kept in memory between artifacts
 IntArray = NDArray[np.int64]
 
@@ -127,6 +130,23 @@ def head(samples: Samples, count: int) -> Samples:
     return samples.picked(np.arange(min(max(count, 0), len(samples))))
 
 
+def held_at_once(samples: Samples, wanted: int, most_bytes: int | None = None, besides: int = 0) -> int:
+    """How many samples are held at once: at most `wanted`, and at least 32 of them.
+
+    Args:
+        samples: to choose from.
+        wanted: samples that would be enough.
+        most_bytes: that they may take together; None: `SET_BYTES`.
+        besides: bytes that are held for each besides its network inputs.
+    """
+    wanted = min(wanted, len(samples))
+    if wanted <= LEAST_HELD:
+        return wanted
+    inputs = pytree.tree_leaves(samples.batch(np.arange(1)).inputs)
+    each = besides + sum(int(tensor.nbytes) for tensor in inputs)
+    return min(wanted, max(LEAST_HELD, (SET_BYTES if most_bytes is None else most_bytes) // each))
+
+
 def training_batch(train: Samples, count: int, seed: int) -> Batch:
     """The first `count` training samples, varied as in training."""
     return train.training_batch(np.arange(min(count, len(train))), torch.Generator().manual_seed(seed))
@@ -139,7 +159,7 @@ def training_inputs(train: Samples, count: int, seed: int) -> Inputs:
 
 def scoring_inputs(train: Samples, seed: int) -> Inputs:
     """Training samples that scores and moments are taken on."""
-    return training_inputs(train, SCORING_SAMPLES, seed)
+    return training_inputs(train, held_at_once(train, SCORING_SAMPLES), seed)
 
 
 def batches(inputs: torch.Tensor, size: int = BATCH) -> list[LabelledBatch]:
@@ -152,7 +172,7 @@ def calibration_set(train: Samples, target: Target | None, count: int, seed: int
 
     Without a target: as the network takes them.
     """
-    drawn = training_batch(train, count, seed)
+    drawn = training_batch(train, held_at_once(train, count), seed)
     whole = arrays_of(drawn.inputs) if target is None else drawn.artifact_inputs(target)
     if not isinstance(whole, tuple):
         return [whole[at : at + batch] for at in range(0, len(whole), batch)]

@@ -206,3 +206,12 @@ def test_messages_without_end_are_given_up_while_an_answer_is_waited_for(monkeyp
         stream.ask({"op": "ping"}, 60, "asking")
     assert time.monotonic() - started < 30
     assert stream.process.poll() is not None
+
+
+def test_messages_without_end_are_given_up_while_the_agent_starts(monkeypatch):
+    monkeypatch.setattr(base, "MOST_OUTPUT", 100_000)
+    program = "import sys, time\nwhile True: sys.stderr.write('x' * 1000); sys.stderr.flush(); time.sleep(0.001)"
+    started = time.monotonic()
+    with pytest.raises(base.BoardError, match="of messages"):
+        base.Stream(SshTransport("bench", "board"), [sys.executable, "-c", program], 60)
+    assert time.monotonic() - started < 30

@@ -479,17 +479,53 @@ def test_an_epoch_is_every_image_once_in_even_batches(count: int, batch: int, se
     split = Split(ArraySource(np.zeros((count, 2, 2, 1), np.uint8), labels), labels)
     how = FinetuneSettings(epochs=99, seed=seed, batch=batch)
     samples = ImageSamples(split, PREP)
-    found = [b.targets for b in batches(samples, how, epoch)]
+    found = [b.targets for (b,) in batches(samples, how, epoch)]
     sizes = [len(b) for b in found]
     assert sorted(torch.cat(found).tolist()) == labels.tolist()
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
-    assert all(torch.equal(a, b) for a, b in zip(found, (b.targets for b in batches(samples, how, epoch)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, (b.targets for (b,) in batches(samples, how, epoch)), strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(8, 300), st.integers(4, 80), st.integers(4, 40), st.integers(1, 3))
+def test_micro_batches_are_the_batch_in_parts_varied_as_in_the_whole(count: int, batch: int, micro: int, epoch: int) -> None:
+    labels, rng = np.arange(count), np.random.default_rng(0)
+    samples = ImageSamples(Split(ArraySource(rng.integers(0, 255, (count, 8, 8, 1), np.uint8), labels), labels), PREP)
+    whole = FinetuneSettings(epochs=9, seed=1, batch=batch)
+    for (one,), parts in zip(
+        batches(samples, whole, epoch), batches(samples, replace(whole, micro_batch=micro), epoch), strict=True
+    ):
+        assert max(len(part.targets) for part in parts) <= micro
+        assert torch.equal(torch.cat([part.targets for part in parts]), one.targets)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), one.inputs)
+
+
+def test_accumulated_gradients_are_the_whole_batchs(few: DataSet, tmp_path_factory: pytest.TempPathFactory) -> None:
+    ended = []
+    for micro in (None, 16):
+        net = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)).eval()
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))
+        sum(p.sum() for p in net.parameters()).backward()  # gradients that a network brings are no part of the training
+        history = finetune(
+            net,
+            None,
+            image_data(few, PREP),
+            Classification(),
+            replace(FEW, micro_batch=micro, learning_rate=1e-3),
+            folder=tmp_path_factory.mktemp("training"),
+        )
+        ended.append((net.state_dict(), history[-1].loss))
+    (whole, loss), (parts, partial) = ended
+    assert partial == pytest.approx(loss, rel=1e-4)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=3e-4)
 
 
 def test_epochs_differ_in_order_and_variation(few: DataSet) -> None:
     made = [next(batches(image_data(few, PREP).train, FEW, epoch)) for epoch in (1, 2, 1)]
-    (a, la), (b, lb), (c, _) = ((batch.inputs, batch.targets) for batch in made)
+    (a, la), (b, lb), (c, _) = ((batch.inputs, batch.targets) for (batch,) in made)
     assert not torch.equal(la, lb)
     assert not torch.equal(a, b)
     assert torch.equal(a, c)
@@ -499,7 +535,7 @@ def test_batches_made_ahead_are_the_same_and_their_errors_arrive(few: DataSet) -
     train = image_data(few, PREP).train
     found = list(ahead(batches(train, FEW, 1)))
     assert len(found) == 5
-    for one, other in zip(found, batches(train, FEW, 1), strict=True):
+    for (one,), (other,) in zip(found, batches(train, FEW, 1), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.targets, other.targets)
     broken = ImageSamples(replace(few.train, indices=np.array([0, 10**6])), PREP)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from edge_compress.pipeline.evaluate.reward_samples import RewardSamples
 from edge_compress.pipeline.finetune.training import FinetuneSettings
-from edge_compress.pipeline.network.compute import Compute, free_bytes, threads_to_use, usable_cpus
+from edge_compress.pipeline.network.compute import Compute, free_bytes, threads_to_use, total_bytes, usable_cpus
 from edge_compress.pipeline.reconstruct.gptq import round_weights
 from edge_compress.pipeline.reconstruct.optimal_brain_surgeon import chosen_masks
 from edge_compress.pipeline.reconstruct.sequential import sequential, sequential_masked
@@ -81,6 +81,15 @@ def test_the_affinity_and_the_users_own_thread_count_are_respected(tmp_path, mon
 def test_free_memory_is_what_the_control_group_leaves(tmp_path, files, free):
     files = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable:   {10 * GIB >> 10} kB\n", **files}
     assert free_bytes(machine(tmp_path, files)) == free
+
+
+def test_the_memory_for_training_is_the_machines_or_its_control_groups_whatever_is_free(tmp_path):
+    files = {"proc/meminfo": f"MemTotal: {16 * GIB >> 10} kB\nMemAvailable: {GIB >> 10} kB\n"}
+    assert total_bytes(machine(tmp_path / "machine", files)) == 16 * GIB
+    limited = {**files, "proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/memory.max": f"{6 * GIB}\n"}
+    assert total_bytes(machine(tmp_path / "container", limited)) == 6 * GIB
+    unlimited = {**limited, "sys/fs/cgroup/job/memory.max": "max\n"}
+    assert total_bytes(machine(tmp_path / "unlimited", unlimited)) == 16 * GIB
 
 
 def everything(compute: Compute, folder: Path) -> dict[str, object]:

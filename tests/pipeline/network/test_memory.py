@@ -8,7 +8,13 @@ import nets
 import pytest
 import torch
 from edge_compress.pipeline.network.compute import CPU, Compute
-from edge_compress.pipeline.network.memory import TensorCache, backward_batch_size, inference_batch_size, saved_activation_bytes
+from edge_compress.pipeline.network.memory import (
+    TensorCache,
+    backward_batch_size,
+    inference_batch_size,
+    micro_batch_size,
+    saved_activation_bytes,
+)
 from torch import nn
 
 
@@ -39,6 +45,15 @@ def test_less_memory_means_fewer_samples_and_at_least_one() -> None:
     assert inference_batch_size(3 * 32 * 32, 250) == 250
     assert inference_batch_size(3 * 224 * 224, 250) == 27
     assert inference_batch_size(10**9, 250) == 1
+
+
+def test_a_training_step_is_taken_in_parts_where_its_activations_do_not_fit() -> None:
+    net, sample = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval(), torch.zeros(1, 3, 8, 8)
+    each = 2 * saved_activation_bytes(net, sample)
+    assert micro_batch_size(net, sample, 32, 32 * each) is None
+    assert micro_batch_size(net, sample, 32, 32 * each - 1) == 16
+    assert micro_batch_size(net, sample, 32, 9 * each) == 8
+    assert micro_batch_size(net, sample, 32, each) == 4  # BatchNorm needs a few
 
 
 def test_the_removal_curvature_of_large_images_stays_within_the_bound() -> None:

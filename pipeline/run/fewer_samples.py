@@ -1,0 +1,26 @@
+"""Which sets of samples are smaller than they would be if the samples were."""
+
+from __future__ import annotations
+
+from ..build.artifact import CALIBRATION_SAMPLES
+from ..evaluate.evaluation_context import REWARD_SAMPLES
+from ..evaluate.reward_samples import judged_at_once
+from ..network.compute import Compute
+from ..task.load import Loaded
+from ..task.samples import SCORING_SAMPLES, SET_BYTES, held_at_once
+
+
+def fewer_samples(loaded: Loaded, compute: Compute) -> list[str]:
+    """Sentences for the report on sets that are bounded because of their samples' size; none where all are as large as usual."""
+    train, search = loaded.data.train, loaded.data.search
+    found = [
+        (what, held_at_once(train, wanted), min(wanted, len(train)), SET_BYTES)
+        for what, wanted in (("Scores and moments used", SCORING_SAMPLES), ("int8 was calibrated on", CALIBRATION_SAMPLES))
+    ]
+    judged = judged_at_once(loaded, REWARD_SAMPLES, compute)
+    found.append(("Candidates were judged on", judged, min(REWARD_SAMPLES, len(search)), compute.fixed_bytes))
+    return [
+        f"{what} {count} of {wanted} samples: more do not fit in {most / 2**30:.1f} GiB of memory."
+        for what, count, wanted, most in found
+        if count < wanted
+    ]
