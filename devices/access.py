@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..pipeline.errors import InputError
 from . import board as boards
 from .board import Board
 from .cluster.ray_board import ADDRESS, RayBoard
@@ -36,6 +37,23 @@ def open_named(text: str) -> Device:
     """
     found = named(text)
     return open_pool(text, found) if text.startswith(CLASS) else open_board(found[0])
+
+
+def require_processors(text: str, threads: int, what: str = "--threads", do: str = "") -> None:
+    """Refuses more threads than this process has processors where a `--device` means this machine.
+
+    What is measured would be their waiting for each other. `what` the threads are and what to `do` are for the message. Boards
+    elsewhere, a Ray cluster's included, have processors of their own.
+
+    Raises:
+        InputError: there are fewer processors; else see `named`.
+    """
+    if (text.startswith(CLASS) and os.environ.get(ADDRESS)) or all(board.transport != "local" for board in named(text)):
+        return
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > processors:
+        found = f"{processors} processor{'s' if processors > 1 else ''} for this process"
+        raise InputError(f"{what} {threads}", found=found, expected="no more threads", do=do)
 
 
 def open_pool(name: str, found: Sequence[Board]) -> Pool:

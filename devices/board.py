@@ -133,6 +133,8 @@ def _parse(path: Path) -> Board:
     if not 1 <= board.threads <= 1024 or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
         found = f"{board.threads}, {board.affinity}"
         raise InputError(f"{where}: threads, affinity", found=found, expected="1 to 1024 threads, cpus >= 0")
+    if board.memory_mib < 0:
+        raise InputError(f"{where}: memory_mib", found=str(board.memory_mib), expected="0, for not known, or more")
     if not set(board.precisions) <= set(PRECISIONS):
         raise InputError(f"{where}: precisions", found=str(list(board.precisions)), expected=f"of {', '.join(PRECISIONS)}")
     return board
@@ -142,16 +144,28 @@ def _checked(where: str, key: str, value: Any) -> Any:
     """The value of a key, which is of the key's type; lists become tuples."""
     if key in _LISTS:
         kind = _LISTS[key]
-        if not isinstance(value, list) or any(type(v) is not kind for v in value):
-            raise InputError(where, found=repr(value), expected=f"a list, each {_NAMES[kind]}")
+        if not isinstance(value, list) or not all(_is(kind, v) for v in value):
+            raise InputError(where, found=_shown(value), expected=f"a list, each {_NAMES[kind]}")
         return tuple(value)
     kind = _KEYS[key]
-    if type(value) is not kind:
-        raise InputError(where, found=repr(value), expected=_NAMES[kind])
+    if not _is(kind, value):
+        raise InputError(where, found=_shown(value), expected=_NAMES[kind])
     return value
 
 
-_NAMES: dict[type, str] = {str: "a text", int: "a whole number", bool: "true or false"}
+def _is(kind: type, value: object) -> bool:
+    """Whether a value is of a type, and not too large to be computed with, sent to a board or printed."""
+    return type(value) is kind and (not isinstance(value, int) or abs(value) < 1 << 31)
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except (ValueError, RecursionError):  # a hexadecimal number or a dotted key of any length is TOML
+        return "a value of thousands of digits or levels"
+
+
+_NAMES: dict[type, str] = {str: "a text", int: "a whole number below 2^31", bool: "true or false"}
 _LISTS: dict[str, type] = {"targets": str, "affinity": int, "precisions": str}
 # key -> type of the value, that of the default
 _KEYS = {f.name.rstrip("_"): type(f.default) if f.default is not MISSING else str for f in fields(Board)[1:-1]}

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
+from . import options
 from .errors import InputError
 from .files import read_regular
 from .options import CLASS_ORDERS, Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
-LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
-_INSTEAD_OF_RECIPE = ("model", "weights", "data", "mean", "std", "augment", "image_size", "class_order")
+_INSTEAD_OF_RECIPE = (
+    *("model", "weights", "checkpoint_key", "data"),
+    *("mean", "std", "augment", "image_size", "exif_orientation", "class_order"),
+)
 # what may differ between two calls of the same run
 _MAY_CHANGE = ("out", "json", "max_memory", "accelerator", "quiet", "verbose", "require_artifact", "accept_chance")
 
@@ -135,40 +139,19 @@ def _auto_or(number: Parser, expected: str) -> Parser:
 
 
 def _budgets(value: Any, _: Path) -> tuple[Budget, ...]:
-    """Parses one budget or several: a list, or text with commas."""
-    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    each = (Budget.parse(one if isinstance(one, int | float) and not isinstance(one, bool) else str(one)) for one in given)
-    if not (found := tuple(dict.fromkeys(each))):
-        raise ValueError("at least one budget, such as 0.5")
-    return found
+    return options.budgets_of(value)
 
 
 def _drop(value: Any, _: Path) -> Drop:
     return Drop.parse(value if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
 
 
-def _memory(value: Any, base: Path) -> int:
-    try:
-        found = _size(value, base)
-    except ValueError as error:
-        raise ValueError("such as 4GB or 512MB") from error
-    if found < LEAST_MEMORY:
-        raise ValueError(f"at least {LEAST_MEMORY // 10**6}MB")
-    return found
+def _memory(value: Any, _: Path) -> int:
+    return options.memory_in_bytes(value)
 
 
 def _size(value: Any, _: Path) -> int:
-    """Parses bytes, kB, MB or GB (powers of ten)."""
-    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "": 1}
-    unit = next(unit for unit in units if text.endswith(unit))
-    try:
-        count = float(text.removesuffix(unit))
-    except ValueError:
-        count = math.nan
-    if not (math.isfinite(count) and count * units[unit] >= 1):
-        raise ValueError("bytes such as 98496, or 500kB, or 1.5MB")
-    return int(count * units[unit])
+    return options.size_in_bytes(value)
 
 
 def _bool(value: Any, _: Path) -> bool:
@@ -194,11 +177,13 @@ class Config:
     recipe: Annotated[Path | None, _path] = None  # instead of model, weights and data
     model: Annotated[str, _spec] = "digits-resnet"
     weights: Annotated[Path | None, _path] = None
+    checkpoint_key: Annotated[str | None, _text] = None  # of the state dict in the file; None: averaged weights where it has some
     data: Annotated[str, _spec] = "digits"
     mean: Annotated[tuple[float, ...] | None, _channels(_number(-1e6, 1e6))] = None  # None: the model's own, else ImageNet's
     std: Annotated[tuple[float, ...] | None, _channels(_number(1e-6, 1e6))] = None
     augment: Annotated[Augment | None, _choice(Augment)] = None  # None: "shift" for digits, else "crop-flip"
     image_size: Annotated[int | None, _integer(4, 4096)] = None  # pixels, of image files; None: the model's own, else 224
+    exif_orientation: Annotated[bool, _bool] = False  # turn image files as their EXIF orientation says
     class_order: Annotated[str, _class_order] = "text"  # of an image folder: text, natural, or a file with a name a line
     device: Annotated[str, _device] = "local"
     pattern: Annotated[Pattern | None, _pattern] = None  # None: "auto", what the target can accelerate
@@ -271,6 +256,8 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         raise InputError("--quiet with --verbose", expected="one of them")
     if config.recipe is not None and (other := [key(n) for n in _INSTEAD_OF_RECIPE if n in values]):
         raise InputError(f"--recipe with --{other[0]}", expected="one of them: a recipe brings its own model and data")
+    if config.checkpoint_key is not None and config.weights is None:
+        raise InputError("--checkpoint-key without --weights", expected="the file that has it")
     if config.max_accuracy_drop != Config.max_accuracy_drop and (config.recipe is not None or config.max_drop is not None):
         beside = "--recipe" if config.recipe is not None else "--max-drop"
         raise InputError(f"--max-accuracy-drop with {beside}", expected="--max-drop, for any metric", do="leave it out")
@@ -279,7 +266,8 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         config = replace(config, evaluations=evaluations, finetune_epochs=epochs)
     if "out" not in values:
         name = _short(config.model if config.recipe is None else config.recipe.stem)
-        config = replace(config, out=Path.cwd() / "runs" / "-".join((name, *config.targets)))
+        out = _writable(Path.cwd() / "runs" / "-".join((name, *config.targets)), "--out")
+        config = replace(config, out=out)
     return config
 
 
@@ -315,18 +303,31 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parsed(name: str, value: object, where: str, base: Path) -> Any:
     try:
-        if isinstance(value, str) and (not value.strip() or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)):
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
             raise ValueError("UTF-8 text")
-        return get_type_hints(Config, include_extras=True)[name].__metadata__[0](value, base)
+        return _writable(get_type_hints(Config, include_extras=True)[name].__metadata__[0](value, base), where)
     except (ValueError, OverflowError) as error:
         raise InputError(where, found=_shown(value), expected=str(error)) from error
+
+
+def _writable(value: Any, where: str) -> Any:
+    """The value, if it can be written to a file of settings.
+
+    Raises:
+        InputError: it is a text or a path of other bytes than UTF-8, or in a folder whose name has them.
+    """
+    if isinstance(value, str | Path) and not options.is_utf8(str(value)):
+        read_as = sys.getfilesystemencoding()
+        do = "rename it" if read_as == "utf-8" else f"set PYTHONUTF8=1: names are read as {read_as} in this locale"
+        raise InputError(where, found=_shown(str(value)), expected="UTF-8 text", do=do)
+    return value
 
 
 def _shown(value: object) -> str:
     try:
         return repr(value)[:200]
-    except ValueError:  # an integer beyond Python's limit of digits
-        return "a number of several thousand digits"
+    except (ValueError, RecursionError):  # beyond Python's limits
+        return "a number of several thousand digits, or as many levels"
 
 
 def _short(model: str) -> str:

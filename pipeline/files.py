@@ -85,6 +85,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
+            except OSError as error:  # which of a descriptor has no name
+                raise OSError(error.errno, error.strerror, str(path)) from error
             finally:
                 os.close(descriptor)
             scratch.replace(path)

@@ -1,4 +1,7 @@
-"""What the user can choose from by name, and the two kinds of limits. Nothing heavy is imported here: `--help` lists these."""
+"""What the user can choose from by name, and how limits, sizes and names are read.
+
+Nothing heavy is imported here: `--help` lists these.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 CLASS_ORDERS = ("text", "natural")  # of an image folder's classes; else a file names them
+LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
 SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
 
@@ -108,6 +112,15 @@ class Budget:
         return f"{self.ms!r}ms" if self.ms is not None else repr(self.ratio)
 
 
+def budgets_of(value: object) -> tuple[Budget, ...]:
+    """Parses one budget or several (a list, or text with commas); a ValueError states what was expected."""
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    each = (Budget.parse(one if isinstance(one, int | float) and not isinstance(one, bool) else str(one)) for one in given)
+    if not (found := tuple(dict.fromkeys(each))):
+        raise ValueError("at least one budget, such as 0.5")
+    return found
+
+
 @dataclass(frozen=True)
 class Drop:
     """How much worse the metric may get: in its own unit, or in per cent of the dense network's value."""
@@ -133,3 +146,33 @@ class Drop:
 
     def __str__(self) -> str:
         return f"{self.amount!r}%" if self.relative else repr(self.amount)
+
+
+def size_in_bytes(value: object) -> int:
+    """Parses bytes, kB, MB or GB (powers of ten); a ValueError states what was expected."""
+    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "": 1}
+    unit = next(unit for unit in units if text.endswith(unit))
+    try:
+        count = float(text.removesuffix(unit))
+    except ValueError:
+        count = math.nan
+    if not (math.isfinite(count) and count * units[unit] >= 1):
+        raise ValueError("bytes such as 98496, or 500kB, or 1.5MB")
+    return int(count * units[unit])
+
+
+def memory_in_bytes(value: object) -> int:
+    """Parses a size of memory to work in; a ValueError states what was expected."""
+    try:
+        found = size_in_bytes(value)
+    except ValueError as error:
+        raise ValueError("such as 4GB or 512MB") from error
+    if found < LEAST_MEMORY:
+        raise ValueError(f"at least {LEAST_MEMORY // 10**6}MB")
+    return found
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; names of files that are other bytes cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -2,8 +2,7 @@
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
-All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by path and digest. Units are
-in the names (`_ms`, `_bytes`). A `value` is in the unit of the run's `Metric`; `accuracy` inside the search is a share (0..1).
+All are frozen, and `codec` turns them into JSON and back. A `value` is in the unit of the run's `Metric`; `accuracy` is a share.
 """
 
 from __future__ import annotations
@@ -44,11 +43,12 @@ class Splits:
 
 @dataclass(frozen=True)
 class Crop:
-    """Resizing and central crop of image files. The defaults are those of ImageNet evaluation."""
+    """How image files are read: resized, cropped, perhaps turned. The defaults are those of ImageNet evaluation."""
 
     size: int = 224  # pixels, height and width of the central square
     resize: int = 256  # pixels, of the short side before the square is cut
     interpolation: str = "bilinear"  # a value of torchvision's InterpolationMode
+    exif_orientation: bool = False  # whether the images are turned as their EXIF orientation says
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ WIDE = 0.02  # half the width of a ratio's interval at which more sessions are t
 DRIFT = 0.05
 NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
 _MOST_RATIO = 1e6
+_MOST_THREADS = 1024  # a record from outside may ask for any number, on boards whose processors are not known here
 _KEPT_SAMPLES = 500
 _ENOUGH = 5  # undisturbed rounds for a median
 
@@ -60,6 +61,8 @@ class TimingSettings:
             if not math.isfinite(value) or value < low or (name in spans and value == 0):
                 bound = "at least 1" if name in counts else "a positive number"
                 raise InputError(f"latency setting {name}", found=str(value), expected=bound)
+        if self.threads > _MOST_THREADS:
+            raise InputError("latency setting threads", found=str(self.threads), expected=f"at most {_MOST_THREADS}")
         if self.min_pairs > self.max_pairs:
             raise InputError("latency setting min_pairs", found=str(self.min_pairs), expected=f"at most {self.max_pairs}")
 

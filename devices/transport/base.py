@@ -283,7 +283,7 @@ class Stream:
         if code in self._transport.lost and not self._transport.connected():
             do = "see its power and network, then run the same command again"
             return self._transport.error(what, "the link went down", "a connection that lasts", do)
-        told = [how and f"the answer broke off {how}", last_line(message)]
+        told = [how and f"the answer broke off: {how}", last_line(message)]
         return AgentEnded(self._transport.name, what, code, ": ".join(t for t in told if t))
 
 

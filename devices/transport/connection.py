@@ -249,18 +249,21 @@ def layer_rows(rows: Iterable[tuple[str, str, float]], where: str) -> tuple[tupl
 
 
 def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[str, Array]:
-    """Arrays by name out of the bytes of all, see `agent.tensors.unpacked`; `where` is for messages.
+    """Arrays of numbers by name out of the bytes of all, see `agent.tensors.unpacked`; `where` is for messages.
 
     Raises:
-        DeviceError: the bytes are not as many as the shapes say.
+        DeviceError: the bytes are not as many as the shapes say, or no numbers.
     """
     try:
-        return tensors.unpacked(heads, data)
+        found = tensors.unpacked(heads, data)
     except tensors.SizeError as error:
         do = "they were cut off; run the same command again"
         raise DeviceError(where, found=f"{error.found} bytes", expected=f"{error.expected} bytes", do=do) from error
     except (TypeError, ValueError, OverflowError) as error:  # a type or a shape that numpy does not know
         raise DeviceError(where, found=str(error), expected="arrays") from error
+    if wrong := [f"{printable(name)} of type {array.dtype}" for name, array in found.items() if array.dtype.kind not in "biuf"]:
+        raise DeviceError(where, found=wrong[0], expected="numbers")
+    return found
 
 
 def _refused(kind: str, text: str, board: str, what: str, deadline_s: float) -> EdgeCompressError:

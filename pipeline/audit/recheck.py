@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import targets
-from ...devices.access import named, open_named
+from ...devices.access import named, open_named, require_processors
 from ...devices.measure.timing import TimingSettings
 from ...devices.tensorrt.device import boards_of
 from ...devices.tensorrt.engines import IOTensors
@@ -164,8 +164,11 @@ def latency(record: Record, target: str, device: str, ui: Progress) -> tuple[Tim
     if artifact.baseline is None:
         raise InputError(f"{record.name} has no baseline for {target}", do="a speedup cannot be measured without it")
     board, runtime = named(device)[0], targets.load(target).runtime
+    threads = before.threads if before else board.threads
+    whose = f"{record.name}: {target} was measured with threads" if before else f"{board.file}: threads"
+    require_processors(device, threads, whose, "name a --device that has as many")
     settings = TimingSettings(
-        threads=before.threads if before else board.threads,
+        threads=threads,
         affinity=board.affinity,
         runtime=runtime if board.transport == "local" else board.runtime,
         seed=record.report.seed,

@@ -170,7 +170,7 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
         raise InputError(
             "the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself"
         )
-    if isinstance(module, fx.GraphModule) and type(module.train).__name__ == "function":
+    if isinstance(module, fx.GraphModule) and "eval" in vars(module):
         raise InputError("the network", found="an exported program", expected="the module it was exported from")
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta:

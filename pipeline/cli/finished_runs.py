@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError, VerifyError, described
+from ..errors import InputError, VerifyError, described, printable
 from .output import echo
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> int:
 
     file = without_links(out or Path("comparison.html"))  # a link is written through
     file.parent.mkdir(parents=True, exist_ok=True)
-    names = [run.stem if run.suffix == ".json" else without_links(run).name for run in runs]
+    names = [printable(run.stem if run.suffix == ".json" else without_links(run).name) for run in runs]
     with _rendering(runs):
         page = comparison(list(zip(names, reports, strict=True)))
     atomic_write(file, page)

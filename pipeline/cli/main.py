@@ -74,6 +74,12 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     metavar="FILE",
 )
 @_option(
+    "--checkpoint-key",
+    "Name of the state dict to take from a file of several, such as state_dict.",
+    "averaged weights (state_dict_ema, model_ema), else state_dict, model_state_dict, model or net",
+    metavar="NAME",
+)
+@_option(
     "--data",
     "digits, npz:FILE (train_images uint8 NHWC, train_labels, test_images, test_labels), imagefolder:DIR, "
     "torchvision:NAME:DIR or FILE.py:FACTORY.",
@@ -103,6 +109,13 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
     "the model's own, else 224",
     type=int,
     metavar="PIXELS",
+)
+@_option(
+    "--exif-orientation",
+    "Turn image files as their EXIF orientation says; torchvision's ImageFolder does not.",
+    "off",
+    is_flag=True,
+    flag_value=True,
 )
 @_option(
     "--class-order",
@@ -279,6 +292,10 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
     config = settings.load(file, flags)
     if dry_run and config.json:
         raise InputError("--dry-run with --json", expected="one of them: a dry run has no report")
+    if config.recipe is None and config.data.startswith("npz:"):  # a second's work, before PyTorch is loaded
+        from ..data.npz import check_counts
+
+        check_counts(config.data)
     if sys.stderr.isatty() and not config.quiet:  # nothing else is seen meanwhile
         echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
     from ..progress import Progress

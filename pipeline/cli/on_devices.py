@@ -43,15 +43,13 @@ def profile(models: tuple[Path, ...], device: str, threads: int | None, sessions
     Example:
       edge-compress profile dense.onnx pruned.onnx --device local --out profiles/pruned
     """  # noqa: D301
-    from ...devices.access import named
+    from ...devices.access import named, require_processors
     from ...devices.measure.timing import TimingSettings
     from .. import progress
-    from ..network.compute import require_processors
     from ..profile import profiling
 
     board = named(device)[0]
-    if board.transport == "local":
-        require_processors(threads or 1)
+    require_processors(device, threads or board.threads, "--threads" if threads else f"{board.file}: threads")
     for model in models:
         if model.exists() and not model.is_file():
             raise InputError(str(model), found="not a regular file", expected="an artifact's file")
@@ -106,9 +104,11 @@ def check(name: str) -> int:
       edge-compress devices check local
     """  # noqa: D301
     from ...devices import board as boards
+    from ...devices.access import require_processors
     from ..profile import board_check
 
     board = boards.load(name)
+    require_processors(name, board.threads, f"{board.file}: threads")
     lines, lacking = board_check.check(board)
     echo("\n".join(lines))
     if lacking:

@@ -7,25 +7,26 @@ Pixels stay uint8 (n, H, W, C) until `preprocess` turns them into network inputs
 from __future__ import annotations
 
 import hashlib
-import math
-import zipfile
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, described
+from ..errors import InputError, described, importing
 from ..network.compute import free_bytes
+from ..options import is_utf8
 from ..types import Crop, DataInfo, Splits
-from .image_folder import Order, open_folder, read_dataset_class
+from .image_folder import TORCHVISION, Order, open_folder
+from .npz import NPZ_KEYS, read_npz, wrong_count
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
-from .user_code import user_factory, users_code
+from .user_code import located, user_factory, users_code
 
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
-NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 MIN_TRAIN = 10  # training images, to cut a train and a search split from
 MAX_CLASSES = 100_000  # without `classes`, larger labels are not taken for class numbers
+SHOWN = 5  # names of classes in a note
 DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
 
 
@@ -47,12 +48,11 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = 
     if spec == "digits":
         data = _digits()
     elif scheme == "npz" and rest:
-        data = _npz(spec, Path(rest).expanduser())
+        data = _npz(spec, located(rest, f"data {spec}"))
     elif scheme == "imagefolder" and rest:
-        data = open_folder(spec, Path(rest).expanduser(), crop or Crop(), order)
+        data = open_folder(spec, located(rest, f"data {spec}"), crop or Crop(), order)
     elif scheme == "torchvision" and rest:
-        name, arrays = read_dataset_class(spec, rest)
-        data = _from_arrays(spec, name, arrays)
+        data = _dataset_class(spec, rest)
     elif spec.rpartition(":")[0].endswith(".py"):
         data = _factory(spec)
     else:
@@ -102,7 +102,23 @@ def _split(spec: str, data: SourceData, seed: int) -> DataSet:
     splits = Splits(len(train), len(search), len(test))
     given = data.test is not None or data.test_seed is not None
     info = DataInfo(data.name, data.sha256, data.classes, data.image_shape, splits, data.crop, given)
-    return DataSet(info, train, search, test, data.notes)
+    absent = _absent_classes(data.classes, {"training": train, "search": search, "test": test})
+    return DataSet(info, train, search, test, (*data.notes, *absent))
+
+
+def _absent_classes(classes: tuple[str, ...], splits: Mapping[str, Split]) -> Iterator[str]:
+    """A sentence for each set of classes that some of the splits have no image of."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for name, split in splits.items():
+        present = set(np.unique(split.labels).tolist())
+        if absent := tuple(label for number, label in enumerate(classes) if number not in present):
+            lacking.setdefault(absent, []).append(f"the {name} split (of {len(split):,})")
+    for absent, names in lacking.items():
+        shown = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else "")
+        yield (
+            f"Classes without an image in {', '.join(names)}: {len(absent):,} of {len(classes):,} ({shown})."
+            " What pruning does to them is not seen there."
+        )
 
 
 def _digits() -> SourceData:
@@ -117,55 +133,43 @@ def _digits() -> SourceData:
 
 
 def _npz(spec: str, path: Path) -> SourceData:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"data {spec}", found=found, expected="an .npz file", do="check the path")
-    damaged = InputError(
-        f"data {spec}",
-        found="a file that is not an .npz, or a damaged one",
-        expected="an .npz with " + ", ".join(NPZ_KEYS),
-        do="write it with numpy.savez",
-    )
-    if not zipfile.is_zipfile(path):
-        raise damaged
+    return _from_arrays(spec, f"npz:{path.name}", read_npz(spec, path, free_bytes()))
+
+
+def _dataset_class(spec: str, rest: str) -> SourceData:
+    """Returns the images of `NAME:DIR`, NAME a data set class of torchvision that takes `train=`.
+
+    Raises:
+        InputError: no such class, its files are not in DIR, or its images have several shapes.
+    """
+    with importing("torchvision", TORCHVISION):
+        from torchvision import datasets
+    name, _, folder = rest.partition(":")
+    factory = getattr(datasets, name, None)
+    if not isinstance(factory, type) or "train" not in inspect.signature(factory).parameters or not folder:
+        expected = "torchvision:NAME:DIR with a class of torchvision.datasets that takes train=, such as CIFAR10"
+        do = "keep other data sets as imagefolder:DIR or npz:FILE"
+        raise InputError(f"data {spec}", found=repr(rest), expected=expected, do=do)
     arrays: dict[str, Any] = {}
-    try:
-        if _bytes_of_arrays(path) > free_bytes():
-            raise MemoryError
-        with np.load(path, allow_pickle=False) as archive:
-            for key in (k for k in archive.files if k in (*NPZ_KEYS, "classes")):
-                try:
-                    arrays[key] = archive[key]
-                except ValueError as error:
-                    if "allow_pickle" not in str(error):
-                        raise
-                    do = "make all images one size and save plain arrays, without pickles"
-                    expected = "an array of strings" if key == "classes" else "an array of integers"
-                    raise InputError(f"data {spec}: {key}", found="an object array", expected=expected, do=do) from error
-    except InputError:
-        raise
-    except MemoryError as error:
-        raise InputError(
-            f"data {spec}", found="arrays that do not fit in the memory", do="store fewer or smaller images"
-        ) from error
-    except Exception as error:  # numpy, zipfile and the codecs below them raise a dozen kinds on damaged or encrypted files
-        raise damaged from error
-    return _from_arrays(spec, f"npz:{path.name}", arrays)
-
-
-def _bytes_of_arrays(path: Path) -> int:
-    """Bytes that the arrays of an .npz take in memory, by their headers; compressed, they can have any size."""
-    total = 0
-    with zipfile.ZipFile(path) as archive:
-        for name in (f"{key}.npy" for key in NPZ_KEYS):
-            if name not in archive.namelist():
-                continue
-            with archive.open(name) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-                total += math.prod(shape) * dtype.itemsize
-    return total
+    place = located(folder, f"data {spec}")
+    for part in ("train", "test"):
+        try:
+            items: Any = factory(str(place), train=part == "train", download=False)
+            pairs = [(np.asarray(image), int(label)) for image, label in items]
+        except Exception as error:  # its readers assert what damaged files do not have
+            do = f"put them there: torchvision.datasets.{name}(DIR, download=True) fetches them"
+            found = described(error)
+            raise InputError(f"data {spec}: cannot read {name}", found=found, expected=f"its files in {folder}", do=do) from error
+        shapes = sorted({image.shape for image, _ in pairs})
+        if len(shapes) != 1:
+            found, do = f"{len(shapes)} shapes: {shapes[:3]}", "keep them as imagefolder:DIR, which crops to one size"
+            raise InputError(f"data {spec}: {part} images", found=found, expected="one shape", do=do)
+        stack = np.stack([image for image, _ in pairs])
+        arrays[f"{part}_images"] = stack[..., np.newaxis] if stack.ndim == 3 else stack
+        arrays[f"{part}_labels"] = np.asarray([label for _, label in pairs], np.int64)
+        if getattr(items, "classes", None):
+            arrays["classes"] = np.asarray([str(c) for c in items.classes])
+    return _from_arrays(spec, f"torchvision:{name}", arrays)
 
 
 def _factory(spec: str) -> SourceData:
@@ -176,11 +180,9 @@ def _factory(spec: str) -> SourceData:
     if not isinstance(arrays, Mapping):
         expected = "a mapping with " + ", ".join(NPZ_KEYS)
         raise InputError(f"data {spec}", found=f"a {type(arrays).__name__}", expected=expected, do="return a dict of arrays")
-    try:
+    # ragged lists, tensors without values, a mapping whose own code raises
+    with users_code(folder, f"data {spec}", expected="arrays", do="return plain numpy arrays"):
         plain = {key: np.asarray(arrays[key]) for key in (*NPZ_KEYS, "classes") if key in arrays}
-    except Exception as error:  # ragged lists, tensors without values, a mapping whose own code raises
-        found = described(error)
-        raise InputError(f"data {spec}", found=found, expected="arrays", do="return plain numpy arrays") from error
     return _from_arrays(spec, factory.name, plain)
 
 
@@ -230,7 +232,10 @@ def _class_names(what: str, value: Any) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         found = f"{names.dtype} of shape {names.shape}"
         raise InputError(what, found=found, expected="a list of names", do="store one string for each class")
-    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names.tolist())
+    texts = tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names.tolist())
+    if wrong := [text for text in texts if not is_utf8(text)]:
+        raise InputError(what, found=repr(wrong[0]), expected="text that can be written as UTF-8", do="rename the class")
+    return texts
 
 
 def _labels(what: str, value: Any, count: int, classes: tuple[str, ...] | None) -> IntArray:
@@ -241,8 +246,7 @@ def _labels(what: str, value: Any, count: int, classes: tuple[str, ...] | None) 
         found = f"{labels.dtype} of shape {labels.shape}"
         raise InputError(what, found=found, expected=expected, do="store one class number for each image")
     if len(labels) != count:
-        found, expected = f"{len(labels)} labels for {count} images", "as many labels as images"
-        raise InputError(what, found=found, expected=expected, do="check how the arrays were cut")
+        raise wrong_count(what, len(labels), count)
     wrong = labels[(labels < 0) | (labels >= top)]
     if len(wrong):
         found = f"label {wrong[0]} ({len(wrong)} out of range)"

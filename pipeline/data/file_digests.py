@@ -17,7 +17,7 @@ from ..codec import json_sha256
 from ..errors import UnavailableError
 from ..files import atomic_write
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reads image folders (one folder per class) and torchvision's data set classes (`torchvision:NAME:DIR`).
+"""Reads image folders, one folder per class.
 
 Files are decoded on reading, resized and cropped as in the model's own evaluation (`Crop`).
 """
@@ -6,23 +6,23 @@ Files are decoded on reading, resized and cropped as in the model's own evaluati
 from __future__ import annotations
 
 import hashlib
-import inspect
+import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ..errors import InputError, described, importing
-from ..files import read_regular, sha256_file
+from ..errors import InputError, described, importing, printable
+from ..files import read_regular, sha256_file, without_links
 from ..network.compute import usable_cpus
-from ..options import CLASS_ORDERS
+from ..options import CLASS_ORDERS, is_utf8
 from ..types import Crop
 from .file_digests import FileDigest, file_digests
 from .splits import IntArray, SourceData, UInt8Array
@@ -32,7 +32,9 @@ Order = str | tuple[str, ...]  # of classes: one of CLASS_ORDERS, or their names
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # torchvision's, and .jfif
 TORCHVISION = "install the torchvision built for the installed torch, see constraints.txt"
 _STRIP = 10  # times as long as wide: other images are scaled whole, as torchvision does
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)  # the EXIF tag, and its values other than upright
+_JUNK = (".", "__MACOSX")  # names of files and folders that programs leave behind begin so
+_NAMED = 4  # kinds of files that a note names
 _NO_FILES = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))  # reading there may block or never end
 THREADS = min(8, usable_cpus())  # Pillow and hashlib let go of the interpreter lock
 
@@ -85,12 +87,13 @@ def class_order(value: str) -> Order:
 def open_folder(spec: str, folder: Path, crop: Crop, order: Order = "text") -> SourceData:
     """Returns the images of a folder: `DIR/train/CLASS/*` with `DIR/test` (or `DIR/val`), or `DIR/CLASS/*`.
 
-    Hidden files and folders (`.ipynb_checkpoints`) are ignored. The header of every image is read. Classes are sorted
-    as text or by the numbers in their names; or they are given, and some may have no images.
+    Hidden files and folders (`.ipynb_checkpoints`) and files that are no images are left out, which a note says. The header
+    of every image is read. Classes are sorted as text or by the numbers in their names; or they are given, and some may have no
+    images.
 
     Raises:
-        InputError: missing folder, no images, an unreadable image, classes that differ between training and test folder, or a
-            folder that is not among the classes given.
+        InputError: missing folder, no images, an unreadable image, a link to a folder that it is in, classes that differ between
+            training and test folder, or a folder that is not among the classes given.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"
@@ -104,8 +107,10 @@ def open_folder(spec: str, folder: Path, crop: Crop, order: Order = "text") -> S
             expected, do = "train and test (or val)", "add the test images, or put the class folders straight into the folder"
             raise InputError(f"data {spec}", found="train without test", expected=expected, do=do)
         parts = [train[0], held_out[0]]
+    with importing("torchvision", TORCHVISION):  # which decoding needs
+        import torchvision.transforms  # noqa: F401
     opened = [_open_part(spec, part) for part in parts]
-    classes, others = opened[0][0], opened[-1][0]
+    classes, others = opened[0].classes, opened[-1].classes
     if not isinstance(order, str):
         extra = sorted({*classes, *others} - {*order})
         if extra:
@@ -120,22 +125,29 @@ def open_folder(spec: str, folder: Path, crop: Crop, order: Order = "text") -> S
     ordered = _in_order(classes, order)
     number = {name: position for position, name in enumerate(ordered)}
     sources = [
-        FolderSource(tuple(Path(p) for p, _ in images), np.array([number[names[k]] for _, k in images], np.int64), crop)
-        for names, images in opened
+        FolderSource(
+            tuple(path for path, _ in part.images),
+            np.array([number[part.classes[k]] for _, k in part.images], np.int64),
+            crop,
+        )
+        for part in opened
     ]
-    sha256, rotated = _digest(folder, [path for source in sources for path in source.paths])
-    notes = []
-    if rotated:
+    sha256, rotated = _digest(folder, [path for source in sources for path in source.paths], crop.exif_orientation)
+    notes = _left_out(opened)
+    carrying = f"{rotated} of {sum(len(source.paths) for source in sources)} images carry an EXIF orientation, which is"
+    if rotated and crop.exif_orientation:
+        notes.append(f"{carrying} applied.")
+    elif rotated:
         notes.append(
-            f"{rotated} images carry an EXIF orientation, which is not applied, as in torchvision's ImageFolder: if the network"
-            " was trained on rotated images, rotate the files."
+            f"{carrying} not applied, as in torchvision's ImageFolder: if the network was trained on images turned upright, give"
+            " --exif-orientation."
         )
     if order == "text" and ordered != _in_order(classes, "natural"):
         notes.append(
             f"The class folders are in the order of text, as in torchvision's ImageFolder: {', '.join(ordered[:4])} are the"
             " classes 0 to 3. --class-order natural sorts by the numbers in their names."
         )
-    name, shape = f"imagefolder:{folder.resolve().name}", (3, crop.size, crop.size)
+    name, shape = f"imagefolder:{printable(folder.resolve().name)}", (3, crop.size, crop.size)
     test = sources[1] if len(sources) > 1 else None  # None where DIR contains the class folders themselves
     return SourceData(name, ordered, shape, sha256, sources[0], test, crop=crop, notes=tuple(notes))
 
@@ -152,44 +164,83 @@ def _by_numbers(name: str) -> tuple[tuple[int, str], ...]:
     return (*((int(part), "") if part.isdecimal() else (0, part) for part in parts), (0, name))
 
 
-def read_dataset_class(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
-    """Returns name and arrays (keys as in an npz file) of `NAME:DIR`, NAME a torchvision data set class that takes `train=`.
+@dataclass
+class _Part:
+    """What lies in a folder of class folders."""
+
+    classes: list[str]  # names of the class folders, sorted
+    images: list[tuple[Path, int]] = field(default_factory=list)  # with class numbers, in the order of torchvision's ImageFolder
+    skipped: Counter[str] = field(default_factory=Counter)  # kinds of files that are no images
+    hidden: Counter[str] = field(default_factory=Counter)  # names of hidden folders
+
+
+def _open_part(spec: str, part: Path) -> _Part:
+    """The class folders in a folder and their images; what is hidden or no image is counted."""
+    try:
+        folders = sorted(child.name for child in part.iterdir() if child.is_dir())
+        found = _Part([name for name in folders if not name.startswith(_JUNK)])
+        found.hidden.update(name for name in folders if name.startswith(_JUNK))
+        if not found.classes:
+            raise FileNotFoundError(f"no class folder in {part}")
+        for number, name in enumerate(found.classes):
+            if not is_utf8(name):
+                do = "rename it: the report names the classes"
+                raise InputError(f"data {spec}: {part.name}", found=f"a class folder {name!r}", expected="a UTF-8 name", do=do)
+            files = [
+                Path(folder, file) for folder, names in sorted(_folders(part / name, found.hidden)) for file in sorted(names)
+            ]
+            images = [path for path in files if _is_image(path, found.skipped)]
+            if not images:
+                raise FileNotFoundError(f"no image in {part / name}")
+            found.images += [(path, number) for path in images]
+    except OSError as error:
+        found_, do = f"{error}", "put images (.jpg, .png, .bmp, .webp, ...) into one folder per class"
+        raise InputError(f"data {spec}: {part.name}", found=found_, expected="class folders with images", do=do) from error
+    return found
+
+
+def _folders(top: Path, hidden: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, links included, each with the names of its files; hidden folders are only counted.
 
     Raises:
-        InputError: no such class, its files are not in DIR, or its images have several shapes.
+        InputError: a link leads to a folder that it is in: its files would be found again and again.
     """
-    with importing("torchvision", TORCHVISION):
-        from torchvision import datasets
-    name, _, folder = rest.partition(":")
-    factory = getattr(datasets, name, None)
-    if not isinstance(factory, type) or "train" not in inspect.signature(factory).parameters or not folder:
-        expected = "torchvision:NAME:DIR with a class of torchvision.datasets that takes train=, such as CIFAR10"
-        do = "keep other data sets as imagefolder:DIR or npz:FILE"
-        raise InputError(f"data {spec}", found=repr(rest), expected=expected, do=do)
-    arrays: dict[str, Any] = {}
-    for part in ("train", "test"):
-        try:
-            items: Any = factory(str(Path(folder).expanduser()), train=part == "train", download=False)
-            pairs = [(np.asarray(image), int(label)) for image, label in items]
-        except Exception as error:  # its readers assert what damaged files do not have
-            do = f"put them there: torchvision.datasets.{name}(DIR, download=True) fetches them"
-            found = described(error)
-            raise InputError(f"data {spec}: cannot read {name}", found=found, expected=f"its files in {folder}", do=do) from error
-        shapes = sorted({image.shape for image, _ in pairs})
-        if len(shapes) != 1:
-            found, do = f"{len(shapes)} shapes: {shapes[:3]}", "keep them as imagefolder:DIR, which crops to one size"
-            raise InputError(f"data {spec}: {part} images", found=found, expected="one shape", do=do)
-        stack = np.stack([image for image, _ in pairs])
-        arrays[f"{part}_images"] = stack[..., np.newaxis] if stack.ndim == 3 else stack
-        arrays[f"{part}_labels"] = np.asarray([label for _, label in pairs], np.int64)
-        if getattr(items, "classes", None):
-            arrays["classes"] = np.asarray([str(c) for c in items.classes])
-    return f"torchvision:{name}", arrays
+    waiting: list[tuple[Path, Path, tuple[Path, ...]]] = [(top, without_links(top.parent), ())]
+    while waiting:
+        folder, parent, followed = waiting.pop()  # `parent` and the places of the links that were followed: without links
+        real = parent / folder.name
+        if folder.is_symlink():
+            real, followed = without_links(folder), (*followed, parent)
+            if any(place.is_relative_to(real) for place in followed):
+                raise InputError(f"folder {folder}", found=f"a link to {real}, which it is in", expected="images", do="remove it")
+        names = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _is_folder(entry):
+                    names.append(entry.name)
+                elif entry.name.startswith(_JUNK):
+                    hidden[entry.name] += 1
+                else:
+                    waiting.append((folder / entry.name, real, followed))
+        yield str(folder), names
 
 
-def _is_image(name: str) -> bool:
-    path = Path(name)
-    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_image(path: Path, skipped: Counter[str]) -> bool:
+    """Whether a file is an image by its name; others are counted by their suffixes.
+
+    Raises:
+        InputError: it has the name of an image, but is no file.
+    """
+    suffix = path.suffix.lower()
+    if path.name.startswith(_JUNK) or suffix not in SUFFIXES:
+        skipped["hidden" if path.name.startswith(_JUNK) else suffix or "without a suffix"] += 1
         return False
     try:
         whole = path.resolve(strict=True)
@@ -202,20 +253,21 @@ def _is_image(name: str) -> bool:
     return True
 
 
-def _open_part(spec: str, part: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Names of the class folders, sorted, and (path, class number) of every image."""
-    with importing("torchvision", TORCHVISION):
-        from torchvision import datasets
-    try:
-        junk = (".", "__MACOSX")
-        classes = sorted(child.name for child in part.iterdir() if child.is_dir() and not child.name.startswith(junk))
-        if not classes:
-            raise FileNotFoundError(f"no class folder in {part}")
-        numbers = {name: number for number, name in enumerate(classes)}
-        return classes, datasets.folder.make_dataset(str(part), numbers, is_valid_file=_is_image)
-    except (FileNotFoundError, OSError) as error:
-        found, do = f"{error}", "put images (.jpg, .png, .bmp, .webp, ...) into one folder per class"
-        raise InputError(f"data {spec}: {part.name}", found=found, expected="class folders with images", do=do) from error
+def _left_out(parts: Sequence[_Part]) -> list[str]:
+    """A note on the files and folders that are not read, where there are some."""
+    skipped, hidden = Counter[str](), Counter[str]()
+    for part in parts:
+        skipped.update(part.skipped)
+        hidden.update(part.hidden)
+    said = []
+    for what, counts in (("files that are no images by their names", skipped), ("hidden folders", hidden)):
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        shown = [f"{count:,} {printable(kind)}" for kind, count in ordered[:_NAMED]]
+        if rest := sum(count for _, count in ordered[_NAMED:]):
+            shown.append(f"{rest:,} others")
+        if shown:
+            said.append(f"{what} ({', '.join(shown)})")
+    return [f"Left out of the image folder: {' and '.join(said)}."] if said else []
 
 
 def _decode(path: Path, crop: Crop) -> UInt8Array:
@@ -223,8 +275,15 @@ def _decode(path: Path, crop: Crop) -> UInt8Array:
 
     resize = transforms.Resize(crop.resize, transforms.InterpolationMode(crop.interpolation))
     with _decoding(path), Image.open(path) as image:
-        cropped = transforms.CenterCrop(crop.size)(resize(_middle(_eight_bits(image)).convert("RGB")))
+        upright = ImageOps.exif_transpose(image) if crop.exif_orientation and _has_orientation(image) else image
+        cropped = transforms.CenterCrop(crop.size)(resize(_middle(_eight_bits(upright)).convert("RGB")))
     return np.asarray(cropped, np.uint8)
+
+
+def _has_orientation(image: Image.Image) -> bool:
+    """Whether an image's header says that it is to be turned or mirrored. Pillow itself does so with TIFF."""
+    # of a PNG, its own `getexif` would decode the pixels first
+    return image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -250,8 +309,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _digest(root: Path, paths: list[Path]) -> tuple[str, int]:
-    """SHA-256 of relative paths and file contents, and the number of images with an EXIF orientation.
+def _digest(root: Path, paths: list[Path], turned: bool) -> tuple[str, int]:
+    """SHA-256 of relative paths, file contents and which images are turned, and the number of those with an EXIF orientation.
 
     Raises:
         InputError: a file cannot be read or is not an image.
@@ -260,14 +319,13 @@ def _digest(root: Path, paths: list[Path]) -> tuple[str, int]:
     found = file_digests(root, ordered, _header, THREADS)
     digest = hashlib.sha256()
     for path, each in zip(ordered, found, strict=True):
-        digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(each.sha256))
+        digest.update(bytes(path.relative_to(root)) + b"\0" + bytes.fromhex(each.sha256) + b"turned" * (turned and each.rotated))
     return digest.hexdigest(), sum(each.rotated for each in found)
 
 
 def _header(path: Path) -> FileDigest:
     with _decoding(path), Image.open(path) as image:
-        rotated = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-        return FileDigest(sha256_file(path), rotated)
+        return FileDigest(sha256_file(path), _has_orientation(image))
 
 
 @contextmanager

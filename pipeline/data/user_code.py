@@ -34,6 +34,19 @@ class UserFactory:
     module: ModuleType
 
 
+def located(place: str, what: str) -> Path:
+    """Returns the path that a text names, with `~` and `~user` replaced by the folder they stand for.
+
+    Raises:
+        InputError: there is no such user. The message begins with `what`.
+    """
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        found, expected = repr(place), "the home folder of a user of this machine"
+        raise InputError(what, found=found, expected=expected, do="check the path") from error
+
+
 def user_factory(spec: str, what: str) -> UserFactory:
     """Returns the function that `FILE.py:FUNCTION` or `package.module:FUNCTION` names.
 
@@ -43,7 +56,7 @@ def user_factory(spec: str, what: str) -> UserFactory:
         InputError: no such file, module or function, or its code raises.
     """
     place, _, attribute = spec.rpartition(":")
-    path = Path(place).expanduser()
+    path = located(place, f"{what} {spec}")
     is_file = place.endswith(".py")
     if is_file and not path.is_file():
         raise InputError(f"{what} {spec}", found="no such file", expected="a Python file", do="check the path")

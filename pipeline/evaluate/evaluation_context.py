@@ -20,6 +20,7 @@ from ..errors import UnavailableError
 from ..network.calling import Inputs
 from ..network.compute import CPU, Compute
 from ..options import Precision
+from ..run_folder import Stage
 from ..task.load import Loaded
 from ..task.samples import scoring_inputs
 from ..types import Kind
@@ -45,6 +46,7 @@ class Bench:
     reused: int = 0  # latencies read back from an earlier measurement on the same device
     measured: int = 0  # latencies measured in this run
     fresh: set[str] = field(default_factory=set)  # keys of the structures they were of
+    curvature: Stage | None = None  # that keeps the curvature which scores are computed from
     _sizes: dict[str, int] = field(default_factory=dict)  # bytes of files that were made, by structure
 
     @property

@@ -65,7 +65,8 @@ class FinetuneSettings:
 
     def recipe(self) -> dict[str, Any]:
         """All but device and autocast: a training begun on a GPU can be resumed without one."""
-        return {name: value for name, value in asdict(self).items() if name not in ("device", "autocast")}
+        whole = ("micro_batch",) if self.micro_batch is None else ()
+        return {name: value for name, value in asdict(self).items() if name not in ("device", "autocast", *whole)}
 
 
 @dataclass(frozen=True)

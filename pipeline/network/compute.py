@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..errors import InputError, UnavailableError
+from ..errors import UnavailableError
 
 ROOT = Path("/")
 SHARE = 0.5  # of the memory that is free: the rest is for the runtime, the images and whoever else works here
@@ -76,17 +76,6 @@ def threads_to_use() -> int:
     """OMP_NUM_THREADS if the user set it, else as many threads as there are usable processors."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(asked) if asked.isdecimal() and int(asked) else usable_cpus()
-
-
-def require_processors(threads: int) -> None:
-    """Refuses more threads than this process has processors: what is measured would be their waiting for each other.
-
-    Raises:
-        InputError: there are fewer.
-    """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads > processors:
-        raise InputError(f"--threads {threads}", found=f"{processors} processors for this process", expected="no more threads")
 
 
 def usable_cpus(root: Path = ROOT) -> int:

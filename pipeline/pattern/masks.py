@@ -64,6 +64,7 @@ class Masks:
 
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """See `evaluate.mask_evaluator`."""
+        self.scores.keeps = bench.curvature
         moments = layer_moments(self.net, bench, self._compute)
         return MaskEvaluator(self._captured, self._signature, self.pattern, self.knobs, self.scores, moments, bench)
 

@@ -51,6 +51,8 @@ def searched(
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
     ranking_stage = run.folder.stage("sensitivity", "10", settings, (subject_key,))
+    curved = {"score": config.score, "seed": config.seed, "pattern": str(run.pattern)}
+    curvature = run.folder.stage("curvature", "1", curved, (subject_key,))
     ranking = ranking_stage.result(Sensitivity)
     settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     settings |= {"seed": config.seed} | settings_of(place)
@@ -81,6 +83,7 @@ def searched(
             stack.enter_context(candidates.noting())
             with run.stage("prepare search"):
                 bench = stack.enter_context(opening)
+            bench.curvature = curvature
             evaluator = pruning.evaluator(bench)
             if ranking is None:
                 with run.stage("sensitivity"):

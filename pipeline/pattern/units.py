@@ -203,7 +203,7 @@ class _Evaluator(UnitEvaluator):
     def rank(self, lambda_: float | None) -> Sensitivity:
         way = self._way
         if not way.by_saliency:
-            scores = UnitScores(way.net, way.scored, self.bench.inputs, way.score, way.seed, way.compute)
+            scores = UnitScores(way.net, way.scored, self.bench.inputs, way.score, way.seed, way.compute, self.bench.curvature)
             halves = tuple(0 if k.kind == "block" else len(k.kept) // 2 for k in way.knobs)
             within = tuple(0 if k.kind == "stream" else half for k, half in zip(way.knobs, halves, strict=True))
             tried = within if any(within) else halves

@@ -34,14 +34,16 @@ class Headline:
 
 
 def verdict_line(report: Report) -> str:
-    """The run in a few words, for the top of the page; flags of the latency measurements with it."""
+    """The run in a few words, for the top of the page, with what weakens it: test images cut from others, flagged latencies."""
     states = [_state(target) for target in report.targets.values()]
     flags = dict.fromkeys(flag for target in report.targets.values() for flag in _flags(target))
-    flagged = f" (latency measurement flagged: {', '.join(flags)})" if flags else ""
+    caveats = [] if report.data.test_given else [f"test {things(report)} held out of the training data"]
+    caveats += [f"latency measurement flagged: {', '.join(flags)}"] if flags else []
+    but = f" ({'; '.join(caveats)})" if caveats else ""
     if len(states) != 1:
-        return f"{states.count('passed')} of {len(states)} targets passed{flagged}" if states else "No target was asked for"
+        return f"{states.count('passed')} of {len(states)} targets passed{but}" if states else "No target was asked for"
     said = {"passed": "All gates passed", "failed": "Failed", "not built": "Not built"}
-    return f"{said[states[0]]} on {next(iter(report.targets))}{flagged}"
+    return f"{said[states[0]]} on {next(iter(report.targets))}{but}"
 
 
 def headline(report: Report, name: str) -> Headline:
@@ -82,6 +84,8 @@ def headline(report: Report, name: str) -> Headline:
         sentence = "There is no artifact." if artifact is None else "The artifact was built, but nothing is known about it."
     if artifact is not None and latency is None:
         sentence += " Its latency is not known: no device has run it."
+    if accuracy is not None and not report.data.test_given:
+        sentence += f" The test {things(report)} are from the training data: too good a figure if the network has seen them."
     if flags := _flags(target):
         sentence += f" The latency measurement was flagged: {', '.join(flags)}."
     return Headline(name, _state(target), sentence, tuple(figures), target.verdict.reasons, _advice(report, target))

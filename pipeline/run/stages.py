@@ -19,9 +19,8 @@ from functools import partial
 import torch
 
 from ... import targets as target_modules
-from ...devices.access import open_named
+from ...devices.access import open_named, require_processors
 from ...devices.device import Device
-from ...devices.local import THIS_MACHINE
 from ...devices.tensorrt.device import boards_of
 from ...targets.base import Limits, Target, joint
 from ..build import artifact as artifacts
@@ -32,7 +31,7 @@ from ..config import Config
 from ..errors import BuildError, UnavailableError
 from ..files import atomic_write
 from ..finetune.digits import EPOCHS, train_digits
-from ..network.compute import Compute, compute_for, require_processors
+from ..network.compute import Compute, compute_for
 from ..network.weights import load_weights, save_weights, state_sha256
 from ..options import Budget, Precision
 from ..pattern import finalists
@@ -118,8 +117,7 @@ def prepared(config: Config, ui: Progress, recipe: Recipe | None, command: str =
         BuildError: the network cannot be searched: the converter or the runtime refused it.
     """
     started = datetime.now(UTC)
-    if config.device == THIS_MACHINE.name:
-        require_processors(config.threads)
+    require_processors(config.device, config.threads)
     with closing(open_named(config.device)) as board:
         chosen = [target_modules.load(name) for name in config.targets]
         for target in chosen:

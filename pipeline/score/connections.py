@@ -11,9 +11,10 @@ from ..network.compute import CPU, Compute
 from ..network.exact_mode import weight_layers
 from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
+from ..run_folder import Stage
 from ..task.samples import BATCH, batches
 from . import criteria as hasa
-from .curvature import gauss_newton
+from .curvature import gauss_newton, kept_or
 from .ranking import CURVATURE_IMAGES
 
 
@@ -56,6 +57,7 @@ class ConnectionScores:
         self._compute = compute
         self.name, self.net, self._inputs, self._seed = hasa.known(score), net, inputs, seed
         self._curvature: dict[str, Tensor] | None = None
+        self.keeps: Stage | None = None  # the curvature, from call to call
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Layer -> score of the weight's shape."""
@@ -68,7 +70,8 @@ class ConnectionScores:
 
     def _measured(self) -> dict[str, Tensor] | None:
         if self._curvature is None and self.name in hasa.CURVED:
-            self._curvature = self.curvature()
+            shapes = {name: layer.weight.shape for name, layer in weight_layers(self.net).items()}
+            self._curvature = kept_or(self.keeps, self.curvature, shapes)
         return self._curvature
 
     def curvature(self) -> dict[str, Tensor]:

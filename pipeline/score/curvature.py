@@ -9,21 +9,50 @@ Results lie on the module's device. Considered are the weights of Conv2d and Lin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError
+from ..files import atomic_write, file_ref
 from ..network.calling import call
 from ..network.exact_mode import Batch, Layer, checked_logits, counted, finite, steady, watched, weight_layers
 from ..network.row_sampling import sampled_rows
+from ..run_folder import Stage
+from ..types import FileRef
 from .layer_inputs import check_positions, padded, parts, positions_of, squared, strip_columns, unfolded
 
 CHUNK = 1 << 23  # elements of unfolded inputs held at a time, 32 MiB: small beside a training step's activations
+
+
+def kept_or(
+    stage: Stage | None, compute: Callable[[], Mapping[str, Tensor]], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The curvature that `stage` has, else that which is computed now, and kept; on the CPU.
+
+    It takes minutes, and the ranking that follows may be interrupted.
+
+    Args:
+        stage: whose key says all that the curvature depends on; None: nothing is kept.
+        compute: gives it.
+        shapes: of its tensors; a curvature of other units or weights is computed anew.
+    """
+    ref = None if stage is None else stage.result(FileRef)
+    if stage is not None and ref is not None:
+        found = load_file(stage.run.path / ref.path)
+        if {name: tuple(value.shape) for name, value in found.items()} == {name: tuple(shape) for name, shape in shapes.items()}:
+            return found
+    found = {name: value.cpu().contiguous() for name, value in compute().items()}
+    if stage is not None:
+        path = stage.folder / "curvature.safetensors"
+        atomic_write(path, save(found))
+        stage.finish(file_ref(path, stage.run.path))
+    return found
 
 
 def gauss_newton(

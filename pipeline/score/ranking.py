@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from ..axes.types import Unit
 from ..errors import InputError
 from ..network.compute import CPU, Compute
-from ..network.exact_mode import weight_layers
+from ..network.exact_mode import Batch, weight_layers
 from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..options import Score
+from ..run_folder import Stage
 from ..task.samples import BATCH, batches
 from ..types import Sensitivity
 from . import criteria as hasa
-from .curvature import gauss_newton
+from .curvature import gauss_newton, kept_or
 from .removal import removal_curvature
 
 CURVATURE_IMAGES = 1000
@@ -36,21 +37,40 @@ class UnitScores:
         score: a name in `hasa.SCORES`.
         seed: of the signs that the curvature is sampled with, and of the score `random`.
         compute: where the curvature is computed.
+        keeps: the curvature, from call to call.
 
     Raises:
         InputError: no such score.
     """
 
-    def __init__(self, net: nn.Module, groups: Groups, inputs: Tensor, score: str, seed: int, compute: Compute = CPU) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        groups: Groups,
+        inputs: Tensor,
+        score: str,
+        seed: int,
+        compute: Compute = CPU,
+        keeps: Stage | None = None,
+    ) -> None:
         self.name, self._seed, self._groups = hasa.known(score), seed, groups
         self._weights = {n: m.weight.detach() for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-        with borrowed(net, compute.device):
-            net.eval()
-            images = batches(inputs[:CURVATURE_IMAGES], backward_batch_size(net, inputs, compute, BATCH))
-            connections = gauss_newton(net, images, seed=seed) if score == Score.PUBLISHED else None
-            units = removal_curvature(net, groups, images, DRAWS, seed) if score == Score.HASA else None
-        self._connections = None if connections is None else {name: found.cpu() for name, found in connections.items()}
-        self._units = None if units is None else {name: found.cpu() for name, found in units.items()}
+        self._connections: dict[str, Tensor] | None = None
+        self._units: dict[str, Tensor] | None = None
+
+        def measured(curvature: Callable[[Sequence[Batch]], dict[str, Tensor]]) -> dict[str, Tensor]:
+            with borrowed(net, compute.device):
+                net.eval()
+                return curvature(batches(inputs[:CURVATURE_IMAGES], backward_batch_size(net, inputs, compute, BATCH)))
+
+        if score == Score.PUBLISHED:
+            shapes = {name: weight.shape for name, weight in self._weights.items()}
+            self._connections = kept_or(keeps, lambda: measured(lambda images: gauss_newton(net, images, seed=seed)), shapes)
+        if score == Score.HASA:
+            sizes = {name: (len(units),) for name, units in groups.items()}
+            self._units = kept_or(
+                keeps, lambda: measured(lambda images: removal_curvature(net, groups, images, DRAWS, seed)), sizes
+            )
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Group -> score of each unit (units,), float64 on the CPU."""

@@ -25,7 +25,7 @@ from ..errors import InputError
 
 # keys under which training scripts put the state dict; averaged weights first, which are what such scripts evaluate
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
-MOST_WRAPPED = 5
+MOST_WRAPPED, MOST_NAMED = 5, 8  # dicts in dicts, and their names in a message
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to every module
 _MULTIARRAY: Any = importlib.import_module("numpy._core.multiarray")
 HARMLESS: list[Any] = [  # types that checkpoints often contain; constructing one runs no code from the file
@@ -39,13 +39,16 @@ PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put 
 UNREADABLE = (OSError, EOFError, ValueError, LookupError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError)
 
 
-def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, torch.Tensor]:
+def read_state(path: Path, note: Callable[[str], None] = lambda text: None, key: str | None = None) -> dict[str, torch.Tensor]:
     """Returns the state dict in a `.safetensors` file or one of `torch.save`, without wrappers and prefixes of training scripts.
 
-    `note` is called with a sentence where the file has several state dicts.
+    Args:
+        path: the file.
+        note: called with a sentence where the file has several state dicts and none was asked for.
+        key: the name of the one to take; None: the first of `WRAPPERS` that is there.
 
     Raises:
-        InputError: no such file, another format, a pickle of code, or not a state dict.
+        InputError: no such file, another format, a pickle of code, or not a state dict; none of the name asked for.
     """
     what, do = f"weights {path.name}", "save it with torch.save(model.state_dict(), FILE)"
     if not path.is_file():
@@ -66,11 +69,21 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None) -> d
     except (*UNREADABLE, safetensors.SafetensorError) as error:
         found = f"a file that cannot be read ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(what, found=found, expected="a state dict", do=do) from error
+    wanted, names = key, set[str]()
     for _ in range(MOST_WRAPPED):  # a dict can hold itself
-        keys = [k for k in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)]
-        if len(keys) > 1:
-            note(f"weights: {keys[0]!r} of the checkpoint was used, not {', '.join(map(repr, keys[1:]))}")
-        content = content[keys[0]] if keys else content
+        inner = {k: v for k, v in content.items() if isinstance(v, Mapping)} if isinstance(content, Mapping) else {}
+        names |= set(map(str, inner))
+        if wanted is not None and wanted in inner:
+            content, wanted = inner[wanted], None
+            continue
+        keys = [k for k in WRAPPERS if k in inner]
+        if len(keys) > 1 and key is None:
+            others = ", ".join(map(repr, keys[1:]))
+            note(f"weights: {keys[0]!r} of the checkpoint was used, not {others}; --checkpoint-key names another")
+        content = inner[keys[0]] if keys else content
+    if wanted is not None:
+        found = ", ".join(map(repr, sorted(names)[:MOST_NAMED])) or "no state dict under a name"
+        raise InputError(f"{what}: --checkpoint-key {key}", found=found, expected="the name of a state dict in the file")
     if not isinstance(content, Mapping) or not content:
         found = "an empty one" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(what, found=found, expected="a state dict", do=do)

@@ -59,7 +59,7 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
 
     Raises:
         InputError: see `load_data`, `load_model` and `open_recipe`; or mean and std do not fit the images, or an order of
-            classes is given for data that are not an image folder.
+            classes or the EXIF orientation is asked for with data that are not an image folder.
     """
     if recipe is None and config.recipe is not None:
         recipe = read_recipe(config.recipe)
@@ -69,10 +69,20 @@ def load_subject(config: Config, recipe: Recipe | None = None) -> Loaded:
     crop = crop if config.image_size is None else resized(crop, config.image_size)
     if config.class_order != "text" and not config.data.startswith("imagefolder:"):
         raise InputError(f"--class-order with --data {config.data}", expected="imagefolder:DIR: arrays have numbered classes")
-    images = load_data(config.data, seed=config.seed, crop=crop, order=class_order(config.class_order))
+    if config.exif_orientation and not config.data.startswith("imagefolder:"):
+        raise InputError(f"--exif-orientation with --data {config.data}", expected="imagefolder:DIR: arrays have no EXIF data")
+    order = class_order(config.class_order)
+    crop = replace(crop, exif_orientation=config.exif_orientation)
+    images = load_data(config.data, seed=config.seed, crop=crop, order=order)
     info = images.info
     shape = image_shape_of(info)
-    model = load_model(config.model, config.weights, classes=len(info.classes), image_shape=shape)
+    model = load_model(
+        config.model,
+        config.weights,
+        classes=len(info.classes),
+        image_shape=shape,
+        checkpoint_key=config.checkpoint_key,
+    )
     preprocess = _preprocess(config, model, shape)
     signature = image_signature(shape, len(info.classes))
     data = image_data(images, preprocess)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..data.code_digest import code_digest
 from ..data.digits import MEAN as DIGITS_MEAN
@@ -45,7 +45,14 @@ class LoadedModel:
     notes: tuple[str, ...] = ()  # how the checkpoint was read, where that was a choice
 
 
-def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tuple[int, int, int]) -> LoadedModel:
+def load_model(
+    spec: str,
+    weights: Path | None,
+    *,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    checkpoint_key: str | None = None,
+) -> LoadedModel:
     """Returns the network that `spec` names with the weights of a file, checked on one black image.
 
     Args:
@@ -54,6 +61,7 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
             it has its initial weights: the caller trains it.
         classes: how many classes the data has.
         image_shape: of the data, (C, H, W).
+        checkpoint_key: name of the state dict in the file, see `read_state`.
 
     Raises:
         InputError: the model or the weights cannot be used, or do not fit each other or the data.
@@ -63,13 +71,13 @@ def load_model(spec: str, weights: Path | None, *, classes: int, image_shape: tu
         do = "give its trained state dict with --weights"
         raise InputError(f"model {spec}", found="no weights", expected="a trained network", do=do)
     notes: list[str] = []
-    state = None if weights is None else read_state(weights, notes.append)
+    state = None if weights is None else read_state(weights, notes.append, checkpoint_key)
     channels = image_shape[0]
     with own_randomness():
         loaded = _made(spec, classes, channels)
     module, taken = unwrapped(loaded.module)
     notes += [f"model: {name} was unwrapped" for name in taken]
-    module = module.to("cpu", torch.float32).eval()
+    module = _ready(spec, module)
     if state is not None and weights is not None:
         put_state(module, state, weights.name, classes=classes, note=notes.append)
     _probe(spec, module, classes, image_shape)
@@ -90,7 +98,7 @@ def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn
 
     def made(classes: int) -> nn.Module:
         with own_randomness():
-            return _made(spec, classes, channels).module.to("cpu", torch.float32).eval()
+            return _ready(spec, _made(spec, classes, channels).module)
 
     module = made(CLASSES)
     if weights is None:
@@ -150,6 +158,28 @@ def evaluation_crop(spec: str) -> Crop | None:
 def resized(crop: Crop, size: int) -> Crop:
     """Returns the same crop for another image size."""
     return replace(crop, size=size, resize=round(size * crop.resize / crop.size))
+
+
+def unusable(module: nn.Module) -> tuple[str, str]:
+    """Returns what keeps a network from being moved or put into eval mode, and what to do; ("", "") where nothing does."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if meta := [name for name, tensor in tensors if tensor.is_meta]:
+        return f"{meta[0]}, a tensor on the meta device", "make the network on the CPU, so that its tensors have values"
+    # torch.export puts functions that raise in place of `train` and `eval`
+    if any(isinstance(part, fx.GraphModule) and "eval" in vars(part) for part in module.modules()):
+        return "an exported program", "return the module it was exported from"
+    return "", ""
+
+
+def _ready(spec: str, module: nn.Module) -> nn.Module:
+    """The network on the CPU, in float32 and eval mode."""
+    found, do = unusable(module)
+    if not found:
+        try:
+            return module.to("cpu", torch.float32).eval()
+        except Exception as error:  # its own `train`, or modules of other libraries
+            found, do = described(error), "make sure that .float().eval() works on it"
+    raise InputError(f"model {spec}", found=found, expected="a torch.nn.Module with values", do=do)
 
 
 def _probe(spec: str, module: nn.Module, classes: int, image_shape: tuple[int, int, int]) -> None:

@@ -25,6 +25,7 @@ from ..data.code_digest import code_digest, function_digest, is_users, module_of
 from ..data.user_code import load_file, own_randomness, users_code
 from ..errors import InputError
 from ..network.calling import Outputs
+from .models import unusable
 
 SPLITS = ("train", "test", "search")
 REQUIRED = ("model", "datasets")
@@ -138,11 +139,15 @@ def network_of(recipe: Recipe) -> nn.Module:
         module = recipe.model()
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise recipe.wrong("model()", f"a {type(module).__name__}", "an nn.Module in Python", "return the trained network")
+    found, do = unusable(module)
+    if found:
+        raise recipe.wrong("model()", found, "an nn.Module with values", do)
     if module.training:
         raise recipe.wrong("model()", "a network in training mode", "eval mode", "return it after .eval()")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
         raise recipe.wrong("model()", "half-precision weights", "float32", "return it after .float()")
-    return module.to("cpu")
+    with recipe.calling("model()"):
+        return module.to("cpu")
 
 
 class Structure:

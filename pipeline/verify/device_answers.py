@@ -9,6 +9,7 @@ from ...devices.access import settings_of
 from ...devices.local import LocalDevice
 from ...devices.tensorrt.device import boards_of
 from ...targets.base import Elsewhere, Target
+from ..errors import DeviceError, described
 from ..network.calling import Outputs, tensors_of
 from ..run_context import RunContext
 from ..run_folder import Stage
@@ -69,7 +70,13 @@ def _asked(run: RunContext, target: Target, artifact: Artifact) -> OnDevice:
     with run.board.connect() as agent:
         kind = agent.kind()
         model = agent.load(path, target.runtime, run.config.threads)
-        with target.runner_through(path, model.run) as predict:
-            there = tensors_of(predict(inputs))
+        try:
+            with target.runner_through(path, model.run) as predict:
+                there = tensors_of(predict(inputs))
+            if [output.shape for output in there] != [output.shape for output in here]:
+                raise ValueError(f"outputs {[tuple(output.shape) for output in there]}")
+        except (KeyError, ValueError) as error:  # an output that is not there, or of another shape than the others
+            expected = f"outputs {[tuple(output.shape) for output in here]}, as on this machine"
+            raise DeviceError(f"the answers of {agent.name}", found=described(error), expected=expected) from error
     version = f"{model.package} {model.version}"
     return compared(run, picked, agent.name, kind, version, there=there, here=here)

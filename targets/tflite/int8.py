@@ -57,7 +57,7 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
     """The full-integer network: int8 weights per channel, int8 activations, int32 biases.
 
     Ranges are those of the float network's activations, by name; every range holds 0. With `float_io` input and output stay
-    float, with an operator each that converts them.
+    float, with an operator each that converts them. Divisions stay float.
 
     Raises:
         BuildError: the quantizer refused the network.
@@ -80,6 +80,9 @@ def quantize(data: bytes, ranges: Mapping[str, Range], *, float_io: bool = False
         if float_io:
             for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
                 work.update_quantization_recipe(".*", end, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
+        # a divisor below half a step, as the number of tokens that a mask leaves can be, rounds to 0, which the kernel refuses
+        divide = qtyping.TFLOperationName.DIV
+        work.update_quantization_recipe(".*", divide, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE)
         manager = recipe_manager.RecipeManager()
         manager.load_quantization_recipe(work.get_quantization_recipe())
         # one sample, for the statistics of the weights; those of the activations are replaced

@@ -76,6 +76,7 @@ def test_missing_file_is_named(tmp_path):
         (GOOD + 'python = "python3 -c"\n', "python"),
         (GOOD + 'class = "a class"\n', "class"),
         (GOOD + 'folder = "$(touch x)"\n', "folder"),
+        (GOOD + "memory_mib = -1\n", "memory_mib"),
         ("targets = [", "TOML"),
     ],
 )
@@ -83,6 +84,34 @@ def test_wrong_file_is_named_with_the_key(own_folder, text, named):
     (own_folder / "odd.toml").write_text(text)
     with pytest.raises(InputError, match=rf"odd\.toml.*{named}"):
         boards.load("odd")
+
+
+LONG = "0x" + "f" * 5000  # Python reads it, and prints no number of so many digits
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (GOOD + "notes = " + "[" * 3000 + "]" * 3000, "not TOML"),
+        (GOOD + "notes = " + "{a = " * 3000 + "1" + "}" * 3000, "not TOML"),
+        (GOOD + "threads = " + "9" * 5000, "not TOML"),
+        (GOOD + f"threads = {LONG}", "threads: found a value of thousands"),
+        (GOOD + f"threads = -{'9' * 400}", "threads: found -9999"),
+        (GOOD + f"memory_mib = {LONG}", "memory_mib: found a value of thousands"),
+        (GOOD + f"memory_mib = {'9' * 400}", "memory_mib: found 9999"),
+        (GOOD + f"affinity = [0, {LONG}]", "affinity: found a value of thousands"),
+        (GOOD + f"affinity = [{1 << 40}]", "affinity: found .1099511627776"),
+        ('transport = "local"\n' + f"targets = {LONG}", "targets: found a value of thousands"),
+        (GOOD + "threads." + "a." * 3000 + "a = 1", "threads: found a value of thousands"),
+        (GOOD + "a." * 3000 + "a = 1", "unknown key 'a'"),
+    ],
+    ids=range(12),
+)
+def test_a_file_that_is_too_deep_or_has_numbers_without_end_is_named_in_one_line(own_folder, text, named):
+    (own_folder / "odd.toml").write_text(text)
+    with pytest.raises(InputError, match=rf"odd\.toml.*{named}") as raised:
+        boards.load("odd")
+    assert len(str(raised.value)) < 1000
 
 
 def test_board_that_cannot_be_reached_is_not_measured_somewhere_else(own_folder):

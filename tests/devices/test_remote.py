@@ -235,7 +235,7 @@ def test_an_answer_that_breaks_off_is_noticed(device, standin, models):
     standin.tell(cut_after_bytes=2000)
     with device.connect() as agent:
         model = agent.load(models["small"], "onnxruntime", 1)
-        with pytest.raises(DeviceError, match="broke off in the middle of a frame"):
+        with pytest.raises(DeviceError, match="broke off: in the middle of a frame"):
             model.run({"x": np.zeros((1, 16, 24, 24), np.float32)})
 
 

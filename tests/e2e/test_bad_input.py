@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,30 @@ def labels_out_of_range(workshop: Workshop, folder: Path) -> Options:
     return npz(folder, workshop, test_labels=labels)
 
 
+def labels_of_other_images(workshop: Workshop, folder: Path) -> Options:
+    return npz(folder, workshop, train_labels=np.zeros(7, np.int64))
+
+
+def meta_network(workshop: Workshop, folder: Path) -> Options:
+    (folder / "net.py").write_text(
+        "import torch\n\ndef make():\n    with torch.device('meta'):\n        return torch.nn.Linear(64, 10)\n"
+    )
+    return {"model": f"{folder / 'net.py'}:make"}
+
+
+def exported_network(workshop: Workshop, folder: Path) -> Options:
+    (folder / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef make():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()\n"
+        "    return torch.export.export(net, (torch.zeros(1, 1, 8, 8),)).module()\n"
+    )
+    return {"model": f"{folder / 'net.py'}:make"}
+
+
+def orientation_of_arrays(workshop: Workshop, folder: Path) -> Options:
+    (folder / "settings.toml").write_text("exif-orientation = true\n")
+    return {"config": folder / "settings.toml"}
+
+
 def other_image_channels(workshop: Workshop, folder: Path) -> Options:
     with np.load(workshop.npz) as whole:
         images = {f"{part}_images": whole[f"{part}_images"].repeat(3, axis=3) for part in ("train", "test")}
@@ -155,6 +181,11 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "empty data": (empty_data, ("train_images", "no image")),
     "images with NaN": (nan_images, ("train_images", "NaN", "1 of 1437")),
     "labels out of range": (labels_out_of_range, ("test_labels", "label 10", "0..9")),
+    "labels of other images": (labels_of_other_images, ("train_labels", "7 labels for 1437 images")),
+    "a network without values": (meta_network, ("net.py:make", "weight, a tensor on the meta device")),
+    "an exported network": (exported_network, ("net.py:make", "an exported program", "the module it was exported from")),
+    "no such key of a checkpoint": (wrong(checkpoint_key="ema"), ("--checkpoint-key ema", "no state dict under a name")),
+    "the orientation of arrays": (orientation_of_arrays, ("--exif-orientation", "imagefolder:DIR")),
     "images with other channels": (
         other_image_channels,
         ("MEAN", "3 numbers", "the data the network was trained on"),
@@ -192,6 +223,95 @@ def test_wrong_input_is_one_line_that_says_what_is_wrong(case: str, workshop: Wo
     assert ended.out == ""
     assert [word for word in words if word not in ended.complaint] == [], ended.complaint
     assert not any((out / name).exists() for name in ("report.json", "plan.json", "artifacts"))
+
+
+@pytest.mark.parametrize("make", [meta_network, exported_network])
+def test_a_network_that_cannot_be_used_is_one_line_of_an_inspection_too(
+    make: Make, workshop: Workshop, tmp_path: Path, here: Call
+) -> None:
+    ended = here(["inspect", "--model", str(make(workshop, tmp_path)["model"])])
+    assert ended.code == 2, ended.err
+    assert "net.py:make" in ended.complaint
+
+
+NOBODY = "~nobody-of-this-name"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--target", "x86", "--model", f"{NOBODY}/net.py:f"],
+        ["--target", "x86", "--weights", f"{NOBODY}/net.pt"],
+        ["--target", "x86", "--data", f"npz:{NOBODY}/x.npz"],
+        ["--target", "x86", "--recipe", f"{NOBODY}/recipe.py"],
+        ["inspect", "--model", f"{NOBODY}/net.py:f"],
+        ["inspect", "--weights", f"{NOBODY}/net.pt"],
+        ["inspect", "--recipe", f"{NOBODY}/recipe.py"],
+        ["verify", f"{NOBODY}/run"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_the_home_of_nobody_is_one_line(arguments: list[str], here: Call) -> None:
+    ended = here(arguments)
+    assert ended.code == 2, ended.err
+    assert NOBODY in ended.complaint
+
+
+@pytest.mark.parametrize("spec", ["npz:{}/x.npz", "imagefolder:{}", "torchvision:CIFAR10:{}", "{}/data.py:f"])
+def test_data_in_the_home_of_nobody_are_one_line_when_a_run_is_verified(spec: str, uninterrupted: Path, here: Call) -> None:
+    ended = here(["verify", str(uninterrupted), "--data", spec.format(NOBODY)])
+    assert ended.code == 2, ended.err
+    assert "the home folder of a user of this machine" in ended.complaint
+
+
+def test_labels_that_are_not_as_many_as_the_images_are_refused_before_pytorch_is_loaded(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    arguments = workshop.arguments(tmp_path / "run", **labels_of_other_images(workshop, tmp_path))
+    body = f"import sys; from edge_compress.pipeline.cli.main import main; code = main({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{body}; print(code, 'torch' in sys.modules)"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "2 False\n"
+    assert "train_labels: found 7 labels for 1437 images" in done.stderr
+
+
+def without_utf8(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """The command line in a folder, in a locale that has ASCII alone."""
+    plain = environment | {"PYTHONUTF8": "0", "LC_ALL": "C"}
+    return subprocess.run([COMMAND, *arguments], cwd=folder, env=plain, capture_output=True, check=False, timeout=120)
+
+
+def test_a_folder_with_accents_in_a_locale_without_is_no_traceback(
+    workshop: Workshop, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Größe"
+    shutil.copytree(uninterrupted, folder / "Läufe")
+    helped = without_utf8(["--help"], folder, workshop.environment)
+    assert (helped.returncode, helped.stderr) == (0, b"")
+    assert b"Usage: edge-compress" in helped.stdout
+    for place in ("Läufe", str(folder / "Läufe")):
+        verified = without_utf8(["verify", place], folder, workshop.environment)
+        assert (verified.returncode, verified.stderr) == (0, b"")
+        assert verified.stdout.endswith(b"all checks passed\n")
+    run = without_utf8(["--target", "x86", "--dry-run"], folder, workshop.environment)  # its settings could not be written
+    assert run.returncode == 2
+    assert run.stderr.startswith(b"edge-compress: --out: found ")
+    assert run.stderr.endswith(b"set PYTHONUTF8=1: names are read as ascii in this locale\n")
+
+
+def test_run_folders_whose_names_are_not_utf8_are_no_traceback(uninterrupted: Path, tmp_path: Path, here: Call) -> None:
+    odd = [tmp_path / os.fsdecode(name) for name in (b"one\xff", b"other\xfe")]
+    for folder in odd:
+        shutil.copytree(uninterrupted, folder)
+    for arguments in (["report", str(odd[0])], ["verify", str(odd[0])]):
+        ended = here(arguments)
+        assert (ended.code, ended.err) == (0, "")
+        assert r"one\udcff" in ended.out
+    page = tmp_path / os.fsdecode(b"page\xff.html")
+    ended = here(["report", *map(str, odd), "--out", str(page)])
+    assert (ended.code, ended.err) == (0, "")
+    assert r"one\udcff" in page.read_text(encoding="utf-8")
 
 
 def test_after_wrong_input_the_right_command_takes_the_same_folder(workshop: Workshop, tmp_path: Path, here: Call) -> None:

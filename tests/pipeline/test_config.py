@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edge_compress import targets
@@ -126,6 +129,8 @@ def test_an_unknown_key_is_refused_by_name_with_what_was_meant(tmp_path: Path, k
         'accelerator = "tpu"',
         "json = 1",
         "weights = 3",
+        "checkpoint-key = 3",
+        "exif-orientation = 1",
         'model = ""',
         'model = "a\\u0000b"',
         "mean = []",
@@ -250,12 +255,14 @@ configs = st.builds(
     Config,
     targets=st.sampled_from([("x86",), ("phone", "x86"), ("x86", "phone")]),
     model=st.one_of(st.just("digits-resnet"), st.just("timm:resnet18"), paths.map(lambda p: f"{p}.py:factory")),
-    weights=st.one_of(st.none(), paths),
+    weights=paths,
+    checkpoint_key=st.one_of(st.none(), words),
     data=st.one_of(st.just("digits"), paths.map(lambda p: f"npz:{p}"), paths.map(lambda p: f"torchvision:CIFAR10:{p}")),
     mean=channels,
     std=channels,
     augment=st.sampled_from([None, *Augment]),
     image_size=st.one_of(st.none(), st.integers(4, 4096)),
+    exif_orientation=st.booleans(),
     class_order=st.one_of(st.sampled_from(["text", "natural"]), paths.map(str)),
     device=st.one_of(st.just("local"), paths.map(lambda p: f"{p}.toml")),
     pattern=st.sampled_from([None, *Pattern]),
@@ -322,6 +329,70 @@ def test_a_file_that_is_too_deep_or_has_numbers_without_end_is_named(tmp_path: P
         load(file, {})
 
 
-def test_the_home_of_nobody_is_refused() -> None:
-    with pytest.raises(InputError, match="home folder of a user of this machine"):
-        load(None, {"targets": ("x86",), "out": "~nobody-of-this-name/x"})
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"out": "{}/x"},
+        {"model": "{}/net.py:f"},
+        {"weights": "{}/net.pt"},
+        {"recipe": "{}/recipe.py"},
+        {"data": "npz:{}/x.npz"},
+        {"data": "imagefolder:{}"},
+        {"data": "torchvision:CIFAR10:{}/x"},
+        {"data": "{}/data.py:f"},
+        {"device": "{}/board.toml"},
+        {"class_order": "{}/names.txt"},
+    ],
+    ids=lambda flags: " ".join(map(":".join, flags.items())),
+)
+def test_the_home_of_nobody_is_refused(flags: dict[str, str]) -> None:
+    given = {name: value.format("~nobody-of-this-name") for name, value in flags.items()}
+    with pytest.raises(InputError, match=r"--[a-z-]+: found .*~nobody.*expected the home folder of a user of this machine"):
+        load(None, {"targets": ("x86",), **given})
+
+
+BYTES = os.fsdecode(b"odd\xff")  # a name that is no UTF-8
+
+
+@pytest.mark.parametrize("given", [{}, {"out": "x"}, {"model": "net.py:f"}, {"weights": "net.pt"}, {"data": "npz:x.npz"}])
+def test_a_working_folder_whose_name_cannot_be_written_is_refused_at_once(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / BYTES).mkdir()
+    monkeypatch.chdir(tmp_path / BYTES)
+    with pytest.raises(InputError, match=rf"--{next(iter(given), 'out')}: found .*odd\\udcff.*, expected UTF-8 text; rename it"):
+        load(None, FLAGS | given)
+    assert load(None, FLAGS | {"out": str(tmp_path / "x")}).out == tmp_path / "x"
+
+
+def test_a_name_that_the_locale_cannot_read_is_refused_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(InputError, match="expected UTF-8 text; set PYTHONUTF8=1: names are read as ascii in this locale"):
+        load(
+            None,
+            FLAGS | {"out": os.fsdecode("Größe".encode()).encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape")},
+        )
+
+
+def test_a_key_of_a_checkpoint_needs_the_checkpoint() -> None:
+    assert load(None, FLAGS | {"weights": "net.pt", "checkpoint_key": "state_dict"}).checkpoint_key == "state_dict"
+    with pytest.raises(InputError, match="--checkpoint-key without --weights"):
+        load(None, FLAGS | {"checkpoint_key": "state_dict"})
+
+
+def test_what_is_read_otherwise_makes_another_run() -> None:
+    one = load(None, FLAGS | {"weights": "net.pt"})
+    other = dataclasses.replace(one, checkpoint_key="state_dict", exif_orientation=True)
+    assert differences(one, other) == ("checkpoint-key", "exif-orientation")
+    for name, value in (("checkpoint_key", "state_dict"), ("exif_orientation", True)):
+        with pytest.raises(InputError, match="a recipe brings its own model and data"):
+            load(None, FLAGS | {"recipe": "recipe.py", name: value})
+
+
+def test_a_setting_thousands_of_levels_deep_is_one_line(tmp_path: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(InputError) as caught:
+        load(None, {**FLAGS, "threads": deep})
+    assert "\n" not in str(caught.value)

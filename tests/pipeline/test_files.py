@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,3 +62,13 @@ def test_links_in_a_circle_have_a_path_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     assert without_links(tmp_path / "one").parent == tmp_path
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(descriptor: int, data: object) -> int:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "write", too_large)
+    with pytest.raises(OSError, match=r"File too large.*report\.md"):
+        atomic_write(tmp_path / "report.md", "text")
+    assert list(tmp_path.iterdir()) == []

@@ -59,10 +59,44 @@ def whole(name: str, run: Step, **layers: Callable[[], nn.Module]) -> None:
     NETWORKS[name] = lambda: Net(run, {k: v() for k, v in layers.items()})
 
 
+class OwnConv2d(nn.Conv2d):
+    """A convolution of the user's own class."""
+
+
+class OwnLinear(nn.Linear):
+    """A linear layer of the user's own class."""
+
+
+class OwnBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm of the user's own class."""
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """BatchNorm by its function, and an activation, as in timm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        training = self.training
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum, self.eps)
+        return F.relu(y, inplace=True)
+
+
+def asserting(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = net.c(x)
+    torch._assert(y.shape[-2:] == x.shape[-2:], "a branch keeps the size")
+    return x + y
+
+
 between("plain", lambda s, x: F.relu(x))
 between("batch_norm", lambda s, x: F.relu(s.n(x)), n=lambda: nn.BatchNorm2d(16))
 between("batch_norm_without_affine", lambda s, x: F.relu(s.n(x)), n=lambda: nn.BatchNorm2d(16, affine=False))
 between("batch_norm_without_statistics", lambda s, x: F.relu(s.n(x)), n=lambda: nn.BatchNorm2d(16, track_running_stats=False))
+between("batch_norm_as_a_function", lambda s, x: s.n(x), n=lambda: BatchNormAct(16))
+between(
+    "batch_norm_as_a_function_without_bias_before",
+    lambda s, x: s.n(s.c(F.relu(x))),
+    c=lambda: conv(16, 16, bias=False),
+    n=lambda: BatchNormAct(16),
+)
 between("synchronised_batch_norm", lambda s, x: F.relu(s.n(x)), n=lambda: nn.SyncBatchNorm(16))
 between("prelu", lambda s, x: s.p(x), p=lambda: nn.PReLU(16))
 between("prelu_of_one_slope", lambda s, x: s.p(x), p=nn.PReLU)
@@ -136,6 +170,13 @@ between("scaled_and_shifted", lambda s, x: 1 - torch.sigmoid(F.relu(x) * 2 + 1) 
 between("residual_with_dropout", lambda s, x: x + s.d(s.c(F.relu(x))), c=lambda: conv(16, 16), d=lambda: nn.Dropout2d(0.3))
 between("inplace_before_addition", lambda s, x: x + s.c(s.r(x)), c=lambda: conv(16, 16), r=lambda: nn.ReLU(inplace=True))
 between("residual_in_parts", lambda s, x: x + torch.cat((s.c(x), s.d(x)), 1), c=lambda: conv(16, 8), d=lambda: conv(16, 8))
+between(
+    "residual_with_cheap_features",
+    lambda s, x: x + torch.cat((y := s.c(x), s.d(y)), 1),
+    c=lambda: conv(16, 8),
+    d=lambda: conv(8, 8),
+)
+between("asserted_residual", asserting, c=lambda: conv(16, 16))
 between("unused_layer", lambda s, x: F.relu(x), z=lambda: conv(3, 9))
 between("answer_no_one_reads", lambda s, x: (s.z(x), F.relu(x))[1], z=lambda: conv(16, 9))
 between(
@@ -195,6 +236,14 @@ def old_weight_norm() -> nn.Module:
 NETWORKS["pruning_mask"] = pruning_mask
 NETWORKS["old_weight_norm"] = old_weight_norm
 
+whole(
+    "own_classes",
+    lambda s, x: s.f(F.relu(s.b(F.relu(s.n(s.a(x))))).mean((2, 3))),
+    a=lambda: OwnConv2d(1, 16, 3, padding=1),
+    n=lambda: OwnBatchNorm2d(16),
+    b=lambda: OwnConv2d(16, 16, 3, padding=1),
+    f=lambda: OwnLinear(16, 10),
+)
 whole(
     "flatten", lambda s, x: s.f(F.max_pool2d(F.relu(s.a(x)), 2).flatten(1)), a=lambda: conv(1, 16), f=lambda: nn.Linear(256, 10)
 )

@@ -18,6 +18,7 @@ from workshop import Reference, Workshop
 CALL_S = 120.0
 _KEY = re.compile(r"-[0-9a-f]{16}\b")
 _SAID = re.compile(r"damaged|corrupt|cannot be read|changed since|holds another run|is not a|evaluated again")
+_MENDED = re.compile(r"damaged|corrupt|cannot be read")  # what is said where a file's content was found to be wrong
 _LATE = ("timing-", "golden-", "pictures-", "unpruned-compared-")  # stages that a half-finished run lacks
 _DRAWN = ("report.html", "report.md")  # from report.json, for people
 _OWN = ("run.log", ".lock", "seconds.json", "notes.json")  # what was said and how long it took: no result stands on it
@@ -32,9 +33,51 @@ def flip(file: Path, rng: random.Random) -> str:
     return f"bit {bit} of byte {at} of {len(data)}"
 
 
+def written(folder: Path) -> dict[str, int]:
+    """When each file below a folder was last written, in nanoseconds."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def rewritten(before: dict[str, int], folder: Path) -> set[str]:
+    """The files of a folder that were written, or removed, since `before`."""
+    now = written(folder)
+    return {name for name, at in before.items() if now.get(name) != at}
+
+
+def may_be_quiet(file: Path) -> bool:
+    """Whether a file may be written again without a word: no result stands on it, or it is what calls leave that may differ.
+
+    That are settings which may change between two calls, and half a line of an evaluation, as a killed run leaves it.
+    """
+    cut_off = file.name == "evaluations.jsonl" and not file.read_bytes().endswith(b"\n")
+    return file.name in (*_OWN, "config.toml") or cut_off
+
+
+def unsaid(name: str, before: dict[str, int], folder: Path, always: set[str], err: str) -> bool:
+    """Whether a file that had a bit flipped was made again without a word.
+
+    Args:
+        name: of the file in the folder.
+        before: `written` of the folder after the flip, before the call.
+        folder: as the call left it.
+        always: files that the call writes again where nothing was flipped.
+        err: what the call said.
+    """
+    return name in rewritten(before, folder) - always and not _MENDED.search(err)
+
+
+def _written_again(shop: Workshop, folder: Path) -> set[str]:
+    """The files of a run that the same command writes again where nothing was flipped."""
+    copy = copied(folder, shop.folder / "flipped")
+    before = written(copy)
+    shop.run("demo", copy)
+    return rewritten(before, copy)
+
+
 def flip_unfinished(shop: Workshop, wanted: Reference, count: int, rng: random.Random, found: Campaign) -> None:
     """Flips bits in a run that was stopped before its verification; the same command again ends as if nothing had been."""
     stopped = _stopped(shop, wanted)
+    always = _written_again(shop, stopped)
     for _ in range(count):
         if found.over:
             break
@@ -42,6 +85,7 @@ def flip_unfinished(shop: Workshop, wanted: Reference, count: int, rng: random.R
         file = rng.choice(_files(folder))
         name = _named(file, folder)
         how = f"{name}, {flip(file, rng)}"
+        before, quiet = written(folder), may_be_quiet(file)
         ended = shop.run("demo", folder)
         said = "said" if _SAID.search(ended.err) else "without a word"
         if ended.code == 2 and not ended.fault(run=True) and file.name in ended.last_line:
@@ -55,12 +99,15 @@ def flip_unfinished(shop: Workshop, wanted: Reference, count: int, rng: random.R
             found.saw(f"refused as another run: {name}")
         elif wrong := shop.difference("demo", ended, folder, wanted):
             found.violation("a run after a flip", f"{wrong}; {how}")
+        elif not quiet and unsaid(file.relative_to(folder).as_posix(), before, folder, always, ended.err):
+            found.violation("a file made again without a word", how)
         else:
             found.saw(f"ended with the same artifact, {said}")
 
 
 def flip_finished(shop: Workshop, wanted: Reference, count: int, rng: random.Random, found: Campaign) -> None:
     """Flips bits in a finished run: `verify` finds it, or the same command again gives all that was there before."""
+    always = _written_again(shop, wanted.folder)
     for number in range(count):
         if found.over:
             break
@@ -81,16 +128,19 @@ def flip_finished(shop: Workshop, wanted: Reference, count: int, rng: random.Ran
         elif file.name in (*_DRAWN, *_OWN):
             found.saw(f"without effect: {name}")
         else:
-            _again(shop, wanted, folder, how, found)
+            _again(shop, wanted, file, folder, always, how, found)
 
 
-def _again(shop: Workshop, wanted: Reference, folder: Path, how: str, found: Campaign) -> None:
-    """What `verify` has no record of is of no effect, or the same command makes it again."""
+def _again(shop: Workshop, wanted: Reference, file: Path, folder: Path, always: set[str], how: str, found: Campaign) -> None:
+    """What `verify` has no record of is of no effect, or the same command makes it again and says so."""
+    before, quiet = written(folder), may_be_quiet(file)
     ended = shop.run("demo", folder)
     if ended.code == 2 and not ended.fault(run=True):
         found.saw("not in the record; the same command refuses in one line")
     elif wrong := shop.difference("demo", ended, folder, wanted):
         found.violation("a finished run after a flip", f"{wrong}; {how}")
+    elif not quiet and unsaid(file.relative_to(folder).as_posix(), before, folder, always, ended.err):
+        found.violation("a file made again without a word", how)
     else:
         said = "said" if _SAID.search(ended.err) else "of no effect"
         found.saw(f"not in the record; the same command gives the same artifact, {said}")

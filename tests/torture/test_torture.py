@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mutations
 import pytest
-from flips import flip
+from flips import flip, may_be_quiet, unsaid, written
 from forks import Ended
 
 HERE = Path(__file__).parent
@@ -78,6 +78,29 @@ def test_a_flip_changes_one_bit(tmp_path: Path) -> None:
     file.write_bytes(bytes(1000))
     flip(file, random.Random(1))
     assert sum(byte.bit_count() for byte in file.read_bytes()) == 1
+
+
+def test_a_file_that_is_made_again_without_a_word_is_told_from_one_that_is_not_read(tmp_path: Path) -> None:
+    for name in ("read", "unread", "always", "gone"):
+        (tmp_path / name).write_bytes(b"changed")
+    before = written(tmp_path)
+    for name in ("read", "always"):
+        (tmp_path / name).write_bytes(b"as it was")
+        os.utime(tmp_path / name, ns=(0, 0))  # whatever the clock's steps
+    (tmp_path / "gone").unlink()
+    names = ("read", "unread", "always", "gone")
+    assert [unsaid(name, before, tmp_path, {"always"}, "finetune ...\n") for name in names] == [True, False, False, True]
+    said = f"{tmp_path / 'read'} is damaged (its digest does not match); recomputed"
+    assert not any(unsaid(name, before, tmp_path, {"always"}, said) for name in names)
+
+
+def test_only_what_no_result_stands_on_and_half_a_line_may_be_mended_without_a_word(tmp_path: Path) -> None:
+    texts = {"run.log": "", "config.toml": "", "result.json": "{}", "weights.safetensors": "x", "evaluations.jsonl": "{}\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert [name for name in texts if may_be_quiet(tmp_path / name)] == ["run.log", "config.toml"]
+    (tmp_path / "evaluations.jsonl").write_text("{}\x0b")
+    assert may_be_quiet(tmp_path / "evaluations.jsonl")
 
 
 FORKS = """

@@ -6,7 +6,7 @@ whatever the exporter renamed, transposed or folded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ....targets.onnx.graph import Array, Graph, attribute
-from ...axes.algebra import Atom, Axis, fixed
+from ...axes.algebra import Atom, Axis, fixed, size_of
 from ...axes.capture import Captured
 from ...axes.coupling import Coupling
 from ...axes.program import Program
@@ -91,7 +91,7 @@ def tie(coupling: Coupling, network: Graph) -> Ties:
     tensors = _tensors(coupling, values, seen) | {name: [fixed(n) for n in leaf.shape] for name, leaf in feeds.items()}
     grouped, scales = _grouped(coupling, network, tensors)
     return Ties(
-        tensors | _operands(network, tensors) | grouped,
+        tensors | _operands(network, tensors) | _regrouped(coupling, network, tensors) | grouped,
         constants | _tensors(coupling, values, folded) | scales,
         {b.name: found for b in coupling.blocks if (found := _branch(values, network, seen, b.branch)) is not None},
         sources,
@@ -133,6 +133,49 @@ def _operands(network: Graph, known: Mapping[str, Axes]) -> dict[str, Axes]:
                 if name not in known and network.shapes.get(name) == network.shapes.get(result):
                     found[name] = axes
     return found
+
+
+def _regrouped(coupling: Coupling, network: Graph, known: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Tensors inside an operator of the captured graph, from its input: what a channel shuffle reshapes that to."""
+    found: dict[str, Axes] = {}
+    for node in network.nodes:
+        if node.op_type == "Reshape" and node.input[0] in known and node.output[0] not in known:
+            axes = _split(coupling, known[node.input[0]], network.shapes.get(node.output[0], ()))
+            found |= {} if axes is None else {node.output[0]: axes}
+    return found
+
+
+def _split(coupling: Coupling, axes: Axes, shape: Sequence[int]) -> Axes | None:
+    """Axes after a reshape to `shape`; None where an axis is split otherwise than in the captured graph."""
+    queue = [atom for axis in axes for atom in axis]
+    found: list[Axis] = []
+    for size in shape:
+        taken: list[Atom] = []
+        while (need := size // size_of(tuple(taken))) > 1:
+            if not queue:
+                return None
+            atom = queue.pop(0)
+            if atom.size > need:
+                parts = _factors(coupling, atom, need)
+                if parts is None:
+                    return None
+                atom, rest = parts
+                queue.insert(0, rest)
+            taken.append(atom)
+        if size_of(tuple(taken)) != size:
+            return None
+        found.append(tuple(taken))
+    return found
+
+
+def _factors(coupling: Coupling, atom: Atom, outer: int) -> tuple[Atom, Atom] | None:
+    """An atom as two, the first of size `outer`; None where it is not known as such a product."""
+    if atom.labels is None:
+        return (Atom(outer), Atom(atom.size // outer)) if atom.size % outer == 0 else None
+    for product in coupling.walk.store.products:
+        if len(product.factors) == 2 and product.factors[0].size == outer and np.array_equal(product.vector, atom.labels):
+            return product.factors[0], product.factors[1]
+    return None
 
 
 def _grouped(coupling: Coupling, network: Graph, known: Mapping[str, Axes]) -> tuple[dict[str, Axes], dict[str, Axes]]:

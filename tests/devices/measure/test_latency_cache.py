@@ -202,23 +202,21 @@ def test_an_old_ratio_is_measured_again_and_so_is_one_of_the_future(tmp_path, mo
     assert LatencyCache(CONTEXT, tmp_path).get("a") == (0.5 if kept else 0.25)
 
 
+def sealed(**changes):
+    """A line of the file with values of its own, and the check that belongs to them."""
+    found = {"key": hashlib.sha256(b"a").hexdigest(), "ratio": 0.5, "half_width": 0.0, "when": datetime.now(UTC).isoformat()}
+    found |= changes
+    return json.dumps({**found, "check": hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]})
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.5, float("inf"), float("nan"), 1e300])
 def test_an_impossible_ratio_in_the_file_does_not_count(tmp_path, ratio):
     cache = LatencyCache(CONTEXT, tmp_path)
-    found = {
-        "key": hashlib.sha256(b"a").hexdigest(),
-        "ratio": ratio,
-        "half_width": 0.0,
-        "when": datetime.now(UTC).isoformat(),
-    }
-    check = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
     with cache.path.open("a") as file:
-        file.write(json.dumps({**found, "check": check}) + "\n")
+        file.write(sealed(ratio=ratio) + "\n")
     assert LatencyCache(CONTEXT, tmp_path).get("a") is None
-    sound = {**found, "ratio": 0.5}
-    check = hashlib.sha256(json.dumps(sound, sort_keys=True).encode()).hexdigest()[:8]
     with cache.path.open("a") as file:
-        file.write(json.dumps({**sound, "check": check}) + "\n")
+        file.write(sealed() + "\n")
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5  # else the line above was refused for another reason
 
 
@@ -227,3 +225,32 @@ def test_a_lock_that_another_process_holds_on_to_is_told(tmp_path, monkeypatch):
     first = LatencyCache({"device": "a"}, tmp_path)
     with FileLock(first.path.with_suffix(".lock")), pytest.raises(UnavailableError, match="held its lock"):
         LatencyCache({"device": "a"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"ratio": ' * 100_000,
+        '{"key": "a", "ratio": ' + "9" * 5000 + "}",
+        sealed(ratio=10**400),
+        sealed(half_width=10**400),
+        sealed(key=["a"]),
+        sealed(key={"a": []}),
+        sealed(when=10**400),
+        sealed(when=["2026-01-01"]),
+        sealed(ratio=[0.5]),
+        "[]",
+        "null",
+        '"ratio"',
+        "\0",
+    ],
+    ids=range(14),
+)
+def test_a_line_of_another_shape_costs_that_line_alone(tmp_path, line):
+    cache = LatencyCache(CONTEXT, tmp_path)
+    with cache.path.open("a") as file:
+        file.write(f"{line}\n{sealed()}\n")
+    after = LatencyCache(CONTEXT, tmp_path)
+    assert (after.get("a"), after.get("b")) == (0.5, None)
+    assert after.put("b", Ratio(0.25)) == LatencyCache(CONTEXT, tmp_path).get("b") == 0.25

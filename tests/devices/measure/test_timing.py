@@ -120,7 +120,14 @@ def test_without_a_cpu_clock_every_round_counts():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"threads": 0}, {"sessions": 0}, {"max_seconds": 0.0}, {"half_width": float("nan")}, {"min_pairs": 50, "max_pairs": 40}],
+    [
+        {"threads": 0},
+        {"threads": 2000},
+        {"sessions": 0},
+        {"max_seconds": 0.0},
+        {"half_width": float("nan")},
+        {"min_pairs": 50, "max_pairs": 40},
+    ],
 )
 def test_settings_that_cannot_be_measured_with_are_refused_by_name(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

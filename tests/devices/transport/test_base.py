@@ -3,9 +3,11 @@
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from edge_compress.devices.board import Board
+from edge_compress.devices.local import HereTransport
 from edge_compress.devices.remote import RemoteDevice
 from edge_compress.devices.transport import base
 from edge_compress.devices.transport.adb import AdbTransport
@@ -215,3 +217,35 @@ def test_messages_without_end_are_given_up_while_the_agent_starts(monkeypatch):
     with pytest.raises(base.BoardError, match="of messages"):
         base.Stream(SshTransport("bench", "board"), [sys.executable, "-c", program], 60)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("to", ["stdout", "stderr"])
+def test_a_command_that_writes_without_end_is_ended(to, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MOST_OUTPUT", 100_000)
+    monkeypatch.setattr(base, "_LOOK_S", 0.05)
+    program = f"import os, sys, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+    program += f"while True: sys.{to}.write('x' * 1000); sys.{to}.flush(); time.sleep(0.001)"
+    started = time.monotonic()
+    with pytest.raises(base.BoardError, match=r"board here: running .*found more than 0 MiB of output"):
+        HereTransport("here", str(tmp_path)).run([sys.executable, "-c", program], 60)
+    assert time.monotonic() - started < 30
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_output_that_is_too_long_is_not_taken_into_memory_though_the_command_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MOST_OUTPUT", 100_000)
+    monkeypatch.setattr(base, "Completed", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(base.BoardError, match="of output"):
+        HereTransport("here", str(tmp_path)).run([sys.executable, "-c", "print('x' * 200_000)"], 60)
+
+
+def test_of_long_messages_only_the_end_is_read_and_told(tmp_path, monkeypatch):
+    seen = []
+    transport = HereTransport("here", str(tmp_path))
+    monkeypatch.setattr(transport, "explain", lambda message: seen.append(message))
+    start = f"import sys; sys.stdout.buffer.write({base.MAGIC!r}); sys.stdout.flush(); sys.stdin.buffer.read(4)\n"
+    program = start + "sys.stderr.write('No space left on device\\n' * 400_000 + 'last words'); sys.exit(3)"
+    stream = base.Stream(transport, [sys.executable, "-c", program], 20)
+    with pytest.raises(base.AgentEnded, match=r"ended with exit code 3 \(last words\)"):
+        stream.ask({"op": "ping"}, 20, "asking")
+    assert [len(message) for message in seen] == [4000]

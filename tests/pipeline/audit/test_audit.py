@@ -15,8 +15,10 @@ import pytest
 from edge_compress.pipeline.audit import audit, recheck
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.errors import VerifyError
+from edge_compress.pipeline.release.archive import Archive, pack, unpack
 from edge_compress.pipeline.release.record import open_record
 from edge_compress.pipeline.release.release import release
+from edge_compress.pipeline.report import pages
 from edge_compress.pipeline.report.report import read_report
 from edge_compress.pipeline.types import Kind, Speedup, Timing
 from edge_compress.pipeline.verify import golden
@@ -35,6 +37,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def bundled(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (found,) = release([made], tmp_path_factory.mktemp("dist"))
+    return found.path
 
 
 @pytest.fixture
@@ -269,3 +277,74 @@ def test_a_report_that_contradicts_itself_does_not_verify_and_is_not_shipped(run
     with pytest.raises(VerifyError, match="its report contradicts itself"):
         release([run], run.parent / "dist")
     assert not (run.parent / "dist").exists()
+
+
+def renamed(report: dict[str, Any], where: str, path: str) -> None:
+    """Gives a file of the record another path."""
+    target = report["targets"]["x86"]
+    files = {"state": report["pruned"]["state"], "artifact": target["artifact"], "golden": target["golden"]}
+    if where == "masks":
+        report["pruned"]["masks"] = {**files["state"], "path": path}
+    elif where == "pictures":
+        target["pictures"] = [[{**files["state"], "path": path}] * 2]
+    else:
+        files[where]["path"] = path
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "/".join(["a" * 200] * 60), "a\0b"], ids=["long name", "long path", "NUL"])
+@pytest.mark.parametrize("where", ["state", "masks", "artifact", "golden", "pictures"])
+def test_a_path_that_no_file_can_have_is_one_line(
+    where: str, path: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pages, "figures", lambda report: ())  # drawing takes most of a page's time
+    report = json.loads((made / "report.json").read_text())
+    report.pop("sha256")
+    renamed(report, where, path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report.json").write_text(json.dumps(report))
+    for command in (["verify", str(run)], ["release", str(run), "--out", str(tmp_path / "dist"), "--allow-failed"]):
+        assert main(command) in (1, 2)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert err.startswith("edge-compress: ")
+    assert main(["report", str(run)]) in (0, 2)
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", []),
+        ("target", {"name": "x86"}),
+        ("reasons", [1, 2]),
+        ("reasons", "it failed"),
+        ("passed", "yes"),
+        ("tool", None),
+        ("packages", ["torch"]),
+        ("packages", {"torch": 2}),
+        ("model", "net.py"),
+        ("artifact", ["artifacts/x86/model.onnx"]),
+        ("input_shape", "1x1x8x8"),
+        ("input_shape", [1, "1"]),
+        ("numbers", {}),
+        ("numbers", [{"name": []}]),
+        ("files", [["report.json"]]),
+        ("files", {"report.json": "ab"}),
+        ("files", [{"path": {}, "sha256": "ab", "size_bytes": 1}]),
+        ("files", [{"path": "report.json", "sha256": "ab", "size_bytes": "1"}]),
+    ],
+)
+def test_a_manifest_with_a_value_of_another_kind_is_damage_in_one_line(
+    key: str, value: object, bundled: Path, tmp_path: Path, verify: Callable[..., Ended]
+) -> None:
+    found = unpack(bundled)
+    manifest = {**json.loads(found.files["manifest.json"]), key: value}
+    path = tmp_path / bundled.name
+    path.write_bytes(pack(Archive(found.folder, {**found.files, "manifest.json": json.dumps(manifest).encode()})))
+    code, out, err = verify(path)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"edge-compress: {bundled.name}: manifest.json is not a manifest: found ")
+    assert len(err.splitlines()) == 1

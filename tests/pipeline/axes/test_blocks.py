@@ -14,6 +14,7 @@ from edge_compress.pipeline.axes.cutting.gate import Checked, check
 from edge_compress.pipeline.axes.cutting.surgery import cut
 from edge_compress.pipeline.evaluate.unit_evaluator import macs_left
 from edge_compress.pipeline.reconstruct.sequential import sequential
+from networks import NETWORKS
 from small_transformers import TRANSFORMERS
 from torch import nn
 
@@ -147,6 +148,54 @@ def test_a_branch_whose_tensor_forward_cuts_in_two_goes_with_zeros_of_its_shape(
         torch.randn(3, 1, 8, 8),
     )
     torch.testing.assert_close(answer(small, x), dense.head(dense.stem(x[:, 0]).mean(1)))
+
+
+class Swish(nn.Module):
+    """A residual branch that is read twice before the sum: by an activation, and by the product with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 16, 3), nn.Linear(16, 3)
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.norm(self.conv(x))
+        return self.head((y * torch.sigmoid(y) + x).mean((2, 3)))
+
+
+def test_the_branch_is_what_the_sum_alone_reads_and_not_the_shortcut() -> None:
+    found = check(couple(capture(Swish().eval(), torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    assert (block.name, block.modules) == ("block:conv", ("conv", "norm"))
+    small, dense, x = (
+        cut(found.coupling, {block.name: [0]}, found.sized),
+        found.coupling.walk.captured.module,
+        torch.randn(3, 1, 8, 8),
+    )
+    torch.testing.assert_close(answer(small, x), dense.head(dense.stem(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("name", ["residual_in_parts", "residual_with_cheap_features"])
+def test_a_branch_that_ends_in_a_concatenation_is_named_as_one_that_stays_and_the_rest_can_go(name: str) -> None:
+    torch.manual_seed(0)
+    coupling = check(couple(capture(NETWORKS[name](), torch.randn(1, 1, 8, 8)))).coupling
+    assert not coupling.blocks
+    assert list(coupling.locked_blocks) == ["block:d"]
+    assert not coupling.locked_groups
+    assert {group.kind for group in coupling.open_groups()} == {"stream", "channel"}
+
+
+def test_assertions_in_forward_keep_no_branch() -> None:
+    torch.manual_seed(0)
+    found = check(couple(capture(NETWORKS["asserted_residual"](), torch.randn(1, 1, 8, 8))))
+    (block,) = found.coupling.blocks
+    small, dense, x = (
+        cut(found.coupling, {block.name: [0]}, found.sized),
+        found.coupling.walk.captured.module,
+        torch.randn(3, 1, 8, 8),
+    )
+    torch.testing.assert_close(answer(small, x), dense.h(torch.relu(dense.b(dense.a(x)))))
 
 
 class Windowed(nn.Module):

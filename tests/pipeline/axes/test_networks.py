@@ -77,6 +77,32 @@ def test_corrected_sizes_follow_the_batch_and_train() -> None:
     assert small.train()(torch.randn(3, 1, 8, 8))["logits"].shape == (3, 10)
 
 
+def test_a_cut_network_with_synchronised_batch_norm_trains_on_one_device() -> None:
+    torch.manual_seed(0)
+    found = look("synchronised_batch_norm").checked
+    assert found is not None
+    small = cut(found.coupling, {g.name: half(g) for g in found.coupling.open_groups()}, found.sized).train()
+    before = small.n.running_mean.clone()
+    small(torch.randn(5, 1, 8, 8)).square().sum().backward()
+    assert before.shape == (8,)
+    assert not torch.equal(small.n.running_mean, before)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
+
+
+def test_what_breaks_synchronised_batch_norm_in_training_is_not_passed_over() -> None:
+    class Fixed(nn.SyncBatchNorm):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            if self.training and input.shape[1] != 16:
+                raise ValueError("sixteen channels")
+            return super().forward(input)
+
+    torch.manual_seed(0)
+    net = NETWORKS["synchronised_batch_norm"]()
+    net.n = Fixed(16)
+    coupling = check(couple(capture(net, torch.randn(1, 1, 8, 8)))).coupling
+    assert "in training mode, sixteen channels" in coupling.locked_groups["a"]
+
+
 def test_blocks_hold_their_groups() -> None:
     coupling = couple(capture(TRANSFORMERS["packed"](), torch.randn(1, 1, 8, 8)))
     assert [b.name for b in coupling.blocks] == ["block:attns.0.proj", "block:mlps.0.3", "block:attns.1.proj", "block:mlps.1.3"]

@@ -75,7 +75,7 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
         --min-speedup 1.5
         --reward soft --alpha 2 --beta 3 --lambda 0.25 --score seed --search random --evaluations 7 --finetune-epochs 3
         --mask dynamic --seed 9 --accelerator cpu --threads 2 --out here --require-artifact
-        --class-order natural --accept-chance --json"""
+        --class-order natural --accept-chance --json --checkpoint-key model --exif-orientation"""
     assert main(text.split()) == 0
     here = Path.cwd()
     assert given == [
@@ -111,6 +111,8 @@ def test_every_option_reaches_the_pipeline(pipeline: Callable[[Pipeline], None])
             require_artifact=True,
             class_order="natural",
             accept_chance=True,
+            checkpoint_key="model",
+            exif_orientation=True,
         )
     ]
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import pytest
 from edge_compress.pipeline.data import image_folder
 from edge_compress.pipeline.data.datasets import cut, load_data, search_size
 from edge_compress.pipeline.data.image_folder import FolderSource
+from edge_compress.pipeline.data.npz import check_counts
 from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.types import Crop
@@ -120,6 +126,24 @@ def test_digits_are_the_scans_and_their_test_images_do_not_depend_on_the_seed() 
     assert pixels.max() == 255
 
 
+def test_classes_that_a_split_lacks_are_told(tmp_path: Path) -> None:
+    """Of 20 images of ten classes, four make the search split; two of the classes have no test image."""
+    content = arrays(train=20, test=8) | {"train_labels": np.arange(20) % 10, "test_labels": np.arange(8)}
+    data = load_data(saved(tmp_path, **content, classes=np.array([f"c{i}" for i in range(10)])), seed=0)
+    notes = {name: note for note in data.notes for name in ("training", "search", "test") if f"the {name} split" in note}
+    lacking = sorted({*range(10)} - {*data.search.labels.tolist()})
+    shown = f"{', '.join(f'c{i}' for i in lacking[:5])} and {len(lacking) - 5} more"
+    assert notes["search"].startswith(f"Classes without an image in the search split (of 4): {len(lacking)} of 10 ({shown}).")
+    assert notes["test"].startswith("Classes without an image in the test split (of 8): 2 of 10 (c8, c9).")
+
+
+def test_classes_without_any_image_are_told_once(tmp_path: Path) -> None:
+    (note,) = load_data(saved(tmp_path, classes=np.array(["cat", "dog", "never seen"])), seed=0).notes
+    where = "the training split (of 32), the search split (of 8), the test split (of 10)"
+    assert note.startswith(f"Classes without an image in {where}: 1 of 3 (never seen).")
+    assert load_data(saved(tmp_path), seed=0).notes == ()
+
+
 def test_split_reads_in_its_own_order_and_head_is_its_beginning() -> None:
     images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
     split = Split(ArraySource(images, np.arange(20) * 10), np.array([7, 3, 11, 5]))
@@ -201,6 +225,85 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
     assert "damaged" in refusal(spec)
 
 
+def method(number: int, flags: int = 0) -> Callable[[Path], None]:
+    """Another compression method, and flags, in both places where a zip file has them."""
+
+    def change(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            for found in re.finditer(re.escape(signature), bytes(data)):
+                struct.pack_into("<HH", data, found.start() + at, flags, number)
+        path.write_bytes(data)
+
+    return change
+
+
+def damaged_lzma(path: Path) -> None:
+    arrays_ = arrays()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in arrays_.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    data = bytearray(path.read_bytes())
+    data[60:400] = b"\xa5" * 340
+    path.write_bytes(data)
+
+
+def header(text: str) -> Callable[[Path], None]:
+    """The header of `train_images` replaced."""
+
+    def change(path: Path) -> None:
+        with zipfile.ZipFile(path, "a") as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        written = text.encode("latin1").ljust(118) + b"\n"
+        contents["train_images.npy"] = b"\x93NUMPY\x02\x00" + struct.pack("<I", len(written)) + written + bytes(100)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+
+    return change
+
+
+DAMAGE = {
+    "deflate64": method(9),
+    "zstandard": method(93),
+    "AES": method(99),
+    "encrypted": method(0, flags=1),
+    "damaged LZMA": damaged_lzma,
+    "header without its end": header("{'descr': '|u1', 'fortran_order': False, 'shape': (40, 6, 6, 3"),
+    "header of brackets": header("{'descr': '|u1', 'fortran_order': False, 'shape': " + "(" * 5000),
+    "header of signs": header("{'descr': '|u1', 'fortran_order': False, 'shape': " + "-" * 9000 + "1}"),
+    "header of no shape": header("{'descr': '|u1', 'fortran_order': False, 'shape': (-4, 1 << 70)}"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_archives_that_cannot_be_read_are_refused_whatever_the_libraries_raise(tmp_path: Path, kind: str) -> None:
+    spec = saved(tmp_path)
+    DAMAGE[kind](tmp_path / "set.npz")
+    assert "found a file that is not an .npz, or a damaged one" in refusal(spec)
+    check_counts(spec)  # leaves it for the reader to name
+
+
+def test_labels_that_are_not_as_many_as_the_images_are_found_without_reading_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("it was read"))
+    check_counts(saved(tmp_path))
+    for part, count in (("train", 40), ("test", 10)):
+        with pytest.raises(InputError, match=f"{part}_labels: found 7 labels for {count} images, expected as many"):
+            check_counts(saved(tmp_path, **{f"{part}_labels": np.zeros(7, int)}))
+    check_counts(saved(tmp_path, test_labels=None, train_labels=np.int64(3)))
+    check_counts(f"npz:{tmp_path / 'absent.npz'}")
+
+
+def test_counts_are_compared_without_pytorch(tmp_path: Path) -> None:
+    code = f"import sys; from edge_compress.pipeline.data.npz import check_counts; check_counts({saved(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, check=True)
+    assert done.stdout.strip() == b"False"
+
+
 @pytest.mark.parametrize("spec", ["cifar", "npz:", "http://x", "", "net.txt:f"])
 def test_unknown_schemes_list_the_known_ones(spec: str) -> None:
     assert "npz:FILE" in refusal(spec)
@@ -227,6 +330,42 @@ def test_a_factory_gives_the_same_data_as_the_npz_with_its_arrays(tmp_path: Path
 def test_a_factory_that_fails_is_named_with_its_own_words(tmp_path: Path, body: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(f"def make():\n    {body}\n")
     assert message in refusal(f"{tmp_path / 'mine.py'}:make")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[[1, 2], [3]]", "ValueError: setting an array element with a sequence"),
+        ("torch.zeros(40, 6, 6, 3, device='meta')", "TypeError: can't convert meta"),
+        ("torch.zeros(3).to_sparse()", "expected arrays; return plain numpy arrays"),
+    ],
+    ids=["ragged", "meta", "sparse"],
+)
+def test_a_factory_that_gives_no_arrays_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(f"import torch\ndef make():\n    return {{'train_images': {content}}}\n")
+    assert message in refusal(f"{tmp_path / 'mine.py'}:make")
+
+
+@pytest.mark.parametrize("error", ["KeyError('x')", "GeneratorExit()", "SystemExit(3)", "MemoryError()"])
+@pytest.mark.parametrize("where", ["__getitem__", "__contains__"])
+def test_whatever_a_mapping_of_the_users_raises_is_one_line(tmp_path: Path, error: str, where: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"class Data(dict):\n    def {where}(self, key):\n        raise {error}\ndef make():\n    return Data(train_images=0)\n"
+    )
+    assert f"mine.py:make: found {error.partition('(')[0]}" in refusal(f"{tmp_path / 'mine.py'}:make")
+
+
+def test_class_names_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"import numpy as np\ndef make():\n    return dict(np.load({str(tmp_path / 'set.npz')!r}), classes=['a', '\\udcff'])\n"
+    )
+    saved(tmp_path)
+    assert r"classes: found '\udcff', expected text" in refusal(f"{tmp_path / 'mine.py'}:make")
+
+
+@pytest.mark.parametrize("spec", ["npz:{}/x.npz", "imagefolder:{}/x", "torchvision:CIFAR10:{}/x", "{}/x.py:make"])
+def test_the_home_of_nobody_is_refused(spec: str) -> None:
+    assert "expected the home folder of a user of this machine" in refusal(spec.format("~nobody-of-this-name"))
 
 
 def test_torchvision_says_what_is_missing_where(tmp_path: Path) -> None:
@@ -382,12 +521,12 @@ def test_class_folders_are_in_the_order_that_was_asked_for(numbered: str, tmp_pa
         assert data.info.classes == expected
         colours = data.train.read(np.arange(len(data.train)))[:, 0, 0, 0]
         assert [int(expected[label]) for label in data.train.labels] == colours.tolist()
-        assert ["--class-order natural" in note for note in data.notes] == [True] * (asked == "text")
+        assert any("--class-order natural" in note for note in data.notes) == (asked == "text")
 
 
 def test_names_without_numbers_need_no_word_on_their_order(tmp_path: Path) -> None:
     for name in ("cat", "dog", "n01", "n02"):
-        write_images(tmp_path / name, 5, 1)
+        write_images(tmp_path / name, 8, 1)
     assert load_data(f"imagefolder:{tmp_path}", seed=0).notes == ()
 
 
@@ -432,7 +571,7 @@ def test_image_folder_is_not_decoded_before_it_is_read(tmp_path: Path, monkeypat
     write_images(tmp_path / "b", 10, 2)
     decoded: list[Path] = []
     decode = image_folder._decode
-    monkeypatch.setattr(image_folder, "_decode", lambda path, size: (decoded.append(path), decode(path, size))[1])
+    monkeypatch.setattr(image_folder, "_decode", lambda path, *how: (decoded.append(path), decode(path, *how))[1])
     data = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9))
     assert decoded == []
     data.search.read(np.array([1, 0]))
@@ -491,16 +630,149 @@ def test_hidden_folders_other_names_of_the_splits_and_jfif_are_understood(tmp_pa
     assert len(data.test) == 6
 
 
+def two_classes(folder: Path, count: int = 10) -> str:
+    for name in "ab":
+        write_images(folder / name, count, ord(name))
+    return f"imagefolder:{folder}"
+
+
+def test_copies_in_hidden_folders_are_no_images_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    spec = two_classes(tmp_path)
+    before = load_data(spec, seed=0)
+    for hidden in (".ipynb_checkpoints", "a/.ipynb_checkpoints", "b/deep/.cache/deeper", "b/__MACOSX"):
+        write_images(tmp_path / hidden, 2, 9)
+    for name in ("a/one.gif", "b/two.GIF", "a/.DS_Store", "b/._003.png", "a/labels", "b/odd.\udcff"):
+        (tmp_path / name).write_bytes(b"")
+    data = load_data(spec, seed=0)
+    assert data.info == before.info  # its digest too
+    assert [len(data.train), len(data.search), len(data.test)] == [len(before.train), len(before.search), len(before.test)]
+    assert (data.test.indices == before.test.indices).all()
+    assert before.notes == ()
+    files, folders = "2 .gif, 2 hidden, 1 .\\udcff, 1 without a suffix", "2 .ipynb_checkpoints, 1 .cache, 1 __MACOSX"
+    left_out = f"files that are no images by their names ({files}) and hidden folders ({folders})"
+    assert data.notes == (f"Left out of the image folder: {left_out}.",)
+
+
+def test_many_kinds_of_files_that_are_no_images_take_one_line(tmp_path: Path) -> None:
+    spec = two_classes(tmp_path)
+    for i in range(20):
+        (tmp_path / "a" / f"scan.{i:03}").write_bytes(b"")
+    (note,) = load_data(spec, seed=0).notes
+    assert note.endswith("(1 .000, 1 .001, 1 .002, 1 .003, 16 others).")
+
+
+def test_images_are_in_the_order_of_torchvisions_image_folder(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    for name in ("a", "a/x", "a/x-y", "a/x/z", "b"):
+        write_images(tmp_path / name, 5, len(name))
+    (tmp_path / "elsewhere").mkdir()
+    write_images(tmp_path / "elsewhere" / "c", 5, 3)
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / "set" / name)
+    (tmp_path / "set" / "c").symlink_to(tmp_path / "elsewhere" / "c")  # a class folder may be a link, and what is in it
+    (tmp_path / "set" / "a" / "linked").symlink_to("../b")
+    source = load_data(f"imagefolder:{tmp_path / 'set'}", seed=0).train.source
+    assert isinstance(source, FolderSource)
+    expected = ImageFolder(str(tmp_path / "set")).samples
+    assert [(str(path), label) for path, label in zip(source.paths, source.labels.tolist(), strict=True)] == expected
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "{}", "/", "../b"])
+@pytest.mark.timeout(60)
+def test_a_link_to_a_folder_that_it_is_in_is_refused(tmp_path: Path, target: str) -> None:
+    spec = two_classes(tmp_path / "set")
+    (tmp_path / "set" / "b" / "deep").mkdir()
+    link = tmp_path / "set" / "a" / "again"
+    link.symlink_to(target.format(tmp_path / "set"))
+    if target == "../b":  # each leads to the other
+        (tmp_path / "set" / "b" / "deep" / "back").symlink_to("../../a")
+    assert re.search(r"folder \S+: found a link to \S+, which it is in, expected images; remove it", refusal(spec))
+
+
+def test_a_class_folder_that_is_a_link_to_the_whole_is_refused(tmp_path: Path) -> None:
+    spec = two_classes(tmp_path)
+    (tmp_path / "c").symlink_to(".")
+    assert f"folder {tmp_path / 'c'}: found a link" in refusal(spec)
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    spec = two_classes(tmp_path)
+    os.rename(tmp_path / "b", bytes(tmp_path / "b") + b"\xff")  # noqa: PTH104
+    assert r"found a class folder 'b\udcff', expected a UTF-8 name; rename it" in refusal(spec)
+
+
+def test_a_data_folder_whose_name_is_not_utf8_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    real = tmp_path / os.fsdecode(b"set\xff")
+    two_classes(real)
+    (tmp_path / "link").symlink_to(real)
+    data = load_data(f"imagefolder:{tmp_path / 'link'}", seed=0, crop=Crop(4, 5))
+    assert data.info.name == r"imagefolder:set\udcff"
+    assert len(data.train.read(np.arange(2))) == 2
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = two_classes(tmp_path)
+    (tmp_path / "b" / "closed").mkdir()
+    scan = os.scandir
+
+    def denied(folder: Path) -> Any:
+        if Path(folder).name == "closed":  # root may read everything
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert re.search("Permission denied: .*b/closed", refusal(spec))
+
+
+def turned(folder: Path, orientation: int, suffix: str) -> Path:
+    """An image whose left half is bright before it is turned, and whose orientation says how it is to be turned."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 250
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(folder / f"turned.{suffix}", exif=exif)
+    return folder / f"turned.{suffix}"
+
+
 def test_images_that_carry_an_orientation_and_classes_that_are_numbers_are_told(tmp_path: Path) -> None:
     for label in range(11):
-        write_images(tmp_path / str(label), 2, label)
-    image = Image.fromarray(np.full((9, 12, 3), 7, np.uint8))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "3" / "turned.jpg", exif=exif)
-    turned, numbers = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9)).notes
-    assert turned.startswith("1 images carry an EXIF orientation")
+        write_images(tmp_path / str(label), 8, label)
+    turned(tmp_path / "3", 6, "jpg")
+    told, numbers = load_data(f"imagefolder:{tmp_path}", seed=0, crop=Crop(8, 9)).notes
+    assert told.startswith("1 of 89 images carry an EXIF orientation, which is not applied")
+    assert told.endswith("give --exif-orientation.")
     assert "0, 1, 10, 2 are the classes 0 to 3" in numbers
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_is_applied_where_that_is_asked_for_and_not_otherwise(tmp_path: Path, suffix: str) -> None:
+    spec = two_classes(tmp_path)
+    path = turned(tmp_path / "a", 6, suffix)  # to be turned a quarter clockwise: its left half comes up
+    found = {}
+    for asked in (False, True):
+        data = load_data(spec, seed=0, crop=Crop(16, 16, exif_orientation=asked))
+        source = data.train.source
+        assert isinstance(source, FolderSource)
+        (image,) = source.read(np.array([source.paths.index(path)]))
+        found[asked] = (image[..., 0] > 125, data.info.sha256, data.notes)
+    assert found[False][0].sum(1).tolist() == pytest.approx([8] * 16, abs=1)
+    assert found[False][0][:, :7].all()
+    assert found[True][0][:7].all()
+    assert not found[True][0][9:].any()
+    assert found[False][1] != found[True][1]  # other pixels, other data
+    assert found[True][2] == ("1 of 21 images carry an EXIF orientation, which is applied.",)
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_images_that_are_upright_are_the_same_with_and_without_their_orientation(tmp_path: Path, orientation: int) -> None:
+    spec = two_classes(tmp_path)
+    turned(tmp_path / "a", orientation, "jpg")
+    plain, asked = (load_data(spec, seed=0, crop=Crop(8, 9, exif_orientation=applied)) for applied in (False, True))
+    assert plain.info == replace(asked.info, crop=plain.info.crop)  # the same pixels
+    assert plain.notes == asked.notes == ()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("I;16", "png"), ("I;16B", "tif")])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from edge_compress.pipeline.codec import json_sha256, to_json
 from edge_compress.pipeline.evaluate.evaluation_log import Memo
 from edge_compress.pipeline.types import Candidate, Kind, ModelCost
 
@@ -22,7 +24,16 @@ def test_candidates_are_read_back_by_their_levels(tmp_path: Path) -> None:
     assert memo.get((1, 0)) == SECOND
 
 
-@pytest.mark.parametrize("leaving", [b'{"levels": [1', b'{"levels": [1, 0]}\n{"le', b"nonsense\n", b"[]\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "leaving",
+    [
+        *(b'{"levels": [1', b'{"levels": [1, 0]}\n{"le', b"nonsense\n", b"[]\n", b"\xff\n", b'"text"\n', b"null\n"),
+        b"[" * 100_000 + b"\n",
+        b'{"check": ' * 100_000 + b"\n",
+        b'{"check": "", "levels": [' + b"9" * 5000 + b"]}\n",
+    ],
+    ids=range(10),
+)
 def test_what_a_killed_run_left_is_cut_off_and_written_again(tmp_path: Path, leaving: bytes) -> None:
     path = tmp_path / "memo"
     Memo(path).add(FIRST)
@@ -34,6 +45,32 @@ def test_what_a_killed_run_left_is_cut_off_and_written_again(tmp_path: Path, lea
     memo.add(SECOND)
     again = Memo(path)
     assert [again.get(levels) for levels in ((0, 2), (1, 0))] == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("levels", [[1], [0]]),
+        ("levels", {"1": 0}),
+        ("levels", [1.5, 0]),
+        ("accuracy", 10**400),
+        ("accuracy", [0.5]),
+        ("cost", {"params": 10**400, "macs": "1"}),
+        ("latency_kind", ["measured"]),
+        ("another", 1),
+    ],
+)
+def test_a_line_that_no_evaluation_has_is_dropped_though_its_checksum_is_right(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "memo"
+    Memo(path).add(FIRST)
+    found = to_json(SECOND) | {key: value}
+    with path.open("a") as file:
+        file.write(json.dumps({**found, "check": json_sha256(found)}) + "\n")
+    said: list[str] = []
+    memo = Memo(path, said.append)
+    assert [memo.get(candidate.levels) for candidate in (FIRST, SECOND)] == [FIRST, None]
+    assert said == ["1 of 2 kept evaluations are corrupt (memo): evaluated again"]
+    assert len(path.read_text().splitlines()) == 1
 
 
 def test_every_flipped_bit_is_found_costs_one_line_and_is_said(tmp_path: Path) -> None:

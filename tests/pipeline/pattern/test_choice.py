@@ -74,12 +74,15 @@ def test_what_holds_sizes_runs_without_most_of_its_units(kind: type, tmp_path) -
 @pytest.mark.parametrize("pattern", [Pattern.CHANNEL, Pattern.WEIGHT])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_weights_that_are_computed_at_every_call_are_folded_for_every_pattern_and_that_is_said(fold, pattern, tmp_path) -> None:
-    net = nn.Sequential(fold(nn.Conv2d(1, 16, 3)), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    layers = (fold(nn.Conv2d(1, 16, 3)), nn.ReLU(), fold(nn.Conv2d(16, 16, 3)), nn.ReLU())
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
     found = chosen(net, tmp_path, pattern)
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(found.net(x), net.eval()(x), atol=1e-5)
-    assert any("folded into weight" in remark for remark in found.remarks("onnxruntime"))
+    folded = [remark.partition(":")[0] for remark in found.remarks("onnxruntime") if remark.endswith("folded into weight")]
+    assert folded == ["0", "2"]  # two layers: tensors that are computed at every call must not be taken for shared ones
+    assert {"0", "2"} <= {knob.name for knob in found.knobs}
 
 
 def test_a_network_that_cannot_be_captured_is_refused_with_the_line(tmp_path, capfd: pytest.CaptureFixture[str]) -> None:

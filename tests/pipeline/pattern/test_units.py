@@ -42,6 +42,35 @@ def test_rows_of_a_table_are_no_knob() -> None:
     assert [(k.name, k.kept) for k in knobs if k.kind == "block"] == [("block:down", (1, 0))]
 
 
+class MostlyKept(nn.Module):
+    """A wide layer whose channels a softmax compares, and a narrow one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(1, width, 5, padding=2), nn.Conv2d(width, 16, 1)
+        self.last, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.narrow(self.wide(x).softmax(1)).relu()
+        return self.head(self.last(x).relu().mean((2, 3)))
+
+
+def test_what_keeps_most_of_a_network_is_named() -> None:
+    way = units(MostlyKept(64))
+    share, kept = way.prunable_macs_share, 25 * 64 / (25 * 64 + 16 * 64 + 16 * 16 + 160 / 64)
+    assert share == pytest.approx(1 - kept)
+    told = way.remarks("onnxruntime")
+    assert f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed." in told
+    (named,) = [remark for remark in told if remark.startswith("conv2d in wide keeps")]
+    assert named.startswith(f"conv2d in wide keeps {kept:.0%} of them: softmax")
+
+
+def test_of_a_network_that_can_mostly_be_pruned_no_layer_is_named() -> None:
+    way = units(MostlyKept(16))
+    assert way.prunable_macs_share > 0.5
+    assert not [remark for remark in way.remarks("onnxruntime") if " keeps " in remark]
+
+
 def test_knobs_inside_a_branch_decide_nothing_once_it_is_gone() -> None:
     way = units(user_net.attending())
     block = next(k for k in way.knobs if k.kind == "block")

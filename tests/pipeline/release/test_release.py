@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.errors import InputError, UnavailableError, VerifyError
-from edge_compress.pipeline.release import archive, bundle
+from edge_compress.pipeline.release import archive, bundle, signing
 from edge_compress.pipeline.release.archive import Archive, pack, unpack
 from edge_compress.pipeline.release.release import portable, release
 from edge_compress.pipeline.report.report import Report, decode
@@ -396,6 +396,35 @@ def test_a_signed_bundle_says_who_signed_it_and_another_key_is_refused(
     Path(f"{path}.minisig").unlink()
     assert "is not signed" in ended("verify", path, "--public-key", "ours.pub")[2]
     assert ended("release", made, "--sign", "absent.key")[0] == 2
+
+
+def test_what_lies_beside_an_older_bundle_does_not_vouch_for_a_new_one(
+    made: Path, run: Path, tmp_path: Path, ended: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minisign = pytest.importorskip("minisign", reason="signatures need the extra [release]")
+    monkeypatch.chdir(tmp_path)
+    pair = minisign.KeyPair.generate()
+    Path("key").write_bytes(bytes(pair.secret_key) + b"\n")
+    Path("key.pub").write_bytes(bytes(pair.public_key) + b"\n")
+    change(run, latency__noise_floor=0.01)
+    (old,) = release([made], tmp_path / "old", sign=signing.signer(Path("key"), str))
+    (new,) = release([run], tmp_path / "new")
+    assert old.path.name != new.path.name  # so that neither takes the other's place
+    code, _, err = ended("verify", new.path, "--public-key", "key.pub")
+    assert (code, "is not signed" in err) == (1, True)  # as after a kill before the signature was written
+    for suffix in (".minisig", ".sha256"):
+        beside = Path(f"{old.path}{suffix}").read_text()
+        Path(f"{new.path}{suffix}").write_text(beside.replace(old.path.name, new.path.name))
+    code, out, err = ended("verify", new.path, "--public-key", "key.pub")
+    assert (code, out) == (1, "")
+    assert "the signature does not hold" in err
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", f"{new.path.name}.sha256"], cwd="new", capture_output=True, check=False
+    )
+    assert checked.returncode == 1
+    assert ended("release", run, "--out", "new", "--sign", "key")[0] == 0
+    assert ended("verify", new.path, "--public-key", "key.pub")[0] == 0
+    subprocess.run(["sha256sum", "--check", "--strict", f"{new.path.name}.sha256"], cwd="new", capture_output=True, check=True)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

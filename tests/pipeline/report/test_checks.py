@@ -19,6 +19,7 @@ from fake_run import fake_results, to_report
 REPORT = encode(to_report(fake_results(evaluations=5)))
 TENSOR = {"name": "input", "shape": [1, 3, 32, 32], "layout": "NCHW", "dtype": "float32"}
 POINT = {"budget": "0.5", "run": "budgets/0.5", "target": "x86", "passed": True, "taken": True, "kind": "measured"}
+OUTSIDE = {"path": "stages/../../etc/passwd", "sha256": "ab" * 32, "size_bytes": 10}
 ZERO = {"median": 0.0, "ci95": [0.0, 0.0]}
 
 
@@ -55,6 +56,15 @@ X86 = ("targets", "x86")
         (set_to("finished", value="yesterday"), "yesterday"),
         (set_to("tool", "packages", "", value="1.0"), "package"),
         (set_to("pruned", "search", "best_index", value=99), "best_index"),
+        (set_to("pruned", "state", value=OUTSIDE), "leads out of the run folder"),
+        (set_to("pruned", "masks", value=OUTSIDE), "leads out of the run folder"),
+        (set_to(*X86, "pictures", value=[[OUTSIDE, OUTSIDE]]), "leads out of the run folder"),
+        (set_to(*X86, "golden", value=OUTSIDE), "leads out of the run folder"),
+        (set_to("pruned", "state", "path", value="/etc/passwd"), "leads out of the run folder"),
+        (set_to("pruned", "state", "path", value="C:\\passwd"), "leads out of the run folder"),
+        (set_to("pruned", "state", "path", value=["stages"]), "path: str was expected, found list"),
+        (set_to(*X86, "verdict", "reasons", value=[1]), "reasons.*str was expected, found int"),
+        (set_to(*X86, "artifact", "path", value={"of": "x86"}), "path: str was expected, found dict"),
     ],
 )
 def test_figures_that_no_run_has_are_refused_in_one_line(

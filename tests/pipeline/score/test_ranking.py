@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
+
 import nets
 import pytest
 import torch
 from edge_compress.pipeline.axes.coupling import Coupling
 from edge_compress.pipeline.axes.types import Unit
+from edge_compress.pipeline.config import Config
 from edge_compress.pipeline.errors import InputError
+from edge_compress.pipeline.run_folder import RunFolder, Stage
 from edge_compress.pipeline.score import criteria as hasa
+from edge_compress.pipeline.score.connections import ConnectionScores
 from edge_compress.pipeline.score.ranking import DRAWS, Order, UnitScores, rank_units, scored_by_loss
 from edge_compress.pipeline.score.removal import removal_curvature
 from edge_compress.pipeline.types import Sensitivity
@@ -144,3 +149,80 @@ def test_units_are_scored_by_the_loss_where_layers_that_own_their_weights_read_t
     unread = {name: [Unit(tuple(s for s in units[0].slices if s.axis != 1))] for name, units in nets.units(coupling).items()}
     assert not scored_by_loss(net, unread)
     assert not scored_by_loss(nets.TiedWeights(), nets.units(coupling))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Opens the stage that keeps a curvature; what is logged is beside it."""
+    said: list[str] = []
+
+    @contextmanager
+    def opened():
+        with RunFolder(Config(("x86",), out=tmp_path / "run"), said.append) as folder:
+            yield folder.stage("curvature", "1", {"score": "hasa"})
+
+    return opened, said
+
+
+def unit_scores(score: str, keeps: Stage | None = None) -> UnitScores:
+    net, coupling = nets.subject("OptionA")
+    return UnitScores(net, nets.units(coupling), nets.images(40, 3), score, 0, keeps=keeps)
+
+
+def connection_scores(score: str, keeps: Stage | None = None) -> ConnectionScores:
+    scores = ConnectionScores(nets.subject("OptionA")[0], lambda: nets.images(40, 3), score, 0)
+    scores.keeps = keeps
+    return scores
+
+
+CURVED = [
+    ("ranking.removal_curvature", lambda keeps: unit_scores("hasa", keeps).at(0.5)),
+    ("ranking.gauss_newton", lambda keeps: unit_scores("published", keeps).at(3.0)),
+    ("connections.gauss_newton", lambda keeps: connection_scores("hasa", keeps).at(0.5)),
+]
+
+
+@pytest.mark.parametrize(("curvature", "scored"), CURVED, ids=["units", "published", "connections"])
+def test_a_ranking_that_was_interrupted_after_its_curvature_does_not_compute_it_again(curvature, scored, stage, monkeypatch):
+    expected, (opened, said) = scored(None), stage
+    with suppress(KeyboardInterrupt), opened() as kept:
+        scored(kept)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(f"edge_compress.pipeline.score.{curvature}", lambda *_, **__: pytest.fail("computed again"))
+    with opened() as kept:
+        found = scored(kept)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert said == []
+
+
+def test_a_damaged_curvature_is_computed_again_and_that_is_said(stage):
+    opened, said = stage
+    with opened() as kept:
+        expected = unit_scores("hasa", kept).at(0.5)
+        (file,) = kept.folder.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 64  # a number's exponent
+    file.write_bytes(data)
+    with opened() as kept:
+        found = unit_scores("hasa", kept).at(0.5)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "curvature.safetensors has changed" in said[0]
+    assert said[0].endswith("recomputed")
+
+
+def test_a_curvature_of_other_units_is_not_taken_for_theirs(stage):
+    net, coupling = nets.subject("OptionA")
+    fewer = {name: list(units)[1:] for name, units in nets.units(coupling).items()}
+    with stage[0]() as kept:
+        unit_scores("hasa", kept)
+        found = UnitScores(net, fewer, nets.images(40, 3), "hasa", 0, keeps=kept).at(0.5)
+    assert {name: len(value) for name, value in found.items()} == {name: len(units) for name, units in fewer.items()}
+
+
+@pytest.mark.parametrize("score", ["magnitude", "random"])
+def test_a_score_without_curvature_keeps_none(score, stage):
+    with stage[0]() as kept:
+        unit_scores(score, kept).at(0.0)
+        connection_scores(score, kept).at(0.0)
+        assert not list(kept.folder.iterdir())

@@ -139,6 +139,41 @@ def test_an_order_of_classes_is_refused_where_the_data_are_not_an_image_folder(u
         load_subject(replace(user(), class_order="natural"))
 
 
+def test_an_orientation_is_refused_where_the_data_are_not_an_image_folder(user):
+    with pytest.raises(InputError, match="--exif-orientation with --data"):
+        load_subject(replace(user(), exif_orientation=True))
+
+
+def test_the_orientation_of_image_files_is_honoured_where_it_is_asked_for_and_makes_other_data(user, pictures):
+    path = Path(pictures.removeprefix("imagefolder:")) / "a" / "0.jpg"
+    image = Image.new("RGB", (30, 30))
+    image.paste((250, 250, 250), (0, 0, 15, 30))  # the left half, which comes up
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    plain, turned = (load_subject(replace(user(), data=pictures, image_size=8, exif_orientation=a)) for a in (False, True))
+    assert plain.subject.data.sha256 != turned.subject.data.sha256  # stages of the one are not reused for the other
+    halves = []
+    for loaded in (plain, turned):
+        source = loaded.images.train.source
+        (pixels,) = source.read(np.array([source.paths.index(path)]))
+        halves.append((pixels[:, :4].mean() > 200, pixels[:4].mean() > 200))
+    assert halves == [(True, False), (False, True)]
+
+
+def test_the_state_dict_that_is_asked_for_makes_another_subject(user):
+    config = user()
+    state = load_subject(config).module.state_dict()
+    averaged = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, config.weights.with_name("both.pt"))
+    config = replace(config, weights=config.weights.with_name("both.pt"))
+    default, asked = load_subject(config), load_subject(replace(config, checkpoint_key="state_dict"))
+    assert torch.equal(asked.module.state_dict()["0.weight"], state["0.weight"])
+    assert torch.equal(default.module.state_dict()["0.weight"], averaged["0.weight"])
+    assert default.subject.model_sha256 != asked.subject.model_sha256
+    assert ["--checkpoint-key" in note for note in default.notes] == [True]
+
+
 def test_a_test_split_cut_from_training_images_is_told(user, pictures):
     (note,) = load_subject(replace(user(), data=pictures, image_size=8)).notes
     assert "no test split" in note

@@ -429,6 +429,63 @@ def test_a_network_in_a_wrapper_is_the_network_and_that_is_said(net: Path, wrapp
     assert found.notes[0].endswith("was unwrapped")
 
 
+UNUSABLE = {
+    "meta": ("with torch.device('meta'):\n        return fixed()", "conv.weight, a tensor on the meta device"),
+    "meta in a wrapper": (
+        "with torch.device('meta'):\n        return nn.DataParallel(fixed())",
+        "conv.weight, a tensor on the meta device",
+    ),
+    "meta buffer": (
+        "net = fixed()\n    net.register_buffer('mean', torch.zeros(3, device='meta'))\n    return net",
+        "mean, a tensor on the meta device",
+    ),
+    "exported": ("return torch.export.export(fixed().eval(), (torch.zeros(1, 3, 8, 8),)).module()", "an exported program"),
+    "exported inside": (
+        "return nn.Sequential(torch.export.export(fixed().eval(), (torch.zeros(1, 3, 8, 8),)).module())",
+        "an exported program",
+    ),
+    "its own eval": (
+        "class Odd(Net):\n        def train(self, mode=True):\n            raise RuntimeError('always trains')\n    return Odd()",
+        "RuntimeError: always trains",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_networks_that_cannot_be_put_into_eval_mode_are_refused_for_a_run_and_an_inspection(net: Path, kind: str) -> None:
+    body, told = UNUSABLE[kind]
+    weights = saved(net)
+    net.write_text(f"{NET}\n\ndef odd():\n    {body}\n")
+    assert told in refusal(f"{net}:odd", weights)
+    with pytest.raises(InputError, match=re.escape(told)):
+        initial_network(f"{net}:odd", None)
+
+
+def test_one_logit_for_two_classes_is_refused_with_what_makes_two_of_it(net: Path) -> None:
+    net.write_text(
+        NET + "\n\ndef binary():\n    return Net(1)\n\nclass Two(Net):\n    def forward(self, x):\n"
+        "        y = super().forward(x)\n        return torch.cat([-y / 2, y / 2], 1)\n\ndef wrapped():\n    return Two(1)\n"
+    )
+    weights = saved(net, made(net, "binary").state_dict(), "one.pt")
+    message = refusal(f"{net}:binary", weights, classes=2)
+    assert "classes do not match: found output (1, 1), expected (1, 2)" in message
+    assert "return torch.cat([-y / 2, y / 2], 1)" in message
+    assert "torch.cat" not in refusal(f"{net}:binary", weights, classes=3)
+    images = torch.rand(4, *SHAPE)  # what it advises is right: the probability of the second class is that of the one logit
+    two, one = load(f"{net}:wrapped", weights, classes=2).module(images), made(net, "binary")
+    one.load_state_dict(torch.load(weights))
+    assert torch.allclose(two.softmax(1)[:, 1:], torch.sigmoid(one(images)))
+
+
+def test_the_home_of_nobody_is_refused(net: Path) -> None:
+    spec = "~nobody-of-this-name/net.py:fixed"
+    assert "expected the home folder of a user of this machine" in refusal(spec, saved(net))
+    for act in (lambda: initial_network(spec, None), lambda: evaluation_crop(spec)):
+        with pytest.raises(InputError, match="the home folder of a user of this machine"):
+            act()
+    assert "found no such file" in refusal(f"{net}:fixed", Path("~nobody-of-this-name/net.pt"))
+
+
 @pytest.mark.parametrize("suffix", ["ckpt", "bin", "tar", ""])
 def test_a_file_is_read_by_what_is_in_it_not_by_its_name(net: Path, suffix: str) -> None:
     state = made(net).state_dict()
@@ -466,9 +523,38 @@ def test_what_was_chosen_or_ignored_in_a_checkpoint_is_said(net: Path) -> None:
     notes = [load(f"{net}:fixed", saved(net, form, "form.pt")).notes for form in (lightning, averaged, state)]
     assert notes == [
         ("weights: the prefix 'model.' was removed; 1 other entries ignored, first loss.weight",),
-        ("weights: 'state_dict_ema' of the checkpoint was used, not 'state_dict'",),
+        ("weights: 'state_dict_ema' of the checkpoint was used, not 'state_dict'; --checkpoint-key names another",),
         (),
     ]
+
+
+@pytest.mark.parametrize("form", ["beside", "below", "in a wrapper of its own"])
+def test_the_state_dict_that_is_asked_for_is_taken(net: Path, form: str) -> None:
+    state = made(net).state_dict()
+    other = {name: torch.full_like(tensor, 0.5) for name, tensor in state.items()}
+    content = {
+        "beside": {"state_dict_ema": other, "state_dict": state},
+        "below": {"model": {"state_dict_ema": other, "state_dict": state}, "epoch": 3},
+        "in a wrapper of its own": {"model_ema": other, "state_dict": {"net": {f"module.{k}": v for k, v in state.items()}}},
+    }[form]
+    weights = saved(net, content, "two.pt")
+    found = load_model(f"{net}:fixed", weights, classes=5, image_shape=SHAPE, checkpoint_key="state_dict")
+    assert found.sha256 == state_sha256(made(net))
+    assert found.notes == ()
+    assert load(f"{net}:fixed", weights).sha256 != found.sha256
+
+
+def test_any_name_of_a_checkpoint_can_be_asked_for(net: Path) -> None:
+    state = made(net).state_dict()
+    weights = saved(net, {"generator": state, "discriminator": {"weight": torch.ones(3)}}, "two.pt")
+    assert set(read_state(weights, key="generator")) == set(state)
+    with pytest.raises(
+        InputError, match="--checkpoint-key ema: found 'discriminator', 'generator', expected the name of a state"
+    ):
+        read_state(weights, key="ema")
+    safetensors.torch.save_file(state, net.parent / "one.safetensors")
+    with pytest.raises(InputError, match="--checkpoint-key ema: found no state dict under a name"):
+        read_state(net.parent / "one.safetensors", key="ema")
 
 
 def test_a_state_that_holds_itself_is_refused(tmp_path: Path) -> None:

@@ -240,6 +240,11 @@ def no_metric(value: Any = None, **methods: Any) -> Callable[[], Any]:
     [
         ({"model": lambda: 3}, r"model\(\): found a int, expected an nn.Module"),
         ({"model": TwoHeads}, r"model\(\): found a network in training mode, expected eval mode"),
+        ({"model": lambda: TwoHeads().eval().to("meta")}, r"model\(\): found a.weight, a tensor on the meta device"),
+        (
+            {"model": lambda: torch.export.export(nn.Linear(4, 2).eval(), (torch.ones(1, 4),)).module()},
+            r"model\(\): found an exported program, .*return the module it was exported from",
+        ),
         ({"model": lambda: TwoHeads().eval().half()}, r"model\(\): found half-precision weights"),
         ({"model": lambda: 1 / 0}, r"model\(\): found ZeroDivisionError"),
         ({"model": of(Noisy)}, "output box: found another answer to the same inputs"),
@@ -291,7 +296,8 @@ def test_a_metric_that_fails_is_named(metric: Any, says: str) -> None:
 def test_a_metric_without_a_value_for_the_dense_network_is_named_before_the_search() -> None:
     network, task, signature, _, data = opened(recipe(metric=no_metric(float("nan"))))
     subject = SimpleNamespace(signature=signature)
-    loaded = cast(Any, SimpleNamespace(data=data, task=task, module=network, subject=subject))
+    example = data.train.batch(np.arange(1)).inputs
+    loaded = cast(Any, SimpleNamespace(data=data, task=task, module=network, subject=subject, example=example))
     with pytest.raises(InputError, match="the metric positive boxes of the dense network, on the search split: found nan"):
         reward_samples(loaded, 20, 0)
 

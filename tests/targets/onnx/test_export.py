@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.pipeline.signature import Signature, TensorSpec, image_signature
 from edge_compress.targets.onnx.export import export_float
@@ -184,17 +185,48 @@ class Masked(Normed):
         return y.mean((2, 3))
 
 
-@pytest.mark.parametrize(("make", "folded"), [(Normed, True), (Typed, True), (Reused, False), (Masked, True)])
-def test_folding_batchnorm_takes_the_same_branches_as_the_module(make, folded, images):
+class NormAct(nn.BatchNorm2d):
+    """BatchNorm by its function, and an activation, as in timm: the layer is more than its statistics."""
+
+    def forward(self, x):
+        return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps))
+
+
+class Activated(Normed):
+    """The same with a BatchNorm of the user's own class."""
+
+    def __init__(self, *, bias=True):
+        super().__init__()
+        state = self.norm.state_dict()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=bias), NormAct(4)
+        self.norm.load_state_dict(state)
+
+
+class Unbiased(Activated):
+    """The same after a convolution without bias."""
+
+    def __init__(self):
+        super().__init__(bias=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "bias"),
+    [
+        *((make, "conv.bias") for make in (Normed, Typed, Masked, Activated)),
+        (Unbiased, "conv.weight_bias"),  # by the exporter's own optimizer
+        (Reused, None),
+    ],
+)
+def test_folding_batchnorm_takes_the_same_branches_as_the_module(make, bias, images):
     module = make().eval()
     before = copy.deepcopy(module.state_dict())
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     model = export_float(module, image_signature(SHAPE))
     assert np.abs(run(model, images) - expected).max() < 1e-5
-    if folded:
+    if bias is not None:
         assert [node.op_type for node in model.graph.node if "Norm" in node.op_type] == []
-        assert {"conv.weight", "conv.bias"} <= {i.name for i in model.graph.initializer}
+        assert {"conv.weight", bias} <= {i.name for i in model.graph.initializer}
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

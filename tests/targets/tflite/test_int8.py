@@ -43,3 +43,34 @@ def test_the_bias_of_a_channel_without_weights_is_kept(kind: str) -> None:
     data, _ = convert(layer.eval(), signature)
     found = predictor(quantize(data, ranges(collect(data, [inputs]), "min-max"), float_io=True))(inputs)
     np.testing.assert_allclose(found, expected, atol=2 * np.ptp(expected) / 255)
+
+
+class MaskedMean(nn.Module):
+    """The mean of the tokens that a mask leaves, as sentence encoders pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        kept = mask.to(tokens.dtype)[..., None]
+        return (self.layer(tokens) * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
+
+
+def test_a_division_by_a_number_that_may_be_zero_runs_and_is_not_rounded() -> None:
+    from edge_compress.targets.tflite.convert import convert
+    from edge_compress.targets.tflite.int8 import collect, quantize
+    from edge_compress.targets.tflite.run import predictor
+
+    torch.manual_seed(0)
+    network, rng = MaskedMean().eval(), np.random.default_rng(0)
+    tokens, mask = rng.standard_normal((6, 5, 8), dtype=np.float32), np.arange(5)[None] < np.array([1, 2, 3, 4, 5, 5])[:, None]
+    inputs = (tokens, mask.astype(np.int64))
+    with torch.no_grad():
+        expected = network(*map(torch.from_numpy, inputs)).numpy()
+    entries = (TensorSpec("tokens", (5, 8)), TensorSpec("mask", (5,), "int64"))
+    data, _ = convert(network, Signature(entries, (TensorSpec("y", (8,)),)))
+    run = predictor(quantize(data, ranges(collect(data, [inputs]), "min-max"), float_io=True))
+    np.testing.assert_allclose(run(inputs), expected, atol=0.05 * np.ptp(expected))
+    nothing = (tokens, np.zeros_like(inputs[1]))  # no token is left: timing feeds such inputs
+    assert np.asarray(run(nothing)).shape == expected.shape  # it does not fail

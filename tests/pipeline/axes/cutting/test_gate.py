@@ -254,6 +254,33 @@ class Single(nn.Module):
         return pooled(nn.functional.grid_sample(y, points, align_corners=False), self.head)
 
 
+class Rounding(nn.Module):
+    """Single precision alone makes an error that depends on the number of channels, as sums in another order do."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if y.dtype == torch.float32:
+            y = y * (1 + self.error * y.shape[1])
+        return pooled(self.b(y).relu(), self.head)
+
+
+def test_what_differs_in_single_precision_alone_locks_nothing() -> None:
+    found = checked(Rounding(1e-3), torch.randn(1, 3, 8, 8))
+    assert {group.name for group in found.coupling.open_groups()} == {"a", "b"}
+    assert found.passed
+    assert found.difference is not None
+    assert found.difference < 1e-9  # as in float64
+    plan = halves(found)
+    with torch.no_grad():
+        answer, expected = (f(found.coupling, plan)(torch.ones(1, 3, 8, 8)) for f in (cut, zeroed))
+    assert float((answer - expected).abs().max()) > 1e-4 * float(expected.max() - expected.min())
+
+
 def test_a_forward_in_single_precision_only_is_checked_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -19,6 +20,7 @@ from edge_compress.pipeline.evaluate.unit_prober import UnitProber
 from edge_compress.pipeline.options import Precision
 from edge_compress.pipeline.signature import Signature, TensorSpec
 from edge_compress.targets.base import Structure
+from edge_compress.targets.onnx.graph import Graph
 from edge_compress.targets.onnx.prober import OnnxProber
 from edge_compress.targets.x86 import TARGET as X86
 from networks import NETWORKS
@@ -29,12 +31,31 @@ SMALL = {
     name: {**NETWORKS, **TRANSFORMERS}[name]
     for name in (
         "batch_norm_without_affine",
+        "batch_norm_as_a_function",
+        "batch_norm_as_a_function_without_bias_before",
         "chunk_as_gate",
         "grouped",
         "depthwise_with_multiplier",
         "group_norm",
         "packed",
         "windows",
+    )
+}
+
+
+SIZED = {  # forwards and operators that hold sizes, and what an exporter could trip over
+    name: NETWORKS[name]
+    for name in (
+        "synchronised_batch_norm",
+        "asserted_residual",
+        "residual_in_parts",
+        "residual_with_cheap_features",
+        "upsampled_sum",
+        "token_mixing",
+        "channel_shuffle",
+        "channel_shuffle_by_view",
+        "pixel_unshuffle",
+        "squeeze_excite_view",
     )
 }
 
@@ -139,10 +160,10 @@ def answered(file: bytes, x: Tensor) -> list[Tensor]:
     return [torch.from_numpy(found) for found in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
 
 
-@pytest.mark.parametrize("name", [*SMALL, *RESIDUAL])
+@pytest.mark.parametrize("name", [*SMALL, *SIZED, *RESIDUAL])
 def test_a_cut_graph_answers_as_the_cut_module(name: str) -> None:
     torch.manual_seed(0)
-    checked = checked_of({**SMALL, **RESIDUAL}[name]())
+    checked = checked_of({**SMALL, **SIZED, **RESIDUAL}[name]())
     assert name not in RESIDUAL or len(checked.coupling.blocks) == 2
     captured = checked.coupling.walk.captured
     with enlivened(captured.module):
@@ -194,6 +215,22 @@ def test_a_graph_whose_axes_were_mistaken_is_refused(monkeypatch: pytest.MonkeyP
     real = ties.tie
     monkeypatch.setattr(unit_graph, "tie", swapped)
     with pytest.raises(BuildError, match="cut"):
+        graph_of(checked_of(Residual()))
+
+
+def test_a_graph_that_answers_otherwise_before_anything_is_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an exporter made of the whole network is not taken on trust either."""
+
+    def wrong(self: UnitGraph, dense: Graph, plan: Plan) -> onnx.ModelProto:
+        model = real(self, dense, plan)
+        if not plan:
+            (bias,) = (i for i in model.graph.initializer if i.name == "head.bias")
+            bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
+        return model
+
+    real = UnitGraph.cut
+    monkeypatch.setattr(UnitGraph, "cut", wrong)
+    with pytest.raises(BuildError, match="does not answer as the cut network does"):
         graph_of(checked_of(Residual()))
 
 
