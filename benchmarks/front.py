@@ -250,7 +250,11 @@ def to_svg(rows: list[dict[str, Any]]) -> str:
             for row in (r for r in rows if "budget" not in r and "top1" in r):
                 axes.plot(row["p50_ms"], row["top1"], "x", color="0.4")
                 axes.annotate(row["method"], (row["p50_ms"], row["top1"]), fontsize=7, ha="right", va="bottom")
-            axes.set(title="one-shot" if not count else f"{count} epochs", xlabel="latency, ms", ylabel="top-1, %")
+            axes.set(
+                title="one-shot" if not count else f"{count} epoch{'s' if count > 1 else ''}",
+                xlabel="latency, ms",
+                ylabel="top-1, %",
+            )
             axes.legend(frameon=False, fontsize=7)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})

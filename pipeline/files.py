@@ -85,7 +85,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
-            except OSError as error:  # which of a descriptor has no name
+            except OSError as error:  # errors on a descriptor carry no file name
                 raise OSError(error.errno, error.strerror, str(path)) from error
             finally:
                 os.close(descriptor)

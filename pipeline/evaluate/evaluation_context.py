@@ -24,7 +24,7 @@ from ..run_folder import Stage
 from ..task.load import Loaded
 from ..task.samples import scoring_inputs
 from ..types import Kind
-from .reward_samples import RewardSamples, reward_samples
+from .reward_samples import RewardSamples, judged_at_once, reward_samples
 
 REWARD_SAMPLES = 1000
 AHEAD = 16  # candidates measured at once
@@ -133,6 +133,12 @@ class _NoMeter:
         """Nothing is open."""
 
 
+def fewer_judged(loaded: Loaded, compute: Compute) -> dict[str, int]:
+    """What stages' keys hold of the samples that candidates are judged on: their number where memory bounds it, else nothing."""
+    judged = judged_at_once(loaded, REWARD_SAMPLES, compute)
+    return {"judged": judged} if judged < min(REWARD_SAMPLES, len(loaded.data.search)) else {}
+
+
 @contextmanager
 def open_bench(
     config: Config,
@@ -203,6 +209,7 @@ def _context(config: Config, loaded: Loaded, target: Target, precision: Precisio
         "device": config.device,
         "runtime": target.runtime,
         **device.facts(target.runtime, config.threads),
+        "files": "2",  # raised where a target makes other files of the same structure
         "threads": str(config.threads),
         "precision": str(precision),
         "dense": str(loaded.subject.cost.macs),

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network.compute import Compute
+from ..network.memory import backward_batch_size
+
 SHARE = 0.3  # of a layer's kept connections, exchanged after the first epoch
 
 Remask = Callable[[int, nn.Module], dict[str, Tensor]]
@@ -53,11 +56,15 @@ def dynamic(
 
     def remask(epoch: int, student: nn.Module) -> dict[str, Tensor]:
         parameters = {name: student.get_parameter(name) for name in masks}
-        inputs = images.to(next(student.parameters()).device)
-        with torch.no_grad():
-            wanted = teacher(inputs).softmax(1)
-        loss = F.kl_div(student(inputs).log_softmax(1), wanted, reduction="batchmean")
-        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        place = next(student.parameters()).device
+        gradients = {name: torch.zeros_like(weight) for name, weight in parameters.items()}
+        for part in torch.split(images, backward_batch_size(student, images, Compute(place.type), len(images))):
+            inputs = part.to(place)
+            with torch.no_grad():
+                wanted = teacher(inputs).softmax(1)
+            loss = F.kl_div(student(inputs).log_softmax(1), wanted, reduction="sum") / len(images)
+            for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+                gradients[name] += gradient
         now = SHARE * (1.0 + math.cos(math.pi * epoch / max(epochs, 1))) / 2.0
         found = {}
         for name, weight in parameters.items():

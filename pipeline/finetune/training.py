@@ -64,7 +64,7 @@ class FinetuneSettings:
     device: str = "cpu"
 
     def recipe(self) -> dict[str, Any]:
-        """All but device and autocast: a training begun on a GPU can be resumed without one."""
+        """All but device and autocast: a training begun on a GPU resumes without one if the micro-batch is the same."""
         whole = ("micro_batch",) if self.micro_batch is None else ()
         return {name: value for name, value in asdict(self).items() if name not in ("device", "autocast", *whole)}
 

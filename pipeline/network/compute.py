@@ -41,7 +41,7 @@ def compute_for(config: Config) -> Compute:
     free, whole = free_bytes(), total_bytes()
     if device == "cuda":
         on_device = torch.cuda.mem_get_info()
-        free, whole = min(free, on_device[0]), on_device[1]
+        free, whole = min(free, on_device[0]), min(whole, on_device[1])
     memory, most = max(LEAST_BYTES, int(SHARE * free)), int(SHARE * whole)
     if config.max_memory is not None:
         memory, most = min(memory, config.max_memory), min(most, config.max_memory)

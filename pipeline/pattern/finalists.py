@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..evaluate.evaluation_context import REWARD_SAMPLES
+from ..evaluate.evaluation_context import REWARD_SAMPLES, fewer_judged
 from ..evaluate.reward_samples import reward_samples
 from ..network.compute import CPU, Compute
 from ..network.weights import save_weights
@@ -81,6 +81,7 @@ def solve(
     # what was found, not only how it was searched for: re-measured latencies may have led to other plans
     plans = [[list(c.levels), c.spent] for c in candidates]
     settings = {"samples": SEQUENTIAL_SAMPLES, "judged": REWARD_SAMPLES, "finalists": plans, "seed": run.config.seed}
+    settings |= fewer_judged(run.loaded, run.compute)
     stage = run.folder.stage("compensate", "7", settings, (before.key,))
     solved = stage.result(Solved)
     if solved is None:

@@ -10,11 +10,12 @@ from ...devices.access import settings_of
 from ...devices.device import Device
 from ...targets.base import Limits, Target
 from ..codec import to_json
-from ..evaluate.evaluation_context import Bench, open_bench
+from ..evaluate.evaluation_context import Bench, fewer_judged, open_bench
 from ..evaluate.table_evaluator import table_error
 from ..options import Budget, Pattern, Precision
 from ..run_context import RunContext
 from ..run_folder import Stage
+from ..score.criteria import CURVED
 from ..search.problem import SearchSettings
 from ..search.search import search
 from ..types import Baseline, Candidate, SearchResult, Sensitivity
@@ -52,7 +53,7 @@ def searched(
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
     ranking_stage = run.folder.stage("sensitivity", "10", settings, (subject_key,))
     curved = {"score": config.score, "seed": config.seed, "pattern": str(run.pattern)}
-    curvature = run.folder.stage("curvature", "1", curved, (subject_key,))
+    curvature = run.folder.stage("curvature", "1", curved, (subject_key,)) if config.score in CURVED else None
     ranking = ranking_stage.result(Sensitivity)
     settings = {"target": target.name, "precision": str(precision), "device": config.device, "threads": config.threads}
     settings |= {"seed": config.seed} | settings_of(place)
@@ -60,7 +61,8 @@ def searched(
     settings |= {"estimated": True} if place is None else {}
     settings |= {"baseline": baseline.form.form}
     settings |= {} if limits == target.limits else {"shared_multiple": limits.shared_multiple}
-    candidates = run.folder.stage("candidates", "6", settings, (ranking_stage.key,))  # its folder keeps the answers
+    settings |= fewer_judged(run.loaded, run.compute)
+    candidates = run.folder.stage("candidates", "7", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
     stages = [run.folder.stage("search", "14", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]

@@ -37,7 +37,7 @@ def verdict_line(report: Report) -> str:
     """The run in a few words, for the top of the page, with what weakens it: test images cut from others, flagged latencies."""
     states = [_state(target) for target in report.targets.values()]
     flags = dict.fromkeys(flag for target in report.targets.values() for flag in _flags(target))
-    caveats = [] if report.data.test_given else [f"test {things(report)} held out of the training data"]
+    caveats = [] if report.data.test_given else [f"test {things(report)} held out from the training data"]
     caveats += [f"latency measurement flagged: {', '.join(flags)}"] if flags else []
     but = f" ({'; '.join(caveats)})" if caveats else ""
     if len(states) != 1:
@@ -85,7 +85,7 @@ def headline(report: Report, name: str) -> Headline:
     if artifact is not None and latency is None:
         sentence += " Its latency is not known: no device has run it."
     if accuracy is not None and not report.data.test_given:
-        sentence += f" The test {things(report)} are from the training data: too good a figure if the network has seen them."
+        sentence += f" The test {things(report)} are from the training data: optimistic if the network was trained on them."
     if flags := _flags(target):
         sentence += f" The latency measurement was flagged: {', '.join(flags)}."
     return Headline(name, _state(target), sentence, tuple(figures), target.verdict.reasons, _advice(report, target))

@@ -1,4 +1,4 @@
-"""Which sets of samples are smaller than they would be if the samples were."""
+"""Notes on sets of samples that memory bounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ def fewer_samples(loaded: Loaded, compute: Compute) -> list[str]:
     train, search = loaded.data.train, loaded.data.search
     found = [
         (what, held_at_once(train, wanted), min(wanted, len(train)), SET_BYTES)
-        for what, wanted in (("Scores and moments used", SCORING_SAMPLES), ("int8 was calibrated on", CALIBRATION_SAMPLES))
+        for what, wanted in (
+            ("Scores and moments are taken on", SCORING_SAMPLES),
+            ("int8, if used, is calibrated on", CALIBRATION_SAMPLES),
+        )
     ]
     judged = judged_at_once(loaded, REWARD_SAMPLES, compute)
-    found.append(("Candidates were judged on", judged, min(REWARD_SAMPLES, len(search)), compute.fixed_bytes))
+    found.append(("Candidates are judged on", judged, min(REWARD_SAMPLES, len(search)), compute.fixed_bytes))
     return [
         f"{what} {count} of {wanted} samples: more do not fit in {most / 2**30:.1f} GiB of memory."
         for what, count, wanted, most in found

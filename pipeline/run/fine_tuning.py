@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..codec import to_json
 from ..evaluate.reward_samples import STATISTICS_SAMPLES
 from ..finetune.learning_rate_search import RATES, LearningRate, search_learning_rate, steps_of
+from ..finetune.state import thawed
 from ..finetune.training import FinetuneSettings, Step, batch_for, finetune, learning_rate_for
 from ..network.batchnorm import statistics_match_data
 from ..network.cost import cost_of
@@ -39,13 +42,14 @@ def fine_tuned(
         start: weights to start from.
     """
     config, loaded, student = run.config, run.loaded, pruning.blank(plan)
-    batch = batch_for(len(loaded.data.train))
+    batch, trainable = batch_for(len(loaded.data.train)), copy.deepcopy(student)
+    thawed(trainable)  # of a frozen network autograd keeps nothing; it is trained all the same
     how = FinetuneSettings(
         config.finetune_epochs,
         config.seed,
         config.learning_rate or learning_rate_for(one_shot, pruning.net),
         batch=batch,
-        micro_batch=micro_batch_size(student, loaded.example, batch, run.compute.fixed_bytes),
+        micro_batch=micro_batch_size(trainable, loaded.example, batch, run.compute.fixed_bytes),
         device=run.compute.device,
         autocast=run.compute.autocast,
     )
@@ -55,10 +59,12 @@ def fine_tuned(
     stage = run.folder.stage("finetune", "5", settings, (before.key,))
     checkpoint = stage.result(Checkpoint)
     if checkpoint is None:
-        if how.micro_batch is not None:
+        if how.micro_batch is not None and config.finetune_epochs:
+            seen = any(isinstance(layer, _BatchNorm) for layer in student.modules()) and not frozen()
             stage.note(
-                f"Fine-tuning used gradient accumulation, {how.micro_batch} samples at a time for batches of {how.batch}: more do"
-                f" not fit in {run.compute.fixed_bytes / 2**30:.1f} GiB of memory. BatchNorm sees those {how.micro_batch}."
+                f"Fine-tuning used gradient accumulation, {how.micro_batch} samples at a time for batches of {how.batch}: the"
+                f" activations of a batch exceed {run.compute.fixed_bytes / 2**30:.1f} GiB."
+                + (f" BatchNorm's statistics are those of {how.micro_batch} samples." if seen else "")
             )
         if frozen():
             how = replace(how, frozen_norms=True)

@@ -23,6 +23,8 @@ from ..evaluate.reward_samples import STATISTICS_SAMPLES
 from ..finetune.learning_rate_search import SAMPLES, steps_of
 from ..finetune.training import FinetuneSettings, batch_for
 from ..network.calling import call, moved
+from ..network.compute import Compute
+from ..network.memory import backward_batch_size
 from ..network.modes import borrowed
 from ..pattern.finalists import SEQUENTIAL_SAMPLES
 from ..score.ranking import CURVATURE_IMAGES
@@ -50,7 +52,8 @@ class Paces:
 
 def timed(loaded: Loaded, device: str = "cpu") -> Paces:
     """Times a forward pass and a training step of the dense network, the second of two each."""
-    count = min(TIMED, len(loaded.data.train))
+    fits = backward_batch_size(loaded.module, loaded.example, Compute(device), TIMED)
+    count = min(fits, len(loaded.data.train))
     batch = loaded.data.train.batch(np.arange(count))
     inputs, student = moved(batch.inputs, device), copy.deepcopy(loaded.module)
     with borrowed(loaded.module, device), torch.inference_mode():

@@ -57,7 +57,7 @@ class ConnectionScores:
         self._compute = compute
         self.name, self.net, self._inputs, self._seed = hasa.known(score), net, inputs, seed
         self._curvature: dict[str, Tensor] | None = None
-        self.keeps: Stage | None = None  # the curvature, from call to call
+        self.keeps: Stage | None = None  # the stage that stores the curvature between calls
 
     def at(self, lambda_: float) -> dict[str, Tensor]:
         """Layer -> score of the weight's shape."""

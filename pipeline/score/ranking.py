@@ -37,7 +37,7 @@ class UnitScores:
         score: a name in `hasa.SCORES`.
         seed: of the signs that the curvature is sampled with, and of the score `random`.
         compute: where the curvature is computed.
-        keeps: the curvature, from call to call.
+        keeps: the stage that stores the curvature between calls; None: none does.
 
     Raises:
         InputError: no such score.

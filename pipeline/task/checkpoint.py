@@ -77,7 +77,7 @@ def read_state(path: Path, note: Callable[[str], None] = lambda text: None, key:
             content, wanted = inner[wanted], None
             continue
         keys = [k for k in WRAPPERS if k in inner]
-        if len(keys) > 1 and key is None:
+        if len(keys) > 1 and wanted is None:
             others = ", ".join(map(repr, keys[1:]))
             note(f"weights: {keys[0]!r} of the checkpoint was used, not {others}; --checkpoint-key names another")
         content = inner[keys[0]] if keys else content

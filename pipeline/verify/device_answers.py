@@ -70,13 +70,14 @@ def _asked(run: RunContext, target: Target, artifact: Artifact) -> OnDevice:
     with run.board.connect() as agent:
         kind = agent.kind()
         model = agent.load(path, target.runtime, run.config.threads)
-        try:
-            with target.runner_through(path, model.run) as predict:
+        expected = f"outputs {[tuple(output.shape) for output in here]}, as on this machine"
+        with target.runner_through(path, model.run) as predict:
+            try:
                 there = tensors_of(predict(inputs))
-            if [output.shape for output in there] != [output.shape for output in here]:
-                raise ValueError(f"outputs {[tuple(output.shape) for output in there]}")
-        except (KeyError, ValueError) as error:  # an output that is not there, or of another shape than the others
-            expected = f"outputs {[tuple(output.shape) for output in here]}, as on this machine"
-            raise DeviceError(f"the answers of {agent.name}", found=described(error), expected=expected) from error
+            except (KeyError, ValueError) as error:  # an output that is not there, or not of one shape for all samples
+                raise DeviceError(f"the answers of {agent.name}", found=described(error), expected=expected) from error
+        if [output.shape for output in there] != [output.shape for output in here]:
+            found = f"outputs {[tuple(output.shape) for output in there]}"
+            raise DeviceError(f"the answers of {agent.name}", found=found, expected=expected)
     version = f"{model.package} {model.version}"
     return compared(run, picked, agent.name, kind, version, there=there, here=here)

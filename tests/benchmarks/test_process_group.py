@@ -254,8 +254,10 @@ def test_ranks_that_differ_are_named_on_all(ranks: list[Result]) -> None:
 
 def test_the_ranks_batches_are_one_processs_batch() -> None:
     data = _data()
-    whole = [(b.inputs, b.targets) for b in batches(image_data(data, PREP).train, HOW, 2)]
-    parts = [[(b.inputs, b.targets) for b in batches(image_data(data, PREP).train, HOW, 2, Ranks(rank, 3))] for rank in range(3)]
+    whole = [(b.inputs, b.targets) for (b,) in batches(image_data(data, PREP).train, HOW, 2)]
+    parts = [
+        [(b.inputs, b.targets) for (b,) in batches(image_data(data, PREP).train, HOW, 2, Ranks(rank, 3))] for rank in range(3)
+    ]
     for i, (images, labels) in enumerate(whole):
         assert torch.equal(images, torch.cat([part[i][0] for part in parts]))
         assert torch.equal(labels, torch.cat([part[i][1] for part in parts]))

@@ -42,5 +42,5 @@ def test_budgets_share_the_search_and_each_gets_a_verified_network(workshop: Wor
     assert "dense, float" in page
 
     for folder in (tmp_path / "run", tmp_path / "run" / "budgets" / "0.9"):
-        assert passed_but_for_speed(here(["verify", str(folder)]), folder)
+        assert here(["verify", str(folder)]).code == 0
     assert here(arguments).stages == []

@@ -207,7 +207,7 @@ def passed_but_for_speed(finished: Finished, folder: Path) -> bool:
     if finished.code == 0:
         return True
     reasons = [reason for target in report_of(folder)["targets"].values() for reason in target["verdict"]["reasons"]]
-    return finished.code == 1 and all(reason.startswith("speedup: ") for reason in reasons)
+    return finished.code == 1 and bool(reasons) and all(reason.startswith("speedup: ") for reason in reasons)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

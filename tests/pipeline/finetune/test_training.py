@@ -523,6 +523,25 @@ def test_accumulated_gradients_are_the_whole_batchs(few: DataSet, tmp_path_facto
         torch.testing.assert_close(parts[name], weight, rtol=0, atol=3e-4)
 
 
+def test_micro_batches_of_unequal_size_give_the_mean_gradient_of_the_batch(
+    few: DataSet, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Tensor] = []
+
+    def kept(state: Any, rate: float) -> None:
+        found.append(next(iter(state.parameters.values())).grad.clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module_under_test.TrainingState, "update", kept)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)).eval()
+    for micro in (None, 30):  # 64 samples in parts of 22, 21 and 21
+        folder = tmp_path_factory.mktemp("training")
+        with pytest.raises(KeyboardInterrupt):
+            finetune(net, None, image_data(few, PREP), Classification(), replace(FEW, micro_batch=micro), folder=folder)
+        net.zero_grad()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_epochs_differ_in_order_and_variation(few: DataSet) -> None:
     made = [next(batches(image_data(few, PREP).train, FEW, epoch)) for epoch in (1, 2, 1)]
     (a, la), (b, lb), (c, _) = ((batch.inputs, batch.targets) for (batch,) in made)

@@ -53,6 +53,7 @@ def test_a_run_that_was_stopped_in_its_ranking_does_not_compute_the_curvature_ag
 ) -> None:
     computed: list[int] = []
     real = ranking.removal_curvature
+    monkeypatch.setattr(searching, "fewer_judged", lambda *_: {})
     monkeypatch.setattr(searching, "open_bench", lambda *_, **__: nullcontext(SimpleNamespace()))
     monkeypatch.setattr(ranking, "removal_curvature", lambda *given: (computed.append(1), real(*given))[1])
     search(tmp_path / "run")

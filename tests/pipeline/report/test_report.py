@@ -292,15 +292,15 @@ def test_a_verdict_on_test_images_that_the_network_may_have_seen_says_so() -> No
     found = fake_results()
     cut = dataclasses.replace(found.subject, data=dataclasses.replace(found.subject.data, test_given=False))
     report = to_report(dataclasses.replace(found, subject=cut))
-    told = "The test images are from the training data: too good a figure if the network has seen them."
+    told = "The test images are from the training data: optimistic if the network was trained on them."
     for document in (to_html(report), to_markdown(report)):
-        assert "All gates passed on x86 (test images held out of the training data)" in document
+        assert "All gates passed on x86 (test images held out from the training data)" in document
         assert told in document
     (line, *_) = pages.summary(decode(report), Path("runs/mine"))
     assert line.endswith(told)
     noisy = fake_target(latency=fake_timing(quality=("noisy",)))
     both = to_markdown(to_report(dataclasses.replace(found, subject=cut, targets={"x86": noisy, "phone": noisy})))
-    assert "2 of 2 targets passed (test images held out of the training data; latency measurement flagged: noisy)" in both
+    assert "2 of 2 targets passed (test images held out from the training data; latency measurement flagged: noisy)" in both
     assert told not in to_markdown(to_report(found))
     assert "held out" not in to_markdown(to_report(found))
 
