@@ -46,7 +46,7 @@ class Jetson(OnnxTarget):
         from .onnx.int8 import halve
         from .onnx.run import simulate
         from .tensorrt.lint import two_four_layers
-        from .tensorrt.qdq import quantize
+        from .tensorrt.qdq import left_in_float, quantize
 
         network = export_float(request.module, request.signature)
         sparse = two_four_layers(network) if request.pattern is Pattern.TWO_FOUR else frozenset()
@@ -59,7 +59,9 @@ class Jetson(OnnxTarget):
         options = {"opset": str(model.opset_import[0].version), "linter": "nothing found"}
         if sparse:
             options["two_four_layers"] = str(len(sparse))
-        notes = (_parsed(data, two_four=bool(sparse)), taken(request.signature, request.classes))
+        notes = [_parsed(data, two_four=bool(sparse)), taken(request.signature, request.classes)]
+        if request.precision is Precision.INT8 and (note := left_in_float(model)):
+            notes.insert(0, note)
         sides = sides_of(model, request.mean, request.std)
         return self.artifact(request, converted, data, "onnx", sides, *notes, **options)
 

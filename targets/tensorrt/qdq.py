@@ -59,6 +59,17 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
     return without_notes(result)
 
 
+def left_in_float(model: onnx.ModelProto) -> str:
+    """A note on the layers with constant weights that are not quantized in a QDQ network; "" where all are."""
+    graph = Graph(model)
+    found = [graph.weight(node) for node in graph.nodes if node.op_type in LAYER_OPS]
+    quantized = [bool(pairs) for constant, pairs in found if constant]
+    left = quantized.count(False)
+    if not left:
+        return ""
+    return f"{left} of {len(quantized)} layers with weights stay in float: linear layers on tokens are not quantized here"
+
+
 def shortcuts(model: onnx.ModelProto, excluded: list[str]) -> Iterator[str]:
     """Tensors that need a pair of their own: the shortcut of each sum with a layer that no layer quantizes.
 

@@ -6,7 +6,7 @@ import pytest
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError
 from edge_compress.targets.onnx.int8 import Recipe
-from edge_compress.targets.tensorrt.qdq import quantize, shortcuts
+from edge_compress.targets.tensorrt.qdq import left_in_float, quantize, shortcuts
 from onnx import helper, numpy_helper
 
 MINMAX = Recipe("min-max", 8)
@@ -122,3 +122,9 @@ def test_of_two_convolutions_that_are_summed_the_shorter_branch_is_the_shortcut(
     nodes[-1] = helper.make_node("Add", ["long", "short"], ["sum"], name="sum")
     assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], [weight])), [])) == ["short"]
     assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], [weight])), ["short", "one", "long"])) == []
+
+
+def test_layers_that_a_file_called_int8_leaves_in_float_are_counted(model, tiny_onnx):
+    assert left_in_float(model) == ""
+    layers = sum(node.op_type in ("Conv", "Gemm") for node in tiny_onnx.graph.node)
+    assert left_in_float(tiny_onnx).startswith(f"{layers} of {layers} layers with weights stay in float")
