@@ -71,7 +71,9 @@ def baseline_stage(run: Any, device: RemoteDevice) -> None:
 
 
 def candidates_stage(run: Any, device: RemoteDevice) -> None:
-    searching.searched(run, [], "0", SOME, X86, Precision.INT8, device, X86.limits, SOME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "fewer_judged", lambda *_: {})
+        searching.searched(run, [], "0", SOME, X86, Precision.INT8, device, X86.limits, SOME)
 
 
 @pytest.mark.parametrize(
