@@ -96,7 +96,7 @@ def test_another_board_under_the_same_name_does_not_get_the_first_ones_figures(
     def settings(changed: Board) -> Any:
         device = open_board(changed)
         config = SimpleNamespace(device=board.name, threads=1, seed=0, score="hasa", lambda_="auto", max_size=None)
-        run: Any = SimpleNamespace(folder=Folder(awaited), config=config, board=device, pattern=None)
+        run: Any = SimpleNamespace(folder=Folder(awaited), config=config, board=device, pattern=None, loaded=None, compute=None)
         try:
             with pytest.raises(Asked) as raised:
                 work(run, device)
