@@ -71,7 +71,7 @@ def count(names: Sequence[str], run: Run, inputs: Sequence[Arrays], *, bins: int
         BuildError: an activation is NaN or infinite, but for -infinity as a mask, or there are no inputs.
     """
     lowest = np.full(len(names), np.inf)
-    unmasked = np.full(len(names), np.inf)  # the lowest that is no mask
+    unmasked = np.full(len(names), np.inf)  # the lowest value above `MASKED`
     highest = np.full(len(names), -np.inf)
     for values in run(inputs):
         for i, value in enumerate(values):

@@ -12,7 +12,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.errors import InputError, UnavailableError
+from ..pipeline.errors import InputError, UnavailableError, shown
+from ..pipeline.options import MOST_THREADS
 from .folders import home_folder
 
 TRANSPORTS = ("local", "ssh", "adb")
@@ -130,9 +131,9 @@ def _parse(path: Path) -> Board:
             raise InputError(f"{where}: {key}", found=found, expected="letters, digits and . _ - as in a name")
     values["python"] = values.get("python") or "python3"
     board = Board(path.stem, class_=values.pop("class", ""), file=str(path), **values)
-    if not 1 <= board.threads <= 1024 or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
+    if not 1 <= board.threads <= MOST_THREADS or (board.affinity is not None and (not board.affinity or min(board.affinity) < 0)):
         found = f"{board.threads}, {board.affinity}"
-        raise InputError(f"{where}: threads, affinity", found=found, expected="1 to 1024 threads, cpus >= 0")
+        raise InputError(f"{where}: threads, affinity", found=found, expected=f"1 to {MOST_THREADS} threads, cpus >= 0")
     if board.memory_mib < 0:
         raise InputError(f"{where}: memory_mib", found=str(board.memory_mib), expected="0, for not known, or more")
     if not set(board.precisions) <= set(PRECISIONS):
@@ -145,24 +146,17 @@ def _checked(where: str, key: str, value: Any) -> Any:
     if key in _LISTS:
         kind = _LISTS[key]
         if not isinstance(value, list) or not all(_is(kind, v) for v in value):
-            raise InputError(where, found=_shown(value), expected=f"a list, each {_NAMES[kind]}")
+            raise InputError(where, found=shown(value), expected=f"a list, each {_NAMES[kind]}")
         return tuple(value)
     kind = _KEYS[key]
     if not _is(kind, value):
-        raise InputError(where, found=_shown(value), expected=_NAMES[kind])
+        raise InputError(where, found=shown(value), expected=_NAMES[kind])
     return value
 
 
 def _is(kind: type, value: object) -> bool:
     """Whether a value is of a type, and not too large to be computed with, sent to a board or printed."""
     return type(value) is kind and (not isinstance(value, int) or abs(value) < 1 << 31)
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)[:200]
-    except (ValueError, RecursionError):  # a hexadecimal number or a dotted key of any length is TOML
-        return "a value of thousands of digits or levels"
 
 
 _NAMES: dict[type, str] = {str: "a text", int: "a whole number below 2^31", bool: "true or false"}

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 
 from .. import targets as target_modules
 from . import options
-from .errors import InputError
+from .errors import InputError, shown
 from .files import read_regular
 from .options import CLASS_ORDERS, Accelerator, Augment, Budget, Drop, MaskMode, Pattern, Precision, Reward, Score, SearchMethod
 
@@ -307,7 +307,7 @@ def _parsed(name: str, value: object, where: str, base: Path) -> Any:
             raise ValueError("UTF-8 text")
         return _writable(get_type_hints(Config, include_extras=True)[name].__metadata__[0](value, base), where)
     except (ValueError, OverflowError) as error:
-        raise InputError(where, found=_shown(value), expected=str(error)) from error
+        raise InputError(where, found=shown(value), expected=str(error)) from error
 
 
 def _writable(value: Any, where: str) -> Any:
@@ -319,15 +319,8 @@ def _writable(value: Any, where: str) -> Any:
     if isinstance(value, str | Path) and not options.is_utf8(str(value)):
         read_as = sys.getfilesystemencoding()
         do = "rename it" if read_as == "utf-8" else f"set PYTHONUTF8=1: names are read as {read_as} in this locale"
-        raise InputError(where, found=_shown(str(value)), expected="UTF-8 text", do=do)
+        raise InputError(where, found=shown(str(value)), expected="UTF-8 text", do=do)
     return value
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)[:200]
-    except (ValueError, RecursionError):  # beyond Python's limits
-        return "a number of several thousand digits, or as many levels"
 
 
 def _short(model: str) -> str:

@@ -131,6 +131,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def shown(value: object) -> str:
+    """The start of a value's `repr`; settings and board files may hold numbers and tables that Python refuses to print."""
+    try:
+        return repr(value)[:200]
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a table of thousands of levels
+        return "a value of thousands of digits or levels"
+
+
 def install_hint(extra: str) -> str:
     """What to do for want of an optional part of edge-compress, by the name of its extra."""
     return f"in edge-compress's checkout, run: pip install '.[{extra}]'"

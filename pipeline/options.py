@@ -11,6 +11,7 @@ from enum import StrEnum
 
 CLASS_ORDERS = ("text", "natural")  # of an image folder's classes; else a file names them
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
+MOST_THREADS = 1024  # a board file or a record from outside may ask for any number, on boards whose processors are not known here
 SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
 

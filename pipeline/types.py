@@ -2,7 +2,8 @@
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
-All are frozen, and `codec` turns them into JSON and back. A `value` is in the unit of the run's `Metric`; `accuracy` is a share.
+All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by path and digest. Units are
+in the names (`_ms`, `_bytes`). A `value` is in the unit of the run's `Metric`; `accuracy` inside the search is a share (0..1).
 """
 
 from __future__ import annotations
@@ -107,8 +108,7 @@ class Knob:
 
     def level(self, removed: float) -> int:
         """The level that removes nearest to this share of the units: 0 keeps all, 1 is the most pruned level."""
-        wanted = self.size * (1.0 - min(max(removed, 0.0), 1.0))
-        return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - wanted), i))
+        return min(range(len(self.kept)), key=lambda i: (abs(self.kept[i] - self.size * (1.0 - min(max(removed, 0.0), 1.0))), i))
 
 
 @dataclass(frozen=True)

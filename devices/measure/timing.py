@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import InputError
+from ...pipeline.options import MOST_THREADS
 from ...pipeline.types import Kind, Percentiles, Speedup, Timing
 from . import stats
 from .stats import FloatArray
@@ -23,7 +24,6 @@ WIDE = 0.02  # half the width of a ratio's interval at which more sessions are t
 DRIFT = 0.05
 NOISY_RATIO = 0.05  # half the width of a quick ratio's interval; on a quiet machine it is under 0.015
 _MOST_RATIO = 1e6
-_MOST_THREADS = 1024  # a record from outside may ask for any number, on boards whose processors are not known here
 _KEPT_SAMPLES = 500
 _ENOUGH = 5  # undisturbed rounds for a median
 
@@ -61,8 +61,8 @@ class TimingSettings:
             if not math.isfinite(value) or value < low or (name in spans and value == 0):
                 bound = "at least 1" if name in counts else "a positive number"
                 raise InputError(f"latency setting {name}", found=str(value), expected=bound)
-        if self.threads > _MOST_THREADS:
-            raise InputError("latency setting threads", found=str(self.threads), expected=f"at most {_MOST_THREADS}")
+        if self.threads > MOST_THREADS:
+            raise InputError("latency setting threads", found=str(self.threads), expected=f"at most {MOST_THREADS}")
         if self.min_pairs > self.max_pairs:
             raise InputError("latency setting min_pairs", found=str(self.min_pairs), expected=f"at most {self.max_pairs}")
 

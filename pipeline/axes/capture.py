@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import InputError, brief, described
 from ..network.calling import fresh
-from ..network.modes import attention_in_steps, unwrapped
+from ..network.modes import attention_in_steps, unusable, unwrapped
 from .rewrites.folding import fold_computed_weights
 from .rewrites.padding import padding_as_convolutions, padding_notes, pads_channels
 
@@ -170,13 +170,9 @@ def plain(module: nn.Module) -> tuple[nn.Module, list[str]]:
         raise InputError(
             "the network", found=type(module).__name__, expected="a torch.nn.Module in Python", do="give the model itself"
         )
-    if isinstance(module, fx.GraphModule) and "eval" in vars(module):
-        raise InputError("the network", found="an exported program", expected="the module it was exported from")
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_meta:
-            raise InputError(
-                f"parameter {name}", found="a tensor on the meta device", expected="a tensor with values", do="load the weights"
-            )
+    found, do = unusable(module)
+    if found:
+        raise InputError("the network", found=found, expected="an nn.Module with values", do=do)
     memo: dict[int, Any] = {  # a tensor that an old-style hook computed cannot be copied by deepcopy
         id(value): value.detach().clone()
         for part in module.modules()

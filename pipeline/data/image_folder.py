@@ -236,7 +236,7 @@ def _is_image(path: Path, skipped: Counter[str]) -> bool:
     """Whether a file is an image by its name; others are counted by their suffixes.
 
     Raises:
-        InputError: it has the name of an image, but is no file.
+        InputError: an entry named like an image is not a regular file.
     """
     suffix = path.suffix.lower()
     if path.name.startswith(_JUNK) or suffix not in SUFFIXES:

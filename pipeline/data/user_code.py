@@ -38,7 +38,7 @@ def located(place: str, what: str) -> Path:
     """Returns the path that a text names, with `~` and `~user` replaced by the folder they stand for.
 
     Raises:
-        InputError: there is no such user. The message begins with `what`.
+        InputError: the user is unknown; `what` begins the message.
     """
     try:
         return Path(place).expanduser()
@@ -123,8 +123,8 @@ def _forget_stale(folder: Path) -> None:
         sys.modules.pop(name, None)
         file = _LOADED.pop(name)
         EXECUTED.pop(file, None)
-        # Python takes byte code for current if the source's second and size are. It may never have been written: the folder is
-        # read-only (OSError), or this Python keeps none (NotImplementedError)
+        # Python takes byte code for current if the source's second and size are. There may be none to
+        # remove: the folder was read-only (OSError), or this Python writes no byte code (NotImplementedError)
         with suppress(OSError, NotImplementedError):
             Path(importlib.util.cache_from_source(str(file))).unlink()
     importlib.invalidate_caches()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 @contextmanager
@@ -50,3 +50,14 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
             return module, taken
         taken.append(type(module).__name__)
         module = inner
+
+
+def unusable(module: nn.Module) -> tuple[str, str]:
+    """Returns what keeps a network from being moved or put into eval mode, and what to do; ("", "") where nothing does."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if meta := [name for name, tensor in tensors if tensor.is_meta]:
+        return f"{meta[0]}, a tensor on the meta device", "make the network on the CPU, so that its tensors have values"
+    # torch.export puts functions that raise in place of `train` and `eval`
+    if any(isinstance(part, fx.GraphModule) and "eval" in vars(part) for part in module.modules()):
+        return "an exported program", "return the module it was exported from"
+    return "", ""

@@ -32,7 +32,7 @@ def widest_activation(captured: Captured) -> int:
 
 
 def reduced(what: str, count: int, wanted: int, memory_bytes: int) -> str:
-    """A sentence for the report on images that memory did not allow; empty if all were used."""
+    """A sentence for the report on samples that memory did not allow; empty if all were used."""
     if count >= wanted:
         return ""
-    return f"{what} used {count} of {wanted} images: more do not fit in {memory_bytes / 2**30:.1f} GiB of memory."
+    return f"{what} used {count} of {wanted} samples: more do not fit in {memory_bytes / 2**30:.1f} GiB of memory."

@@ -6,6 +6,7 @@ from ..build.artifact import CALIBRATION_SAMPLES
 from ..evaluate.evaluation_context import REWARD_SAMPLES
 from ..evaluate.reward_samples import judged_at_once
 from ..network.compute import Compute
+from ..reconstruct.memory import reduced
 from ..task.load import Loaded
 from ..task.samples import SCORING_SAMPLES, SET_BYTES, held_at_once
 
@@ -15,15 +16,8 @@ def fewer_samples(loaded: Loaded, compute: Compute) -> list[str]:
     train, search = loaded.data.train, loaded.data.search
     found = [
         (what, held_at_once(train, wanted), min(wanted, len(train)), SET_BYTES)
-        for what, wanted in (
-            ("Scores and moments are taken on", SCORING_SAMPLES),
-            ("int8, if used, is calibrated on", CALIBRATION_SAMPLES),
-        )
+        for what, wanted in (("Scoring", SCORING_SAMPLES), ("Calibration, if the artifact is int8,", CALIBRATION_SAMPLES))
     ]
     judged = judged_at_once(loaded, REWARD_SAMPLES, compute)
-    found.append(("Candidates are judged on", judged, min(REWARD_SAMPLES, len(search)), compute.fixed_bytes))
-    return [
-        f"{what} {count} of {wanted} samples: more do not fit in {most / 2**30:.1f} GiB of memory."
-        for what, count, wanted, most in found
-        if count < wanted
-    ]
+    found.append(("The evaluation of candidates", judged, min(REWARD_SAMPLES, len(search)), compute.fixed_bytes))
+    return [note for given in found if (note := reduced(*given))]

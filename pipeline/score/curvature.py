@@ -40,7 +40,7 @@ def kept_or(
     Args:
         stage: whose key says all that the curvature depends on; None: nothing is kept.
         compute: gives it.
-        shapes: of its tensors; a curvature of other shapes is computed anew.
+        shapes: of its tensors; a stored curvature whose shapes differ is recomputed.
     """
     ref = None if stage is None else stage.result(FileRef)
     if stage is not None and ref is not None:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ..data.code_digest import code_digest
 from ..data.digits import MEAN as DIGITS_MEAN
@@ -22,7 +22,7 @@ from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import own_randomness, user_factory, users_code
 from ..errors import InputError, described, importing, install_hint
 from ..network.calling import SAME, deviation
-from ..network.modes import unwrapped
+from ..network.modes import unusable, unwrapped
 from ..network.weights import state_sha256
 from ..types import Crop
 from .checkpoint import classes_in, put_state, read_state
@@ -158,17 +158,6 @@ def evaluation_crop(spec: str) -> Crop | None:
 def resized(crop: Crop, size: int) -> Crop:
     """Returns the same crop for another image size."""
     return replace(crop, size=size, resize=round(size * crop.resize / crop.size))
-
-
-def unusable(module: nn.Module) -> tuple[str, str]:
-    """Returns what keeps a network from being moved or put into eval mode, and what to do; ("", "") where nothing does."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    if meta := [name for name, tensor in tensors if tensor.is_meta]:
-        return f"{meta[0]}, a tensor on the meta device", "make the network on the CPU, so that its tensors have values"
-    # torch.export puts functions that raise in place of `train` and `eval`
-    if any(isinstance(part, fx.GraphModule) and "eval" in vars(part) for part in module.modules()):
-        return "an exported program", "return the module it was exported from"
-    return "", ""
 
 
 def _ready(spec: str, module: nn.Module) -> nn.Module:

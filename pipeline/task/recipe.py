@@ -25,7 +25,7 @@ from ..data.code_digest import code_digest, function_digest, is_users, module_of
 from ..data.user_code import load_file, own_randomness, users_code
 from ..errors import InputError
 from ..network.calling import Outputs
-from .models import unusable
+from ..network.modes import unusable
 
 SPLITS = ("train", "test", "search")
 REQUIRED = ("model", "datasets")

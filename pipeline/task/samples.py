@@ -143,7 +143,7 @@ def held_at_once(samples: Samples, wanted: int, most_bytes: int | None = None, b
     if wanted <= LEAST_HELD:
         return wanted
     inputs = pytree.tree_leaves(samples.batch(np.arange(1)).inputs)
-    each = besides + sum(int(tensor.nbytes) for tensor in inputs)
+    each = max(1, besides + sum(int(tensor.nbytes) for tensor in inputs))
     return min(wanted, max(LEAST_HELD, (SET_BYTES if most_bytes is None else most_bytes) // each))
 
 

@@ -60,14 +60,14 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
 
 
 def left_in_float(model: onnx.ModelProto) -> str:
-    """A note on the layers with constant weights that are not quantized in a QDQ network; "" where all are."""
+    """A note on the layers that `quantize` does not recognise, since the exporter folded their weights; "" without any."""
     graph = Graph(model)
-    found = [graph.weight(node) for node in graph.nodes if node.op_type in LAYER_OPS]
-    quantized = [bool(pairs) for constant, pairs in found if constant]
-    left = quantized.count(False)
-    if not left:
-        return ""
-    return f"{left} of {len(quantized)} layers with weights stay in float: linear layers on tokens are not quantized here"
+    weighed = [node for node in graph.nodes if node.op_type in LAYER_OPS and graph.weight(node)[0]]
+    known = {node.name for node in graph.layers().values()}
+    left = sum(node.name not in known for node in weighed)
+    return (
+        f"{left} of {len(weighed)} layers with weights stay in float: linear layers on tokens are not quantized" if left else ""
+    )
 
 
 def shortcuts(model: onnx.ModelProto, excluded: list[str]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def test_an_attempt_would_be_seen(tmp_path: Path) -> None:
 def test_a_run_and_what_is_done_with_it_stay_on_the_machine(workshop: Workshop, tmp_path: Path, target: str) -> None:
     run, bundle = tmp_path / "run", tmp_path / "dist"
     tool = ["-m", "edge_compress"]
-    # judged by a wide gate: beside other work a speedup may not be real, which is no matter of this test
+    # any exit code: on a busy machine so small a network may fail its speedup gate
     assert attempts([*tool, *workshop.arguments(run, target=target, min_speedup=0)], tmp_path, workshop.environment, None) == []
     (artifact,) = (run / "artifacts" / target).glob("model.*")
     commands = [["verify", str(run)], ["report", str(run), "--out", str(tmp_path / "page.html")], ["profile", str(artifact)]]

@@ -146,7 +146,7 @@ def _regrouped(coupling: Coupling, network: Graph, known: Mapping[str, Axes]) ->
 
 
 def _split(coupling: Coupling, axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """Axes after a reshape to `shape`; None where an axis is split otherwise than in the captured graph."""
+    """Axes after a reshape to `shape`; None where that is not known, or splits an axis otherwise than the captured graph."""
     queue = [atom for axis in axes for atom in axis]
     found: list[Axis] = []
     for size in shape:
@@ -165,7 +165,7 @@ def _split(coupling: Coupling, axes: Axes, shape: Sequence[int]) -> Axes | None:
         if size_of(tuple(taken)) != size:
             return None
         found.append(tuple(taken))
-    return found
+    return None if any(atom.size > 1 for atom in queue) else found
 
 
 def _factors(coupling: Coupling, atom: Atom, outer: int) -> tuple[Atom, Atom] | None:

@@ -1,4 +1,4 @@
-"""What is measured on a device: in which runtime, with how many threads, and what becomes of a file that is no model."""
+"""What is measured on a device: in which runtime, with how many threads, and how invalid model files are refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_board_elsewhere_may_have_more_processors_than_this_machine(
     assert capsys.readouterr().err == "edge-compress: the board was asked\n"
 
 
-@pytest.mark.parametrize("data", [b"", b"this is no model", b"\x08\x08:"], ids=["empty", "text", "cut off"])
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x08:"], ids=["empty", "text", "cut off"])
 @pytest.mark.parametrize("place", ["first", "second"])
 def test_a_file_that_is_no_model_is_the_users_to_mend_and_not_a_failed_gate(
     place: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,5 +15,5 @@ def test_as_many_images_as_fit_and_never_fewer_than_a_least_number() -> None:
 def test_fewer_images_than_wanted_are_told_with_the_memory_there_was() -> None:
     assert reduced("Layer-wise reconstruction", 500, 500, 2**30) == ""
     told = reduced("Layer-wise reconstruction", 100, 500, 2**30)
-    assert "100 of 500 images" in told
+    assert "100 of 500 samples" in told
     assert "1.0 GiB" in told

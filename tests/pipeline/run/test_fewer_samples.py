@@ -41,7 +41,7 @@ def test_no_set_takes_more_than_its_bound_and_the_report_says_so(loaded: Loaded,
     assert sum(len(part) for part in calibration_set(train, None, 500, 0)) == 100
     assert len(reward_samples(loaded, 1000, 0, compute).batch.inputs) == 50
     said = " ".join(fewer_samples(loaded, compute))
-    for part in ("Scores and moments are taken on 100 of 240", "calibrated on 100 of 240", "judged on 50 of 80"):
+    for part in ("Scoring used 100 of 240", "Calibration, if the artifact is int8, used 100 of 240", "candidates used 50 of 80"):
         assert part in said
 
 

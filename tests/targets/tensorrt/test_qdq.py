@@ -127,4 +127,8 @@ def test_of_two_convolutions_that_are_summed_the_shorter_branch_is_the_shortcut(
 def test_layers_that_a_file_called_int8_leaves_in_float_are_counted(model, tiny_onnx):
     assert left_in_float(model) == ""
     layers = sum(node.op_type in ("Conv", "Gemm") for node in tiny_onnx.graph.node)
-    assert left_in_float(tiny_onnx).startswith(f"{layers} of {layers} layers with weights stay in float")
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    folded.graph.initializer.append(numpy_helper.from_array(np.zeros((8, 8), np.float32), "val_1"))
+    folded.graph.node.append(helper.make_node("MatMul", ["tokens", "val_1"], ["projected"], name="projection"))
+    assert left_in_float(folded).startswith(f"1 of {layers + 1} layers with weights stay in float")
