@@ -38,7 +38,7 @@ def dense_baseline(run: RunContext, subject_key: str, target: Target, net: nn.Mo
         DeviceError: see `Device.measure`.
     """
     settings = {"threads": run.config.threads} | ({} if device is None else {"device": run.config.device} | settings_of(device))
-    stage = run.folder.stage(f"baseline-{target.name}", "3", settings, (subject_key,))
+    stage = run.folder.stage(f"baseline-{target.name}", "4", settings, (subject_key,))
     found = stage.result(Baseline)
     if found is not None:
         return found

@@ -53,7 +53,7 @@ def precision_for(
         run.notes.append(f"{target.name}: {first} is taken without a measurement: no device tells whether it is the faster one.")
         return first
     settings = {"threads": config.threads, "device": config.device, "precision": str(first)} | settings_of(device)
-    stage = run.folder.stage(f"precision-{target.name}", "4", settings, (subject_key, baseline.file.sha256))
+    stage = run.folder.stage(f"precision-{target.name}", "5", settings, (subject_key, baseline.file.sha256))
     found = stage.result(Speedup)
     if found is None:
         with run.stage(f"precision {target.name}"), run.ui.bar(f"timing the dense network in {first}", SESSIONS + 1) as bar:

@@ -209,7 +209,7 @@ def _context(config: Config, loaded: Loaded, target: Target, precision: Precisio
         "device": config.device,
         "runtime": target.runtime,
         **device.facts(target.runtime, config.threads),
-        "files": "2",  # raised where a target makes other files of the same structure
+        "files": "3",  # raised where a target makes other files of the same structure
         "threads": str(config.threads),
         "precision": str(precision),
         "dense": str(loaded.subject.cost.macs),

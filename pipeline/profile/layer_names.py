@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _ENDINGS = re.compile(r"(_nchwc|_token_\d+|_quant|_gemm|/MatMulAddFusion)+$")
-_WEIGHT = re.compile(r"\.weight(_quantized)?$")
 
 
 def names_of(path: Path, operators: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -37,26 +36,15 @@ def _layers(path: Path) -> dict[str, str]:
     """Name of a node, or of a tensor that a layer's result goes straight into -> the layer."""
     import onnx
 
-    from ...targets.onnx.graph import LAYER_OPS, Graph
+    from ...targets.onnx.graph import Graph
 
     graph = Graph(onnx.load(path, load_external_data=False))
     names: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op_type in LAYER_OPS:
-            held = next((w for i in node.input if (w := _weight(i, graph))), None)
-            if held is not None:
-                layer = _WEIGHT.sub("", held)
-                names[node.name] = layer
-                for tensor in _onwards(node.output[0], graph):
-                    names.setdefault(tensor, layer)
+    for layer, node in graph.layers():
+        names[node.name] = layer
+        for tensor in _onwards(node.output[0], graph):
+            names.setdefault(tensor, layer)
     return names
-
-
-def _weight(tensor: str, graph: Graph) -> str | None:
-    """The initializer with a layer's weight behind an input, through DequantizeLinear."""
-    while tensor in graph.producer and graph.producer[tensor].op_type in ("DequantizeLinear", "Transpose", "Cast"):
-        tensor = graph.producer[tensor].input[0]
-    return tensor if tensor in graph.constants and _WEIGHT.search(tensor) else None
 
 
 def _onwards(tensor: str, graph: Graph) -> Iterator[str]:

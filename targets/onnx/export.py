@@ -9,7 +9,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -97,6 +97,7 @@ def export_graph(
         raise BuildError("the ONNX exporter gave no graph", do="export the module with torch.onnx.export to see why")
     _name_outputs(model, outputs)
     _separate_layers(model)
+    _name_folded(model, module)
     _strip(model)
     _free_reshapes(model)
     drop_zero_additions(model)
@@ -200,18 +201,48 @@ def _separate_layers(model: onnx.ModelProto) -> None:
     initializers = {i.name: i for i in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
     for node in graph.node:
-        scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
-        path = ast.literal_eval(scopes)[-2:-1] if scopes else []  # modules from the outside in, then the node
+        path = _module_of(node)
         for at, name in enumerate(node.input):
             owner, _, part = name.rpartition(".")
             shared = name in initializers and uses[name] > 1  # an operator into which another one was folded may be elsewhere
-            if shared and path and owner and path[0] != owner and part in ("weight", "bias"):
-                own = f"{path[0]}.{part}"
+            if shared and path and owner and path != owner and part in ("weight", "bias"):
+                own = f"{path}.{part}"
                 if own not in initializers:
                     initializers[own] = graph.initializer.add()
                     initializers[own].CopyFrom(initializers[name])
                     initializers[own].name = own
                 node.input[at] = own
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """The name of the innermost module that a node comes from, "" for the whole one and where the exporter did not note it."""
+    scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), None)
+    return "".join(ast.literal_eval(scopes)[-2:-1]) if scopes else ""  # modules from the outside in, then the node
+
+
+def _name_folded(model: onnx.ModelProto, module: nn.Module) -> None:
+    """Gives weights that the exporter transposed, those of linear layers on tokens, the name of their parameter again."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {i.name for i in graph.initializer}
+    initializers = {i.name: i for i in graph.initializer}
+    owned, new = defaultdict[str, dict[str, torch.Tensor]](dict), dict[str, str]()
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owned[name.rpartition(".")[0]][name] = parameter.detach()
+    for node in graph.node:
+        folded = initializers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if folded is None or folded.name in new or len(folded.dims) != 2:
+            continue
+        for name, tensor in owned[_module_of(node)].items():
+            transposed = tuple(folded.dims) == tensor.shape[::-1]
+            if transposed and name not in taken and np.array_equal(numpy_helper.to_array(folded).T, tensor):
+                new[folded.name] = name
+                taken.add(name)
+                break
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            node.input[at] = new.get(name, name)
+    for old, name in new.items():
+        initializers[old].name = name
 
 
 def _strip(model: onnx.ModelProto) -> None:

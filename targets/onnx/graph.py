@@ -42,13 +42,17 @@ class Graph:
         same._connect(list(holder.node))
         return same
 
-    def layers(self) -> dict[str, onnx.NodeProto]:
-        """Module name -> Conv, Gemm or MatMul whose weight initializer is `LAYER.weight` or `LAYER.weight_quantized`."""
-        found = {}
+    def layers(self) -> list[tuple[str, onnx.NodeProto]]:
+        """Every Conv, Gemm and MatMul with a constant weight, by the name of its module, in the order of the nodes.
+
+        The weight's initializer is `LAYER.weight`, or `LAYER.weight_quantized` behind a DequantizeLinear; what has no such name
+        goes by all of it. A layer that is called several times comes as often. Products with stacks of matrices are no layers.
+        """
+        found = []
         for node in self.nodes:
             weight = self.weight(node)[0] if node.op_type in LAYER_OPS else ""
-            if weight.endswith((".weight", ".weight_quantized")):
-                found[weight.removesuffix("_quantized").removesuffix(".weight")] = node
+            if weight and (node.op_type == "Conv" or len(self.constants[weight].dims) == 2):
+                found.append((weight.removesuffix("_quantized").removesuffix(".weight"), node))
         return found
 
     def weight(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:

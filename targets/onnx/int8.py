@@ -56,7 +56,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
         BuildError: the quantizer refused the network, or a layer to leave in float is not in it.
     """
     graph = Graph(model)
-    first = next(iter(graph.layers()), "")
+    first = next((name for name, _ in graph.layers()), "")
     apart = [node.name for node in graph.nodes if leaves_out_zero(node, graph.constants) or _masks(graph, node)]
     source = model if first in recipe.float_layers else pad_stem(model)
     between = between_token_layers(graph)
@@ -114,10 +114,10 @@ def float_nodes(model: onnx.ModelProto, recipe: Recipe) -> list[str]:
         BuildError: the network has no such layer.
     """
     found = Graph(model).layers()
-    unknown = [name for name in recipe.float_layers if name not in found]
+    unknown = set(recipe.float_layers) - {name for name, _ in found}
     if unknown:
-        raise BuildError(f"layer {unknown[0]} cannot be left in float", found="no such layer in the exported graph")
-    return [found[name].name for name in recipe.float_layers]
+        raise BuildError(f"layer {min(unknown)} cannot be left in float", found="no such layer in the exported graph")
+    return [node.name for name, node in found if name in recipe.float_layers]
 
 
 def insert_pairs(
@@ -193,7 +193,7 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
 def ends(model: onnx.ModelProto) -> tuple[str, tuple[str, ...]]:
     """The first layer, and the last one of each output: what suffers most from int8 and costs least in float."""
     graph = Graph(model)
-    names = {id(node): name for name, node in graph.layers().items()}
+    names = {id(node): name for name, node in graph.layers()}
     last: dict[str, None] = {}
     queue, seen = [value.name for value in model.graph.output], set[str]()
     while queue:

@@ -131,20 +131,19 @@ def _pairs(graph: Graph, _: Set[str]) -> Iterator[tuple[str, str]]:
 
 def _two_four(graph: Graph, two_four: Set[str]) -> Iterator[tuple[str, str]]:
     layers = graph.layers()
-    for name, node in layers.items():
+    for name, node in layers:
         broken = _broken_fours(graph, node) if name in two_four else 0
         if broken:
             constant = graph.weight(node)[0]
             yield _name(node), f"{broken} groups of four inputs of {constant} have more than two that are not zero"
-    for name in sorted(two_four - layers.keys()):
+    for name in sorted(two_four - {name for name, _ in layers}):
         yield "graph", f"layer {name} is claimed to be 2:4 and is not there"
 
 
 def two_four_layers(model: onnx.ModelProto) -> frozenset[str]:
     """Names of the layers with at most two nonzero weights in every four consecutive inputs, those with groups left out."""
     graph = Graph(model)
-    dense = {name: node for name, node in graph.layers().items() if attribute(node, "group", 1) == 1}
-    return frozenset(name for name, node in dense.items() if not _broken_fours(graph, node))
+    return frozenset(name for name, node in graph.layers() if attribute(node, "group", 1) == 1 and not _broken_fours(graph, node))
 
 
 def _broken_fours(graph: Graph, node: onnx.NodeProto) -> int:

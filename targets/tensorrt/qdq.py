@@ -2,9 +2,10 @@
 
 TensorRT takes scales from the graph (explicit quantization), so where a Q/DQ pair stands decides what is fused. Quantized are the
 inputs and the weights of layers; not their outputs, so that Conv, sum and ReLU become one kernel, whose int8 output is the next
-layer's input. Of a residual sum one operand is quantized, the shortcut: with none of them quantized the sum is a kernel of its
-own, with both the convolution cannot take it in. Weights stay float behind a pair of their own, which every TensorRT from 8 on
-folds. The placement is NVIDIA's for residual networks (tensorflow-quantization, "ResNetV1QDQCase"); 2026-11.
+layer's input. Of a residual sum with a convolution one operand is quantized, the shortcut: with none of them quantized the sum is
+a kernel of its own, with both the convolution cannot take it in. Between linear layers on tokens (residual stream, LayerNorm,
+attention's products) everything reads floats. Weights stay float behind a pair of their own, which TensorRT from 8 on folds.
+The placement is NVIDIA's for residual networks (tensorflow-quantization, "ResNetV1QDQCase"); 2026-11.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import onnx
 from onnxruntime.quantization import QuantType
 
 from ...calibration.ranges import Range
+from ..onnx.edit import read_floats
 from ..onnx.graph import LAYER_OPS, Graph
-from ..onnx.int8 import Recipe, float_nodes, insert_pairs, without_notes
+from ..onnx.int8 import Recipe, between_token_layers, float_nodes, insert_pairs, without_notes
 
 IR_VERSION = 8  # of opset 18; a higher one adds nothing and is unknown to older parsers
 _OPTIONS = {
@@ -38,7 +40,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
         BuildError: the quantizer refused the network, or a layer to leave in float is not in it.
     """
     excluded = float_nodes(model, recipe)
-    taken = [node.name for node in Graph(model).layers().values() if node.name not in excluded]
+    taken = [node.name for _, node in Graph(model).layers() if node.name not in excluded]
     result = onnx.ModelProto()
     result.CopyFrom(model)
     if taken:
@@ -54,42 +56,43 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe
             op_types_to_quantize=list(LAYER_OPS),
             extra_options=_OPTIONS,
         )
+        result = read_floats(result, between_token_layers(Graph(model)))
     del result.graph.value_info[:]
     result.ir_version = IR_VERSION
     return without_notes(result)
 
 
 def left_in_float(model: onnx.ModelProto) -> str:
-    """A note on the layers that `quantize` does not recognise, since the exporter folded their weights; "" without any."""
+    """A note on the layers with weights that `quantize` does not know; "" without any."""
     graph = Graph(model)
-    weighed = [node for node in graph.nodes if node.op_type in LAYER_OPS and graph.weight(node)[0]]
-    known = {node.name for node in graph.layers().values()}
+    weighed = [node for node in graph.nodes if node.op_type in (*LAYER_OPS, "ConvTranspose") and graph.weight(node)[0]]
+    known = {node.name for _, node in graph.layers()}
+    kinds = sorted({node.op_type for node in weighed if node.name not in known})
     left = sum(node.name not in known for node in weighed)
-    return (
-        f"{left} of {len(weighed)} layers with weights stay in float: linear layers on tokens are not quantized" if left else ""
-    )
+    return f"{left} of {len(weighed)} layers with weights stay in float ({', '.join(kinds)})" if left else ""
 
 
 def shortcuts(model: onnx.ModelProto, excluded: list[str]) -> Iterator[str]:
-    """Tensors that need a pair of their own: the shortcut of each sum with a layer that no layer quantizes.
+    """Tensors that need a pair of their own: the shortcut of each sum with a convolution that no layer quantizes.
 
-    Where both operands come from layers, the branch with fewer nodes back to where the two part is the shortcut.
+    Where both operands come from convolutions, the branch with fewer nodes back to where the two part is the shortcut.
     """
     graph = Graph(model)
     producer = graph.producer
-    taken = {node.name for node in graph.nodes if node.op_type in LAYER_OPS} - set(excluded)
-    quantized = {node.input[0] for node in graph.nodes if node.name in taken}
+    layers = {node.name: node for _, node in graph.layers() if node.name not in excluded}
+    taken = {name for name, node in layers.items() if node.op_type == "Conv"}
+    quantized = {node.input[0] for node in layers.values()}
     for node in graph.nodes:
         if node.op_type != "Add" or any(name in graph.constants for name in node.input):
             continue
-        from_layer = [name in producer and producer[name].name in taken for name in node.input]
-        if not any(from_layer) or any(name in quantized for name in node.input):
+        from_conv = [name in producer and producer[name].name in taken for name in node.input]
+        if not any(from_conv) or any(name in quantized for name in node.input):
             continue
         first, second = node.input
-        if all(from_layer):
+        if all(from_conv):
             yield first if _depth(first, second, producer) < _depth(second, first, producer) else second
         else:
-            yield second if from_layer[0] else first
+            yield second if from_conv[0] else first
 
 
 def _depth(tensor: str, other: str, producer: Mapping[str, onnx.NodeProto]) -> int:

@@ -134,7 +134,7 @@ def test_the_last_layer_of_every_output_may_stay_in_float():
     assert first == "body"
     assert sorted(last) == ["boxes", "kinds"]
     ranges = {name: (-4.0, 4.0) for node in model.graph.node for name in (*node.input, *node.output)}
-    layers = Graph(quantize(model, ranges, Recipe("min-max", 8, last))).layers()
+    layers = dict(Graph(quantize(model, ranges, Recipe("min-max", 8, last))).layers())
     assert {name: layers[name].input[1] for name in last} == {"boxes": "boxes.weight", "kinds": "kinds.weight"}
     assert layers["body"].input[1] != "body.weight"  # behind its DequantizeLinear
 

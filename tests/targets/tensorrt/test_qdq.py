@@ -1,13 +1,20 @@
 """Where the Q/DQ pairs stand, and what is in them: what decides whether TensorRT fuses and runs int8."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import pytest
+import torch
 from edge_compress.calibration.ranges import collect, ranges
 from edge_compress.pipeline.errors import BuildError
+from edge_compress.pipeline.signature import Signature, TensorSpec
+from edge_compress.targets.onnx.export import export_float
+from edge_compress.targets.onnx.graph import Graph
 from edge_compress.targets.onnx.int8 import Recipe
 from edge_compress.targets.tensorrt.qdq import left_in_float, quantize, shortcuts
 from onnx import helper, numpy_helper
+from torch import nn
 
 MINMAX = Recipe("min-max", 8)
 
@@ -109,7 +116,7 @@ def test_of_two_convolutions_that_are_summed_the_shorter_branch_is_the_shortcut(
     def conv(source, target):
         return helper.make_node("Conv", [source, f"{target}.weight"], [target], name=target)
 
-    weight = numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), "w")
+    weights = [numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), f"{name}.weight") for name in ("short", "one", "long")]
     nodes = [
         conv("x", "short"),
         conv("x", "one"),
@@ -117,18 +124,68 @@ def test_of_two_convolutions_that_are_summed_the_shorter_branch_is_the_shortcut(
         conv("two", "long"),
         helper.make_node("Add", ["short", "long"], ["sum"], name="sum"),
     ]
-    graph = helper.make_graph(nodes, "g", [], [], [weight])
+    graph = helper.make_graph(nodes, "g", [], [], weights)
     assert list(shortcuts(helper.make_model(graph), [])) == ["short"]
     nodes[-1] = helper.make_node("Add", ["long", "short"], ["sum"], name="sum")
-    assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], [weight])), [])) == ["short"]
-    assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], [weight])), ["short", "one", "long"])) == []
+    assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], weights)), [])) == ["short"]
+    assert list(shortcuts(helper.make_model(helper.make_graph(nodes, "g", [], [], weights)), ["short", "one", "long"])) == []
+
+
+class Tokens(nn.Module):
+    """Attention over four tokens, with a residual stream, and a linear layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.shared = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        x = self.encoder(x)
+        return x + self.shared(self.shared(x))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    torch.manual_seed(0)
+    signature = Signature((TensorSpec("x", (4, 8)),), (TensorSpec("y", (4, 8)),))
+    return export_float(Tokens().eval(), signature)
+
+
+def test_every_linear_layer_on_tokens_is_quantized_and_nothing_else_of_a_transformer_is(tokens):
+    samples = np.random.default_rng(0).normal(size=(8, 4, 8)).astype(np.float32)
+    graph = Graph(quantize(tokens, ranges(collect(tokens, [samples]), "min-max"), MINMAX))
+    layers = graph.layers()
+    assert Counter(name for name, _ in layers) == {
+        "encoder.self_attn.in_proj_weight": 1,
+        "encoder.self_attn.out_proj": 1,
+        "encoder.linear1": 1,
+        "encoder.linear2": 1,
+        "shared": 2,
+    }
+    for name, node in layers:
+        assert [graph.producer[tensor].op_type for tensor in node.input[:2]] == ["DequantizeLinear"] * 2, name
+    known = {node.name for _, node in layers}
+    for node in graph.nodes:
+        if node.name not in known and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            made = [graph.producer[tensor].op_type for tensor in node.input if tensor in graph.producer]
+            assert "DequantizeLinear" not in made, node
+    assert left_in_float(tokens) == ""
+
+
+def test_a_layer_that_is_called_twice_stays_in_float_at_both_places(tokens):
+    samples = np.random.default_rng(0).normal(size=(8, 4, 8)).astype(np.float32)
+    found = ranges(collect(tokens, [samples]), "min-max")
+    graph = Graph(quantize(tokens, found, Recipe("min-max", 8, ("shared",))))
+    at = [node for name, node in graph.layers() if name == "shared"]
+    assert len(at) == 2
+    assert all(graph.weight(node)[1] == [] for node in at)
 
 
 def test_layers_that_a_file_called_int8_leaves_in_float_are_counted(model, tiny_onnx):
     assert left_in_float(model) == ""
     layers = sum(node.op_type in ("Conv", "Gemm") for node in tiny_onnx.graph.node)
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
-    folded.graph.initializer.append(numpy_helper.from_array(np.zeros((8, 8), np.float32), "val_1"))
-    folded.graph.node.append(helper.make_node("MatMul", ["tokens", "val_1"], ["projected"], name="projection"))
-    assert left_in_float(folded).startswith(f"1 of {layers + 1} layers with weights stay in float")
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.initializer.append(numpy_helper.from_array(np.zeros((8, 4, 2, 2), np.float32), "up.weight"))
+    other.graph.node.append(helper.make_node("ConvTranspose", ["small", "up.weight"], ["large"], name="up"))
+    assert left_in_float(other) == f"1 of {layers + 1} layers with weights stay in float (ConvTranspose)"
