@@ -273,8 +273,19 @@ def tighten(
     return canonical(knobs, tuple(int(j) for j in out))
 
 
+def evenly(log: SearchLog) -> Levels | None:
+    """The least share to take from all widths alike, with every block kept, that meets the budget by the table; None without."""
+    for share in np.linspace(0.0, 1.0, 129):
+        levels = tuple(0 if knob.kind == "block" else knob.level(float(share)) for knob in log.knobs)
+        if log.latency_estimate(levels) <= log.settings.budget:
+            return levels
+    return None
+
+
 def run(log: SearchLog, until: int, rng: np.random.Generator) -> None:
-    """Spend evaluations until `until` are spent: at most half on single knobs, the rest on plans and their neighbours."""
+    """Spend evaluations until `until` are spent: at most half on single knobs, one on even widths, the rest on plans and their
+    neighbours.
+    """
     settings, knobs = log.settings, log.knobs
     if until < 2:  # the dense network would be all there is to see
         log.evaluate(log.constraint.project(np.zeros(len(knobs))))
@@ -286,6 +297,8 @@ def run(log: SearchLog, until: int, rng: np.random.Generator) -> None:
     stale, turn = 0, 0
 
     def proposal(turn: int, limits: list[float], rng: np.random.Generator) -> Levels:
+        if turn == 1 and hard and (even := evenly(log)) is not None:
+            return even  # what a user would try first: what is taken must not be behind it
         centre = settings.budget if hard else log.latency(log.leader.levels)
         width = 0.0 if turn == 0 else 1.0 + 0.1 * stale
         limit = limits.pop() if limits else centre * (1.0 + 0.01 * (1 + 0.1 * stale) * rng.standard_normal() * (turn > 0))

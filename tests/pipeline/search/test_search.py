@@ -392,3 +392,18 @@ def test_a_search_leaves_no_log_folder_in_the_temporary_folder(monkeypatch, tmp_
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     search(ResNet20(), settings("ppo", 20))
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")] == []  # PyTorch's own cache
+
+
+@pytest.mark.parametrize("method", ["knapsack", "ppo"])
+def test_even_widths_within_the_budget_are_among_the_first_whole_plans(method: str) -> None:
+    evaluator = ResNet20(noise=0.0)
+    found = search(evaluator, settings(method, 40, 0.5))
+    shares = np.array([[1.0 - k.kept[j] / k.size for k, j in zip(evaluator.knobs, c.levels, strict=True)] for c in found.tried])
+    widths = np.array([k.kind != "block" for k in evaluator.knobs])
+    even = [
+        i
+        for i, row in enumerate(shares)
+        if not row[~widths].any() and row[widths].min() > 0 and np.ptp(row[widths]) <= 0.25 and found.tried[i].spent <= 0.51
+    ]
+    assert even, "no even plan was asked for"
+    assert found.best.accuracy >= max(found.tried[i].accuracy for i in even)
