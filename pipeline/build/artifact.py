@@ -45,7 +45,7 @@ def build(
     config = run.config
     settings = {"target": target.name, "precision": str(precision), "threads": config.threads, "seed": config.seed}
     settings |= ({"float_io": True} if config.float_io else {}) | settings_of(device)
-    stage = run.folder.stage(f"build-{target.name}", "8", settings, (before.key, baseline.file.sha256))
+    stage = run.folder.stage(f"build-{target.name}", "9", settings, (before.key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is not None:
         return artifact, stage
@@ -78,7 +78,7 @@ def unpruned(
     """
     settings = {"precision": str(precision), "threads": run.config.threads, "seed": run.config.seed}
     settings |= {"float_io": True} if run.config.float_io else {}
-    stage = run.folder.stage(f"unpruned-{target.name}", "5", settings, (subject_key, baseline.file.sha256))
+    stage = run.folder.stage(f"unpruned-{target.name}", "6", settings, (subject_key, baseline.file.sha256))
     artifact = stage.result(Artifact)
     if artifact is None:
         with run.stage(f"unpruned {target.name}"), stage.noting():

@@ -6,8 +6,10 @@ Beside it what every ONNX target shares: recipes, activation counts, half precis
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,21 +193,23 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def ends(model: onnx.ModelProto) -> tuple[str, tuple[str, ...]]:
-    """The first layer, and the last one of each output: what suffers most from int8 and costs least in float."""
+    """The first layer, and the last one of each output: what suffers most from int8 and costs least in float.
+
+    Of a residual sum the operand is followed that a layer is nearer to: a stream would lead to all of its branches.
+    """
     graph = Graph(model)
     names = {id(node): name for name, node in graph.layers()}
-    last: dict[str, None] = {}
-    queue, seen = [value.name for value in model.graph.output], set[str]()
-    while queue:
-        tensor = queue.pop(0)
-        node = graph.producer.get(tensor)
-        if node is None or tensor in seen:
-            continue
-        seen.add(tensor)
-        if id(node) in names:
-            last[names[id(node)]] = None
-        else:
-            queue += node.input
+
+    known: dict[str, tuple[float, tuple[str, ...]]] = {}  # tensor -> nodes back to the nearest layer, and the last layers
+    for node in graph.nodes:
+        found: tuple[float, tuple[str, ...]] = (0, (names.get(id(node), ""),))
+        if id(node) not in names:
+            before = [known[name] for name in node.input if name in known]
+            nearest = min((depth for depth, _ in before), default=math.inf)
+            followed = (layers for depth, layers in before if node.op_type != "Add" or depth == nearest)
+            found = nearest + 1, tuple(dict.fromkeys(chain.from_iterable(followed)))
+        known.update(dict.fromkeys(node.output, found))
+    last = dict.fromkeys(chain.from_iterable(known[value.name][1] for value in model.graph.output if value.name in known))
     return next(iter(names.values()), ""), tuple(last)
 
 

@@ -139,6 +139,22 @@ def test_the_last_layer_of_every_output_may_stay_in_float():
     assert layers["body"].input[1] != "body.weight"  # behind its DequantizeLinear
 
 
+def test_without_a_head_the_last_layer_is_the_last_branchs_and_not_every_branchs():
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(3))
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x):
+            for branch in self.branches:
+                x = x + branch(x)
+            return self.norm(x)
+
+    sides = (TensorSpec("tokens", (4, 8)),), (TensorSpec("y", (4, 8)),)
+    assert ends(export_float(Stream().eval(), Signature(*sides))) == ("branches.0.0", ("branches.2.2",))
+
+
 def test_where_weights_cannot_be_rounded_together_it_is_said(tiny, tiny_onnx, images, tmp_path):
     def refuses(steps):
         raise InputError("layer a is called twice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -44,9 +45,13 @@ def kill_runs(shop: Workshop, kind: str, wanted: Reference, count: int, rng: ran
 
 
 def _orphans(mark: str) -> list[str]:
-    """The command lines of processes that lost their parent and still run after a while; those of our own user alone."""
-    until = time.monotonic() + _GRACE_S
-    while left := [line for line in map(_orphan, Path("/proc").glob("[0-9]*")) if "torture-" in line or mark in line]:
+    """The command lines of other processes that lost their parent and still run after a while; of our own user alone."""
+    until, own = time.monotonic() + _GRACE_S, str(os.getpid())  # which itself may run without a shell
+
+    def others() -> list[str]:
+        return [_orphan(process) for process in Path("/proc").glob("[0-9]*") if process.name != own]
+
+    while left := [line for line in others() if "torture-" in line or mark in line]:
         if time.monotonic() > until:
             return left
         time.sleep(0.5)
