@@ -1,13 +1,14 @@
-"""Restores a module's device and train/eval modes after use; plain attention; unwraps torch.compile and DataParallel."""
+"""Restores a module's device and modes after use; plain attention; finds chance; unwraps torch.compile and DataParallel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
@@ -50,6 +51,27 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
             return module, taken
         taken.append(type(module).__name__)
         module = inner
+
+
+def differing(module: nn.Module, *inputs: torch.Tensor) -> str:
+    """The name of the first layer, innermost first, that gives something else in a second call; "" where only the whole does."""
+    calls: list[tuple[str, list[torch.Tensor]]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda layer, given, output: calls.append((name, [x for x in tree_leaves(output) if isinstance(x, torch.Tensor)]))
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+            before = calls.copy()
+            calls.clear()
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = zip(before, calls, strict=False)  # a forward may take another way the second time
+    return next((a for (a, x), (b, y) in pairs if a != b or not all(map(torch.equal, x, y))), "")
 
 
 def unusable(module: nn.Module) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -85,6 +85,11 @@ class Pruning(Protocol):
         """Share of the network's multiply-accumulates that get cheaper when units are removed; None where none ever do."""
         ...
 
+    @property
+    def locked(self) -> tuple[str, ...]:
+        """What keeps most of a network from being pruned, a sentence each; empty where at least half of it can be."""
+        ...
+
     def evaluator(self, bench: Bench) -> RankedEvaluator:
         """What the search asks."""
         ...
@@ -116,3 +121,11 @@ class Pruning(Protocol):
     def remarks(self, runtime: str) -> tuple[str, ...]:
         """What the report has to say about this way on this runtime."""
         ...
+
+
+def prunable(pruning: Pruning) -> Iterator[str]:
+    """Says how much of a network can be pruned, and where that is less than half what keeps the rest."""
+    if pruning.prunable_macs_share is not None:
+        share, decisions = 100 * pruning.prunable_macs_share, len(pruning.knobs)
+        yield f"prunable: {share:.1f} % of the multiply-accumulates, by {decisions} decisions"
+        yield from pruning.locked

@@ -36,6 +36,7 @@ class Masks:
 
     limits = "density"
     prunable_macs_share = None
+    locked = ()
     finalists = 1  # of a mask's plans each would need its connections chosen again before it is reconstructed
 
     def __init__(

@@ -19,7 +19,7 @@ from ..score.criteria import CURVED
 from ..search.problem import SearchSettings
 from ..search.search import search
 from ..types import Baseline, Candidate, SearchResult, Sensitivity
-from .base import Pruning, RankedEvaluator
+from .base import Pruning, RankedEvaluator, prunable
 
 SEARCH_SETTINGS = ("search", "evaluations", "reward", "alpha", "beta", "seed")
 
@@ -81,6 +81,8 @@ def searched(
             compute=run.compute,
             note=candidates.note,
         )
+        for line in prunable(pruning):
+            run.ui.say(line)
         with ExitStack() as stack:
             stack.enter_context(candidates.noting())
             with run.stage("prepare search"):

@@ -104,6 +104,17 @@ class Units:
         coupling = self.checked.coupling
         return sum(c.macs for c in coupling.walk.costs if coupling.prunable(c)) / max(coupling.macs, 1)
 
+    @property
+    def locked(self) -> tuple[str, ...]:
+        """See `base.Pruning.locked`."""
+        coupling = self.checked.coupling
+        most = coupling.locked()[:3] if self.prunable_macs_share < 0.5 else ()
+        shares = [lock.macs / max(coupling.macs, 1) for lock in most]
+        return tuple(
+            f"{lock.operation} in {lock.module or 'the network'} keeps {share:.0%} of them: {lock.reason}."
+            for lock, share in zip(most, shares, strict=True)
+        )
+
     def measures_precision(self, target: Target) -> bool:
         """Where attention, which is often slower in int8, is in the network; else where the processor's convolutions may be."""
         return target.int8_may_be_slower or self.by_saliency
@@ -166,12 +177,7 @@ class Units:
             f"{share:.0%} of the multiply-accumulates are in operators that get cheaper when units are removed.",
             *self.notes,
         ]
-        if share < 0.5:
-            told += [
-                f"{lock.operation} in {lock.module or 'the network'} keeps {lock.macs / max(coupling.macs, 1):.0%} of them:"
-                f" {lock.reason}."
-                for lock in coupling.locked()[:3]
-            ]
+        told += self.locked
         bound = self.compute.memory_bytes
         wide = [n for n, p in self.net.named_parameters() if p.ndim > 1 and SOLVING_BYTES * p[0].numel() ** 2 > bound]
         if wide:

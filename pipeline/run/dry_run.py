@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..errors import InputError
+from ..pattern.base import prunable
 from ..progress import Progress
 from ..run_folder import RunFolder
 from ..schedule.estimate import span
@@ -59,9 +60,7 @@ def _lines(before: Prepared, given: Config) -> Iterator[str]:
     splits, metric = subject.data.splits, subject.metric
     yield f"network: {subject.model}, {subject.cost.params:,} parameters, {subject.cost.macs:,} multiply-accumulates"
     yield f"data: {subject.data.name}, {splits.train:,} training, {splits.search:,} search and {splits.test:,} test samples"
-    if pruning.prunable_macs_share is not None:
-        share, decisions = 100 * pruning.prunable_macs_share, len(pruning.knobs)
-        yield f"prunable: {share:.1f} % of the multiply-accumulates, by {decisions} decisions"
+    yield from prunable(pruning)
     for target in before.chosen:
         place = before.places[target.name]
         where = "no device: latency is estimated" if place is None else f"measured on {config.device}"

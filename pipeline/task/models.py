@@ -22,7 +22,7 @@ from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ..data.user_code import own_randomness, user_factory, users_code
 from ..errors import InputError, described, importing, install_hint
 from ..network.calling import SAME, deviation
-from ..network.modes import unusable, unwrapped
+from ..network.modes import differing, unusable, unwrapped
 from ..network.weights import state_sha256
 from ..types import Crop
 from .checkpoint import classes_in, put_state, read_state
@@ -203,7 +203,8 @@ def _require_deterministic(spec: str, module: nn.Module, shape: tuple[int, ...])
         one, other = module(images), module(images)
     if deviation(one, other, one) > SAME:
         do = "pass training=self.training to functional dropout"
-        found = "two answers for the same image that differ in eval mode"
+        where = differing(module, images) or "its forward"
+        found = f"two answers for the same image that differ in eval mode, first in {where}"
         raise InputError(f"model {spec}: its output", found=found, expected="one answer", do=do)
     without = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is None]
     if without:

@@ -41,6 +41,7 @@ def test_the_same_command_again_runs_no_stage(workshop: Workshop, uninterrupted:
     assert again.code == 0
     assert again.stages == []
     assert again.err == ""
+    assert len(list((uninterrupted / "stages").glob("curvature-*/result.json"))) == 1  # kept by itself, should ranking stop
     assert results(uninterrupted) == before
     fresh = report_of(uninterrupted)
     assert {k: v for k, v in fresh.items() if k not in VOLATILE} == {k: v for k, v in report.items() if k not in VOLATILE}

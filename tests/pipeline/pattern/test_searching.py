@@ -39,7 +39,7 @@ class Stopped:
 def search(out: Path, subject: str = "subject", **changed: Any) -> None:
     """The search of a run in a folder, up to where it is stopped."""
     config = Config(("x86",), out=out, **changed)
-    pruning: Any = SimpleNamespace(prober=None, evaluator=Stopped)
+    pruning: Any = SimpleNamespace(prober=None, evaluator=Stopped, prunable_macs_share=None)
     baseline: Any = SimpleNamespace(file=SimpleNamespace(path="config.toml"), form=SimpleNamespace(form=""))
     run: Any = SimpleNamespace(config=config, loaded=None, compute=None, pattern=Pattern.CHANNEL)
     run.stage = lambda name: nullcontext()

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.user_code import user_factory
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
@@ -572,9 +573,10 @@ def test_a_state_that_holds_itself_is_refused(tmp_path: Path) -> None:
             "nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 5))",
             "without running statistics",
         ),
-        ("Always()", "two answers for the same image"),
+        ("Always()", "two answers for the same image that differ in eval mode, first in its forward"),
+        ("nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(192, 192), Always()))", "differ in eval mode, first in 1.1"),
     ],
-    ids=["BatchNorm without statistics", "dropout that is always on"],
+    ids=["BatchNorm without statistics", "dropout that is always on", "dropout that is always on, inside"],
 )
 def test_networks_without_one_answer_for_an_image_are_refused_at_the_start(body: str, words: str, tmp_path: Path) -> None:
     source = "import torch\nfrom torch import nn\nclass Always(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
@@ -613,9 +615,31 @@ def test_integers_in_place_of_float_weights_are_refused(net: Path) -> None:
         load_model(f"{net}:fixed", weights, classes=5, image_shape=(3, 8, 8))
 
 
-def test_a_torchvision_built_for_another_torch_is_one_line(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    for act in (lambda: evaluation_crop("torchvision:resnet18"), lambda: load("torchvision:resnet18", saved(net))):
+@pytest.mark.parametrize(
+    "fails",
+    [
+        "ImportError('libtorch.so')",
+        "RuntimeError('operator torchvision::nms does not exist')",
+        "AttributeError('_C')",
+        "OSError(2)",
+    ],
+)
+def test_a_torchvision_built_for_another_torch_is_one_line(
+    fails: str, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stub/torchvision").mkdir(parents=True)
+    (tmp_path / "stub/torchvision/__init__.py").write_text(f"raise {fails}\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "stub")
+    (tmp_path / "images/train/a").mkdir(parents=True)
+    (tmp_path / "images/test/a").mkdir(parents=True)
+    for act in (
+        lambda: evaluation_crop("torchvision:resnet18"),
+        lambda: load("torchvision:resnet18", saved(net)),
+        lambda: load_data(f"torchvision:CIFAR10:{tmp_path}", seed=0),
+        lambda: load_data(f"imagefolder:{tmp_path / 'images'}", seed=0),
+    ):
         with pytest.raises(UnavailableError, match=r"torchvision cannot be imported.*constraints\.txt"):
             act()
 

@@ -206,6 +206,19 @@ def test_an_int8_graph_is_cut_with_its_scales_and_without_its_branches() -> None
     assert scales == {"stem.weight_scale": [8]}
 
 
+@pytest.mark.parametrize("name", ["batch_norm_as_a_function", "batch_norm_as_a_function_without_bias_before"])
+def test_an_int8_graph_with_a_functional_batch_norm_is_cut_and_filled(name: str) -> None:
+    checked = checked_of(NETWORKS[name]())
+    prober, graph = graph_of(checked, Precision.INT8)
+    captured, plan = checked.coupling.walk.captured, drawn(checked)
+    small = cut(checked.coupling, plan, checked.sized)
+    expected = run(small, captured.example)
+    file = prober.file_of(graph.filled(prober.dense, plan, small))
+    found = answered(file, captured.example[0][0])
+    assert [tuple(x.shape) for x in found] == [tuple(x.shape) for x in expected]
+    assert relative_difference(found, expected) < 0.5  # ranges are those of stand-ins: only that the values are its own
+
+
 def test_a_graph_whose_axes_were_mistaken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def swapped(*args: object) -> ties.Ties:
         found = real(*args)
