@@ -16,6 +16,8 @@ from pathlib import Path
 from .errors import UnavailableError, says_full
 from .types import FileRef
 
+# of files in run folders and bundles: parts of letters, digits and . _ + -, none hidden
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # what `atomic_write` writes to
 
 

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 INPUT_NAME = "input"
 LOGITS = "logits"
+# numpy's names of the numbers that tensors hold; a text from outside is compared with them before numpy sees it, which would
+# also read "2f4" or run a parser on "(,)f4"
+DTYPES = frozenset(f"{kind}{bits}" for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64))) for bits in sizes) | {
+    *("bool", "float16", "bfloat16", "float32", "float64")
+}
+MOST_AXES = 32  # of a tensor; numpy ends at 64, and at 32 before version 2
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import BuildError, DeviceError, EdgeCompressError, InputError, UnavailableError, printable
+from ...pipeline.signature import DTYPES, MOST_AXES
 from ...pipeline.types import Kind
 from .. import agent as agent_package
 from ..agent import tensors
@@ -254,6 +255,10 @@ def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[st
     Raises:
         DeviceError: the bytes are not as many as the shapes say, or no numbers.
     """
+    if wrong := [
+        f"{printable(str(h['name']))} of type {printable(str(h['dtype']))[:100]}" for h in heads if h["dtype"] not in DTYPES
+    ]:
+        raise DeviceError(where, found=wrong[0], expected="numbers")
     try:
         found = tensors.unpacked(heads, data)
     except tensors.SizeError as error:
@@ -261,8 +266,6 @@ def outputs(heads: Sequence[dict[str, Any]], data: bytes, where: str) -> dict[st
         raise DeviceError(where, found=f"{error.found} bytes", expected=f"{error.expected} bytes", do=do) from error
     except (TypeError, ValueError, OverflowError) as error:  # a type or a shape that numpy does not know
         raise DeviceError(where, found=str(error), expected="arrays") from error
-    if wrong := [f"{printable(name)} of type {array.dtype}" for name, array in found.items() if array.dtype.kind not in "biuf"]:
-        raise DeviceError(where, found=wrong[0], expected="numbers")
     return found
 
 
@@ -297,6 +300,8 @@ def _random_input(model: str, entry: dict[str, Any], seed: int) -> Array:
     if not all(isinstance(s, int) and s > 0 for s in sizes):
         found = f"input {entry['name']} of shape {shape}"
         raise BuildError(what, found=found, expected="sizes, of which only the first may be free")
+    if len(sizes) > MOST_AXES:
+        raise BuildError(what, found=f"input {entry['name']} of {len(sizes)} axes", expected=f"at most {MOST_AXES}")
     if 8 * math.prod(sizes) > _MOST_INPUT:  # they are made as float64 or int64; a file's shape may say anything
         found = f"input {entry['name']} of {math.prod(sizes)} elements"
         raise BuildError(what, found=found, expected=f"at most {_MOST_INPUT // 8}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, VerifyError
-from ..files import read_regular
+from ..files import PLAIN_PATH, read_regular
 
 Tar = mmap.mmap | bytes
 MAX_ARCHIVE_BYTES = 2 << 30
@@ -37,7 +37,6 @@ _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _CHUNK = 1 << 20
 _SLACK = 1 << 20  # what may be unpacked of an archive however small
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -84,11 +83,11 @@ def pack(archive: Archive) -> bytes:
     """The archive's bytes.
 
     Raises:
-        ValueError: a name that an archive may not have.
+        VerifyError: a name that an archive may not have.
     """
     for name in (archive.folder, *archive.files):
         if complaint := _complaint(name):
-            raise ValueError(f"{name!r}: {complaint}")
+            raise VerifyError(f"{name!r} cannot be in a bundle", found=complaint, expected="a name that a run gives its files")
     engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     crc, size, packed = 0, 0, []
     for part in _tar(archive):
@@ -157,7 +156,11 @@ def _tar(archive: Archive) -> Iterator[bytes]:
         data = archive.files[name]
         info = tarfile.TarInfo(f"{archive.folder}/{name}")
         info.size, info.mode = len(data), 0o644
-        yield from (info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % _BLOCK))
+        try:
+            header = info.tobuf(tarfile.USTAR_FORMAT)
+        except ValueError as error:
+            raise VerifyError(f"{name[:100]!r} cannot be in a bundle", found=str(error), expected="a shorter name") from error
+        yield from (header, data, bytes(-len(data) % _BLOCK))
     yield _END
 
 
@@ -189,7 +192,7 @@ def _complaint(name: str) -> str | None:
         return "an absolute path"
     if ".." in name.split("/"):
         return "a path that leads out of the archive"
-    return None if _NAME.fullmatch(name) else "a name with other than letters, digits and . _ + -, or a hidden one"
+    return None if PLAIN_PATH.fullmatch(name) else "a name with other than letters, digits and . _ + -, or a hidden one"
 
 
 def _inflate(name: str, body: memoryview) -> Iterator[bytes]:

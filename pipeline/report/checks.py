@@ -7,15 +7,15 @@ Raises:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..signature import TOP1, FileTensor
+from ..files import PLAIN_PATH
+from ..signature import DTYPES, MOST_AXES, TOP1, FileTensor
 from ..types import Accuracy, FileRef, Speedup, Timing
 
 if TYPE_CHECKING:  # it imports this
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # it imports this
 
 _NAN_AS_NULL = ("value", "drop", "dense_value", "here_value", "agreement", "largest_difference", "max_accuracy_drop")
 _LARGEST = 1 << 63  # integers of other readers of JSON have 64 bits
+_COUNTS = re.compile(r"[0-9]{1,9}(,[0-9]{1,9})*")
 
 
 def require_plain(data: Any) -> None:
@@ -108,15 +109,15 @@ def _require_accuracy(at: str, accuracy: Accuracy, top1: bool) -> None:
 def _require_latency(at: str, latency: Timing) -> None:
     for side in (latency.dense, latency.artifact):
         _require(min(side.p50_ms, side.p90_ms, side.p99_ms) > 0, at, f"{side.p50_ms} ms")
-    samples = (*latency.dense_samples_ms, *latency.artifact_samples_ms)
-    _require(min(samples, default=1.0) > 0, at, "a sample of no time")
+    for samples in (latency.dense_samples_ms, latency.artifact_samples_ms):
+        _require(min(samples, default=0.0) > 0, at, "a sample of no time, or none")
+    pairs = latency.environment.get("pairs_per_session", "1")
+    _require(_COUNTS.fullmatch(pairs) is not None, f"{at}.environment", f"pairs_per_session {pairs[:100]!r}")
 
 
 def _require_tensor(at: str, tensor: FileTensor) -> None:
-    try:
-        np.dtype(tensor.dtype)
-    except TypeError as error:
-        raise ValueError(f"{at}: dtype {tensor.dtype!r}") from error
+    _require(tensor.dtype in DTYPES, at, f"dtype {tensor.dtype[:100]!r}")
+    _require(len(tensor.shape) <= MOST_AXES, at, f"{len(tensor.shape)} axes")
     _require(min(tensor.shape, default=1) > 0, at, f"shape {tensor.shape}")
     _require(not tensor.layout or len(tensor.shape) == 4, at, f"shape {tensor.shape} of an image {tensor.layout}")
 
@@ -143,3 +144,5 @@ def _require_inside(ref: FileRef) -> None:
     pure = PurePosixPath(ref.path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in ref.path or not pure.parts:
         raise ValueError(f"{ref.path!r} leads out of the run folder")
+    if not PLAIN_PATH.fullmatch(ref.path):
+        raise ValueError(f"{ref.path[:200]!r} is not a name that a run gives its files")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import struct
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -598,6 +601,36 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     assert not torch.equal(torch.load(tmp_path / "net.pt")["weight"], state["weight"])  # torch does not notice
     with pytest.raises(InputError, match="a damaged file"):
         read_state(tmp_path / "net.pt")
+
+
+def zipped(path: Path, state: object, compression: int) -> bytes:
+    """A checkpoint whose zip archive is compressed, which PyTorch does not write."""
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(path.with_suffix(".zip"), "w", compression) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    return path.with_suffix(".zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("legacy", lambda data: data[:18]),
+        ("legacy", lambda data: data[:28]),
+        ("legacy", lambda data: data[: data.index(b"cpu") + 40]),
+        ("legacy", lambda data: re.sub(rb"(\d{6})(\d)", lambda m: m[1] + bytes([m[2][0] ^ 1]), data, count=1)),
+        ("lzma", lambda data: data[:60] + bytes(20) + data[80:]),
+        ("zip64 of two disks", lambda data: data[:-22] + struct.pack("<IIQI", 0x07064B50, 0, 0, 2) + data[-22:]),
+    ],
+    ids=["cut in its magic number", "cut in its header", "cut in its tensors", "another storage", "LZMA", "of two disks"],
+)
+def test_a_checkpoint_that_was_cut_or_changed_is_one_line(kind: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path, state = tmp_path / "net.pt", {"weight": torch.ones(4, 4), "bias": torch.ones(4)}
+    torch.save(state, path, _use_new_zipfile_serialization=kind != "legacy")
+    data = zipped(path, state, zipfile.ZIP_LZMA) if kind == "lzma" else path.read_bytes()
+    path.write_bytes(damage(data))
+    with pytest.raises(InputError, match=r"weights net\.pt: found .*, expected a state dict"):
+        read_state(path)
 
 
 def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
