@@ -135,10 +135,9 @@ def weights_file(room: Room, rng: random.Random) -> Call:
     if pickled:
         buffer = io.BytesIO()
         wrapped = {"state_dict": state, "epoch": 3}
-        torch.save(
-            rng.choice((state, wrapped, list(state.values()), wrapped)), buffer, _use_new_zipfile_serialization=rng.random() < 0.8
-        )
-        raw = buffer.getvalue()
+        legacy = rng.random() < 0.4
+        torch.save(rng.choice((state, wrapped, list(state.values()), wrapped)), buffer, _use_new_zipfile_serialization=not legacy)
+        raw = buffer.getvalue() if legacy else change.recompressed(buffer.getvalue(), rng)
     else:
         raw = save({name: tensor.contiguous() for name, tensor in state.items()})
     file = room.fresh(
@@ -307,7 +306,7 @@ DOORS: dict[Callable[[Room, random.Random], Call], int] = {  # with their shares
     config_file: 20,
     npz_file: 20,
     image_folder: 10,
-    weights_file: 12,
+    weights_file: 25,
     board_file: 15,
     board_reply: 5,
     bundle_file: 15,

@@ -35,7 +35,12 @@ HOSTILE: tuple[Any, ...] = (
         "C:\\x",
         "-rf",
         "~nouser/x",
+        "(,)f4",
+        "2f4",
+        "artifacts/x86/gol den",
+        "99999999999999999999,1",
     ),
+    [1] * 65,
     *([], {}, [[]], [1, 2, 3], ["x"] * 1000, {"a": {"b": 1}}, {"": None}, [None], [{}]),
 )
 _TOML = (
@@ -45,6 +50,17 @@ _TOML = (
 )
 _CHUNKS = (b"", b"\0", b"\xff" * 8, b"[" * DEEP, b'{"a":' * DEEP, b"\x80\x7f" * 6, b"9" * 5000, b"\xed\xa0\x80", b"\n\n", b"NaN")
 _DTYPES = ("bool", "int8", "uint8", "int64", "float16", "float32", "float64", "complex64", "datetime64[s]", "U4", "S3", "object")
+
+
+def recompressed(archive: bytes, rng: random.Random) -> bytes:
+    """A zip archive with its files stored, as they were, or compressed in one of the ways that Python reads."""
+    kind, buffer = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)), io.BytesIO()
+    if kind == zipfile.ZIP_STORED:
+        return archive
+    with zipfile.ZipFile(io.BytesIO(archive)) as plain, zipfile.ZipFile(buffer, "w", kind) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    return buffer.getvalue()
 
 
 def changed_bytes(data: bytes, rng: random.Random) -> bytes:
