@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from record import Campaign
 from workshop import Reference, Workshop
 
+_SCRATCH = re.compile(r"/torture-[a-z0-9_]{8}/")  # folders that campaigns make
 _MOST = 3  # kills of one run
 _GRACE_S = 20.0  # until a process that lost its parent has to have ended
 
@@ -51,7 +53,7 @@ def _orphans(mark: str) -> list[str]:
     def others() -> list[str]:
         return [_orphan(process) for process in Path("/proc").glob("[0-9]*") if process.name != own]
 
-    while left := [line for line in others() if "torture-" in line or mark in line]:
+    while left := [line for line in others() if _SCRATCH.search(line) or mark in line]:
         if time.monotonic() > until:
             return left
         time.sleep(0.5)
