@@ -2,8 +2,7 @@
 
     Subject -> Sensitivity -> Knob, Candidate -> Plan -> Checkpoint -> Artifact -> Accuracy + Timing -> Verdict -> report.json
 
-All types are frozen and turn into JSON and back with `codec`; tensors live in files and are named by path and digest. Units are
-in the names (`_ms`, `_bytes`). A `value` is in the unit of the run's `Metric`; `accuracy` inside the search is a share (0..1).
+All are frozen and turn into JSON by `codec`; tensors live in files, named by path and digest; a `value` is in the metric's unit.
 """
 
 from __future__ import annotations
@@ -325,6 +324,7 @@ class Unpruned:
     size_bytes: int
     speedup: Speedup | None = None  # of this file over the dense float baseline; None: no device timed it
     gain: Speedup | None = None  # of the artifact over this file, measured in the same rounds
+    over_half: Speedup | None = None  # of an int8 engine over the dense network's in half precision, in the same rounds
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _require_tensor(at: str, tensor: FileTensor) -> None:
 def _speedups(target: TargetReport) -> Iterator[Speedup | None]:
     """All speedups of a target."""
     yield from (found.speedup for found in (target.latency, target.dense_form, target.unpruned) if found is not None)
-    yield target.unpruned.gain if target.unpruned is not None else None
+    yield from (target.unpruned.gain, target.unpruned.over_half) if target.unpruned is not None else ()
 
 
 def _require_speedup(at: str, speedup: Speedup | None) -> None:

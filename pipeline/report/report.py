@@ -32,6 +32,7 @@ from ..types import (
     ModelCost,
     OnDevice,
     Preprocess,
+    Speedup,
     Timing,
     Unpruned,
     Verdict,
@@ -197,6 +198,13 @@ class TargetReport:
     def why(self) -> str:
         """The reasons of the verdict, in one line; the status where there are none."""
         return "; ".join(self.verdict.reasons) or self.status
+
+    @property
+    def gains(self) -> tuple[tuple[Precision, Speedup], ...]:
+        """Speedups over the dense network quantised alone, in int8 and in half precision, as far as they were measured."""
+        alone = None if self.unpruned is None or self.unpruned.precision is Precision.FP32 else self.unpruned
+        found = ((alone.precision, alone.gain), (Precision.FP16, alone.over_half)) if alone else ()
+        return tuple((precision, gain) for precision, gain in found if gain is not None)
 
     @property
     def files(self) -> dict[str, FileRef]:

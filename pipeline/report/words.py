@@ -49,17 +49,17 @@ def verdict_line(report: Report) -> str:
 def headline(report: Report, name: str) -> Headline:
     """The verdict on one target: a sentence, the figures behind it, what failed and what to do about it."""
     target = report.targets[name]
-    accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, _quantised(target)
+    accuracy, latency, artifact = target.accuracy, target.latency, target.artifact
     parts, figures = [], []
     if latency is not None:
         speedup = tag(f"{fixed(latency.speedup.median)}×", latency.kind)
         span = aside(f"95 % interval {interval(latency.speedup.ci95)}", latency.kind)
         runs = f"runs {speedup} as fast as the dense float model ({span})"
         figures.append(("Speedup", speedup, span))
-        if alone is not None and alone.gain is not None:
-            gain, span = f"{fixed(alone.gain.median)}×", f"95 % interval {interval(alone.gain.ci95)}"
-            runs += f", {gain} as fast as the dense network in {alone.precision} ({span})"
-            figures.append((f"Speedup over {alone.precision} alone", gain, span))
+        for precision, gain in target.gains:
+            times, span = f"{fixed(gain.median)}×", f"95 % interval {interval(gain.ci95)}"
+            runs += f", {times} as fast as the dense network in {precision} ({span})"
+            figures.append((f"Speedup over {precision} alone", times, span))
         parts.append(runs)
     if accuracy is not None:
         metric = report.metric
@@ -120,8 +120,8 @@ def dense_and_artifact(report: Report, name: str) -> Table:
         speedup = tag(_with_interval(latency.speedup), latency.kind)
         quantised = _with_interval(alone.speedup) if alone and alone.speedup else DASH
         rows.append((tag("Speedup over dense float (95 % interval)", latency.kind), DASH, quantised, DASH, speedup))
-    if alone is not None and alone.gain is not None:
-        rows.append((f"Speedup over {alone.precision} alone (95 % interval)", DASH, DASH, DASH, _with_interval(alone.gain)))
+    for precision, gain in target.gains:
+        rows.append((f"Speedup over {precision} alone (95 % interval)", DASH, DASH, DASH, _with_interval(gain)))
     if target.usage is not None:
         peaks = (tag(f"{value / 1e6:.0f}", kind) for value in (target.usage.dense_peak_rss_bytes, target.usage.peak_rss_bytes))
         rows.append((tag("Peak memory with the runtime, MB", kind), next(peaks), DASH, DASH, next(peaks)))

@@ -181,7 +181,7 @@ def _compressed(before: Prepared) -> int:
         else:
             result = _judged(run, built, target, artifact, networks, gates, place)
             dense = dense_module(run, pruning.net, baseline)
-            unpruned = unpruned_of(run, before.subject_key, built, target, dense, baseline, result)
+            unpruned = unpruned_of(run, before.subject_key, built, target, dense, baseline, result, place)
             pictures = pictures_of(run, built, target, artifact)
             results[target.name] = replace(result, unpruned=unpruned, pictures=pictures)
             usage[target.name] = usage_of(run, built, target, result)

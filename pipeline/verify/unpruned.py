@@ -1,8 +1,11 @@
-"""The dense network in an artifact's precision, beside the artifact: what pruning adds to quantising alone."""
+"""The dense network in an artifact's precision, beside the artifact: what pruning adds to quantising alone.
+
+For an engine in int8 also the dense network in half precision, which is what GPUs are given first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
@@ -10,6 +13,7 @@ from torch import nn
 from ...devices.access import settings_of
 from ...devices.device import Device
 from ...devices.measure.timing import TimingSettings, speedup_between
+from ...devices.tensorrt.device import TensorRtDevice, boards_of
 from ...targets.base import Target
 from ..build.artifact import unpruned as unpruned_file
 from ..errors import BuildError, UnavailableError
@@ -24,7 +28,14 @@ SESSIONS = 5  # fresh processes, each with all three files
 
 
 def unpruned_of(
-    run: RunContext, subject_key: str, before: Stage, target: Target, dense: nn.Module, baseline: Baseline, result: TargetResult
+    run: RunContext,
+    subject_key: str,
+    before: Stage,
+    target: Target,
+    dense: nn.Module,
+    baseline: Baseline,
+    result: TargetResult,
+    place: Device | None = None,
 ) -> Unpruned | None:
     """What the dense network is worth in the precision of a target's artifact; kept in a stage of its own.
 
@@ -38,6 +49,7 @@ def unpruned_of(
         dense: the dense network, in the baseline's form.
         baseline: the dense float file.
         result: the artifact with its accuracy and latency.
+        place: where the target's engines are built; None where there is no such device.
 
     Returns:
         None where the target refused the dense network, which a note says.
@@ -57,37 +69,49 @@ def unpruned_of(
     except BuildError as error:
         run.notes.append(f"{target.name}: the dense network could not be built in {artifact.precision} to compare with: {error}")
         return None
-    device = None if target.needs_device else device_for(target, run.board)
+    device = _builder(artifact, place) if target.needs_device else device_for(target, run.board)
+    files = [file]
+    if isinstance(device, TensorRtDevice) and artifact.precision is not Precision.FP16:
+        try:
+            files.append(unpruned_file(run, subject_key, target, dense, Precision.FP16, baseline)[0])
+        except BuildError as error:
+            run.notes.append(f"{target.name}: the dense network could not be built in half precision to compare with: {error}")
     inputs = (stage.key, before.key, artifact.file.sha256)
-    kept = run.folder.stage(f"unpruned-compared-{target.name}", "1", settings_of(device), inputs)
+    kept = run.folder.stage(f"unpruned-compared-{target.name}", "2", settings_of(device), inputs)
     found = kept.result(Unpruned)
     if found is None:
         with run.stage(f"compare with {artifact.precision} alone"):
-            found = _compared(run, target, artifact, file, baseline, device, kept.note)
+            found = _compared(run, target, artifact, files, baseline, device, kept.note)
         kept.finish(found)
     return found
+
+
+def _builder(engine: Artifact, place: Device | None) -> Device | None:
+    """The board that an engine was built on, which it runs on alone; None where none was built."""
+    built_on = engine.options.get("built_on")
+    return next((board for board in boards_of(place) if board.name == built_on), None) if place is not None else None
 
 
 def _compared(
     run: RunContext,
     target: Target,
     artifact: Artifact,
-    file: Artifact,
+    dense: Sequence[Artifact],
     baseline: Baseline,
     device: Device | None,
     note: Callable[[str], None],
 ) -> Unpruned:
-    loaded, folder = run.loaded, run.folder.path
+    loaded, folder, file = run.loaded, run.folder.path, dense[0]
     with target.runner(folder / file.file.path) as answer:
         predict = artifact_predictor(target, answer)
         value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
     untimed = f"{target.name}: the dense network in {artifact.precision} was not timed"
-    if target.needs_device:
-        note(f"{untimed}: no engine is built of it.")
-    speedup = gain = None
+    if target.needs_device and device is None:
+        note(f"{untimed}: there is no engine of the artifact to compare with.")
+    speedup = gain = over_half = None
     if device is not None:
         settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS)
-        files = [folder / ref.path for ref in (baseline.file, file.file, artifact.file)]
+        files = [folder / ref.path for ref in (baseline.file, artifact.file, *(one.file for one in dense))]
         try:
             with run.ui.bar(f"timing {artifact.precision} alone", SESSIONS) as bar:
                 sessions = device.sessions(files[0], files[1:], settings, lambda done, total: bar.advance())
@@ -95,6 +119,7 @@ def _compared(
             note(f"{untimed}: {error}")
         else:
             between = partial(speedup_between, sessions, settings=settings)
-            speedup, gain = between(None, 0), between(0, 1)
+            speedup, gain = between(None, 1), between(1, 0)
+            over_half = between(2, 0) if len(dense) > 1 else None
     kind = target.simulation if target.needs_device else Kind.MEASURED
-    return Unpruned(artifact.precision, value, kind, file.file.size_bytes, speedup, gain)
+    return Unpruned(artifact.precision, value, kind, file.file.size_bytes, speedup, gain, over_half)

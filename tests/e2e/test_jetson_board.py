@@ -69,6 +69,13 @@ def test_an_engine_is_built_judged_and_timed_on_its_board(
     assert facts["power_artifact"].startswith("4.9")
     assert facts["power_dense"].startswith("4.9")
 
+    alone = target["unpruned"]
+    sizes = sorted(path.stat().st_size / 1000 for path in (out / "stages").glob("unpruned-jetson-*/model.onnx"))
+    assert len(sizes) == 2  # in half precision the file is smaller than with float weights behind Q/DQ pairs
+    assert alone["over_half"]["median"] == pytest.approx(sizes[0] / kb[1], rel=0.01)
+    assert alone["gain"]["median"] == pytest.approx(sizes[1] / kb[1], rel=0.01)
+    assert alone["speedup"]["median"] == pytest.approx(kb[0] / sizes[1], rel=0.01)
+
     assert target["accuracy"]["kind"] == "measured"
     assert target["accuracy"]["samples"] == report["data"]["splits"]["test"]
     seen = target["on_device"]
@@ -82,6 +89,8 @@ def test_an_engine_is_built_judged_and_timed_on_its_board(
     assert search["latency_measured"] > 0
     page = (out / "report.md").read_text(encoding="utf-8")
     assert "Answers on nano" in page
+    assert "as fast as the dense network in fp16" in page
+    assert "Speedup over fp16 alone" in page
 
     again = here(arguments)
     assert (again.code, again.stages) == (0, [])
