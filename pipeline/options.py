@@ -11,6 +11,8 @@ from enum import StrEnum
 
 CLASS_ORDERS = ("text", "natural")  # of an image folder's classes; else a file names them
 LEAST_MEMORY = 256 * 10**6  # bytes: below, a single layer of an ordinary network cannot be solved
+MOST_BYTES = 1 << 63  # of a limit: reports hold integers of 64 bits
+MOST_MS = 1e9  # of a latency: 11 days
 MOST_THREADS = 1024  # a board file or a record from outside may ask for any number, on boards whose processors are not known here
 SPARSITY_KEY = "edge-compress.sparsity"  # in an ONNX file's metadata: "enable" where TensorRT may try sparse kernels
 
@@ -105,7 +107,7 @@ class Budget:
             value = value / 100 if given.endswith("%") else value
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value > 0 and (unit or value <= 1)):
+        if not (0 < value <= (MOST_MS if unit else 1)):
             raise ValueError("a fraction of the dense model's latency in (0, 1] such as 0.5 or 50%, or milliseconds such as 8ms")
         return cls(ms=value) if unit else cls(ratio=value)
 
@@ -158,7 +160,7 @@ def size_in_bytes(value: object) -> int:
         count = float(text.removesuffix(unit))
     except ValueError:
         count = math.nan
-    if not (math.isfinite(count) and count * units[unit] >= 1):
+    if not 1 <= count * units[unit] < MOST_BYTES:
         raise ValueError("bytes such as 98496, or 500kB, or 1.5MB")
     return int(count * units[unit])
 

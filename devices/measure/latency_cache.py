@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -83,7 +84,7 @@ class LatencyCache:
         if not self.path.exists():  # removed from outside; the next append makes it again
             self._offset = 0
             return
-        with self.path.open("rb") as file:
+        with os.fdopen(_opened(self.path, os.O_RDONLY), "rb") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() < self._offset:  # cut or replaced from outside
                 self._offset = 0
@@ -95,7 +96,7 @@ class LatencyCache:
 
     def _append(self, line: str) -> None:
         """One write, forced to disk; what a killed process left of its line is closed first."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = _opened(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -124,6 +125,19 @@ class LatencyCache:
             if says_full(error):
                 raise UnavailableError(what, found=found, do=f"free some space, or {do}") from error
             raise InputError(what, found=found, expected="a folder that can be written", do=do) from error
+
+
+def _opened(path: Path, flags: int) -> int:
+    """A descriptor of a regular file; a named pipe in its place would wait for its other end, with the lock held.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def _digest(key: str) -> str:

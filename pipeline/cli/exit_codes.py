@@ -45,6 +45,10 @@ def exit_code_of(call: Callable[[], int]) -> int:
         return _failed("interrupted; run the same command again to resume", 130)
     except MemoryError:
         return _failed("out of memory", UnavailableError.exit_code)
+    except ImportError as error:  # of a library that does not fit in the memory, or whose build does not fit the machine
+        if (error.name or "").startswith("edge_compress"):
+            raise
+        return _failed(f"a package cannot be loaded: {error}", UnavailableError.exit_code)
     except OSError as error:
         return _failed(_told(error), InputError.exit_code if error.errno in _PLACE else UnavailableError.exit_code)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from ...devices.access import settings_of
 from ...devices.measure.timing import TimingSettings
-from ...devices.measure.usage import LayerTime, Usage, measured_usage
+from ...devices.measure.usage import Usage, measured_usage
 from ...targets.base import Target
 from ..errors import BuildError, DeviceError, UnavailableError
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..types import TargetResult
 from ..verify.places import device_for
-from .layer_names import names_of
+from .layer_names import merged
 
 
 def usage_of(run: RunContext, before: Stage, target: Target, result: TargetResult) -> Usage | None:
@@ -46,12 +43,3 @@ def usage_of(run: RunContext, before: Stage, target: Target, result: TargetResul
     found = Usage(dense_peak, peak, merged(path, layers))
     stage.finish(found)
     return found
-
-
-def merged(path: Path, layers: Sequence[LayerTime]) -> tuple[LayerTime, ...]:
-    """Returns times by layer of the PyTorch network, where the file tells it: operators of one layer are added."""
-    found: dict[str, LayerTime] = {}
-    for name, layer in zip(names_of(path, [(layer.name, layer.kind) for layer in layers]), layers, strict=True):
-        before = found[name].ms if name in found else 0.0
-        found[name] = LayerTime(name, layer.kind, before + layer.ms)
-    return tuple(found.values())

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...devices.measure.usage import LayerTime
+
 if TYPE_CHECKING:
     from ...targets.onnx.graph import Graph
 
@@ -30,6 +32,15 @@ def names_of(path: Path, operators: Sequence[tuple[str, str]]) -> tuple[str, ...
         plain = _ENDINGS.sub("", name)
         found.append(layers.get(plain, plain) if any(layer in kind for layer in _LAYERS) else f"({kind})")
     return tuple(found)
+
+
+def merged(path: Path, layers: Sequence[LayerTime]) -> tuple[LayerTime, ...]:
+    """Returns times by layer of the PyTorch network, where the file tells it: operators of one layer are added."""
+    found: dict[str, LayerTime] = {}
+    for name, layer in zip(names_of(path, [(layer.name, layer.kind) for layer in layers]), layers, strict=True):
+        before = found[name].ms if name in found else 0.0
+        found[name] = LayerTime(name, layer.kind, before + layer.ms)
+    return tuple(found.values())
 
 
 def _layers(path: Path) -> dict[str, str]:

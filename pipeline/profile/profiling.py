@@ -21,7 +21,7 @@ from ...devices.transport.connection import Connection
 from ..errors import InputError
 from ..progress import Progress
 from ..types import Kind, Percentiles, Timing
-from .in_run import merged
+from .layer_names import merged
 
 CURRENT_SCHEMA = 1
 

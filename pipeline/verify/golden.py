@@ -153,7 +153,7 @@ def read(path: Path) -> Golden:
         mean, std = (tuple(float(value) for value in notes[name]) for name in ("mean", "std"))
         at = Where(**{name: str(value) for name, value in notes["where"].items()})
         lengths = {len(array) if array.ndim else 0 for array in (*inputs, *outputs)}
-        if not inputs or not outputs or len(lengths) != 1 or 0 in lengths:
+        if not inputs or not outputs or len(lengths) != 1 or any(array.size == 0 for array in (*inputs, *outputs)):
             raise ValueError(f"shapes {[a.shape for a in inputs]} and {[a.shape for a in outputs]}")
         channels = len(mean)
         pixels = channels == len(std) and len(inputs) == 1 and inputs[0].ndim == 4 and inputs[0].shape[-1] == channels

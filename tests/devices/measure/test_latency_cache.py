@@ -147,6 +147,15 @@ def test_full_disk_is_one_line_and_what_was_stored_stays(tmp_path, monkeypatch):
     assert LatencyCache(CONTEXT, tmp_path).get("a") == 0.5
 
 
+def test_a_pipe_in_the_files_place_is_refused_at_once(tmp_path):
+    cache = LatencyCache(CONTEXT, tmp_path)
+    cache.path.unlink(missing_ok=True)
+    os.mkfifo(cache.path)
+    for act in (lambda: cache.get("x"), lambda: cache.put("x", Ratio(0.5, 0.01))):
+        with pytest.raises(InputError, match="not a regular file"):
+            act()
+
+
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):

@@ -32,6 +32,7 @@ def run(body: str, **more: object) -> subprocess.CompletedProcess[str]:
         ("open(b'gone-\\xff')", 2, "gone-\\udcff: No such file"),
         ("raise OSError(5, 'Input/output error')", 3, "Input/output error"),
         ("raise MemoryError", 3, "memory"),
+        ("raise ImportError('libx.so: failed to map segment')", 3, "a package cannot be loaded: libx.so: failed to map"),
         ("raise click.Abort", 130, "interrupted"),
         ("raise click.ClickException('\\x1b[2Jno')", 1, "\\x1b[2Jno"),
     ],

@@ -678,9 +678,13 @@ def test_a_torchvision_built_for_another_torch_is_one_line(
 
 
 def test_what_most_runs_do_not_need_is_not_imported_with_the_pipeline() -> None:
-    code = "import sys, edge_compress.pipeline.run; print(sorted({'torchvision', 'timm', 'matplotlib'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    for module, heavy in (
+        ("pipeline.run", {"torchvision", "timm", "matplotlib"}),
+        ("pipeline.profile.profiling", {"torch", "onnx", "torchvision"}),
+    ):
+        code = f"import sys, edge_compress.{module}; print(sorted({heavy} & sys.modules.keys()))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]", module
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])

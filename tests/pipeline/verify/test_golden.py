@@ -132,6 +132,7 @@ def _file(**changed: Any) -> bytes:
         _file(inputs_0=np.zeros((2, 4, 4, 1), np.float32)),
         _file(inputs_0=np.zeros((2, 4, 4, 3), np.uint8)),
         _file(inputs_0=np.zeros((2, 4, 4), np.uint8)),
+        _file(outputs_0=np.zeros((2, 0), np.float32)),
         _file(inputs_0=np.zeros((0, 4, 4, 1), np.uint8), outputs_0=np.zeros((0, 3), np.float32)),
         _file(notes={"mean": "x"}),
         _file(notes={"mean": [10**400]}),
