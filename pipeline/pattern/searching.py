@@ -82,7 +82,7 @@ def searched(
             note=candidates.note,
         )
         for line in prunable(pruning):
-            run.ui.say(line)
+            run.ui.say(f"  {line}")
         with ExitStack() as stack:
             stack.enter_context(candidates.noting())
             with run.stage("prepare search"):

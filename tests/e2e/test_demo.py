@@ -102,7 +102,7 @@ def test_a_run_leaves_every_file_of_the_contract(uninterrupted: Path) -> None:
 def test_with_json_the_report_alone_is_on_stdout_and_progress_on_stderr(workshop: Workshop, uninterrupted: Path) -> None:
     out, err = ((workshop.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
     assert json.loads(out) == report_of(uninterrupted)
-    assert re.search(r"^prunable: [\d.]+ % of the multiply-accumulates, by \d+ decisions$", err.split("search ...")[0], re.M)
+    assert re.search(r"^  prunable: [\d.]+ % of the multiply-accumulates, by \d+ decisions$", err.split("search ...")[0], re.M)
     began = Finished(0, out, err).stages
     assert began[:5] == ["dense baseline x86", "prepare search", "sensitivity", "latency table", "search"]
     assert began[5:10] == ["compensate", "fine-tune", "test split", "build x86", "verify x86"]

@@ -80,7 +80,21 @@ def test_an_interval_that_reaches_1_is_no_speedup_whatever_its_median(
     class Busy:
         def measure(self, *_: Any) -> Timing:
             times = Percentiles(1.0, 1.2, 2.0)
-            return Timing("local", Kind.MEASURED, times, times, Speedup(1.4, (0.97, 1.9)), 0.01, 5, 150, 1, ("inconclusive",))
+            return Timing(
+                "local",
+                Kind.MEASURED,
+                times,
+                times,
+                Speedup(1.4, (0.97, 1.9)),
+                0.01,
+                5,
+                150,
+                1,
+                ("inconclusive",),
+                {},
+                (1.0,),
+                (1.0,),
+            )
 
     monkeypatch.setattr(LocalDevice, "measure", Busy.measure)
     timed = Stage.result
@@ -141,7 +155,7 @@ class _Fast:
 
     def measure(self, *_: Any) -> Timing:
         dense, artifact = Percentiles(2.0, 2.2, 2.5), Percentiles(1.0, 1.1, 1.3)
-        return Timing("local", Kind.MEASURED, dense, artifact, Speedup(2.0, (1.9, 2.1)), 0.01, sessions=5, pairs=500, threads=1)
+        return Timing("local", Kind.MEASURED, dense, artifact, Speedup(2.0, (1.9, 2.1)), 0.01, 5, 500, 1, (), {}, (1.0,), (1.0,))
 
 
 def test_a_device_that_fails_is_exit_code_4_and_the_same_command_goes_on(
