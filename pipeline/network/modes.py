@@ -1,4 +1,4 @@
-"""Restores a module's device and modes after use; plain attention; finds chance; unwraps torch.compile and DataParallel."""
+"""Restores a module's device and modes after use; plain attention; names layers that draw random numbers; unwraps wrappers."""
 
 from __future__ import annotations
 
