@@ -47,6 +47,7 @@ from edge_compress.pipeline.files import atomic_write
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.pattern.finalists import judge_on, play_off
 from edge_compress.pipeline.progress import Progress
+from edge_compress.pipeline.search.knapsack import evenly
 from edge_compress.pipeline.search.problem import TOLERANCE, Evaluator, SearchSettings
 from edge_compress.pipeline.search.search import search
 from edge_compress.pipeline.task.inference import top1
@@ -113,11 +114,10 @@ class Seed:
                 return net
 
             def uniform() -> nn.Module:
-                for share in np.linspace(0, 1, 129):
-                    levels = tuple(0 if k.kind == "block" else k.level(float(share)) for k in self.way.knobs)
-                    if evaluator.latency_estimate(levels) <= budget:
-                        return solved(evaluator.evaluate(levels))
-                raise click.ClickException(f"no uniform ratio is within {budget:g} of the latency")
+                levels = evenly(self.way.knobs, evaluator.latency_estimate, budget)
+                if levels is None:
+                    raise click.ClickException(f"no uniform ratio is within {budget:g} of the latency")
+                return solved(evaluator.evaluate(levels))
 
             first = found(evaluator, str(self.config.search), budget)
             macs = cost_of(first, torch.zeros(1, *self.shape)).macs

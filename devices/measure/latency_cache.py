@@ -131,7 +131,7 @@ def _opened(path: Path, flags: int) -> int:
     """A descriptor of a regular file; a named pipe in its place would wait for its other end, with the lock held.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -7,7 +7,7 @@ corrected by every whole model that was measured; plans are drawn from what the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -273,11 +273,14 @@ def tighten(
     return canonical(knobs, tuple(int(j) for j in out))
 
 
-def evenly(log: SearchLog) -> Levels | None:
-    """The least share to take from all widths alike, with every block kept, that meets the budget by the table; None without."""
+def evenly(knobs: Sequence[Knob], latency_estimate: Callable[[Levels], float], budget: float) -> Levels | None:
+    """Uniform widths: the least share to take from all of them, with every block kept, that is within the budget by the table.
+
+    None where even the largest is not.
+    """
     for share in np.linspace(0.0, 1.0, 129):
-        levels = tuple(0 if knob.kind == "block" else knob.level(float(share)) for knob in log.knobs)
-        if log.latency_estimate(levels) <= log.settings.budget:
+        levels = tuple(0 if knob.kind == "block" else knob.level(float(share)) for knob in knobs)
+        if latency_estimate(levels) <= budget:
             return levels
     return None
 
@@ -297,7 +300,7 @@ def run(log: SearchLog, until: int, rng: np.random.Generator) -> None:
     stale, turn = 0, 0
 
     def proposal(turn: int, limits: list[float], rng: np.random.Generator) -> Levels:
-        if turn == 1 and hard and (even := evenly(log)) is not None:
+        if turn == 1 and hard and (even := evenly(knobs, log.latency_estimate, settings.budget)) is not None:
             return even  # what a user would try first: what is taken must not be behind it
         centre = settings.budget if hard else log.latency(log.leader.levels)
         width = 0.0 if turn == 0 else 1.0 + 0.1 * stale

@@ -49,7 +49,7 @@ def unpruned_of(
         dense: the dense network, in the baseline's form.
         baseline: the dense float file.
         result: the artifact with its accuracy and latency.
-        place: where the target's engines are built; None where there is no such device.
+        place: the device that builds the target's engines; None without one.
 
     Returns:
         None where the target refused the dense network, which a note says.
@@ -107,7 +107,7 @@ def _compared(
         value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
     untimed = f"{target.name}: the dense network in {artifact.precision} was not timed"
     if target.needs_device and device is None:
-        note(f"{untimed}: there is no engine of the artifact to compare with.")
+        note(f"{untimed}: the artifact's engine, to compare with, was not built.")
     speedup = gain = over_half = None
     if device is not None:
         settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS)

@@ -199,7 +199,6 @@ def ends(model: onnx.ModelProto) -> tuple[str, tuple[str, ...]]:
     """
     graph = Graph(model)
     names = {id(node): name for name, node in graph.layers()}
-
     known: dict[str, tuple[float, tuple[str, ...]]] = {}  # tensor -> nodes back to the nearest layer, and the last layers
     for node in graph.nodes:
         found: tuple[float, tuple[str, ...]] = (0, (names.get(id(node), ""),))
