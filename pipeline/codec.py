@@ -49,6 +49,22 @@ def parsed(text: bytes, most: int = MOST_JSON_BYTES) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def require_durations(data: Any, at: str = "result") -> None:
+    """Refuses JSON data in which a number under the key `seconds` is no duration: below 0, infinite or NaN.
+
+    Raises:
+        ValueError: one is.
+    """
+    if isinstance(data, list):
+        for number, value in enumerate(data):
+            require_durations(value, f"{at}[{number}]")
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            if key == "seconds" and isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"{at}.{key}: {value}, which is not a duration")
+            require_durations(value, f"{at}.{key}")
+
+
 def json_sha256(value: object) -> str:
     """Returns the SHA-256, in hex, of JSON data, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..devices.device import Device
+from .codec import from_json, parsed
 from .config import Config
 from .files import atomic_write, link_or_copy
 from .network.compute import Compute
@@ -56,10 +58,13 @@ def read_seconds(folder: RunFolder, note: Callable[[str], None]) -> dict[str, fl
     """Seconds that finished stages took in earlier calls; `note` is told of a file that cannot be read."""
     file = _seconds_file(folder)
     try:
-        return {str(name): float(value) for name, value in json.loads(file.read_bytes()).items()}
+        found = from_json(dict[str, float], parsed(file.read_bytes()))
+        if strange := [name for name, value in found.items() if not 0 <= value < math.inf]:
+            raise ValueError(f"{strange[0]}: {found[strange[0]]} seconds")
+        return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         note(f"{file.name} is damaged ({error}): the report lacks the times of stages that an earlier call finished.")
         return {}
 

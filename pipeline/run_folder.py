@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .codec import from_json, json_sha256, to_json
+from .codec import from_json, json_sha256, require_durations, to_json
 from .config import Config, differences, load, to_toml
 from .errors import InputError, says_full
 from .files import atomic_write, disk_errors, is_scratch, link_or_copy, sha256_file
@@ -208,6 +208,7 @@ class Stage:
             stored = json.loads(file.read_bytes())
             if stored["key"] != self.key or stored["sha256"] != json_sha256(stored["result"]):
                 raise ValueError("its digest does not match")
+            require_durations(stored["result"])
             value = from_json(cls, stored["result"])
             self._check_files(value)
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:

@@ -12,6 +12,8 @@ from ..transport.connection import Connection, LoadedModel
 from .stats import half_width, paired_ratios
 from .timing import Samples, TimingSession, TimingSettings
 
+_LEAST_S = 1e-6  # of one inference; the call alone takes longer
+
 
 def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingSettings, seed: int) -> TimingSession:
     """The samples of loaded models; the first is the baseline. Their inputs are in place.
@@ -24,8 +26,8 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
     deadline_s = settings.deadline_s(len(models))
     warm = {"op": "warm", "handles": handles, "floor_ns": settings.min_sample_ms * 1e6, "window": settings.warmup_window}
     warmed, _ = agent.ask({**warm, "seconds": settings.warmup_seconds}, deadline_s, what)
-    _require(agent, what, "seconds", warmed["seconds"])
-    _require(agent, what, "k", warmed["k"], above=True)
+    _require(agent, what, "seconds", warmed["seconds"], most=deadline_s)
+    _require(agent, what, "k", warmed["k"], above=True, most=max(1.0, settings.max_seconds / _LEAST_S))  # a sample has to end
     if len(warmed["k"]) != len(models):
         raise DeviceError(f"{agent.name}: {what}: k", found=f"{len(warmed['k'])} numbers", expected=f"{len(models)}")
     wall: list[list[float]] = [[] for _ in models]
@@ -39,7 +41,7 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
         answer, _ = agent.ask(request, deadline_s, what)
         _require(agent, what, "wall_ns", answer["wall_ns"], above=True)
         _require(agent, what, "cpu_ns", answer["cpu_ns"])
-        _require(agent, what, "seconds", answer["seconds"])
+        _require(agent, what, "seconds", answer["seconds"], most=deadline_s)
         rows = {len(row) for row in (*answer["wall_ns"], *answer["cpu_ns"])}
         if len(answer["wall_ns"]) != len(models) or len(answer["cpu_ns"]) != len(models) or len(rows) != 1 or rows == {0}:
             expected = "as many of each model, at least 1"
@@ -74,8 +76,8 @@ def measured(agent: Connection, models: Sequence[LoadedModel], settings: TimingS
     )
 
 
-def _require(agent: Connection, what: str, name: str, values: Any, *, above: bool = False) -> None:
-    """Validates times that a board reports: finite, and at least 0, or above 0.
+def _require(agent: Connection, what: str, name: str, values: Any, *, above: bool = False, most: float = float("inf")) -> None:
+    """Validates numbers that a board reports: finite, at least 0, or above 0, and not over `most`.
 
     Raises:
         DeviceError: one is not.
@@ -85,9 +87,9 @@ def _require(agent: Connection, what: str, name: str, values: Any, *, above: boo
         found = np.concatenate([np.atleast_1d(np.asarray(part, np.float64)) for part in each])
     except (ValueError, TypeError):
         found = np.array([np.nan])
-    bad = found[~(np.isfinite(found) & ((found > 0) if above else (found >= 0)))]
+    bad = found[~(np.isfinite(found) & ((found > 0) if above else (found >= 0)) & (found <= most))]
     if len(bad):
-        expected = f"numbers {'above' if above else 'of at least'} 0"
+        expected = f"numbers {'above' if above else 'of at least'} 0" + (f" and at most {most:g}" if most < np.inf else "")
         raise DeviceError(f"{agent.name}: {what}: {name}", found=str(bad[0]), expected=expected)
 
 

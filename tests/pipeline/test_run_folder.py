@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -189,6 +191,19 @@ def test_a_stored_result_of_an_older_shape_counts_as_absent(config: Config) -> N
         assert stage.result(Epoch) is None
         assert stage.result(ModelCost) == COST
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_a_result_with_a_time_that_is_no_duration_counts_as_absent(config: Config, seconds: float) -> None:
+    said: list[str] = []
+    epoch = Epoch(epoch=1, loss=math.nan, search_value=math.nan, seconds=2.0)
+    with opened(config, said) as run:
+        stage = run.stage("a", "1", {})
+        stage.finish(epoch)
+        assert stage.result(Epoch) is not None  # a metric and a loss may be NaN
+        stage.finish(dataclasses.replace(epoch, seconds=seconds))
+        assert stage.result(Epoch) is None
+    assert "result.seconds" in said[0]
 
 
 def test_a_result_that_names_a_file_that_is_not_there_cannot_be_finished(config: Config) -> None:
@@ -516,7 +531,7 @@ HUGE = '{"search": 1' + "0" * 400 + "}"  # no float holds it
 DEEP = "[" * 100_000
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"search": "long"}', HUGE, DEEP])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"search": "long"}', '{"search": NaN}', '{"search": -1}', HUGE, DEEP])
 def test_times_of_stages_that_cannot_be_read_are_told(content: str, config: Config) -> None:
     notes: list[str] = []
     with opened(config) as run:

@@ -55,3 +55,9 @@ def test_times_that_cannot_be_are_the_boards_fault(field: str, bad: Any) -> None
 def test_an_inference_in_no_time_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"wall_ns.*above 0"):
         session(Board("pairs.wall_ns", [[0.0] * 10, [1.0] * 10]))
+
+
+@pytest.mark.parametrize(("field", "claimed"), [("warm.seconds", 6e7), ("pairs.seconds", 6e7), ("warm.k", [1, 63_602_688])])
+def test_a_board_cannot_claim_more_time_or_inferences_than_a_session_may_take(field: str, claimed: Any) -> None:
+    with pytest.raises(DeviceError, match=rf"{field.partition('.')[2]}.*at most"):
+        session(Board(field, claimed))
