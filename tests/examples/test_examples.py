@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import edge_compress
@@ -105,3 +108,15 @@ def test_what_compress_does_not_know_is_refused(tmp_path: Path) -> None:
         edge_compress.compress("nowhere/recipe.py", out=tmp_path / "run")
     with pytest.raises(AttributeError, match="no attribute 'squash'"):
         edge_compress.squash  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolov8n-seg", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"])
+def test_every_generation_of_yolo_can_be_pruned_in_full(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics")
+    own = {"YOLO_CHECKPOINT": f"{name}.yaml", "YOLO_CONFIG_DIR": str(tmp_path), "YOLO_OFFLINE": "1"}
+    command = [sys.executable, "-m", "edge_compress", "inspect", "--recipe", str(EXAMPLES / "yolo.py"), "--json"]
+    ended = subprocess.run(command, env=os.environ | own, capture_output=True, timeout=300, check=True)
+    found = json.loads(ended.stdout)
+    assert found["prunable_macs_share"] > 0.99
+    assert found["equivalence"]["passed"]
