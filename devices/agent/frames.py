@@ -13,7 +13,7 @@ from typing import Any
 
 MAGIC = b"\0edge-compress agent 1\n"  # before the first frame: what a login shell prints comes earlier and is skipped
 _HEAD = struct.Struct(">II")
-_MOST_HEADER, _MOST_PAYLOAD = 64 << 20, 1 << 30  # bytes
+_MOST_HEADER, MOST_PAYLOAD = 64 << 20, 1 << 30  # bytes
 
 
 class Refusal(Exception):
@@ -59,8 +59,10 @@ class Channel:
             except OSError as error:
                 raise Gone(error.strerror) from error
 
-    def receive(self, deadline: float | None = None, watch: Channel | None = None) -> tuple[dict[str, Any], bytes]:
-        """Read one frame: (header, payload).
+    def receive(
+        self, deadline: float | None = None, watch: Channel | None = None, most: int = MOST_PAYLOAD
+    ) -> tuple[dict[str, Any], bytes]:
+        """Read one frame: (header, payload), the payload of at most `most` bytes.
 
         It is an `OSError` when the channel `watch` closes in the meantime.
 
@@ -70,7 +72,7 @@ class Channel:
         """
         self._fill(_HEAD.size, deadline, watch)
         sizes = _HEAD.unpack(self._held[: _HEAD.size])
-        if sizes[0] > _MOST_HEADER or sizes[1] > _MOST_PAYLOAD:
+        if sizes[0] > _MOST_HEADER or sizes[1] > most:
             raise Gone("bytes that are no frame came")
         self._fill(_HEAD.size + sum(sizes), deadline, watch)
         middle, end = _HEAD.size + sizes[0], _HEAD.size + sum(sizes)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ...pipeline.errors import DeviceError, UnavailableError
-from ..agent.frames import MAGIC, Channel, Gone, Late
+from ..agent.frames import MAGIC, MOST_PAYLOAD, Channel, Gone, Late
 
 Taken = TypeVar("Taken")
 MOST_OUTPUT = 64 << 20  # bytes that a program on the board, or its link, may write
@@ -236,7 +236,8 @@ class Stream:
         try:
             self._bounded(what)
             self._channel.send({**request, "deadline_s": deadline_s}, payload, deadline)
-            return self._waited_for(self._channel.receive, deadline, what)
+            most = MOST_PAYLOAD if request["op"] == "run" else 0  # outputs alone come as a payload
+            return self._waited_for(lambda until: self._channel.receive(until, most=most), deadline, what)
         except Late as error:
             self.close()
             raise self._transport.late(what, deadline_s + LINK_SLACK_S) from error

@@ -46,8 +46,15 @@ def answering(tmp_path: Path) -> Callable[..., Connection]:
 
 
 def test_an_answer_comes_through(answering: Callable[..., Connection]) -> None:
-    agent = answering({"ok": True, "has": True}, b"more")
-    assert agent.ask({"op": "has", "sha256": ""}, 20, "asking") == ({"ok": True, "has": True}, b"more")
+    agent = answering({"ok": True, "tensors": []}, b"more")
+    assert agent.ask({"op": "run", "handle": 1, "tensors": []}, 20, "asking") == ({"ok": True, "tensors": []}, b"more")
+    agent.close()
+
+
+def test_data_with_an_answer_that_has_none_are_not_read(answering: Callable[..., Connection]) -> None:
+    agent = answering({"ok": True, "has": True}, b"m")
+    with pytest.raises(DeviceError, match="bytes that are no frame came"):
+        agent.ask({"op": "has", "sha256": ""}, 20, "asking")
     agent.close()
 
 
