@@ -12,6 +12,7 @@ LOGITS = "logits"
 DTYPES = frozenset(f"{kind}{bits}" for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64))) for bits in sizes) | {
     *("bool", "float16", "bfloat16", "float32", "float64")
 }
+MOST_FIGURE = 1e300  # of a report: plots cannot be drawn up to the largest float
 MOST_AXES = 32  # of a tensor; numpy ends at 64, and at 32 before version 2
 
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..files import PLAIN_PATH
-from ..signature import DTYPES, MOST_AXES, TOP1, FileTensor
+from ..signature import DTYPES, MOST_AXES, MOST_FIGURE, TOP1, FileTensor
 from ..types import Accuracy, FileRef, Speedup, Timing
 
 if TYPE_CHECKING:  # it imports this
@@ -40,7 +40,7 @@ def require_plain(data: Any) -> None:
         elif isinstance(value, int):
             _require(-_LARGEST <= value < _LARGEST, at, "an integer of more than 64 bits")
         elif isinstance(value, float):
-            _require(abs(value) < float("inf"), at, f"{value}, which is not finite")
+            _require(abs(value) <= MOST_FIGURE, at, f"{value}, which is not finite, or beyond {MOST_FIGURE:g}")
     if data.get("pruned", data) is None:
         reasons = "; ".join(f"{name}: {' '.join(t['verdict']['reasons'])}" for name, t in data["targets"].items())
         raise ValueError(f"a run that was refused before its search ({reasons})")

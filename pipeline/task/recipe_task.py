@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..network.calling import SAME, Inputs, Outputs, call, deviation, fresh
-from ..signature import Metric, Signature
+from ..signature import MOST_FIGURE, Metric, Signature
 from .recipe import Recipe, Structure, deployed, network_of
 from .recipe_data import Targets, copied
 from .samples import Batch, Data
@@ -284,7 +284,8 @@ def _facts(recipe: Recipe, metric: Any) -> Metric:
 
 
 def _number(value: Any) -> float:
-    return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
+    found = float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
+    return math.copysign(math.inf, found) if abs(found) > MOST_FIGURE else found
 
 
 def _shape(value: Any) -> str:

@@ -62,6 +62,7 @@ X86 = ("targets", "x86")
         (set_to("front", value=[POINT | {"speedup": ZERO}]), "speedup"),
         (set_to("model", "name", value="net\ud800"), "surrogate"),
         (set_to("stage_seconds", "search", value=math.nan), "NaN|finite"),
+        (set_to("stage_seconds", "search", value=1e305), r"beyond 1e\+300"),
         (set_to("gates", "latency_budget", value=None), "budget"),
         (set_to("finished", value="yesterday"), "yesterday"),
         (set_to("tool", "packages", "", value="1.0"), "package"),

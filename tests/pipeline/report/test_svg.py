@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pytest
 from edge_compress.pipeline.report.plots import svg as plots
 from edge_compress.pipeline.report.report import Kept
-from edge_compress.pipeline.signature import TOP1
+from edge_compress.pipeline.signature import MOST_FIGURE, TOP1
 from edge_compress.pipeline.types import Epoch, Kind, Percentiles, Speedup, Timing
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,3 +200,9 @@ def test_finetuning_draws_each_epoch_and_the_dense_line() -> None:
     assert len(re.findall(r"<use[^>]*--plot-blue", svg)) == 2 + 1
     assert "dense 91.23 %" in texts(svg)
     assert "dense" not in texts(plots.finetuning(HISTORY[:1], None, TOP1, label()))
+
+
+def test_the_largest_numbers_of_a_report_are_drawn_without_a_warning() -> None:
+    with plots.new_axes(100) as (figure, axes):
+        axes.plot([0, MOST_FIGURE], [-MOST_FIGURE, MOST_FIGURE])
+        assert plots.to_svg(figure, plots.Label("one", "title", "description")).startswith("<svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -291,6 +292,11 @@ def test_a_metric_that_fails_is_named(metric: Any, says: str) -> None:
     network, task, _, _, data = opened(recipe(metric=metric))
     with pytest.raises(InputError, match=says):
         judged(task, data.test, torch_predictor(network), network).value()
+
+
+def test_a_figure_that_no_plot_can_show_counts_as_infinite() -> None:
+    network, task, _, _, data = opened(recipe(metric=no_metric(-1e305)))
+    assert judged(task, data.test, torch_predictor(network), network).value() == -math.inf
 
 
 def test_a_metric_without_a_value_for_the_dense_network_is_named_before_the_search() -> None:
