@@ -29,7 +29,7 @@ def test_an_interrupt_or_a_lost_board_during_a_candidate_stays_what_it_is(
     monkeypatch: pytest.MonkeyPatch, cause: type[BaseException], told: type[BaseException]
 ) -> None:
     def broken_off(agent: Connection, *_: Any) -> None:
-        def fail(*_: Any) -> NoReturn:
+        def fail(*_: Any, **__: Any) -> NoReturn:
             raise cause
 
         monkeypatch.setattr(agent.stream._channel, "receive", fail)
