@@ -32,6 +32,11 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
     "--weights", type=click.Path(path_type=Path), metavar="FILE", help="State dict.  [default: the network's initial weights]"
 )
 @click.option(
+    "--checkpoint-key",
+    metavar="NAME",
+    help="Name of the state dict to take from a file of several.  [default: as in `compress`: averaged weights first]",
+)
+@click.option(
     "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Height and width.  [default: the model's own, else 224]"
 )
 @click.option("--input-shape", metavar="C,H,W", help="Shape of one input, instead of --image-size, such as 1,28,28.")
@@ -45,6 +50,7 @@ SHOWN = 10  # groups and locked operations that the text names; --json has all
 def inspect(
     model: str | None,
     weights: Path | None,
+    checkpoint_key: str | None,
     image_size: int | None,
     input_shape: str | None,
     recipe: Path | None,
@@ -66,6 +72,8 @@ def inspect(
     """  # noqa: D301
     if recipe is not None and (model or weights or image_size or input_shape):
         raise InputError("--recipe with --model, --weights, --image-size or --input-shape", expected="the recipe alone")
+    if checkpoint_key is not None and weights is None:
+        raise InputError("--checkpoint-key without --weights", expected="the file that it is in", do="give --weights")
     shape = _shape(input_shape) if input_shape is not None else None
     if shape is not None and image_size is not None:
         raise InputError("--input-shape with --image-size", expected="one of them", do="leave one out")
@@ -82,7 +90,7 @@ def inspect(
         else:
             model = "digits-resnet" if model is None else model
             found_shape = shape or example_shape(model, image_size)
-            network = initial_network(model, weights, channels=found_shape[0])
+            network = initial_network(model, weights, channels=found_shape[0], checkpoint_key=checkpoint_key, told=told.append)
             generator = torch.Generator().manual_seed(0)
             found = inspected(network, torch.rand(1, *found_shape, generator=generator), model)
     echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join((*told, *_lines(found))))

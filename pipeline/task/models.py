@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -86,10 +87,24 @@ def load_model(
     return LoadedModel(module, loaded.name, state_sha256(module), mean, std, loaded.code, tuple(notes))
 
 
-def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn.Module:
+def initial_network(
+    spec: str,
+    weights: Path | None,
+    *,
+    channels: int = 3,
+    checkpoint_key: str | None = None,
+    told: Callable[[str], None] = lambda text: None,
+) -> nn.Module:
     """Returns the network that `spec` names with initial weights, or those of a file: CPU, float32, eval mode, of any task.
 
     It has as many classes as the file's network, 1,000 without a file.
+
+    Args:
+        spec: one of `SCHEMES`.
+        weights: see `load_model`.
+        channels: of an input.
+        checkpoint_key: name of the state dict in the file, see `read_state`.
+        told: is called with what was chosen or ignored in the file.
 
     Raises:
         InputError: the network cannot be made, or the weights are not its own.
@@ -103,7 +118,7 @@ def initial_network(spec: str, weights: Path | None, *, channels: int = 3) -> nn
     module = made(CLASSES)
     if weights is None:
         return module
-    state = read_state(weights)
+    state = read_state(weights, told, checkpoint_key)
     classes = classes_in(state, unwrapped(module)[0], CLASSES)
     module = module if classes == CLASSES else made(classes)
     put_state(unwrapped(module)[0], state, weights.name, classes=classes)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import edge_compress
 import pytest
+import torch
 from edge_compress.pipeline.cli.main import main
 
 EXAMPLES = Path(edge_compress.__file__).resolve().parent / "examples"
@@ -51,6 +53,19 @@ def test_what_is_locked_is_named_with_its_reason(tmp_path, capsys):
     assert "answer equal" in text
 
 
+def test_the_state_dict_of_several_is_chosen_as_in_a_run_and_said(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(USER)
+    net = runpy.run_path(str(tmp_path / "net.py"))["Net"]()
+    torch.save({"state_dict": net.state_dict(), "other": {"a": torch.zeros(1)}}, tmp_path / "two.pt")
+    asked = ["inspect", "--model", f"{tmp_path}/net.py:net", "--input-shape", "2,9,9", "--weights", str(tmp_path / "two.pt")]
+    assert main([*asked, "--checkpoint-key", "state_dict"]) == 0
+    assert main([*asked, "--checkpoint-key", "other"]) == 2
+    assert "two.pt" in capsys.readouterr().err
+    torch.save({"state_dict": net.state_dict(), "state_dict_ema": net.state_dict()}, tmp_path / "two.pt")
+    assert main(asked) == 0
+    assert "'state_dict_ema' of the checkpoint was used" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -60,6 +75,7 @@ def test_what_is_locked_is_named_with_its_reason(tmp_path, capsys):
         (["--model", "torchvision:resnet1000"], "no model 'resnet1000'"),
         (["--model", "nothing"], "unknown model"),
         (["--weights", "absent.pt"], "no such file"),
+        (["--checkpoint-key", "ema"], "give --weights"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_2(options, message, capsys):
