@@ -50,10 +50,10 @@ def parsed(text: bytes, most: int = MOST_JSON_BYTES) -> Any:
 
 
 def require_durations(data: Any, at: str = "result") -> None:
-    """Refuses JSON data in which a number under the key `seconds` is no duration: below 0, infinite or NaN.
+    """Refuses JSON data in which a number under the key `seconds` is not a duration: below 0, infinite or NaN.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is not.
     """
     if isinstance(data, list):
         for number, value in enumerate(data):

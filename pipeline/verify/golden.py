@@ -159,7 +159,8 @@ def read(path: Path) -> Golden:
         pixels = channels == len(std) and len(inputs) == 1 and inputs[0].ndim == 4 and inputs[0].shape[-1] == channels
         if (mean or std) and not (pixels and inputs[0].dtype == np.uint8):
             raise ValueError(f"{channels} means and {len(std)} deviations for {inputs[0].dtype} of shape {inputs[0].shape}")
-        if not all(abs(value) <= 1e6 for value in mean) or not all(1e-6 <= value <= 1e6 for value in std):  # as settings may be
+        within = all(abs(value) <= 1e6 for value in mean) and all(1e-6 <= value <= 1e6 for value in std)  # as --mean and --std
+        if not within:
             raise ValueError(f"means {mean} and deviations {std}")
         if any(array.dtype.kind not in "fiub" for array in (*inputs, *outputs)):
             raise ValueError(f"types {[a.dtype.name for a in (*inputs, *outputs)]}")

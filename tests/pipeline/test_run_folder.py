@@ -194,7 +194,7 @@ def test_a_stored_result_of_an_older_shape_counts_as_absent(config: Config) -> N
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
-def test_a_result_with_a_time_that_is_no_duration_counts_as_absent(config: Config, seconds: float) -> None:
+def test_a_result_with_a_time_that_is_not_a_duration_counts_as_absent(config: Config, seconds: float) -> None:
     said: list[str] = []
     epoch = Epoch(epoch=1, loss=math.nan, search_value=math.nan, seconds=2.0)
     with opened(config, said) as run:

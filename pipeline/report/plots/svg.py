@@ -272,7 +272,7 @@ def to_svg(figure: Figure, label: Label, columns: int = 2) -> str:
     if handles:
         figure.legend(handles, names, loc="outside upper left", ncols=columns)
     buffer = io.StringIO()
-    with warnings.catch_warnings(), np.errstate(all="ignore"):  # numbers of a report may be of any size
+    with warnings.catch_warnings():
         # The layout's font only measures the text; the browser's own has the glyphs of other scripts.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
