@@ -53,7 +53,7 @@ def test_a_run_and_what_is_done_with_it_stay_on_the_machine(workshop: Workshop, 
     # any exit code: on a busy machine so small a network may fail its speedup gate
     assert attempts([*tool, *workshop.arguments(run, target=target, min_speedup=0)], tmp_path, workshop.environment, None) == []
     (artifact,) = (run / "artifacts" / target).glob("model.*")
-    commands = [["verify", str(run)], ["report", str(run), "--out", str(tmp_path / "page.html")], ["profile", str(artifact)]]
+    commands = [["verify", str(run)], ["report", str(run)], ["profile", str(artifact)]]
     commands += [["inspect", "--model", "torchvision:mobilenet_v3_small"]]
     if report_of(run)["targets"][target]["verdict"]["passed"]:
         commands += [["release", str(run), "--out", str(bundle)]]
