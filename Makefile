@@ -24,12 +24,15 @@ define PYTORCH_FOR_CPU
 endef
 
 env: $(READY)  ## .venv with everything pinned in constraints.txt, made once; CPU=1: PyTorch without CUDA
+	@[ -z "$(CPU)" ] || $(BIN)/python -c "import sys; from importlib.metadata import version; sys.exit('+cpu' not in version('torch'))" || \
+		echo "make: .venv was made before, with CUDA; make clean env CPU=1 makes it again without" >&2
 
 # The stamp comes last, so that an interrupted install is done again. The link is for mypy, which does not see editable installs.
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 with venv and ensurepip was found; install one, or make PYTHON=/path/to/python3" >&2; exit 3; }
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	$(if $(CPU),$(PYTORCH_FOR_CPU),@echo "make: about 3.2 GB to download, 6.1 GB on disk, 4 GB of it CUDA; CPU=1 leaves CUDA out")
+	$(if $(CPU),@echo "make: PyTorch without CUDA from your package index",@echo "make: about 3.2 GB to download, 6.1 GB on disk, 4 GB of it CUDA; CPU=1 leaves CUDA out")
+	$(if $(CPU),$(PYTORCH_FOR_CPU))
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	mkdir -p build/src
 	ln -sfn ../.. build/src/edge_compress

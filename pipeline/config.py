@@ -251,7 +251,8 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Config:
         )
     config = Config(**values)
     if config.mean and config.std and len(config.mean) != len(config.std):
-        raise InputError("--mean and --std", found=f"{len(config.mean)} and {len(config.std)} values", expected="one per channel")
+        found = f"a mean of {len(config.mean)} and a deviation of {len(config.std)} channels"
+        raise InputError("--mean and --std", found=found, expected="one number per channel in both")
     if config.quiet and config.verbose:
         raise InputError("--quiet with --verbose", expected="one of them")
     if config.recipe is not None and (other := [key(n) for n in _INSTEAD_OF_RECIPE if n in values]):

@@ -141,7 +141,7 @@ def shown(value: object) -> str:
 
 def install_hint(extra: str) -> str:
     """What to do for want of an optional part of edge-compress, by the name of its extra."""
-    return f"in edge-compress's checkout, run: pip install '.[{extra}]'"
+    return f"in edge-compress's checkout, run: pip install -c constraints.txt '.[{extra}]'"
 
 
 def says_full(error: BaseException) -> bool:

@@ -37,6 +37,16 @@ TOP1 = Metric("top-1", "%")
 
 
 @dataclass(frozen=True)
+class Crop:
+    """How image files are read: resized, cropped, perhaps turned. The defaults are those of ImageNet evaluation."""
+
+    size: int = 224  # pixels, height and width of the central square
+    resize: int = 256  # pixels, of the short side before the square is cut
+    interpolation: str = "bilinear"  # a value of torchvision's InterpolationMode
+    exif_orientation: bool = False  # whether the images are turned as their EXIF orientation says
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One tensor that a network takes or gives, without the axis of samples."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .options import Pattern, Precision
-from .signature import TOP1, FileTensor, Metric, Signature
+from .signature import TOP1, Crop, FileTensor, Metric, Signature
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,6 @@ class Splits:
     train: int
     search: int  # cut from the training samples: rewards, lambda, early stopping, ranges
     test: int  # read once, for the report
-
-
-@dataclass(frozen=True)
-class Crop:
-    """How image files are read: resized, cropped, perhaps turned. The defaults are those of ImageNet evaluation."""
-
-    size: int = 224  # pixels, height and width of the central square
-    resize: int = 256  # pixels, of the short side before the square is cut
-    interpolation: str = "bilinear"  # a value of torchvision's InterpolationMode
-    exif_orientation: bool = False  # whether the images are turned as their EXIF orientation says
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,7 @@ class Sensitivity:
     lambda_: float
     order: dict[str, tuple[int, ...]]  # channel group -> its units, highest score first
     tried: tuple[tuple[float, float], ...] = ()  # (lambda, one-shot accuracy on the search split minus 0.001 times the loss)
+    shares: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of the group's summed score, in the same order
 
 
 @dataclass(frozen=True)
@@ -155,6 +146,7 @@ class SearchResult:
     latency_reused: int = 0  # latencies from the cache
     latency_measured: int = 0  # latencies measured in this run: the table's and the candidates'
     table_error: float | None = None  # median relative error of the table's estimates against the measured candidates
+    savings: tuple[tuple[float, ...], ...] = ()  # per knob and level, shares of the dense latency saved alone: the table
     notes: tuple[str, ...] = ()
 
 
@@ -270,6 +262,7 @@ class Accuracy:
     interval: str = "paired, over the test images"  # what `drop_ci95` is
     correct: str = ""  # base64 of one bit per image, in their order: 1 where a classifier is right; "" where not kept
     classes: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)  # see `verify.by_class`
+    confused: tuple[tuple[str, str, int, int], ...] = ()  # see `verify.by_class.confused`
 
 
 @dataclass(frozen=True)

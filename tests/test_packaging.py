@@ -6,9 +6,11 @@ import ast
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,29 @@ def test_the_wheel_carries_the_command_and_the_license(wheel: zipfile.ZipFile) -
     assert "edge-compress = edge_compress.pipeline.cli.main:script" in wheel.read(points).decode()
     (text,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
     assert wheel.read(text) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_source_distribution_builds_the_same_wheel(tree: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """As pip does where it finds no wheel: from the archive alone."""
+    code = "import sys, setuptools.build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, "build_sdist", str(tmp_path)], cwd=tree, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("edge_compress-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    subprocess.run([sys.executable, "-c", code, "build_wheel", str(tmp_path)], cwd=unpacked, capture_output=True, check=True)
+    (file,) = tmp_path.glob("*.whl")
+    assert sorted(zipfile.ZipFile(file).namelist()) == sorted(wheel.namelist())
+
+
+def test_the_metadata_have_what_an_index_shows(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    found = message_from_bytes(wheel.read(name))
+    assert found["Name"] == "edge-compress"
+    assert found["License-Expression"] == "Apache-2.0"
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert len(found.get_all("Classifier", [])) >= 5
+    assert {"phone", "executorch", "release", "timm"} <= set(found.get_all("Provides-Extra", []))
 
 
 def _sources(*folders: str) -> Iterator[Path]:

@@ -12,57 +12,33 @@ import click
 from .. import config as settings
 from ..errors import InputError
 from .output import echo
+from .recipe_draft import draft
 
 CONFIG, RECIPE = "edge-compress.toml", "recipe.py"
 _OURS = ("config", "json", "quiet", "verbose", "dry_run", "version", "help")  # of a call, not of a run
-
-_SKELETON = '''"""What edge-compress compresses: see docs/any-task.md. `edge-compress inspect --recipe {name}` tries it."""
-
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-
-def model() -> nn.Module:
-    """The trained network in eval mode. Replace this one by yours, and load its weights."""
-    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3, padding=1)).eval()
-
-
-def datasets() -> dict:
-    """Datasets of (inputs, target), one sample each; "search" is cut from "train" where it is not given.
-
-    Inputs: a tensor, or a tuple or dict of tensors. Without labels, let the target be None and leave loss and metric out.
-    """
-    images = torch.rand(300, 3, 32, 32)  # replace
-    return {{"train": TensorDataset(images[:200], images[:200]), "test": TensorDataset(images[200:], images[200:])}}
-
-
-# def outputs(raw):  # what of the forward result is deployed; default: all tensors of it
-#     return raw["logits"]
-
-
-# def loss(outputs, target):  # default: the distance of every output to the dense network's
-#     return torch.nn.functional.cross_entropy(outputs, target)
-
-
-# def metric():  # an object with update(outputs, target), compute(), reset(); torchmetrics fits. Default: agreement with dense
-#     return torchmetrics.classification.MulticlassAccuracy(10)
-
-
-# def augment(inputs, target):  # for fine-tuning; default: none
-#     return inputs, target
-'''
 
 
 @click.command("init")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Runtime to build for; repeatable.  [default: x86]")
-@click.option("--model", metavar="SPEC", help="As for a run; without it a recipe is written.")
-@click.option("--weights", metavar="FILE", help="As for a run.")
-@click.option("--data", metavar="SPEC", help="As for a run.")
+@click.option("--model", metavar="SPEC", help="As for a run; without it a recipe is written.  [default: none]")
+@click.option("--weights", metavar="FILE", help="As for a run.  [default: none]")
+@click.option("--data", metavar="SPEC", help="As for a run.  [default: none]")
+@click.option(
+    "--recipe",
+    "as_recipe",
+    is_flag=True,
+    help="Write a recipe with the model and data filled in, for another task, loss or metric.  [default: only without --model]",
+)
 @click.pass_context
 def init(
-    context: click.Context, folder: Path, targets: tuple[str, ...], model: str | None, weights: str | None, data: str | None
+    context: click.Context,
+    folder: Path,
+    targets: tuple[str, ...],
+    model: str | None,
+    weights: str | None,
+    data: str | None,
+    as_recipe: bool,
 ) -> int:
     """Write a commented edge-compress.toml into FOLDER (here by default), and a recipe.py unless --model is given.
 
@@ -75,15 +51,20 @@ def init(
           edge-compress.toml and recipe.py, then: edge-compress inspect --recipe recipe.py
       edge-compress init work --target phone --model net.py:factory --weights net.pt --data npz:set.npz
           then: edge-compress --config work/edge-compress.toml --dry-run
+      edge-compress init work --recipe --model net.py:detector --weights net.pt
+          a recipe with this model(); datasets(), loss() and metric() are left to fill in
     """  # noqa: D301
     given: dict[str, object] = {"targets": targets or ("x86",), "model": model, "weights": weights, "data": data}
     there = {name: _seen_from(folder, value) for name, value in given.items() if isinstance(value, str)}
-    if model is None:
-        if weights or data:
-            raise InputError("--weights or --data without --model", expected="a model", do="name it with --model SPEC")
-        given["recipe"] = RECIPE
-    settings.load(None, {name: value for name, value in given.items() if name != "recipe"})  # refuses what a run would
-    files = {CONFIG: "\n".join(_commented(context, given | there))} | ({} if model else {RECIPE: _SKELETON.format(name=RECIPE)})
+    if model is None and (weights or data):
+        raise InputError("--weights or --data without --model", expected="a model", do="name it with --model SPEC")
+    settings.load(None, given)  # refuses what a run would
+    files = {CONFIG: "\n".join(_commented(context, given | there))}
+    if model is None or as_recipe:
+        files = {
+            CONFIG: "\n".join(_commented(context, {"targets": given["targets"], "recipe": RECIPE})),
+            RECIPE: draft(RECIPE, there.get("model"), there.get("weights"), there.get("data")),
+        }
     for name in files:
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists", do="name another folder, or remove it")
@@ -97,7 +78,7 @@ def init(
         raise InputError(f"{folder} cannot be written", found=error.strerror or str(error)) from error
     for name in files:
         echo(str(folder / name))
-    if model is None:
+    if RECIPE in files:
         echo(f"next: fill in {folder / RECIPE}, try it with edge-compress inspect --recipe {folder / RECIPE}")
     echo(f"next: edge-compress --config {folder / CONFIG} --dry-run")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from .output import echo, stdout_kept_clean
+from .output import echo, loading, stdout_kept_clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +77,7 @@ def inspect(
     shape = _shape(input_shape) if input_shape is not None else None
     if shape is not None and image_size is not None:
         raise InputError("--input-shape with --image-size", expected="one of them", do="leave one out")
+    loading()
     with stdout_kept_clean():
         import torch
 

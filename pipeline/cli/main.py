@@ -27,8 +27,9 @@ from .beginning import init
 from .exit_codes import exit_code_of
 from .finished_runs import release, report, verify
 from .inspection import inspect
+from .near_misses import Commands
 from .on_devices import devices, profile
-from .output import echo, stdout_kept_clean
+from .output import echo, loading, stdout_kept_clean
 
 _DEFAULTS = {field.name: field.default for field in fields(settings.Config)}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -47,6 +48,7 @@ def _choice(kind: type[StrEnum], *more: str) -> click.Choice[str]:
 
 
 @click.group(
+    cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=False,
@@ -296,8 +298,8 @@ def cli(context: click.Context, /, file: Path | None, dry_run: bool, **flags: ob
         from ..data.npz import check_counts
 
         check_counts(config.data)
-    if sys.stderr.isatty() and not config.quiet:  # nothing else is seen meanwhile
-        echo("loading PyTorch and the runtimes, which takes some seconds", err=True)
+    if not config.quiet:
+        loading()
     from ..progress import Progress
     from ..report.pages import summary
     from ..report.report import read_report

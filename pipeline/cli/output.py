@@ -18,6 +18,11 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
+def loading() -> None:
+    """Says, on stderr, why nothing else is seen for some seconds."""
+    echo("  loading PyTorch and the runtimes, which takes some seconds", err=True)
+
+
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[None]:
     """Redirects to stderr what libraries print (torch.onnx does, and C++ below it): stdout is the caller's."""

@@ -17,11 +17,12 @@ import numpy as np
 from ..errors import InputError, described, importing
 from ..network.compute import free_bytes
 from ..options import is_utf8
-from ..types import Crop, DataInfo, Splits
+from ..signature import Crop
+from ..types import DataInfo, Splits
 from .image_folder import TORCHVISION, Order, open_folder
 from .npz import NPZ_KEYS, read_npz, wrong_count
 from .splits import ArraySource, DataSet, IntArray, SourceData, Split, UInt8Array
-from .user_code import located, user_factory, users_code
+from .user_code import functions_in, located, user_factory, users_code
 
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
 MIN_TRAIN = 10  # training images, to cut a train and a search split from
@@ -60,6 +61,8 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = 
             "" if ":" in spec or not spec else "npz:" if spec.endswith(".npz") else "imagefolder:" if Path(spec).is_dir() else ""
         )
         do = f"did you mean {scheme}{spec}?" if scheme else "see --help"
+        if spec.endswith(".py") and (near := functions_in(spec)):
+            do = f"its functions: {', '.join(f'{spec}:{name}' for name in near)}"
         raise InputError("unknown data", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do=do)
     return _split(spec, data, seed)
 

@@ -23,7 +23,7 @@ from ..errors import InputError, described, importing, printable
 from ..files import read_regular, sha256_file, without_links
 from ..network.compute import usable_cpus
 from ..options import CLASS_ORDERS, is_utf8
-from ..types import Crop
+from ..signature import Crop
 from .file_digests import FileDigest, file_digests
 from .splits import IntArray, SourceData, UInt8Array
 

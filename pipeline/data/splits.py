@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..types import Crop, DataInfo, Preprocess
+from ..signature import Crop
+from ..types import DataInfo, Preprocess
 
 UInt8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -22,6 +23,7 @@ from torch import nn
 from ..errors import InputError, described
 from .code_digest import EXECUTED, digest_of_file, executed, file_of, is_users, source_of
 
+_NAMED = (ast.FunctionDef, ast.ClassDef)
 _IMPORT = "make `import {}` work"
 
 
@@ -68,6 +70,33 @@ def user_factory(spec: str, what: str) -> UserFactory:
         do = f"did you mean {near[0]!r}?" if near else f"define `def {attribute}(): return ...`"
         raise InputError(f"{what} {spec}", found=found, expected="a function", do=do)
     return UserFactory(f"{path.name}:{attribute}" if is_file else spec, function, module)
+
+
+def functions_in(place: str, argument: str = "") -> tuple[str, ...]:
+    """Returns the public functions and classes of a file that need no argument, or none but `argument`, as the file has them.
+
+    The file is parsed, not run; a file that cannot be parsed has none.
+    """
+    try:
+        body = ast.parse(located(place, place).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    return tuple(node.name for node in body if isinstance(node, _NAMED) and node.name[:1] != "_" and _free(node, argument))
+
+
+def _free(node: ast.FunctionDef | ast.ClassDef, argument: str) -> bool:
+    """Whether it can be called without arguments, or with `argument` alone; a class without an initialiser counts as free."""
+    if isinstance(node, ast.ClassDef):
+        own = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        return not own or _needed(own[0])[1:] in ([], [argument])
+    return _needed(node) in ([], [argument])
+
+
+def _needed(node: ast.FunctionDef) -> list[str]:
+    arguments = node.args
+    places = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    by_name = [a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None]
+    return places[: len(places) - len(arguments.defaults)] + by_name
 
 
 def load_file(path: Path, what: str, spec: str = "") -> ModuleType:

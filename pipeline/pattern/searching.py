@@ -16,7 +16,7 @@ from ..options import Budget, Pattern, Precision
 from ..run_context import RunContext
 from ..run_folder import Stage
 from ..score.criteria import CURVED
-from ..search.problem import SearchSettings
+from ..search.problem import Evaluator, SearchSettings
 from ..search.search import search
 from ..types import Baseline, Candidate, SearchResult, Sensitivity
 from .base import Pruning, RankedEvaluator, prunable
@@ -51,7 +51,7 @@ def searched(
     config = run.config
     settings = {name: to_json(getattr(config, name)) for name in ("score", "lambda_", "seed")} | {"precision": str(precision)}
     settings |= {} if run.pattern is Pattern.CHANNEL else {"pattern": str(run.pattern)}
-    ranking_stage = run.folder.stage("sensitivity", "10", settings, (subject_key,))
+    ranking_stage = run.folder.stage("sensitivity", "11", settings, (subject_key,))
     curved = {"score": config.score, "seed": config.seed, "pattern": str(run.pattern)}
     curvature = run.folder.stage("curvature", "1", curved, (subject_key,)) if config.score in CURVED else None
     ranking = ranking_stage.result(Sensitivity)
@@ -64,7 +64,7 @@ def searched(
     settings |= fewer_judged(run.loaded, run.compute)
     candidates = run.folder.stage("candidates", "7", settings, (ranking_stage.key,))  # its folder keeps the answers
     settings = {name: to_json(getattr(config, name)) for name in SEARCH_SETTINGS}
-    stages = [run.folder.stage("search", "15", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
+    stages = [run.folder.stage("search", "16", settings | {"latency_budget": str(b)}, (candidates.key,)) for b in budgets]
     results = [stage.result(SearchResult) for stage in stages]
     if ranking is None or None in results:
         opening = open_bench(
@@ -105,10 +105,22 @@ def searched(
                 error = table_error(evaluator.latency_estimate, found.tried) if pruning.limits == "latency" else None
                 reused, measured = bench.reused - counted[0], bench.measured - counted[1]
                 counted = (bench.reused, bench.measured)
-                results[i] = replace(found, latency_reused=reused, latency_measured=measured, table_error=error)
+                saved = savings(evaluator) if pruning.limits == "latency" else ()
+                results[i] = replace(found, latency_reused=reused, latency_measured=measured, table_error=error, savings=saved)
                 stage.finish(results[i])
     assert ranking is not None
     return [Searched(found, ranking, stage) for found, stage in zip(results, stages, strict=True) if found is not None]
+
+
+def savings(evaluator: Evaluator) -> tuple[tuple[float, ...], ...]:
+    """Per knob and level, the share of the dense latency that the knob alone saves by the latency table."""
+    dense = (0,) * len(evaluator.knobs)
+    whole = evaluator.latency_estimate(dense)
+
+    def saved(knob: int, level: int) -> float:
+        return (whole - evaluator.latency_estimate((*dense[:knob], level, *dense[knob + 1 :]))) / whole
+
+    return tuple(tuple(saved(i, level) for level in range(len(k.kept))) for i, k in enumerate(evaluator.knobs))
 
 
 def _chosen(run: RunContext, pruning: Pruning, evaluator: RankedEvaluator, budget: float) -> SearchResult:

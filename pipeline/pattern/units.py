@@ -32,7 +32,7 @@ from ..reconstruct.memory import SOLVING_BYTES, widest_activation
 from ..reconstruct.sequential import sequential
 from ..run_folder import Stage
 from ..score.layer_moments import LayerMoments
-from ..score.ranking import UnitScores, ordered, rank_units, scored_by_loss
+from ..score.ranking import UnitScores, ordered, rank_units, scored_by_loss, shares
 from ..score.unit_saliency import unit_saliency
 from ..search.problem import Levels
 from ..search.search import FINALISTS
@@ -216,8 +216,9 @@ class _Evaluator(UnitEvaluator):
             return rank_units(scores, lambda order: self.one_shot(way.plan_for(tried, order)), lambda_)
         if lambda_ not in (None, 1.0) and way.score == Score.HASA:
             raise InputError("--lambda", found=str(lambda_), expected="auto or 1: OBS saliency has no exponent of the curvature")
-        found = ordered(unit_saliency(way.checked.coupling, self._moments, way.score, way.seed))
-        return Sensitivity(way.score, 1.0 if way.score == Score.HASA else 0.0, found)
+        found = unit_saliency(way.checked.coupling, self._moments, way.score, way.seed)
+        order = ordered(found)
+        return Sensitivity(way.score, 1.0 if way.score == Score.HASA else 0.0, order, (), shares(found, order))
 
     def follow(self, ranking: Sensitivity) -> None:
         self._order = ranking.order

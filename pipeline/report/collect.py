@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -12,7 +13,7 @@ from ...devices.measure.usage import Usage
 from ...targets.base import Target
 from ..config import Config
 from ..run_context import RunContext
-from ..types import Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Solved, TargetResult, Verdict
+from ..types import Artifact, Candidate, Checkpoint, Kind, Knob, Plan, SearchResult, Sensitivity, Solved, TargetResult, Verdict
 from ..verify.by_class import remarks
 from ..verify.gates import Allowed
 from ..verify.references import References
@@ -25,12 +26,12 @@ from .report import (
     Pruned,
     Refusal,
     Report,
+    ReportedArtifact,
     ReportedFinalist,
     Search,
     TargetReport,
     Tool,
     Tried,
-    reported_artifact,
 )
 
 PACKAGES = ("edge-compress", "torch", "torchvision", "onnx", "onnxruntime", "stable-baselines3", "numpy", "safetensors")
@@ -73,6 +74,7 @@ def report_of(
     *,
     plan: Plan,
     knobs: tuple[Knob, ...],
+    ranking: Sensitivity,
     search: SearchResult,
     solved: Solved,
     checkpoint: Checkpoint,
@@ -107,7 +109,7 @@ def report_of(
             pattern=str(plan.pattern),
             score=plan.score,
             search=_search(search, solved),
-            knobs=tuple(_kept(knob, plan) for knob in knobs),
+            knobs=tuple(_kept(i, knob, plan, search, ranking) for i, knob in enumerate(knobs)),
             thresholds=plan.removed_share,
             finetune=checkpoint.history,
             state=checkpoint.state,
@@ -145,7 +147,7 @@ def _tried(candidate: Candidate, reward: float | None = None) -> Tried:
     return Tried(**vars(candidate.cost), **found, reward=reward)
 
 
-def _kept(knob: Knob, plan: Plan) -> Kept:
+def _kept(index: int, knob: Knob, plan: Plan, search: SearchResult, ranking: Sensitivity) -> Kept:
     """What stays of one knob's units, and if nothing does because its whole block is gone, that block."""
     if knob.name in plan.removed_blocks:
         kept = 0
@@ -154,8 +156,10 @@ def _kept(knob: Knob, plan: Plan) -> Kept:
     else:
         kept = round(knob.size * (1.0 - plan.removed_share.get(knob.name, 0.0)))
     gone = knob.block if knob.block in plan.removed_blocks else None
+    saved = search.savings[index][search.best.levels[index]] if search.savings else None
+    score = sum(ranking.shares[knob.name][kept:]) if knob.name in ranking.shares else None
     kept = 0 if gone else kept
-    return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone)
+    return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone, saved, score)
 
 
 def _target(result: TargetResult, usage: Usage | None) -> TargetReport:
@@ -163,7 +167,7 @@ def _target(result: TargetResult, usage: Usage | None) -> TargetReport:
     return TargetReport(
         status=result.status,
         verdict=result.verdict,
-        artifact=reported_artifact(result.artifact) if result.artifact else None,
+        artifact=_reported(result.artifact) if result.artifact else None,
         accuracy=None if accuracy is None or accuracy.kind is Kind.NONE else accuracy,
         latency=None if latency is None or latency.kind is Kind.NONE else latency,
         golden=result.golden,
@@ -173,6 +177,12 @@ def _target(result: TargetResult, usage: Usage | None) -> TargetReport:
         pictures=result.pictures,
         usage=usage,
     )
+
+
+def _reported(artifact: Artifact) -> ReportedArtifact:
+    """The artifact as the report has it: with its file's reference in place."""
+    rest = {f.name: getattr(artifact, f.name) for f in fields(Artifact) if f.name not in ("file", "dense_form")}
+    return ReportedArtifact(**vars(artifact.file), **rest)
 
 
 def _on_budget(config: Config, search: SearchResult, results: dict[str, TargetResult]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,12 +15,15 @@ from ..signature import TOP1
 from ..types import Kind, Speedup
 from ..verify.by_class import worst
 from .format import DASH, Table, bare, count, fixed, interval, labelled, millis, percent, points, seconds, size, tag
+from .front import FrontPoint
 from .plots import pareto
 from .plots import svg as plots
-from .report import Report, Search, Tried
+from .report import Report, Search, TargetReport, Tried
 
 _WORST = 5  # classes
 _LONGEST = 8  # layers
+_LARGEST = 5  # removals
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 _SHOWN = 1200  # candidates drawn and listed at most; report.json has all of them
 
 
@@ -65,11 +69,11 @@ def _front_plot(report: Report, index: int, name: str) -> Plot | None:
         assert p.speedup is not None
         assert p.value is not None
         assert p.size_bytes is not None
-        where, taken = p.speedup.inverted(), " (taken)" if p.taken else ""
-        shown.append(pareto.Point(f"budget {p.budget}{taken}", where.median, where.ci95, p.value, None, p.size_bytes))
+        where, named = p.speedup.inverted(), f"budget {p.budget}{_marked(p)}"
+        shown.append(pareto.Point(named, where.median, where.ci95, p.value, None, p.size_bytes, failed=not p.passed))
     caption = (
         "Up and to the left is better. Each latency is measured in turns with the dense float network's, and is a share of it; "
-        "bars are 95 % intervals, the area is the file's size."
+        "bars are 95 % intervals, the area is the file's size; a hollow mark failed a gate."
     )
     title = f"Several budgets on {name}: {report.metric.name} against latency"
 
@@ -80,11 +84,11 @@ def _front_plot(report: Report, index: int, name: str) -> Plot | None:
 
 
 def front_table(report: Report, name: str) -> Table:
-    """What each budget's network is worth on a target, and how fast it is."""
+    """What each budget's network is worth on a target, and how fast it is; first the dense network, in float and quantised."""
     head = ("Budget", labelled(report.metric), "lost", "speedup over float", "over its precision alone", "size", "gates", "run")
     rows = tuple(
         (
-            f"{p.budget}{' (taken)' if p.taken else ''}",
+            f"{p.budget}{_marked(p)}",
             tag(bare(report.metric, p.value), p.kind),
             DASH if p.drop is None else tag(points(report.metric, p.drop), p.kind),
             _ratio(p.speedup) + (f" ({', '.join(p.quality)})" if p.quality else ""),
@@ -96,7 +100,23 @@ def front_table(report: Report, name: str) -> Table:
         for p in report.front
         if p.target == name
     )
-    return Table(f"Budgets on {name}", head, rows)
+    return Table(f"Budgets on {name}", head, (*_dense_rows(report, report.targets[name]), *rows) if rows else ())
+
+
+def _dense_rows(report: Report, target: TargetReport) -> Iterator[tuple[str, ...]]:
+    """The dense network in a target's format: in float, and in the artifact's precision."""
+    baseline, alone = target.artifact.baseline if target.artifact else None, target.unpruned
+    size_bytes = size(baseline.size_bytes) if baseline else DASH
+    yield "dense, float", bare(report.metric, report.dense.value), DASH, DASH, DASH, size_bytes, DASH, DASH
+    if alone is not None and alone.precision is not Precision.FP32:
+        value, lost = tag(bare(report.metric, alone.value), alone.kind), report.metric.drop(report.dense.value, alone.value)
+        drop, size_bytes = tag(points(report.metric, lost), alone.kind), size(alone.size_bytes)
+        yield f"dense, {alone.precision}", value, drop, _ratio(alone.speedup), DASH, size_bytes, DASH, DASH
+
+
+def _marked(point: FrontPoint) -> str:
+    """The run's own network among those of all budgets: the fastest that passes, if one does."""
+    return "" if not point.taken else " (fastest that passes)" if point.passed else " (taken: none passes)"
 
 
 def layer_table(report: Report, name: str) -> Table:
@@ -122,6 +142,38 @@ def class_table(report: Report, name: str) -> Table:
         rows.append((label, str(samples), str(dense), str(artifact), fixed(lost), interval(ends)))
     head = ("Class", "test samples", "right, dense", "right, artifact", "points lost", "95 % interval")
     return Table(f"Classes that lost most on {name}", head, tuple(rows))
+
+
+def confusion_table(report: Report, name: str) -> Table:
+    """The confusions of a classifier that rose most."""
+    accuracy = report.targets[name].accuracy
+    rows = tuple((f"{a} as {b}", str(before), str(after)) for a, b, before, after in (accuracy.confused if accuracy else ()))
+    return Table(f"Confusions that rose most on {name}", ("Class as another", "dense", "artifact"), rows)
+
+
+def protocol_table(report: Report, name: str) -> Table:
+    """The settings and the state of the device that the latencies were measured with, by their keys in report.json."""
+    latency = report.targets[name].latency
+    pairs = sorted(latency.environment.items()) if latency else ()
+    rows = tuple((k, tag(v, latency.kind) if latency and _NUMBER.fullmatch(v) else v) for k, v in pairs)
+    return Table(f"{name}: settings of the measurement", ("", "value"), rows, numeric=False)
+
+
+def removed_table(report: Report) -> Table:
+    """The removals that save most latency, with the reason: what each saves, and how little of its group's score it had."""
+    gone = [k for k in report.pruned.knobs if k.kept < k.size and k.saved is not None and not k.block]
+    gone.sort(key=lambda k: -(k.saved or 0.0))
+    rows = tuple(
+        (
+            k.name,
+            "the whole block" if k.kind == "block" else f"{k.size - k.kept} of {k.size}",
+            tag(percent(k.saved), report.pruned.search.best.latency_kind),  # as of its table, too
+            percent(k.score),
+        )
+        for k in gone[:_LARGEST]
+    )
+    head = ("Group", "units removed", "dense latency that this alone saves, %", "its share of the group's score, %")
+    return Table(f"Largest of {len(gone)} removals, and why", head, rows)
 
 
 def _ratio(speedup: Speedup | None) -> str:

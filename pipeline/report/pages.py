@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import atomic_write, read_referenced
-from .figures import class_table, figures, finetune_table, front_table, kept_table, layer_table
+from .figures import (
+    class_table,
+    confusion_table,
+    figures,
+    finetune_table,
+    front_table,
+    kept_table,
+    layer_table,
+    protocol_table,
+    removed_table,
+)
 from .format import Table, fixed, md, md_table, moment, render
 from .report import Refusal, Report, TargetReport, to_text
 from .usage import interface, snippets
@@ -20,6 +30,8 @@ from .words import (
     how_measured,
     verdict_line,
 )
+
+PARTS = (class_table, confusion_table, layer_table)  # of a target's accuracy and latency: where they come from
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -52,7 +64,9 @@ def to_html(report: Report, folder: Path | None = None) -> str:
         budgets=[table for name in report.targets if (table := front_table(report, name)).rows],
         plots=figures(report),
         comparisons=[dense_and_artifact(report, name) for name in built or [*report.targets][:1]]
-        + [table for name in built for draw in (class_table, layer_table) if (table := draw(report, name)).rows],
+        + [table for table in (removed_table(report),) if table.rows]
+        + [table for name in built for draw in PARTS if (table := draw(report, name)).rows],
+        settings=[table for name in report.targets if (table := protocol_table(report, name)).rows],
         details=[t for name in report.targets for t in (how_measured(report, name), conversion(report, name)) if t],
         environment=environment(report),
         uses=[(name, _interface(report, name), code) for name in report.targets if (code := snippets(report, name))],
@@ -79,15 +93,17 @@ def to_markdown(report: Report) -> str:
         lines += [""] if head.reasons or head.advice else []
         for table in (
             dense_and_artifact(report, name),
-            class_table(report, name),
-            layer_table(report, name),
+            *(draw(report, name) for draw in PARTS),
             how_measured(report, name),
+            protocol_table(report, name),
             conversion(report, name),
         ):
             lines += md_table(table) if table else []
     for name in report.targets:
         lines += md_table(front_table(report, name))
-    lines += ["## What was removed", "", *md_table(kept_table(report)), *md_table(finetune_table(report))]
+    lines += ["## What was removed", ""]
+    for table in (removed_table(report), kept_table(report), finetune_table(report)):
+        lines += md_table(table)
     for name in report.targets:
         lines += to_use(report, name)
     lines += ["## The run", ""]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from ..options import Precision
 from ..signature import TOP1, FileTensor, Metric, Signature, image_signature
 from ..types import (
     Accuracy,
-    Artifact,
     DataInfo,
     DenseForm,
     Epoch,
@@ -142,6 +141,8 @@ class Kept:
     kept: int
     share: float
     block: str | None = None  # the removed block it was part of
+    saved: float | None = None  # share of the dense latency that this alone saves, by the table; None: masks, or an older run
+    score: float | None = None  # share of the group's summed score that what was removed had; None: not scored, or an older run
 
 
 @dataclass(frozen=True)
@@ -260,12 +261,6 @@ class Refusal(Header):
     passed: bool = False
     pruned: None = None
     schema: int = SCHEMA
-
-
-def reported_artifact(artifact: Artifact) -> ReportedArtifact:
-    """The artifact as the report has it: with its file's reference in place."""
-    rest = {f.name: getattr(artifact, f.name) for f in fields(Artifact) if f.name not in ("file", "dense_form")}
-    return ReportedArtifact(**vars(artifact.file), **rest)
 
 
 def encode(report: Report | Refusal) -> dict[str, Any]:

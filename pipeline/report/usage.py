@@ -18,10 +18,16 @@ _SNIPPETS = {  # by target: language, what it needs, template
     ),
     "phone": (
         ("Python", "pip install numpy ai-edge-litert", "use_litert.py.jinja"),
+        ("Python (CompiledModel)", "pip install numpy 'ai-edge-litert>=2.3'", "use_litert_compiled.py.jinja"),
         ("Kotlin (Android)", 'implementation("com.google.ai.edge.litert:litert:1.4.0")', "use_litert.kt.jinja"),
+        (
+            "Time it on a phone",
+            "adb, and LiteRT's benchmark_model in /data/local/tmp",
+            "use_benchmark_model.sh.jinja",
+        ),
     ),
     "executorch": (("Python", "pip install numpy torch executorch", "use_executorch.py.jinja"),),
-    "jetson": (("Python (on the Jetson)", "TensorRT and PyTorch of JetPack", "use_tensorrt.py.jinja"),),
+    "jetson": (("Python (on the Jetson)", "TensorRT of JetPack, and a PyTorch build for it", "use_tensorrt.py.jinja"),),
 }
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "Ort::Float16_t", "bool": "bool"}  # others: such as int64_t
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from ..options import Precision
@@ -13,7 +12,6 @@ from ..verify.gates import Allowed, drop_complaint, speedup_complaint
 from .format import DASH, Table, aside, bare, count, fixed, interval, labelled, millis, moment, points, seconds, size, tag
 from .report import Report, Search, TargetReport
 
-_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 _QUALITY = {
     "noisy": "wall time ran well above CPU time, or the sessions disagreed by more than 10 %: the device was busy",
     "drift": "the dense baseline itself became slower or faster during the measurement: throttling or a changing load",
@@ -159,7 +157,6 @@ def how_measured(report: Report, name: str) -> Table | None:
             protocol = "dense and artifact interleaved in pairs, in fresh processes; interval from a two-level bootstrap"
             rows += [("Protocol", protocol), ("Sessions", f"{latency.sessions} processes, {latency.pairs} pairs")]
             rows += [(f"Quality: {flag}", _QUALITY.get(flag, flag)) for flag in latency.quality] or [("Quality", "quiet")]
-        rows += [(k, tag(v, kind) if _NUMBER.fullmatch(v) else v) for k, v in sorted(latency.environment.items())]
     if seen is not None:
         metric, same = report.metric, fixed(100 * seen.agreement)
         if metric == TOP1:

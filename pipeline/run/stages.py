@@ -195,6 +195,7 @@ def _compressed(before: Prepared) -> int:
         results,
         plan=plan,
         knobs=pruning.knobs,
+        ranking=search.ranking,
         search=found,
         solved=solved,
         checkpoint=checkpoint,

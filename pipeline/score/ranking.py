@@ -105,6 +105,12 @@ def ordered(scores: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(found.argsort(descending=True, stable=True).tolist()) for name, found in scores.items()}
 
 
+def shares(scores: Mapping[str, Tensor], order: Order) -> dict[str, tuple[float, ...]]:
+    """Each unit's share of its group's summed score, in the order given; without groups that have negative scores, or 0 alone."""
+    sums = {name: float(found.sum()) if bool((found >= 0).all()) else 0.0 for name, found in scores.items()}
+    return {name: tuple((scores[name][list(units)] / sums[name]).tolist()) for name, units in order.items() if sums[name] > 0.0}
+
+
 def rank_units(scores: UnitScores, judged: Callable[[Order], tuple[float, float]], lambda_: float | None) -> Sensitivity:
     """Order the units of every group by score.
 
@@ -117,12 +123,17 @@ def rank_units(scores: UnitScores, judged: Callable[[Order], tuple[float, float]
         InputError: a lambda that the score does not take.
     """
     if lambda_ is not None or scores.name not in hasa.CURVED:
-        fixed = lambda_ or 0.0
-        return Sensitivity(scores.name, fixed, ordered(scores.at(fixed)))
+        return _ranked(scores, lambda_ or 0.0)
 
     def one_shot(lam: float) -> float:
         accuracy, loss = judged(ordered(scores.at(lam)))
         return accuracy - 1e-3 * min(loss, 10.0)
 
     chosen, tried = hasa.tune_lambda(one_shot, scores.grid())
-    return Sensitivity(scores.name, chosen, ordered(scores.at(chosen)), tried)
+    return _ranked(scores, chosen, tried)
+
+
+def _ranked(scores: UnitScores, lambda_: float, tried: tuple[tuple[float, float], ...] = ()) -> Sensitivity:
+    found = scores.at(lambda_)
+    order = ordered(found)
+    return Sensitivity(scores.name, lambda_, order, tried, shares(found, order))

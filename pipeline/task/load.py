@@ -18,8 +18,8 @@ from ..errors import InputError
 from ..network.calling import Inputs
 from ..network.cost import cost_of
 from ..network.weights import state_sha256
-from ..signature import image_signature
-from ..types import Crop, DataInfo, Preprocess, Splits, Subject
+from ..signature import Crop, image_signature
+from ..types import DataInfo, Preprocess, Splits, Subject
 from .classification import Classification
 from .models import LoadedModel, evaluation_crop, load_model, resized
 from .recipe import Recipe, read_recipe
@@ -135,7 +135,8 @@ def _preprocess(config: Config, model: LoadedModel, shape: tuple[int, int, int])
         mean, std = (mean or IMAGENET_MEAN, std or IMAGENET_STD) if shape[0] == 3 else (mean or (0.5,), std or (0.5,))
     for name, values in (("--mean", mean), ("--std", std)):
         if len(values) != shape[0]:
-            raise InputError(name, found=f"{len(values)} values", expected=f"one for each of the {shape[0]} image channels")
+            found = "1 value" if len(values) == 1 else f"{len(values)} values"
+            raise InputError(name, found=found, expected=f"one for each of the {shape[0]} image channels")
     augment = config.augment or ("shift" if config.data == "digits" else "crop-flip")
     check_augment(augment)
     return Preprocess(tuple(mean), tuple(std), augment)

@@ -20,16 +20,17 @@ from ..data.digits import STD as DIGITS_STD
 from ..data.digits import DigitsResNet
 from ..data.image_folder import TORCHVISION
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from ..data.user_code import own_randomness, user_factory, users_code
+from ..data.user_code import functions_in, own_randomness, user_factory, users_code
 from ..errors import InputError, described, importing, install_hint
 from ..network.calling import SAME, deviation
 from ..network.modes import differing, unusable, unwrapped
 from ..network.weights import state_sha256
-from ..types import Crop
+from ..signature import Crop
 from .checkpoint import classes_in, put_state, read_state
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at
+CLASS_COUNT = "num_classes"  # the argument that a factory may have
 Statistics = tuple[float, ...]
 
 
@@ -69,6 +70,7 @@ def load_model(
         UnavailableError: timm is not installed.
     """
     if weights is None and spec != "digits-resnet":
+        _require_known(spec)
         do = "give its trained state dict with --weights"
         raise InputError(f"model {spec}", found="no weights", expected="a trained network", do=do)
     notes: list[str] = []
@@ -155,10 +157,10 @@ def evaluation_crop(spec: str) -> Crop | None:
             preset = models.get_model_weights(rest).DEFAULT.transforms()
             return Crop(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
     if scheme == "timm":
-        with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: no such model
+        with importing("timm", install_hint("timm")):
             import timm
             from torchvision.transforms import InterpolationMode
-
+        with contextlib.suppress(RuntimeError):  # no such model
             facts = timm.get_pretrained_cfg(rest)
             if facts is not None:
                 known = {mode.value for mode in InterpolationMode}
@@ -233,8 +235,7 @@ def _made(spec: str, classes: int, channels: int) -> LoadedModel:
     scheme, _, rest = spec.partition(":")
     if spec == "digits-resnet":
         return LoadedModel(DigitsResNet(), spec, "", DIGITS_MEAN, DIGITS_STD)
-    if not rest:
-        raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do="see --help")
+    _require_known(spec)
     if scheme == "torchvision":
         return _from_torchvision(spec, rest, classes)
     if scheme == "timm":
@@ -242,12 +243,29 @@ def _made(spec: str, classes: int, channels: int) -> LoadedModel:
     return _from_factory(spec, classes, channels)
 
 
+def _require_known(spec: str) -> None:
+    """Raises `InputError` for a network that does not exist, with the one that was probably meant."""
+    scheme, _, rest = spec.partition(":")
+    if not rest:
+        near = functions_in(spec, CLASS_COUNT) if spec.endswith(".py") else ()
+        do = f"its functions: {', '.join(f'{spec}:{name}' for name in near)}" if near else "see --help"
+        raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do=do)
+    if scheme == "torchvision":
+        with importing("torchvision", TORCHVISION):
+            import torchvision
+        names = torchvision.models.list_models(module=torchvision.models)
+        if rest not in names:
+            raise _unknown(spec, rest, names)
+    elif scheme == "timm":
+        with importing("timm", install_hint("timm")):
+            import timm
+        if not timm.is_model(rest):
+            raise _unknown(spec, rest, timm.list_models())
+
+
 def _from_torchvision(spec: str, name: str, classes: int) -> LoadedModel:
-    with importing("torchvision", TORCHVISION):
-        import torchvision
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise _unknown(spec, name, names)
+    import torchvision
+
     try:
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     except Exception as error:
@@ -256,10 +274,8 @@ def _from_torchvision(spec: str, name: str, classes: int) -> LoadedModel:
 
 
 def _from_timm(spec: str, name: str, classes: int, channels: int) -> LoadedModel:
-    with importing("timm", install_hint("timm")):
-        import timm
-    if not timm.is_model(name):
-        raise _unknown(spec, name, timm.list_models())
+    import timm
+
     try:
         module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
     except Exception as error:
@@ -275,7 +291,7 @@ def _from_factory(spec: str, classes: int, channels: int) -> LoadedModel:
     expected = "a function that needs no argument, or num_classes"
     with users_code(folder, f"model {spec}: the factory failed", expected=expected, do="call it on its own"):
         takes = inspect.signature(factory.function).parameters
-        module = factory.function(**({"num_classes": classes} if "num_classes" in takes else {}))
+        module = factory.function(**({CLASS_COUNT: classes} if CLASS_COUNT in takes else {}))
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         found = f"a {type(module).__name__}"
         raise InputError(

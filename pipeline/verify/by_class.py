@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from .statistics import paired_ci95
 
 LARGE_PP = 5.0  # points of a class's recall that are worth a remark, where the interval excludes 0
+CONFUSIONS = 5  # that are kept
 Counts = Mapping[str, tuple[int, int, int, int]]
 
 
@@ -31,6 +33,30 @@ def by_class(
         samples, right, still, lost = (int(np.count_nonzero(each)) for each in counts)
         found[names[label] if 0 <= label < len(names) else str(label)] = samples, right, still, lost
     return found
+
+
+def confused(
+    labels: NDArray[np.int64], dense: NDArray[np.int64], artifact: NDArray[np.int64], names: Sequence[str]
+) -> tuple[tuple[str, str, int, int], ...]:
+    """Returns the confusions that rose most: class, wrong prediction, how often by the dense network and by the artifact.
+
+    Args:
+        labels: class of each sample (n,).
+        dense: class that the dense network predicts (n,).
+        artifact: class that the artifact predicts (n,).
+        names: of the classes; without them they are numbered.
+    """
+
+    def counted(predicted: NDArray[np.int64]) -> Counter[tuple[int, int]]:
+        wrong = labels != predicted
+        return Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+
+    def named(label: int) -> str:
+        return names[label] if 0 <= label < len(names) else str(label)
+
+    before, after = counted(dense), counted(artifact)
+    risen = sorted(after - before, key=lambda pair: (before[pair] - after[pair], pair))[:CONFUSIONS]
+    return tuple((named(label), named(other), before[label, other], after[label, other]) for label, other in risen)
 
 
 def worst(classes: Counts) -> list[tuple[str, float, tuple[float, float]]]:

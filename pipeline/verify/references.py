@@ -19,12 +19,13 @@ from ..signature import TOP1
 from ..task.samples import Batch, Samples, head
 from ..task.task import Predict, agreement, artifact_predictor, batches_of, judged, torch_predictor
 from ..types import Accuracy, Artifact, Checkpoint, Kind
-from .by_class import by_class
+from .by_class import by_class, confused
 from .gates import compare
 from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
 SANITY_SAMPLES = 200  # samples
+SHIFTS = (1, 2, 3)  # of outputs against targets
 FEW_TEST_SAMPLES = 200  # below, an interval is wider than seven points either way
 
 
@@ -54,21 +55,34 @@ class Networks:
 
 
 def sanity_check(run: RunContext, subject_key: str) -> None:
-    """Reports the dense classifier's accuracy on some images of the search split, with a note where it may be at chance level.
+    """Reports the dense network's metric on some samples of the search split, with a note where it may be at chance level.
 
     All later figures are relative to the dense network, so wrong weights, labels or preprocessing would pass unnoticed.
 
     Raises:
-        InputError: it is within one standard error of chance, or below, and `--accept-chance` was not given.
+        InputError: a classifier is within one standard error of chance, or below, and `--accept-chance` was not given.
     """
     loaded, task = run.loaded, run.loaded.task
-    stage = run.folder.stage("sanity-check", "2", {"samples": SANITY_SAMPLES}, (subject_key,))
-    if not loaded.subject.data.classes or task.metric != TOP1 or stage.result(SanityCheck) is not None:
+    stage = run.folder.stage("sanity-check", "3", {"samples": SANITY_SAMPLES}, (subject_key,))
+    if task.compares or stage.result(SanityCheck) is not None:
         return
     some = head(loaded.data.search, SANITY_SAMPLES)
     found = SanityCheck(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
-    shown = task.metric.shown(found.value)
-    run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} images of the search split")
+    shown, things = task.metric.shown(found.value), "images" if loaded.subject.data.image_shape else "samples"
+    run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} {things} of the search split")
+    if loaded.subject.data.classes and task.metric == TOP1:
+        _note_on_classes(run, stage, found, some)
+    elif (mixed := _mispaired(run, some, found.value)) is not None:
+        stage.note(
+            f"The dense network's {task.metric.name} is {shown} on {found.samples} {things} of the search split, and"
+            f" {task.metric.shown(mixed)} when its outputs are judged by the targets of other {things}: check the weights, the"
+            " order of the targets and the scaling of the inputs."
+        )
+    stage.finish(found)
+
+
+def _note_on_classes(run: RunContext, stage: Stage, found: SanityCheck, some: Samples) -> None:
+    loaded = run.loaded
     classes = len(loaded.subject.data.classes)
     chance = 100.0 / classes
     spread = math.sqrt(chance * (100.0 - chance) / found.samples)
@@ -94,7 +108,25 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
         stage.note(
             f"The network's outputs are {kind}, not logits: classes and gates are the same, distillation sees them as they are."
         )
-    stage.finish(found)
+
+
+def _mispaired(run: RunContext, samples: Samples, value: float) -> float | None:
+    """Returns the best value of the metric with outputs judged by other samples' targets, if it is no worse than `value`.
+
+    That is chance level for any labelled task. The targets are those of the samples a few places further; None for a few samples.
+    """
+    if len(samples) <= max(SHIFTS):
+        return None
+    task, predict = run.loaded.task, torch_predictor(run.loaded.module, run.compute.device)
+    judges, first = [(shift, task.judge()) for shift in SHIFTS], 0
+    for batch in batches_of(samples):
+        outputs, positions = predict(batch), np.arange(first, first + count_of(batch.inputs))
+        for shift, judge in judges:
+            judge.update(outputs, samples.batch((positions + shift) % len(samples)))
+        first += len(positions)
+    values = [judge.value() for _, judge in judges]
+    best = max(values) if task.metric.higher_is_better else min(values)
+    return best if task.metric.drop(value, best) <= 0.0 else None
 
 
 def _normalised(outputs: Tensor) -> str:
@@ -127,7 +159,7 @@ def references_of(run: RunContext, before: Stage, checkpoint: Checkpoint, studen
 
 def accuracy_stage(run: RunContext, before: Stage, artifact: Artifact) -> Stage:
     """Where the accuracy of an artifact's file, computed on this machine, is kept."""
-    return run.folder.stage(f"accuracy-{artifact.target}", "5", {}, (before.key, artifact.file.sha256))
+    return run.folder.stage(f"accuracy-{artifact.target}", "6", {}, (before.key, artifact.file.sha256))
 
 
 def accuracy_here(run: RunContext, target: Target, artifact: Artifact, networks: Networks, kind: Kind) -> Accuracy:
@@ -157,17 +189,18 @@ def recorded(outputs: Outputs) -> Predict:
 def _accuracy(run: RunContext, samples: Samples, predict: Predict, networks: Networks, kind: Kind) -> Accuracy:
     task, device = run.loaded.task, run.compute.device
     dense, pruned = torch_predictor(run.loaded.module, device), torch_predictor(networks.pruned, device)
-    own, before, agreed, labels = task.judge(), task.judge(), [], []
+    own, before, agreed, predicted = task.judge(), task.judge(), [], []
     for batch in batches_of(samples):
         answered, wanted = predict(batch), dense(batch)
         own.update(answered, batch, wanted)
         before.update(wanted, batch, wanted)
         agreed.append(agreement(answered, pruned(batch)))
-        if isinstance(batch.targets, torch.Tensor):  # not those of a recipe, which can be anything
-            labels.append(batch.targets)
+        if task.metric == TOP1 and isinstance(batch.targets, torch.Tensor):  # not those of a recipe, which can be anything
+            predicted.append(torch.stack([batch.targets, *(scores[0].argmax(1) for scores in (wanted, answered))]))
     found = compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)
     each = before.per_sample(), own.per_sample()
-    if task.metric != TOP1 or not labels or each[0] is None or each[1] is None:
+    if not predicted or each[0] is None or each[1] is None:
         return found
-    classes = by_class(torch.cat(labels).numpy(), each[0] > 50.0, each[1] > 50.0, run.loaded.subject.data.classes)
-    return replace(found, classes=classes)
+    names, (labels, whole, cut) = run.loaded.subject.data.classes, torch.cat(predicted, 1).numpy()
+    counts = by_class(labels, each[0] > 50.0, each[1] > 50.0, names)
+    return replace(found, classes=counts, confused=confused(labels, whole, cut, names))

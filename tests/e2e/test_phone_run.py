@@ -70,6 +70,7 @@ def test_the_code_that_is_printed_classifies_stored_pixels_as_the_artifact_did(f
     assert report["artifact"]["inputs"][0]["layout"] == "NHWC"
     assert (report["artifact"]["inputs"][0]["dtype"], report["artifact"]["inputs"][0]["zero_point"]) == ("int8", -128)
     golden = read(folder / report["golden"]["path"])
-    _, predict = printed(folder, "phone")
-    for pixels, logits in zip(golden.inputs[0], golden.outputs[0], strict=True):
-        np.testing.assert_allclose(predict(pixels), logits, rtol=1e-4, atol=1e-5)
+    for language in ("Python", "Python (CompiledModel)"):
+        _, predict = printed(folder, "phone", language)
+        for pixels, logits in zip(golden.inputs[0], golden.outputs[0], strict=True):
+            np.testing.assert_allclose(predict(pixels), logits, rtol=1e-4, atol=1e-5)

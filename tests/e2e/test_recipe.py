@@ -76,6 +76,17 @@ def test_the_code_that_is_printed_answers_as_the_artifact_did(result: edge_compr
             np.testing.assert_allclose(found, wanted[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not PHONE, reason="LiteRT and its converter are not installed")
+def test_the_code_for_compiled_models_answers_as_the_artifact_did(result: edge_compress.Result) -> None:
+    found = result.report.targets["phone"]
+    assert found.golden is not None
+    kept = read(result.folder / found.golden.path)
+    _, predict = printed(result.folder, "phone", "Python (CompiledModel)")
+    answers = predict(*(array[:1] for array in kept.inputs))
+    for answer, wanted in zip(answers, kept.outputs, strict=True):
+        np.testing.assert_allclose(answer, wanted[:1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_report_speaks_of_the_recipes_metric_and_shows_its_pictures(result: edge_compress.Result) -> None:
     page = (result.folder / "report.html").read_text(encoding="utf-8")
     assert "both right" in page

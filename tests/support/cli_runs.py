@@ -55,6 +55,11 @@ class Finished:
         return [line.removesuffix(" ...") for line in self.err.splitlines() if re.fullmatch(r"[a-z][\w -]* \.\.\.", line)]
 
 
+def without_progress(err: str) -> str:
+    """What is on stderr beside progress."""
+    return "".join(line for line in err.splitlines(keepends=True) if not PROGRESS.match(line))
+
+
 PROGRESS = re.compile(r"  |[a-z][\w -]* \.\.\.$|[a-z][\w -]*: done in ")
 
 

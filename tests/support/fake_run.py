@@ -31,6 +31,7 @@ from edge_compress.pipeline.types import (
     Plan,
     Preprocess,
     SearchResult,
+    Sensitivity,
     Solved,
     Speedup,
     Splits,
@@ -43,6 +44,9 @@ from edge_compress.pipeline.verify.gates import allowed
 from edge_compress.pipeline.verify.references import References
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+CONFUSED = (("cat", "dog", 71, 90), ("ship", "deer", 0, 3))
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class RunResults:
     max_size_bytes: int | None = None
     licenses: dict[str, str] = field(default_factory=dict)
     prunable_macs_share: float | None = 0.874
+    ranking: Sensitivity = field(default_factory=lambda: Sensitivity("hasa", 0.5, {}))
 
 
 LAYERS = tuple(LayerTime(f"layer{k}.conv", "Conv", 0.1 + 0.01 * k) for k in range(10))
@@ -99,6 +104,7 @@ def to_report(results: RunResults) -> Report:
         results.targets,
         plan=results.plan,
         knobs=results.knobs,
+        ranking=results.ranking,
         search=results.search,
         solved=results.solved,
         checkpoint=results.checkpoint,
@@ -132,7 +138,10 @@ def fake_search(knobs: tuple[Knob, ...], evaluations: int, kind: Kind) -> Search
         tried.append(Candidate(levels, accuracy, 2.5 - 2 * accuracy, ratio, kind, cost, 0.3))
         rewards.append(accuracy if ratio <= 0.5 else -1.0 - ratio)
     best = tried[rewards.index(max(rewards))]
-    return SearchResult("ppo", best, tuple(tried), tuple(rewards), evaluations, 141.3, 0.5, (best,), latency_reused=12)
+    savings = tuple(tuple(0.002 * (i + 1) * level for level in range(len(k.kept))) for i, k in enumerate(knobs))
+    return SearchResult(
+        "ppo", best, tuple(tried), tuple(rewards), evaluations, 141.3, 0.5, (best,), latency_reused=12, savings=savings
+    )
 
 
 def fake_timing(kind: Kind = Kind.MEASURED, **changes: Any) -> Timing:
@@ -171,7 +180,7 @@ def fake_target(kind: Kind = Kind.MEASURED, **changes: Any) -> TargetResult:
             baseline=FileRef("artifacts/x86/dense.onnx", "cd" * 32, 1_103_365),
             choices=("percentile 99.999, 7-bit: 91.02 %", "min-max, 8-bit: 90.31 %"),
         ),
-        accuracy=Accuracy(91.18, 0.62, 0.9874, 5000, Kind.MEASURED, 91.8, (0.31, 0.94)),
+        accuracy=Accuracy(91.18, 0.62, 0.9874, 5000, Kind.MEASURED, 91.8, (0.31, 0.94), confused=CONFUSED),
         latency=fake_timing(kind),
     )
     return dataclasses.replace(target, **changes)
@@ -196,12 +205,14 @@ def fake_results(blocks: int = 3, evaluations: int = 60, kind: Kind = Kind.MEASU
         image_signature((3, 32, 32), 10),
     )
     epochs = tuple(Epoch(i + 1, 0.9 / (i + 1) + 0.2, 91.4 - 9 * math.exp(-i / 4), 31.5) for i in range(20))
+    shares = {k.name: tuple(2.0 * (k.size - i) / (k.size * (k.size + 1)) for i in range(k.size)) for k in knobs if k.size > 1}
     results = RunResults(
         subject=subject,
         dense_value=91.8,
         dense_search_value=91.66,
         plan=Plan(Pattern.CHANNEL, "hasa", kept, ("block:layer1.1.conv2",)),
         knobs=knobs,
+        ranking=Sensitivity("hasa", 0.5, {name: tuple(range(len(each))) for name, each in shares.items()}, (), shares),
         search=(search := fake_search(knobs, evaluations, kind)),
         solved=Solved(
             (Finalist(search.best, 0.8812, 0.41),), 0, FileRef("stages/compensate/weights.safetensors", "78" * 32, 412_300)

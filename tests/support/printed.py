@@ -11,10 +11,10 @@ from edge_compress.pipeline.report.report import read_report
 from edge_compress.pipeline.report.usage import snippets
 
 
-def printed(folder: Path, target: str) -> tuple[str, Callable[..., Any]]:
+def printed(folder: Path, target: str, language: str = "Python") -> tuple[str, Callable[..., Any]]:
     """The code for a target's artifact as printed, run beside the artifact, and its function `predict`."""
     report = read_report(folder / "report.json")
-    (code,) = (snippet.code for snippet in snippets(report, target) if snippet.syntax == "py")
+    (code,) = (snippet.code for snippet in snippets(report, target) if snippet.language == language)
     artifact = report.targets[target].artifact
     assert artifact is not None
     names: dict[str, Any] = {}

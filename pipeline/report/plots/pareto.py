@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...signature import TOP1, Metric
 from ...verify.statistics import Interval
@@ -29,6 +30,7 @@ class Point:
     value_ci95: Interval | None
     size_bytes: int
     dense: bool = False
+    failed: bool = False  # a gate
 
 
 def front(points: Sequence[Point], higher_is_better: bool = True) -> list[int]:
@@ -45,7 +47,7 @@ def front(points: Sequence[Point], higher_is_better: bool = True) -> list[int]:
 
 
 def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1, axis: str = "median latency, ms (measured)") -> str:
-    """The plot. Artifacts differ by colour and by shape; dense models are grey.
+    """The plot. Artifacts differ by colour and by shape, those that failed a gate are hollow; dense models are grey.
 
     Raises:
         ValueError: no points.
@@ -71,20 +73,24 @@ def plot(points: Sequence[Point], label: Label, metric: Metric = TOP1, axis: str
                 fmt=marker,
                 color=colour,
                 ms=across,
-                mew=0,
+                **_filled(point),
                 alpha=0.75,
                 elinewidth=1.2,
                 capsize=3,
                 capthick=1.2,
             )
             name = f"{plots.shortened(point.name, 34)}, {size(point.size_bytes)}"
-            axes.plot([], [], marker, color=colour, ms=6, mew=0, label=name)
+            axes.plot([], [], marker, color=colour, ms=6, **_filled(point), label=name)
         axes.set_xlabel(axis)
         axes.set_ylabel(labelled(metric, " on the test split"))
         axes.set_xlim(left=0)
         axes.grid(True)
         axes.margins(0.08)
         return plots.to_svg(figure, label, columns=2 if max(len(point.name) for point in points) < 14 else 1)
+
+
+def _filled(point: Point) -> dict[str, Any]:
+    return {"mfc": "none", "mew": 1.5} if point.failed else {"mew": 0}
 
 
 def _around(middle: float, interval: Interval | None) -> list[list[float]] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import edge_compress
 import pytest
 import torch
+from cli_runs import without_progress
 from edge_compress.pipeline.cli.main import main
 
 EXAMPLES = Path(edge_compress.__file__).resolve().parent / "examples"
@@ -80,7 +81,7 @@ def test_the_state_dict_of_several_is_chosen_as_in_a_run_and_said(tmp_path, caps
 )
 def test_a_wrong_option_is_one_line_and_exit_2(options, message, capsys):
     assert main(["inspect", *options]) == 2
-    err = capsys.readouterr().err
+    err = without_progress(capsys.readouterr().err)
     assert err.count("\n") == 1
     assert message in err
 

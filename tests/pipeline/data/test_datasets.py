@@ -22,7 +22,7 @@ from edge_compress.pipeline.data.image_folder import FolderSource
 from edge_compress.pipeline.data.npz import check_counts
 from edge_compress.pipeline.data.splits import ArraySource, DataSet, Split
 from edge_compress.pipeline.errors import InputError
-from edge_compress.pipeline.types import Crop
+from edge_compress.pipeline.signature import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

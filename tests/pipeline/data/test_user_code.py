@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from edge_compress.pipeline.data.datasets import load_data
-from edge_compress.pipeline.data.user_code import user_factory, users_code
+from edge_compress.pipeline.data.user_code import functions_in, user_factory, users_code
 from edge_compress.pipeline.errors import InputError
 
 
@@ -100,3 +100,22 @@ def test_files_in_two_folders_each_import_the_helper_beside_them(tmp_path: Path)
         (tmp_path / name / "loader.py").write_text("from same_name_beside import WHERE\ndef where(): return WHERE\n")
     found = [user_factory(f"{tmp_path}/{name}/loader.py:where", "data").function() for name in ("one", "other")]
     assert found == ["one", "other"]
+
+
+def test_the_functions_of_a_file_that_can_be_called_as_they_are_are_listed_without_running_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(
+        "raise SystemExit(1)\n"
+        "def small(): ...\n"
+        "def sized(num_classes, width=2): ...\n"
+        "def named(*, num_classes): ...\n"
+        "def other(depth): ...\n"
+        "def _own(): ...\n"
+        "class Net:\n    def __init__(self, num_classes=10): ...\n"
+        "class Wide:\n    def __init__(self, width): ...\n"
+    )
+    assert functions_in(str(path), "num_classes") == ("small", "sized", "named", "Net")
+    assert functions_in(str(path)) == ("small", "Net")
+    path.write_text("def broken(:")
+    assert functions_in(str(path)) == ()
+    assert functions_in(str(tmp_path / "absent.py")) == ()

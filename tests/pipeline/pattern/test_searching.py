@@ -15,7 +15,7 @@ from edge_compress.pipeline.pattern import searching
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.score import ranking
 from edge_compress.pipeline.score.ranking import UnitScores, rank_units
-from edge_compress.pipeline.types import Sensitivity
+from edge_compress.pipeline.types import Knob, Sensitivity
 from edge_compress.targets.x86 import TARGET
 
 
@@ -62,3 +62,10 @@ def test_a_run_that_was_stopped_in_its_ranking_does_not_compute_the_curvature_ag
     search(tmp_path / "run", subject="another")
     search(tmp_path / "seed", seed=1)
     assert len(computed) == 3
+
+
+def test_what_each_knob_saves_alone_is_a_share_of_the_dense_latency() -> None:
+    ratios = {(0, 0): 0.8, (1, 0): 0.6, (2, 0): 0.4, (0, 1): 0.72}
+    knobs = (Knob("a", "channel", 3, (3, 2, 1)), Knob("b", "block", 1, (1, 0)))
+    evaluator: Any = SimpleNamespace(knobs=knobs, latency_estimate=ratios.__getitem__)
+    assert searching.savings(evaluator) == (pytest.approx((0.0, 0.25, 0.5)), pytest.approx((0.0, 0.1)))

@@ -53,7 +53,7 @@ def test_the_pages_show_every_budget_and_report_json_reads_back() -> None:
     whole = replace(reports["0.7"], front=tuple(points))
     assert decode(encode(whole)) == whole
     for page in (to_html(whole), to_markdown(whole)):
-        for text in ("budgets/0.7", "budgets/0.3", "0.7 (taken)", "1.50×", "2.50×", "failed"):
+        for text in ("budgets/0.7", "budgets/0.3", "0.7 (fastest that passes)", "dense, float", "1.50×", "2.50×", "failed"):
             assert text in page, text
     assert 'id="figure-front-0"' in to_html(whole)
     assert "front-0" not in to_html(reports["0.7"])

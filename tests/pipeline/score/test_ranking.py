@@ -12,7 +12,7 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.run_folder import RunFolder, Stage
 from edge_compress.pipeline.score import criteria as hasa
 from edge_compress.pipeline.score.connections import ConnectionScores
-from edge_compress.pipeline.score.ranking import DRAWS, Order, UnitScores, rank_units, scored_by_loss
+from edge_compress.pipeline.score.ranking import DRAWS, Order, UnitScores, ordered, rank_units, scored_by_loss, shares
 from edge_compress.pipeline.score.removal import removal_curvature
 from edge_compress.pipeline.types import Sensitivity
 from torch import nn
@@ -60,6 +60,7 @@ def test_units_are_ordered_by_all_their_connections():
             sums.append(total)
         assert sorted(found.order[group]) == list(range(len(units)))
         assert [sums[i] for i in found.order[group]] == pytest.approx(sorted(sums, reverse=True))
+        assert found.shares[group] == pytest.approx(sorted((value / sum(sums) for value in sums), reverse=True))
 
 
 @pytest.mark.parametrize("score", ["hasa", "published", "magnitude"])
@@ -226,3 +227,8 @@ def test_a_score_without_curvature_keeps_none(score, stage):
         unit_scores(score, kept).at(0.0)
         connection_scores(score, kept).at(0.0)
         assert not list(kept.folder.iterdir())
+
+
+def test_scores_that_are_negative_or_all_zero_have_no_shares():
+    scores = {"signed": torch.tensor([3.0, -1.0]), "dead": torch.zeros(2), "some": torch.tensor([1.0, 3.0])}
+    assert shares(scores, ordered(scores)) == {"some": (0.75, 0.25)}

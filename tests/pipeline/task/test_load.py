@@ -14,8 +14,8 @@ from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.compute import accelerator, fast_bfloat16
 from edge_compress.pipeline.network.cost import cost_of
 from edge_compress.pipeline.network.weights import state_sha256, weights_file
+from edge_compress.pipeline.signature import Crop
 from edge_compress.pipeline.task.load import load_subject
-from edge_compress.pipeline.types import Crop
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -21,9 +21,9 @@ from edge_compress.pipeline.data.datasets import load_data
 from edge_compress.pipeline.data.user_code import user_factory
 from edge_compress.pipeline.errors import InputError, UnavailableError
 from edge_compress.pipeline.network.weights import state_sha256
+from edge_compress.pipeline.signature import Crop
 from edge_compress.pipeline.task.checkpoint import put_state, read_state
 from edge_compress.pipeline.task.models import LoadedModel, evaluation_crop, initial_network, load_model
-from edge_compress.pipeline.types import Crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -183,6 +183,7 @@ def test_torchvision_network_is_sized_for_the_data_and_takes_its_weights(tmp_pat
     assert torch.equal(loaded.module(images), original(images))
     assert loaded.mean == (0.485, 0.456, 0.406)
     assert "did you mean 'resnet18'" in refusal("torchvision:resnet_18", tmp_path / "net.pt")
+    assert "did you mean 'resnet18'" in refusal("torchvision:resnet_18", None)  # the name comes first: no weights would help
 
 
 def test_timm_network_brings_its_statistics(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_the_evaluation_crop_is_the_published_one(spec: str, crop: Crop | None) 
 
 def test_timm_that_is_not_installed_is_unavailable_with_the_extra(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UnavailableError, match=r"pip install \'\.\[timm\]\'"):
+    with pytest.raises(UnavailableError, match=r"pip install -c constraints.txt \'\.\[timm\]\'"):
         load("timm:resnet18", saved(net))
 
 

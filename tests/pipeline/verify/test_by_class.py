@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from edge_compress.pipeline.verify.by_class import by_class, remarks, worst
+from edge_compress.pipeline.verify.by_class import by_class, confused, remarks, worst
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +38,11 @@ def test_the_classes_add_up_to_the_whole(samples: list[tuple[int, bool, bool]]) 
 
 def test_classes_without_names_are_numbered() -> None:
     assert list(by_class(np.array([3, 11]), np.ones(2, bool), np.ones(2, bool), ())) == ["3", "11"]
+
+
+def test_the_confusions_that_rose_most_are_named_and_those_that_fell_are_not() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    dense = np.array([0, 0, 1, 0, 1, 1, 1, 0, 0, 2])
+    artifact = np.array([1, 1, 1, 2, 1, 1, 1, 0, 2, 2])  # 0 as 1: 1 -> 3, 0 as 2: 0 -> 1, 2 as 0: 2 -> 1
+    assert confused(labels, dense, artifact, ("a", "b")) == (("a", "b", 1, 3), ("a", "2", 0, 1))
+    assert confused(labels, dense, dense, ("a", "b")) == ()

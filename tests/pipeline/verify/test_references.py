@@ -15,6 +15,7 @@ from edge_compress.pipeline.errors import InputError
 from edge_compress.pipeline.network.compute import Compute
 from edge_compress.pipeline.run_folder import RunFolder
 from edge_compress.pipeline.task.load import load_subject
+from edge_compress.pipeline.task.recipe import Recipe
 from edge_compress.pipeline.task.samples import head
 from edge_compress.pipeline.verify.references import sanity_check
 from torch import nn
@@ -85,3 +86,45 @@ def test_outputs_that_are_no_logits_are_said(good: nn.Module, last: nn.Module, t
 def test_a_test_split_too_small_to_conclude_from_is_said_with_its_interval(good: nn.Module, tmp_path: Path) -> None:
     (note,) = notes_on(good, tmp_path / "run", [], test_samples=20)
     assert note.startswith("The test split has 20 images: an accuracy on it is known to about 20 points either way")
+
+
+class Error:
+    """Mean squared error."""
+
+    name, unit, higher_is_better = "MSE", "", False
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.errors: list[float] = []
+
+    def update(self, outputs: torch.Tensor, target: torch.Tensor) -> None:
+        self.errors.append(float((outputs - target).square().mean()))
+
+    def compute(self) -> float:
+        return float(np.mean(self.errors))
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["good", "targets of other samples"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_recipe_whose_network_is_no_better_on_its_own_targets_than_on_others_is_noted(
+    shifted: bool, labelled: bool, tmp_path: Path
+) -> None:
+    network = nn.Linear(4, 3).eval()
+    inputs = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    targets = network(inputs).detach().roll(int(shifted), 0)
+    samples = torch.utils.data.TensorDataset(inputs, targets)
+    metric = {"metric": Error} if labelled else {}
+    recipe = Recipe(model=lambda: network, datasets=lambda: {"train": samples, "test": samples}, **metric)
+    said: list[str] = []
+    config = Config(("x86",), out=tmp_path / "run")
+    with RunFolder(config, said.append) as opened:
+        loaded = load_subject(config, recipe)
+        run: Any = SimpleNamespace(
+            config=config, folder=opened, loaded=loaded, compute=Compute(), ui=SimpleNamespace(say=said.append)
+        )
+        sanity_check(run, "key")
+        notes = opened.notes()
+    assert [("judged by the targets of other samples" in note) for note in notes] == [True] * (shifted and labelled)
+    assert sum(line.startswith("  dense network: ") for line in said) == labelled

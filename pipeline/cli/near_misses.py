@@ -1,0 +1,33 @@
+"""What is meant by commands that do not exist: `help`, `compress`, misspelt ones."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+
+_RUNS = ("compress", "run", "prune", "quantize", "quantise", "optimize", "optimise", "build")  # words for what needs none
+
+
+class Commands(click.Group):
+    """A group that answers `help` and says what was probably meant by a command it does not have."""
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names, and its arguments.
+
+        Raises:
+            click.UsageError: there is no such command.
+        """
+        name, *rest = args
+        if self.get_command(context, name) is not None:
+            return super().resolve_command(context, args)
+        if name == "help":
+            if rest and self.get_command(context, rest[0]) is not None:
+                return super().resolve_command(context, [rest[0], "--help"])
+            click.echo(context.get_help())
+            context.exit()
+        if name in _RUNS:
+            raise click.UsageError(f"a run has no command: leave {name!r} out, as in edge-compress --target x86")
+        near = difflib.get_close_matches(name, self.commands, 1)
+        names = ", ".join(self.list_commands(context))
+        raise click.UsageError(f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"the commands are {names}"))
