@@ -16,15 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import edge_compress
-from edge_compress import targets
-from edge_compress.devices.local import LocalDevice, describe
-from edge_compress.devices.measure.timing import TimingSettings
+from edge_compress.devices.local import describe
 from edge_compress.pipeline.codec import to_json
-from edge_compress.pipeline.options import Precision
-from edge_compress.pipeline.report.report import Report, TargetReport
-from edge_compress.pipeline.task.recipe import Recipe, deployed, network_of, read_recipe
-from edge_compress.pipeline.types import Speedup
-from edge_compress.targets.base import Structure
+from edge_compress.pipeline.report.report import TargetReport
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.json"
@@ -42,7 +36,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
     """One recipe's figures."""
     start = time.monotonic()
-    recipe = read_recipe(ROOT / "examples" / f"{name}.py")
     folder = work / name
     result = edge_compress.compress(ROOT / "examples" / f"{name}.py", target=TARGETS, out=folder, **options)
     report = result.report
@@ -51,7 +44,9 @@ def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
     assert found.latency is not None
     assert found.artifact is not None
     assert found.artifact.baseline is not None
-    over_int8 = _over_int8(report, folder, found, recipe)
+    assert found.alone is not None
+    assert found.alone.gain is not None
+    over_int8 = found.alone.gain
     over_float = found.latency.speedup
     unpruned = min((over_int8, "int8"), (over_float, "float"), key=lambda pair: pair[0].median)
     return {
@@ -95,18 +90,6 @@ def _other(found: TargetReport) -> dict[str, Any]:
         "speedup_over_float": to_json(latency.speedup) if latency else None,
         "unpruned": to_json(found.unpruned),
     }
-
-
-def _over_int8(report: Report, folder: Path, found: TargetReport, recipe: Recipe) -> Speedup:
-    """Speedup over the dense network in int8: the report's; where the artifact is in float, measured now."""
-    assert found.artifact is not None
-    if found.unpruned is not None and found.unpruned.precision is Precision.INT8:
-        assert found.unpruned.gain is not None
-        return found.unpruned.gain
-    dense = deployed(network_of(recipe), recipe.outputs)
-    whole = folder / "dense-int8.onnx"
-    whole.write_bytes(targets.load("x86").prober(dense, report.signature, Precision.INT8).candidate(Structure({})))
-    return LocalDevice().measure(whole, folder / found.artifact.path, TimingSettings(seed=report.seed)).speedup
 
 
 def main() -> None:

@@ -309,7 +309,7 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Unpruned:
-    """The dense network in the precision of an artifact: what quantising alone gives."""
+    """The dense network in an artifact's precision, or in int8: what quantising alone gives."""
 
     precision: Precision
     value: float  # of the metric, test split, in its own runtime
@@ -317,7 +317,7 @@ class Unpruned:
     size_bytes: int
     speedup: Speedup | None = None  # of this file over the dense float baseline; None: no device timed it
     gain: Speedup | None = None  # of the artifact over this file, measured in the same rounds
-    over_half: Speedup | None = None  # of an int8 engine over the dense network's in half precision, in the same rounds
+    over_half: Speedup | None = None  # of an engine over the dense network's in half precision, in the same rounds
 
 
 @dataclass(frozen=True)
@@ -341,3 +341,4 @@ class TargetResult:
     on_device: OnDevice | None = None  # None: the device is this machine
     pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # of some test samples: with the dense network's outputs, the artifact's
     unpruned: Unpruned | None = None  # None: the target refused the dense network in this precision
+    quantised: Unpruned | None = None  # in int8, beside a float artifact; None: not float, or the target has no int8

@@ -178,8 +178,10 @@ def test_everything_the_project_needs_is_pinned() -> None:
             pins[canonicalize_name(requirement.name)] = specifier.version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in (*project["dependencies"], *extras["dev"], *extras["docs"]):
+    for text in (*project["dependencies"], *(text for extra in extras.values() for text in extra)):
         requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"platform_machine": "x86_64"}):
+            continue
         assert pins.get(canonicalize_name(requirement.name), "none") in requirement.specifier, text
 
 

@@ -124,8 +124,9 @@ def _require_tensor(at: str, tensor: FileTensor) -> None:
 
 def _speedups(target: TargetReport) -> Iterator[Speedup | None]:
     """All speedups of a target."""
-    yield from (found.speedup for found in (target.latency, target.dense_form, target.unpruned) if found is not None)
-    yield from (target.unpruned.gain, target.unpruned.over_half) if target.unpruned is not None else ()
+    quantised = [found for found in (target.unpruned, target.quantised) if found is not None]
+    yield from (found.speedup for found in (target.latency, target.dense_form, *quantised) if found is not None)
+    yield from (each for found in quantised for each in (found.gain, found.over_half))
 
 
 def _require_speedup(at: str, speedup: Speedup | None) -> None:

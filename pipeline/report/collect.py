@@ -174,6 +174,7 @@ def _target(result: TargetResult, usage: Usage | None) -> TargetReport:
         on_device=result.on_device,
         dense_form=result.artifact.dense_form if result.artifact else None,
         unpruned=result.unpruned,
+        quantised=result.quantised,
         pictures=result.pictures,
         usage=usage,
     )

@@ -10,7 +10,6 @@ from functools import partial
 
 from markupsafe import Markup
 
-from ..options import Precision
 from ..signature import TOP1
 from ..types import Kind, Speedup
 from ..verify.by_class import worst
@@ -59,7 +58,7 @@ def _front_plot(report: Report, index: int, name: str) -> Plot | None:
         return None
     size_bytes = target.artifact.baseline.size_bytes if target.artifact.baseline else report.dense.size_bytes
     shown = [pareto.Point("dense, float", 1.0, None, dense, None, size_bytes, dense=True)]
-    if (alone := target.unpruned) is not None and alone.speedup and alone.precision is not Precision.FP32:
+    if (alone := target.alone) is not None and alone.speedup:
         where = alone.speedup.inverted()
         whole = pareto.Point(
             f"dense, {alone.precision}", where.median, where.ci95, alone.value, None, alone.size_bytes, dense=True
@@ -85,7 +84,7 @@ def _front_plot(report: Report, index: int, name: str) -> Plot | None:
 
 def front_table(report: Report, name: str) -> Table:
     """What each budget's network is worth on a target, and how fast it is; first the dense network, in float and quantised."""
-    head = ("Budget", labelled(report.metric), "lost", "speedup over float", "over its precision alone", "size", "gates", "run")
+    head = ("Budget", labelled(report.metric), "lost", "speedup over float", "over quantising alone", "size", "gates", "run")
     rows = tuple(
         (
             f"{p.budget}{_marked(p)}",
@@ -105,10 +104,10 @@ def front_table(report: Report, name: str) -> Table:
 
 def _dense_rows(report: Report, target: TargetReport) -> Iterator[tuple[str, ...]]:
     """The dense network in a target's format: in float, and in the artifact's precision."""
-    baseline, alone = target.artifact.baseline if target.artifact else None, target.unpruned
+    baseline, alone = target.artifact.baseline if target.artifact else None, target.alone
     size_bytes = size(baseline.size_bytes) if baseline else DASH
     yield "dense, float", bare(report.metric, report.dense.value), DASH, DASH, DASH, size_bytes, DASH, DASH
-    if alone is not None and alone.precision is not Precision.FP32:
+    if alone is not None:
         value, lost = tag(bare(report.metric, alone.value), alone.kind), report.metric.drop(report.dense.value, alone.value)
         drop, size_bytes = tag(points(report.metric, lost), alone.kind), size(alone.size_bytes)
         yield f"dense, {alone.precision}", value, drop, _ratio(alone.speedup), DASH, size_bytes, DASH, DASH

@@ -25,7 +25,7 @@ class FrontPoint:
     value: float | None = None  # of the metric, test split
     drop: float | None = None  # below the dense network's
     speedup: Speedup | None = None  # over the dense float baseline; None: not measured
-    gain: Speedup | None = None  # over the dense network in the artifact's precision
+    gain: Speedup | None = None  # over the dense network quantised
     size_bytes: int | None = None
     quality: tuple[str, ...] = ()  # flags of the latency measurement
 
@@ -33,7 +33,7 @@ class FrontPoint:
 def point_of(report: Report, target: str, budget: str, run: str, taken: bool) -> FrontPoint:
     """The point of one target's artifact in the report of one budget's run."""
     found = report.targets[target]
-    accuracy, latency, alone = found.accuracy, found.latency, found.unpruned
+    accuracy, latency, alone = found.accuracy, found.latency, found.alone
     measured = latency is not None and latency.kind is Kind.MEASURED
     return FrontPoint(
         budget,

@@ -192,6 +192,7 @@ class TargetReport:
     on_device: OnDevice | None = None
     dense_form: DenseForm | None = None  # of the baseline; in the file `latency.baseline`
     unpruned: Unpruned | None = None  # None: not known, or an older run
+    quantised: Unpruned | None = None  # see `types.TargetResult`
     pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # see `types.TargetResult`
     usage: Usage | None = None  # None: an engine, or an older run
 
@@ -201,10 +202,14 @@ class TargetReport:
         return "; ".join(self.verdict.reasons) or self.status
 
     @property
+    def alone(self) -> Unpruned | None:
+        """The dense network quantised; None where it is not known, or is the dense float baseline itself."""
+        return self.quantised or (None if self.unpruned is None or self.unpruned.precision is Precision.FP32 else self.unpruned)
+
+    @property
     def gains(self) -> tuple[tuple[Precision, Speedup], ...]:
         """Speedups over the dense network quantised alone, in int8 and in half precision, as far as they were measured."""
-        alone = None if self.unpruned is None or self.unpruned.precision is Precision.FP32 else self.unpruned
-        found = ((alone.precision, alone.gain), (Precision.FP16, alone.over_half)) if alone else ()
+        found = ((alone.precision, alone.gain), (Precision.FP16, alone.over_half)) if (alone := self.alone) else ()
         return tuple((precision, gain) for precision, gain in found if gain is not None)
 
     @property
@@ -308,7 +313,7 @@ def _judged_parts(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
         data["dense"],
         pruned,
         *pruned.get("finetune", ()),
-        *(t.get(k) for t in targets for k in ("accuracy", "on_device", "unpruned")),
+        *(t.get(k) for t in targets for k in ("accuracy", "on_device", "unpruned", "quantised")),
     ]
     yield from (part for part in found if part)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..options import Precision
 from ..signature import TOP1
-from ..types import DenseForm, Kind, Speedup, Unpruned
+from ..types import DenseForm, Kind, Speedup
 from ..verify.gates import Allowed, drop_complaint, speedup_complaint
 from .format import DASH, Table, aside, bare, count, fixed, interval, labelled, millis, moment, points, seconds, size, tag
 from .report import Report, Search, TargetReport
@@ -92,7 +91,7 @@ def headline(report: Report, name: str) -> Headline:
 def dense_and_artifact(report: Report, name: str) -> Table:
     """Dense network, pruned network and artifact side by side."""
     dense, pruned, target = report.dense, report.pruned, report.targets[name]
-    accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, _quantised(target)
+    accuracy, latency, artifact, alone = target.accuracy, target.latency, target.artifact, target.alone
     same = "as pruned" if artifact else DASH
     kind = latency.kind if latency else Kind.NONE
     rows: list[tuple[str, ...]] = [
@@ -231,12 +230,6 @@ def environment(report: Report) -> tuple[Table, ...]:
         Table("Versions", ("Package", "version"), packages),
     )
     return tuple(t for t in tables if t.rows)
-
-
-def _quantised(target: TargetReport) -> Unpruned | None:
-    """The dense network in the artifact's precision; None where it is not known, or is the dense float baseline itself."""
-    alone = target.unpruned
-    return None if alone is None or alone.precision is Precision.FP32 else alone
 
 
 def _with_interval(speedup: Speedup) -> str:

@@ -181,9 +181,11 @@ def _compressed(before: Prepared) -> int:
         else:
             result = _judged(run, built, target, artifact, networks, gates, place)
             dense = dense_module(run, pruning.net, baseline)
-            unpruned = unpruned_of(run, before.subject_key, built, target, dense, baseline, result, place)
+            alone = partial(unpruned_of, run, before.subject_key, built, target, dense, baseline, result, place)
+            quantises = artifact.precision is Precision.FP32 and Precision.INT8 in target.limits.precisions
+            unpruned, quantised = alone(), alone(precision=Precision.INT8) if quantises else None
             pictures = pictures_of(run, built, target, artifact)
-            results[target.name] = replace(result, unpruned=unpruned, pictures=pictures)
+            results[target.name] = replace(result, unpruned=unpruned, quantised=quantised, pictures=pictures)
             usage[target.name] = usage_of(run, built, target, result)
     run.notes += folder.notes()
     run.notes += [*pruning.remarks(before.led.runtime), *engine_result.remarks(found)]

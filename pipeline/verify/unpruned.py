@@ -36,10 +36,12 @@ def unpruned_of(
     baseline: Baseline,
     result: TargetResult,
     place: Device | None = None,
+    *,
+    precision: Precision | None = None,
 ) -> Unpruned | None:
-    """What the dense network is worth in the precision of a target's artifact; kept in a stage of its own.
+    """What the dense network is worth in the precision of a target's artifact, or another; kept in a stage of its own.
 
-    A float artifact is compared with the dense float file, which is the baseline itself.
+    In float it is the baseline itself.
 
     Args:
         run: whose settings and device are used.
@@ -50,6 +52,7 @@ def unpruned_of(
         baseline: the dense float file.
         result: the artifact with its accuracy and latency.
         place: the device that builds the target's engines; None without one.
+        precision: of the dense network; None: the artifact's.
 
     Returns:
         None where the target refused the dense network, which a note says.
@@ -60,14 +63,15 @@ def unpruned_of(
     artifact, accuracy = result.artifact, result.accuracy
     if artifact is None or accuracy is None:
         return None
-    if artifact.precision is Precision.FP32:
+    precision = precision or artifact.precision
+    if precision is Precision.FP32:
         timing, alone = result.latency, Speedup(1.0, (1.0, 1.0))
         timed = (alone, timing.speedup) if timing is not None and timing.kind is Kind.MEASURED else (None, None)
         return Unpruned(Precision.FP32, accuracy.dense_value, accuracy.kind, baseline.file.size_bytes, *timed)
     try:
-        file, stage = unpruned_file(run, subject_key, target, dense, artifact.precision, baseline)
+        file, stage = unpruned_file(run, subject_key, target, dense, precision, baseline)
     except BuildError as error:
-        run.notes.append(f"{target.name}: the dense network could not be built in {artifact.precision} to compare with: {error}")
+        run.notes.append(f"{target.name}: the dense network could not be built in {precision} to compare with: {error}")
         return None
     device = _builder(artifact, place) if target.needs_device else device_for(target, run.board)
     files = [file]
@@ -80,7 +84,7 @@ def unpruned_of(
     kept = run.folder.stage(f"unpruned-compared-{target.name}", "2", settings_of(device), inputs)
     found = kept.result(Unpruned)
     if found is None:
-        with run.stage(f"compare with {artifact.precision} alone"):
+        with run.stage(f"compare with {precision} alone"):
             found = _compared(run, target, artifact, files, baseline, device, kept.note)
         kept.finish(found)
     return found
@@ -105,7 +109,7 @@ def _compared(
     with target.runner(folder / file.file.path) as answer:
         predict = artifact_predictor(target, answer)
         value = judged(loaded.task, loaded.data.test, predict, loaded.module, run.compute.device).value()
-    untimed = f"{target.name}: the dense network in {artifact.precision} was not timed"
+    untimed = f"{target.name}: the dense network in {file.precision} was not timed"
     if target.needs_device and device is None:
         note(f"{untimed}: the artifact's engine, to compare with, was not built.")
     speedup = gain = over_half = None
@@ -113,7 +117,7 @@ def _compared(
         settings = TimingSettings(threads=run.config.threads, runtime=target.runtime, seed=run.config.seed, sessions=SESSIONS)
         files = [folder / ref.path for ref in (baseline.file, artifact.file, *(one.file for one in dense))]
         try:
-            with run.ui.bar(f"timing {artifact.precision} alone", SESSIONS) as bar:
+            with run.ui.bar(f"timing {file.precision} alone", SESSIONS) as bar:
                 sessions = device.sessions(files[0], files[1:], settings, lambda done, total: bar.advance())
         except UnavailableError as error:  # an emulated board
             note(f"{untimed}: {error}")
@@ -122,4 +126,4 @@ def _compared(
             speedup, gain = between(None, 1), between(1, 0)
             over_half = between(2, 0) if len(dense) > 1 else None
     kind = target.simulation if target.needs_device else Kind.MEASURED
-    return Unpruned(artifact.precision, value, kind, file.file.size_bytes, speedup, gain, over_half)
+    return Unpruned(file.precision, value, kind, file.file.size_bytes, speedup, gain, over_half)

@@ -17,6 +17,7 @@ try {
     phone: { viewport: { width: 390, height: 844 }, colorScheme: "light" },
     desk: { viewport: { width: 1280, height: 900 }, colorScheme: "light" },
     dark: { viewport: { width: 1280, height: 900 }, colorScheme: "dark" },
+    night: { viewport: { width: 390, height: 844 }, colorScheme: "dark" },
   })) {
     const context = await browser.newContext({ ...options, bypassCSP: true, offline: true, reducedMotion: "reduce" });
     const page = await context.newPage();

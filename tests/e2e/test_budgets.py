@@ -41,6 +41,19 @@ def test_budgets_share_the_search_and_each_gets_a_verified_network(workshop: Wor
     assert "budgets/0.6" in page
     assert "dense, float" in page
 
+    target = whole["targets"]["x86"]  # in float, and yet what quantising alone gives is beside it, measured in the same run
+    alone = target["quantised"]
+    assert (target["unpruned"]["precision"], alone["precision"], alone["kind"]) == ("fp32", "int8", "measured")
+    assert target["unpruned"]["speedup"]["median"] == 1.0
+    ratio = target["latency"]["speedup"]["median"]
+    assert alone["speedup"]["median"] * alone["gain"]["median"] == pytest.approx(ratio, rel=0.25)
+    assert f"{alone['gain']['median']:.2f}× as fast as the dense network in int8" in page
+    assert ended.stages.count("compare with int8 alone") == 2 - killed.stages.count("compare with int8 alone")
+
     for folder in (tmp_path / "run", tmp_path / "run" / "budgets" / "0.9"):
         assert here(["verify", str(folder)]).code == 0
+    released = here(["release", str(tmp_path / "run" / "budgets" / "0.9"), "--allow-failed", "--out", str(tmp_path / "dist")])
+    assert released.code == 0, released.err
+    (bundle,) = (tmp_path / "dist").glob("*.tar.gz")
+    assert here(["verify", str(bundle)]).code == 0
     assert here(arguments).stages == []

@@ -123,6 +123,7 @@ def test_the_report_has_every_key_of_the_contract(uninterrupted: Path) -> None:
 def test_what_quantising_alone_gives_is_measured_beside_the_artifact(uninterrupted: Path) -> None:
     target = report_of(uninterrupted)["targets"]["x86"]
     alone, artifact, speedup = target["unpruned"], target["artifact"], target["latency"]["speedup"]
+    assert target["quantised"] is None  # it would be the same
     assert alone["precision"] == artifact["precision"] == "int8"
     assert alone["kind"] == "measured"
     assert alone["size_bytes"] > artifact["size_bytes"]  # nothing was pruned
