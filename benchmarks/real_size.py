@@ -99,7 +99,7 @@ def run(name: str, folder: Path, more: list[str]) -> dict[str, Any]:
             found["stages_s"][match[2]] = 60 * int(match[3] or 0) + float(match[4])
     report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
     target = report["targets"]["x86"]
-    unpruned = target.get("unpruned") or {}
+    unpruned = target.get("quantised") or target.get("unpruned") or {}
     return found | {
         "agreement": target["accuracy"]["top1"],
         "speedup_over_float": target["latency"]["speedup"],

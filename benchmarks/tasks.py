@@ -61,7 +61,7 @@ def run(name: str, work: Path, options: dict[str, Any]) -> dict[str, Any]:
         "agreement": found.accuracy.agreement,
         "precision": str(found.artifact.precision),
         "float_layers": found.artifact.options.get("excluded", ""),
-        "unpruned": to_json(found.unpruned),
+        "unpruned": to_json(found.alone),
         "macs": [report.dense.macs, report.pruned.macs],
         "parameters": [report.dense.params, report.pruned.params],
         "prunable_macs_share": report.pruned.prunable_macs_share,
@@ -88,7 +88,7 @@ def _other(found: TargetReport) -> dict[str, Any]:
         "kind": str(accuracy.kind) if accuracy else None,
         "agreement": accuracy.agreement if accuracy else None,
         "speedup_over_float": to_json(latency.speedup) if latency else None,
-        "unpruned": to_json(found.unpruned),
+        "unpruned": to_json(found.alone),
     }
 
 

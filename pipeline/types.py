@@ -341,4 +341,4 @@ class TargetResult:
     on_device: OnDevice | None = None  # None: the device is this machine
     pictures: tuple[tuple[FileRef, FileRef], ...] = ()  # of some test samples: with the dense network's outputs, the artifact's
     unpruned: Unpruned | None = None  # None: the target refused the dense network in this precision
-    quantised: Unpruned | None = None  # in int8, beside a float artifact; None: not float, or the target has no int8
+    quantised: Unpruned | None = None  # in int8, beside a float artifact; None: not float, no int8 or refused

@@ -56,14 +56,14 @@ def init(
     """  # noqa: D301
     given: dict[str, object] = {"targets": targets or ("x86",), "model": model, "weights": weights, "data": data}
     there = {name: _seen_from(folder, value) for name, value in given.items() if isinstance(value, str)}
-    if model is None and (weights or data):
+    if model is None and (weights or data) and not as_recipe:
         raise InputError("--weights or --data without --model", expected="a model", do="name it with --model SPEC")
     settings.load(None, given)  # refuses what a run would
     files = {CONFIG: "\n".join(_commented(context, given | there))}
     if model is None or as_recipe:
         files = {
             CONFIG: "\n".join(_commented(context, {"targets": given["targets"], "recipe": RECIPE})),
-            RECIPE: draft(RECIPE, there.get("model"), there.get("weights"), there.get("data")),
+            RECIPE: draft(RECIPE, folder, there.get("model"), there.get("weights"), there.get("data")),
         }
     for name in files:
         if (folder / name).exists():

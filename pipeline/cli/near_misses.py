@@ -18,14 +18,14 @@ class Commands(click.Group):
         Raises:
             click.UsageError: there is no such command.
         """
-        name, *rest = args
-        if self.get_command(context, name) is not None:
+        if args[0] == "help" and not context.resilient_parsing:  # while a shell completes, nothing is printed
+            if not args[1:]:
+                click.echo(context.get_help())
+                context.exit()
+            args = [args[1], "--help"]
+        name = args[0]
+        if context.resilient_parsing or self.get_command(context, name) is not None:
             return super().resolve_command(context, args)
-        if name == "help":
-            if rest and self.get_command(context, rest[0]) is not None:
-                return super().resolve_command(context, [rest[0], "--help"])
-            click.echo(context.get_help())
-            context.exit()
         if name in _RUNS:
             raise click.UsageError(f"a run has no command: leave {name!r} out, as in edge-compress --target x86")
         near = difflib.get_close_matches(name, self.commands, 1)

@@ -27,7 +27,7 @@ from .user_code import functions_in, located, user_factory, users_code
 SCHEMES = ("digits", "npz:FILE", "imagefolder:DIR", "torchvision:NAME:DIR", "FILE.py:FACTORY")
 MIN_TRAIN = 10  # training images, to cut a train and a search split from
 MAX_CLASSES = 100_000  # without `classes`, larger labels are not taken for class numbers
-SHOWN = 5  # names of classes in a note
+SHOWN = 5  # names in a note
 DIGITS_TEST_SEED = 0  # the test images of `digits` are the same for every seed
 
 
@@ -62,7 +62,7 @@ def load_data(spec: str, *, seed: int, crop: Crop | None = None, order: Order = 
         )
         do = f"did you mean {scheme}{spec}?" if scheme else "see --help"
         if spec.endswith(".py") and (near := functions_in(spec)):
-            do = f"its functions: {', '.join(f'{spec}:{name}' for name in near)}"
+            do = f"name one of its functions: {', '.join(f'{spec}:{name}' for name in near[:SHOWN])}"
         raise InputError("unknown data", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do=do)
     return _split(spec, data, seed)
 

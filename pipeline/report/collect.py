@@ -158,7 +158,7 @@ def _kept(index: int, knob: Knob, plan: Plan, search: SearchResult, ranking: Sen
     gone = knob.block if knob.block in plan.removed_blocks else None
     saved = search.savings[index][search.best.levels[index]] if search.savings else None
     score = sum(ranking.shares[knob.name][kept:]) if knob.name in ranking.shares else None
-    kept = 0 if gone else kept
+    kept, saved, score = (0, None, None) if gone else (kept, saved, score)
     return Kept(knob.name, knob.kind, knob.size, kept, kept / knob.size, gone, saved, score)
 
 

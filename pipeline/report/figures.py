@@ -14,7 +14,7 @@ from ..signature import TOP1
 from ..types import Kind, Speedup
 from ..verify.by_class import worst
 from .format import DASH, Table, bare, count, fixed, interval, labelled, millis, percent, points, seconds, size, tag
-from .front import FrontPoint
+from .front import FrontPoint, breaks_a_gate
 from .plots import pareto
 from .plots import svg as plots
 from .report import Report, Search, TargetReport, Tried
@@ -51,7 +51,7 @@ def figures(report: Report) -> tuple[Plot, ...]:
 
 
 def _front_plot(report: Report, index: int, name: str) -> Plot | None:
-    """The artifacts of several budgets, the dense network in float, and in the artifacts' precision."""
+    """The artifacts of several budgets, the dense network in float, and quantised."""
     target, dense = report.targets[name], report.dense.value
     drawn = [p for p in report.front if p.target == name and p.speedup and p.value is not None and p.size_bytes]
     if not drawn or target.artifact is None:
@@ -68,7 +68,7 @@ def _front_plot(report: Report, index: int, name: str) -> Plot | None:
         assert p.speedup is not None
         assert p.value is not None
         assert p.size_bytes is not None
-        where, named = p.speedup.inverted(), f"budget {p.budget}{_marked(p)}"
+        where, named = p.speedup.inverted(), f"budget {p.budget}{_marked(report, p)}"
         shown.append(pareto.Point(named, where.median, where.ci95, p.value, None, p.size_bytes, failed=not p.passed))
     caption = (
         "Up and to the left is better. Each latency is measured in turns with the dense float network's, and is a share of it; "
@@ -87,11 +87,11 @@ def front_table(report: Report, name: str) -> Table:
     head = ("Budget", labelled(report.metric), "lost", "speedup over float", "over quantising alone", "size", "gates", "run")
     rows = tuple(
         (
-            f"{p.budget}{_marked(p)}",
+            f"{p.budget}{_marked(report, p)}",
             tag(bare(report.metric, p.value), p.kind),
             DASH if p.drop is None else tag(points(report.metric, p.drop), p.kind),
             _ratio(p.speedup) + (f" ({', '.join(p.quality)})" if p.quality else ""),
-            _ratio(p.gain),
+            _ratio(p.gain if report.targets[name].alone else None),  # older runs compared float with itself
             DASH if p.size_bytes is None else size(p.size_bytes),
             "passed" if p.passed else "failed",
             p.run,
@@ -103,7 +103,7 @@ def front_table(report: Report, name: str) -> Table:
 
 
 def _dense_rows(report: Report, target: TargetReport) -> Iterator[tuple[str, ...]]:
-    """The dense network in a target's format: in float, and in the artifact's precision."""
+    """The dense network in a target's format: in float, and quantised."""
     baseline, alone = target.artifact.baseline if target.artifact else None, target.alone
     size_bytes = size(baseline.size_bytes) if baseline else DASH
     yield "dense, float", bare(report.metric, report.dense.value), DASH, DASH, DASH, size_bytes, DASH, DASH
@@ -113,9 +113,10 @@ def _dense_rows(report: Report, target: TargetReport) -> Iterator[tuple[str, ...
         yield f"dense, {alone.precision}", value, drop, _ratio(alone.speedup), DASH, size_bytes, DASH, DASH
 
 
-def _marked(point: FrontPoint) -> str:
-    """The run's own network among those of all budgets: the fastest that passes, if one does."""
-    return "" if not point.taken else " (fastest that passes)" if point.passed else " (taken: none passes)"
+def _marked(report: Report, point: FrontPoint) -> str:
+    """The run's own network among those of all budgets: the fastest that breaks no gate, if one does, on any target."""
+    sound = not any(breaks_a_gate(target, report) for target in report.targets.values())
+    return "" if not point.taken else " (fastest that passes)" if sound else " (taken: none passes)"
 
 
 def layer_table(report: Report, name: str) -> Table:
@@ -160,19 +161,20 @@ def protocol_table(report: Report, name: str) -> Table:
 
 def removed_table(report: Report) -> Table:
     """The removals that save most latency, with the reason: what each saves, and how little of its group's score it had."""
-    gone = [k for k in report.pruned.knobs if k.kept < k.size and k.saved is not None and not k.block]
+    gone = [k for k in report.pruned.knobs if k.kept < k.size and k.saved is not None and k.saved > 0 and not k.block]
     gone.sort(key=lambda k: -(k.saved or 0.0))
     rows = tuple(
         (
             k.name,
             "the whole block" if k.kind == "block" else f"{k.size - k.kept} of {k.size}",
-            tag(percent(k.saved), report.pruned.search.best.latency_kind),  # as of its table, too
+            percent(k.saved),
             percent(k.score),
         )
         for k in gone[:_LARGEST]
     )
-    head = ("Group", "units removed", "dense latency that this alone saves, %", "its share of the group's score, %")
-    return Table(f"Largest of {len(gone)} removals, and why", head, rows)
+    saves = tag("dense latency that this alone saves, %", Kind.ESTIMATED)  # an entry of the table, which alike groups share
+    head = ("Group", "units removed", saves, "share of the group's score removed, %")
+    return Table(f"The {len(rows)} removals that save most, of {len(gone)}", head, rows)
 
 
 def _ratio(speedup: Speedup | None) -> str:

@@ -65,13 +65,13 @@ def preferred(reports: Sequence[Report]) -> int:
     def lost(report: Report) -> float:
         return max((t.accuracy.drop for t in report.targets.values() if t.accuracy), default=0.0)
 
-    passed = [i for i, report in enumerate(reports) if not any(_breaks_a_gate(t, report) for t in report.targets.values())]
+    passed = [i for i, report in enumerate(reports) if not any(breaks_a_gate(t, report) for t in report.targets.values())]
     if passed:
         return max(passed, key=lambda i: speed(reports[i]))
     return min(range(len(reports)), key=lambda i: (lost(reports[i]), -speed(reports[i])))
 
 
-def _breaks_a_gate(target: TargetReport, report: Report) -> bool:
+def breaks_a_gate(target: TargetReport, report: Report) -> bool:
     """What `verify.engine.result.breaks_a_gate` says of a result, from the report alone."""
     if target.status == "not_built":
         return target.accuracy is None or not target.accuracy.drop <= report.gates.max_accuracy_drop

@@ -11,6 +11,7 @@ from ..signature import FileTensor
 from .format import Table, render
 from .report import Report, ReportedArtifact
 
+_COMPILED = "use_litert_compiled.py.jinja"
 _SNIPPETS = {  # by target: language, what it needs, template
     "x86": (
         ("Python", "pip install numpy onnxruntime", "use_onnxruntime.py.jinja"),
@@ -18,7 +19,7 @@ _SNIPPETS = {  # by target: language, what it needs, template
     ),
     "phone": (
         ("Python", "pip install numpy ai-edge-litert", "use_litert.py.jinja"),
-        ("Python (CompiledModel)", "pip install numpy 'ai-edge-litert>=2.3'", "use_litert_compiled.py.jinja"),
+        ("Python (CompiledModel)", "pip install numpy 'ai-edge-litert>=2.3'", _COMPILED),
         ("Kotlin (Android)", 'implementation("com.google.ai.edge.litert:litert:1.4.0")', "use_litert.kt.jinja"),
         (
             "Time it on a phone",
@@ -29,6 +30,7 @@ _SNIPPETS = {  # by target: language, what it needs, template
     "executorch": (("Python", "pip install numpy torch executorch", "use_executorch.py.jinja"),),
     "jetson": (("Python (on the Jetson)", "TensorRT of JetPack, and a PyTorch build for it", "use_tensorrt.py.jinja"),),
 }
+_BUFFERS = ("float32", "float16", "int32", "int8", "uint8", "bool")  # what LiteRT's tensor buffers hold in Python
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "Ort::Float16_t", "bool": "bool"}  # others: such as int64_t
 
 
@@ -71,9 +73,11 @@ def snippets(report: Report, target: str) -> tuple[Snippet, ...]:
         "c_types": {tensor.dtype: _C_TYPES.get(tensor.dtype, f"{tensor.dtype}_t") for tensor in sides},
         "bytes": {tensor.dtype: np.dtype(tensor.dtype).itemsize for tensor in sides},
     }
+    able = all(tensor.dtype in _BUFFERS for tensor in sides)
     return tuple(
         Snippet(name, template.split(".")[1], needs, render(template, **values))
         for name, needs, template in _SNIPPETS.get(target, ())
+        if able or template != _COMPILED
     )
 
 

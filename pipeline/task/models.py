@@ -30,6 +30,7 @@ from .checkpoint import classes_in, put_state, read_state
 
 SCHEMES = ("digits-resnet", "torchvision:NAME", "timm:NAME", "FILE.py:FACTORY", "package.module:FACTORY")
 CLASSES = 1000  # of a network that is only looked at
+SHOWN = 5  # functions of a file that a message names
 CLASS_COUNT = "num_classes"  # the argument that a factory may have
 Statistics = tuple[float, ...]
 
@@ -248,7 +249,7 @@ def _require_known(spec: str) -> None:
     scheme, _, rest = spec.partition(":")
     if not rest:
         near = functions_in(spec, CLASS_COUNT) if spec.endswith(".py") else ()
-        do = f"its functions: {', '.join(f'{spec}:{name}' for name in near)}" if near else "see --help"
+        do = f"name one of its functions: {', '.join(f'{spec}:{name}' for name in near[:SHOWN])}" if near else "see --help"
         raise InputError("unknown model", found=repr(spec), expected="one of " + ", ".join(SCHEMES), do=do)
     if scheme == "torchvision":
         with importing("torchvision", TORCHVISION):

@@ -42,13 +42,13 @@ def confused(
 
     Args:
         labels: class of each sample (n,).
-        dense: class that the dense network predicts (n,).
-        artifact: class that the artifact predicts (n,).
+        dense: class that the dense network predicts (n,); -1: none, which is no confusion.
+        artifact: class that the artifact predicts (n,), the same way.
         names: of the classes; without them they are numbered.
     """
 
     def counted(predicted: NDArray[np.int64]) -> Counter[tuple[int, int]]:
-        wrong = labels != predicted
+        wrong = (labels != predicted) & (predicted >= 0)
         return Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
 
     def named(label: int) -> str:

@@ -25,7 +25,7 @@ from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
 SANITY_SAMPLES = 200  # samples
-SHIFTS = (1, 2, 3)  # of outputs against targets
+PAIRINGS = 3  # of outputs with targets of other samples, at random
 FEW_TEST_SAMPLES = 200  # below, an interval is wider than seven points either way
 
 
@@ -113,20 +113,27 @@ def _note_on_classes(run: RunContext, stage: Stage, found: SanityCheck, some: Sa
 def _mispaired(run: RunContext, samples: Samples, value: float) -> float | None:
     """Returns the best value of the metric with outputs judged by other samples' targets, if it is no worse than `value`.
 
-    That is chance level for any labelled task. The targets are those of the samples a few places further; None for a few samples.
+    That is chance level for any labelled task. None for a single sample.
     """
-    if len(samples) <= max(SHIFTS):
+    if len(samples) < 2:
         return None
     task, predict = run.loaded.task, torch_predictor(run.loaded.module, run.compute.device)
-    judges, first = [(shift, task.judge()) for shift in SHIFTS], 0
+    rng, first = np.random.default_rng(run.config.seed), 0
+    judges = [(rng.permutation(len(samples)), task.judge()) for _ in range(PAIRINGS)]
     for batch in batches_of(samples):
-        outputs, positions = predict(batch), np.arange(first, first + count_of(batch.inputs))
-        for shift, judge in judges:
-            judge.update(outputs, samples.batch((positions + shift) % len(samples)))
-        first += len(positions)
+        outputs = predict(batch)
+        last = first + count_of(batch.inputs)
+        for order, judge in judges:
+            judge.update(outputs, samples.batch(order[first:last]))
+        first = last
     values = [judge.value() for _, judge in judges]
     best = max(values) if task.metric.higher_is_better else min(values)
     return best if task.metric.drop(value, best) <= 0.0 else None
+
+
+def _predicted(scores: Tensor) -> Tensor:
+    """The class of each row of scores (n, classes); -1 where one is NaN, which argmax would take for the largest."""
+    return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
 
 
 def _normalised(outputs: Tensor) -> str:
@@ -196,7 +203,7 @@ def _accuracy(run: RunContext, samples: Samples, predict: Predict, networks: Net
         before.update(wanted, batch, wanted)
         agreed.append(agreement(answered, pruned(batch)))
         if task.metric == TOP1 and isinstance(batch.targets, torch.Tensor):  # not those of a recipe, which can be anything
-            predicted.append(torch.stack([batch.targets, *(scores[0].argmax(1) for scores in (wanted, answered))]))
+            predicted.append(torch.stack([batch.targets, *(_predicted(scores[0]) for scores in (wanted, answered))]))
     found = compare(task.metric, own, before, float(torch.cat(agreed).mean()), len(samples), kind)
     each = before.per_sample(), own.per_sample()
     if not predicted or each[0] is None or each[1] is None:

@@ -1,6 +1,7 @@
 """The dense network in an artifact's precision, beside the artifact: what pruning adds to quantising alone.
 
-For an engine in int8 also the dense network in half precision, which is what GPUs are given first.
+For an engine in int8 also the dense network in half precision, which is what GPUs are given first; a float artifact is compared
+with int8, too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def unpruned_of(
     *,
     precision: Precision | None = None,
 ) -> Unpruned | None:
-    """What the dense network is worth in the precision of a target's artifact, or another; kept in a stage of its own.
+    """What the dense network is worth in a precision, by default that of a target's artifact; kept in a stage of its own.
 
     In float it is the baseline itself.
 

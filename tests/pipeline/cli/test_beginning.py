@@ -14,6 +14,7 @@ from cli_runs import without_progress
 from edge_compress.pipeline import config as settings
 from edge_compress.pipeline.cli.main import main
 from edge_compress.pipeline.task.recipe import read_recipe
+from PIL import Image
 from safetensors.torch import save_file
 
 
@@ -144,6 +145,8 @@ NET = """
 import torch
 from torch import nn
 
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)
+
 
 def factory():
     torch.manual_seed(0)
@@ -180,7 +183,7 @@ def test_a_recipe_is_filled_in_with_the_model_and_the_data_that_are_given(
     found, label = recipe.datasets()["test"][1]
     assert label == labels[61]
     assert found.shape == (3, 16, 16)
-    assert found[0, 0, 0] == pytest.approx((pixels[61, 0, 0, 0] / 255 - 0.485) / 0.229, abs=1e-5)
+    assert found[0, 0, 0] == pytest.approx((pixels[61, 0, 0, 0] / 255 - 0.4) / 0.2, abs=1e-5)  # as a run would
     capsys.readouterr()
     assert main(["inspect", "--recipe", "work/recipe.py"]) == 0
     assert "samples: train 48, search 12, test 40" in capsys.readouterr().out
@@ -192,3 +195,33 @@ def test_every_kind_of_model_and_data_gives_a_recipe_that_is_python(model: str, 
     assert main(["init", "--recipe", "--model", model, "--data", data]) == 0
     tree = ast.parse((tmp_path / "recipe.py").read_text())
     assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} == {"model", "datasets"}
+
+
+def test_a_recipe_reads_the_image_folders_that_are_there(tmp_path: Path) -> None:
+    for part in ("Train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "set" / part / label).mkdir(parents=True)
+            for k in range(30):
+                Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / "set" / part / label / f"{k}.png")
+    assert main(["init", "work", "--recipe", "--data", "imagefolder:set"]) == 0
+    found = read_recipe(tmp_path / "work" / "recipe.py").datasets()
+    assert {name: len(samples) for name, samples in found.items()} == {"train": 60, "test": 60}
+    assert found["test"][0][0].shape == (3, 224, 224)
+
+
+def test_a_factory_called_model_is_not_the_recipes_own(tmp_path: Path) -> None:
+    (tmp_path / "other_net.py").write_text(NET.replace("def factory", "def model"))
+    assert main(["init", "work", "--recipe", "--model", "other_net.py:model"]) == 0
+    assert len(list(read_recipe(tmp_path / "work" / "recipe.py").model().children())) == 7
+
+
+def test_a_package_is_imported_from_where_a_run_would_find_it(tmp_path: Path) -> None:
+    (tmp_path / "some_nets").mkdir()
+    (tmp_path / "some_nets" / "nets.py").write_text(NET)
+    assert main(["init", "work", "--recipe", "--model", "some_nets.nets:factory"]) == 0
+    assert len(list(read_recipe(tmp_path / "work" / "recipe.py").model().children())) == 7
+
+
+def test_a_file_that_python_cannot_import_by_its_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "work", "--recipe", "--model", "my-net.py:factory"]) == 2
+    assert "'my-net', expected a name that Python can import" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from edge_compress.pipeline.cli.main import main
     [
         (["compress", "--target", "x86"], "a run has no command: leave 'compress' out, as in edge-compress --target x86"),
         (["verfy", "runs/demo"], "no command 'verfy'; did you mean 'verify'?"),
+        (["help", "verfy"], "no command 'verfy'; did you mean 'verify'?"),
         (["xyz"], "no command 'xyz'; the commands are "),
     ],
 )
