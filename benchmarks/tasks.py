@@ -26,7 +26,7 @@ TARGETS = ("x86", "phone", "jetson")  # the plan is searched for the first; the 
 OPTIONS: dict[str, dict[str, Any]] = {
     "classify": {"latency_budget": 0.9, "evaluations": 60, "finetune_epochs": 10},
     "detect": {"latency_budget": 0.56, "evaluations": 60, "finetune_epochs": 20},
-    "segment": {"latency_budget": 0.58, "evaluations": 40, "finetune_epochs": 3},
+    "segment": {"latency_budget": 0.42, "evaluations": 40, "finetune_epochs": 6},
     "embed": {"latency_budget": 0.45, "evaluations": 60, "finetune_epochs": 3},
     "keypoints": {"latency_budget": 0.68, "evaluations": 60, "finetune_epochs": 8},
     "faces": {"latency_budget": 0.77, "evaluations": 50, "finetune_epochs": 8},
