@@ -195,7 +195,7 @@ def test_several_budgets_of_which_one_means_nothing_are_refused(given: object) -
 def test_mean_and_std_have_to_fit_each_other() -> None:
     config = load(None, {**FLAGS, "mean": "0.5,0.4,0.3", "std": "0.2, 0.2, 0.2"})
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    with pytest.raises(InputError, match="3 and 1 values"):
+    with pytest.raises(InputError, match="a mean of 3 and a deviation of 1 channels"):
         load(None, {**FLAGS, "mean": "0.5,0.4,0.3", "std": "0.2"})
 
 

@@ -27,7 +27,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(ray_board, "_started", [])
     monkeypatch.setattr(ray_board.importlib, "import_module", absent)
-    with pytest.raises(UnavailableError, match=r"pip install '\.\[cluster\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install -c constraints.txt '\.\[cluster\]'"):
         RayBoard(Board("one", ("x86",), "ssh", address="loop")).facts("onnxruntime", 1)
 
 

@@ -367,7 +367,7 @@ def test_without_the_library_the_bill_is_what_is_missing(made: Path, tmp_path: P
     from edge_compress.pipeline.release import sbom
 
     monkeypatch.setattr(sbom, "find_spec", lambda name: None)
-    with pytest.raises(UnavailableError, match=r"pip install '\.\[release\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install -c constraints.txt '\.\[release\]'"):
         release([made], tmp_path / "dist")
 
 
