@@ -6,7 +6,7 @@ import difflib
 
 import click
 
-_RUNS = ("compress", "run", "prune", "quantize", "quantise", "optimize", "optimise", "build")  # words for what needs none
+_RUNS = ("compress", "run", "prune", "quantize", "quantise", "optimize", "optimise", "build")  # words for a run, which needs none
 
 
 class Commands(click.Group):

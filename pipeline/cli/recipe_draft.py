@@ -189,7 +189,7 @@ def _statistics(spec: str | None, folder: Path) -> str:
     if scheme == "timm":
         return f"(getattr(timm.get_pretrained_cfg({dumps(name)}), key) for key in ('mean', 'std'))"
     if scheme.endswith(".py"):
-        with suppress(OSError, SyntaxError, ValueError):  # a run says so
+        with suppress(OSError, SyntaxError, ValueError):  # it cannot be read, which a run says
             body = ast.parse(Path(os.path.normpath(folder / scheme)).read_bytes()).body
             targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
             names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
