@@ -238,6 +238,7 @@ def _instrument(model: onnx.ModelProto, threads: int) -> tuple[list[str], dict[s
     graph.output.extend(floats[name] for name in names if name not in present)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside PyTorch's threads it slows both down
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(inferred.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -55,6 +55,7 @@ def answers(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Arr
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside PyTorch's threads it slows both down
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     used = {value.name for value in session.get_inputs()}
