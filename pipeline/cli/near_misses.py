@@ -16,7 +16,7 @@ class Commands(click.Group):
         """The command that the first argument names, and its arguments.
 
         Raises:
-            click.UsageError: there is no such command.
+            click.UsageError: the command does not exist.
         """
         if args[0] == "help" and not context.resilient_parsing:  # while a shell completes, nothing is printed
             if not args[1:]:

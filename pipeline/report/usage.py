@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...devices.transport.adb import ADB_FOLDER
 from ..signature import FileTensor
 from .format import Table, render
 from .report import Report, ReportedArtifact
@@ -21,11 +22,7 @@ _SNIPPETS = {  # by target: language, what it needs, template
         ("Python", "pip install numpy ai-edge-litert", "use_litert.py.jinja"),
         ("Python (CompiledModel)", "pip install numpy 'ai-edge-litert>=2.3'", _COMPILED),
         ("Kotlin (Android)", 'implementation("com.google.ai.edge.litert:litert:1.4.0")', "use_litert.kt.jinja"),
-        (
-            "Time it on a phone",
-            "adb, and LiteRT's benchmark_model in /data/local/tmp",
-            "use_benchmark_model.sh.jinja",
-        ),
+        ("Time it on a phone", f"adb, and LiteRT's benchmark_model in {ADB_FOLDER}", "use_benchmark_model.sh.jinja"),
     ),
     "executorch": (("Python", "pip install numpy torch executorch", "use_executorch.py.jinja"),),
     "jetson": (("Python (on the Jetson)", "TensorRT of JetPack, and a PyTorch build for it", "use_tensorrt.py.jinja"),),
@@ -65,6 +62,7 @@ def snippets(report: Report, target: str) -> tuple[Snippet, ...]:
         "inputs": artifact.inputs,
         "outputs": artifact.outputs,
         "arguments": [_argument(i, tensor.name) for i, tensor in enumerate(artifact.inputs)],
+        "adb_folder": ADB_FOLDER,
         "image": image,
         "channels": artifact.inputs[0].shape[3 if image == "NHWC" else 1] if image else 0,
         "size": (artifact.inputs[0].shape[1:3] if image == "NHWC" else artifact.inputs[0].shape[2:4]) if image else (),

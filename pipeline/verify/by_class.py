@@ -42,8 +42,8 @@ def confused(
 
     Args:
         labels: class of each sample (n,).
-        dense: class that the dense network predicts (n,); -1: none, which is no confusion.
-        artifact: class that the artifact predicts (n,), the same way.
+        dense: class that the dense network predicts (n,); -1 where its scores have a NaN, which is not counted.
+        artifact: class that the artifact predicts (n,), likewise.
         names: of the classes; without them they are numbered.
     """
 

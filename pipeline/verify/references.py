@@ -25,7 +25,7 @@ from .statistics import share_ci95
 
 IntArray = NDArray[np.int64]
 SANITY_SAMPLES = 200  # samples
-PAIRINGS = 3  # of outputs with targets of other samples, at random
+SHUFFLES = 3  # of the targets
 FEW_TEST_SAMPLES = 200  # below, an interval is wider than seven points either way
 
 
@@ -66,18 +66,22 @@ def sanity_check(run: RunContext, subject_key: str) -> None:
     stage = run.folder.stage("sanity-check", "3", {"samples": SANITY_SAMPLES}, (subject_key,))
     if task.compares or stage.result(SanityCheck) is not None:
         return
-    some = head(loaded.data.search, SANITY_SAMPLES)
-    found = SanityCheck(judged(task, some, torch_predictor(loaded.module, run.compute.device)).value(), len(some))
+    some = head(loaded.data.search, SANITY_SAMPLES).held()
+    classifier = bool(loaded.subject.data.classes) and task.metric == TOP1
+    value, *shuffled = _on_targets(run, some, 0 if classifier or len(some) < 2 else SHUFFLES)
+    found = SanityCheck(value, len(some))
     shown, things = task.metric.shown(found.value), "images" if loaded.subject.data.image_shape else "samples"
     run.ui.say(f"  dense network: {shown} {task.metric.name} on {found.samples} {things} of the search split")
-    if loaded.subject.data.classes and task.metric == TOP1:
+    if classifier:
         _note_on_classes(run, stage, found, some)
-    elif (mixed := _mispaired(run, some, found.value)) is not None:
-        stage.note(
-            f"The dense network's {task.metric.name} is {shown} on {found.samples} {things} of the search split, and"
-            f" {task.metric.shown(mixed)} when its outputs are judged by the targets of other {things}: check the weights, the"
-            " order of the targets and the scaling of the inputs."
-        )
+    elif shuffled:
+        chance = max(shuffled) if task.metric.higher_is_better else min(shuffled)
+        if task.metric.drop(value, chance) <= 0.0:
+            stage.note(
+                f"The dense network's {task.metric.name} is {shown} on {found.samples} {things} of the search split, and"
+                f" {task.metric.shown(chance)} when its outputs are judged by the targets of other {things}: check the weights,"
+                " the order of the targets and the scaling of the inputs."
+            )
     stage.finish(found)
 
 
@@ -110,25 +114,18 @@ def _note_on_classes(run: RunContext, stage: Stage, found: SanityCheck, some: Sa
         )
 
 
-def _mispaired(run: RunContext, samples: Samples, value: float) -> float | None:
-    """Returns the best value of the metric with outputs judged by other samples' targets, if it is no worse than `value`.
-
-    That is chance level for any labelled task. None for a single sample.
-    """
-    if len(samples) < 2:
-        return None
+def _on_targets(run: RunContext, samples: Samples, shuffles: int) -> list[float]:
+    """Returns the dense network's metric on samples, then on the same outputs with shuffled targets: chance level of any task."""
     task, predict = run.loaded.task, torch_predictor(run.loaded.module, run.compute.device)
-    rng, first = np.random.default_rng(run.config.seed), 0
-    judges = [(rng.permutation(len(samples)), task.judge()) for _ in range(PAIRINGS)]
+    rng = np.random.default_rng(run.config.seed)
+    orders, first = [rng.permutation(len(samples)) for _ in range(shuffles)], 0
+    judges = [task.judge() for _ in range(1 + shuffles)]
     for batch in batches_of(samples):
-        outputs = predict(batch)
-        last = first + count_of(batch.inputs)
-        for order, judge in judges:
-            judge.update(outputs, samples.batch(order[first:last]))
+        outputs, last = predict(batch), first + count_of(batch.inputs)
+        for judge, targets in zip(judges, (batch, *(samples.batch(order[first:last]) for order in orders)), strict=True):
+            judge.update(outputs, targets)
         first = last
-    values = [judge.value() for _, judge in judges]
-    best = max(values) if task.metric.higher_is_better else min(values)
-    return best if task.metric.drop(value, best) <= 0.0 else None
+    return [judge.value() for judge in judges]
 
 
 def _predicted(scores: Tensor) -> Tensor:

@@ -46,4 +46,4 @@ def test_the_confusions_that_rose_most_are_named_and_those_that_fell_are_not() -
     artifact = np.array([1, 1, 1, 2, 1, 1, 1, 0, 2, 2])  # 0 as 1: 1 -> 3, 0 as 2: 0 -> 1, 2 as 0: 2 -> 1
     assert confused(labels, dense, artifact, ("a", "b")) == (("a", "b", 1, 3), ("a", "2", 0, 1))
     assert confused(labels, dense, dense, ("a", "b")) == ()
-    assert confused(labels, dense, np.full(10, -1), ("a", "b")) == ()  # no answer is no confusion
+    assert confused(labels, dense, np.full(10, -1), ("a", "b")) == ()  # NaN scores are not counted
